@@ -1,0 +1,322 @@
+"""
+The hook of Google's Video Creative Ingest API (DAI).
+
+It only carries what :mod:`airflow_dai_provider.rest` builds, over one authorised ``requests`` session.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from random import random
+from typing import Any, Self, TypeVar
+
+from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
+from google.api_core import exceptions
+from google.auth.transport.requests import AuthorizedSession
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_before_delay
+
+from airflow_dai_provider import rest
+from airflow_dai_provider.endpoint import Endpoint, emulator_endpoint, service_endpoint
+from airflow_dai_provider.errors import Code, ServiceError, backoff, may_repeat
+from airflow_dai_provider.hooks.transport import RequestsTransport
+from airflow_dai_provider.operation import Operation
+from airflow_dai_provider.polling import Wait, check_seconds
+
+T = TypeVar("T")
+
+_EXCEPTIONS: dict[Code, type[exceptions.GoogleAPICallError]] = {
+    Code.CANCELLED: exceptions.Cancelled,
+    Code.UNKNOWN: exceptions.Unknown,
+    Code.INVALID_ARGUMENT: exceptions.InvalidArgument,
+    Code.DEADLINE_EXCEEDED: exceptions.DeadlineExceeded,
+    Code.NOT_FOUND: exceptions.NotFound,
+    Code.ALREADY_EXISTS: exceptions.AlreadyExists,
+    Code.PERMISSION_DENIED: exceptions.PermissionDenied,
+    Code.RESOURCE_EXHAUSTED: exceptions.ResourceExhausted,
+    Code.FAILED_PRECONDITION: exceptions.FailedPrecondition,
+    Code.ABORTED: exceptions.Aborted,
+    Code.OUT_OF_RANGE: exceptions.OutOfRange,
+    Code.UNIMPLEMENTED: exceptions.MethodNotImplemented,
+    Code.INTERNAL: exceptions.InternalServerError,
+    Code.UNAVAILABLE: exceptions.ServiceUnavailable,
+    Code.DATA_LOSS: exceptions.DataLoss,
+    Code.UNAUTHENTICATED: exceptions.Unauthenticated,
+}
+
+
+class DaiHook(GoogleBaseHook):
+    """
+    Talk to the DAI service with the credentials of a Google Cloud connection.
+
+    Every way to authenticate that such a connection offers works, since the credentials are made by
+    ``GoogleBaseHook``. The endpoint is the first of these that is set: ``api_endpoint``; the environment variable
+    ``DAI_EMULATOR_HOST`` (then no connection and no credentials are needed); ``dai_api_endpoint`` in the
+    connection's extra; ``https://dai.<universe domain>``.
+
+    Failing requests are repeated as often as the connection's ``num_retries`` says (default 5), where repeating is
+    safe, with exponential backoff. An error of the service is raised as the class of
+    ``google.api_core.exceptions`` that belongs to its rpc code: ``NotFound``, ``MethodNotImplemented``
+    (UNIMPLEMENTED), ``FailedPrecondition``, ``ServiceUnavailable`` (also when it cannot be reached), and so on.
+
+    The hook keeps one session; use it as a context manager, or call :meth:`close`, to close that session.
+
+    :param gcp_conn_id: the Google Cloud connection.
+    :param impersonation_chain: service account(s) to impersonate, as in every Google operator.
+    :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own.
+    :param timeout: seconds that one request may take.
+    :param retry_timeout: seconds after which one call is not repeated again; 0 for no repeat at all.
+    :raises ValueError: for a timeout that is no positive number, and for a bad endpoint.
+    """
+
+    #: Replaced in tests; time and chance are the only things that are.
+    _sleep: Callable[[float], None] = staticmethod(time.sleep)
+    _clock: Callable[[], float] = staticmethod(time.monotonic)
+    _random: Callable[[], float] = staticmethod(random)
+
+    def __init__(
+        self,
+        gcp_conn_id: str = "google_cloud_default",
+        impersonation_chain: str | Sequence[str] | None = None,
+        api_endpoint: str | None = None,
+        timeout: float = 10.0,
+        *,
+        retry_timeout: float = 60.0,
+        **kwargs: Any,
+    ) -> None:
+        self.api_endpoint = api_endpoint
+        self.timeout = check_seconds("timeout", timeout)
+        self.retry_timeout = check_seconds("retry_timeout", retry_timeout, zero=True)
+        self._emulator = emulator_endpoint(api_endpoint, os.environ)
+        self._transport: RequestsTransport | None = None
+        if self._emulator is None:
+            super().__init__(gcp_conn_id=gcp_conn_id, impersonation_chain=impersonation_chain, **kwargs)
+        else:
+            self._init_for_emulator(gcp_conn_id)
+
+    def _init_for_emulator(self, gcp_conn_id: str) -> None:
+        """Stand in for ``GoogleBaseHook.__init__``, which fails where the connection does not exist."""
+        BaseHook.__init__(self)
+        self.gcp_conn_id = gcp_conn_id
+        self.impersonation_chain = None
+        self.quota_project_id = None
+        self.extras = {"is_anonymous": True}
+        self._cached_credentials = None
+        self._cached_project_id = None
+
+    @cached_property
+    def endpoint(self) -> Endpoint:
+        """
+        The endpoint that counts.
+
+        :raises ValueError: when what was configured is no endpoint.
+        """
+        if self._emulator:
+            return self._emulator
+        universe = os.environ.get("GOOGLE_CLOUD_UNIVERSE_DOMAIN") or "googleapis.com"
+        return service_endpoint(self.api_endpoint, self.extras, universe)
+
+    def get_conn(self) -> AuthorizedSession:
+        """
+        Return the authorised ``requests`` session, which is made once and kept for the hook's life.
+
+        :raises ValueError: when a token would leave this machine over plain HTTP.
+        :raises google.auth.exceptions.DefaultCredentialsError: when the connection gives no credentials.
+        """
+        return self._get_transport().session
+
+    def close(self) -> None:
+        """Close the session; the next call opens another."""
+        if self._transport:
+            self._transport.close()
+            self._transport = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def cancel_operation(self, name: str) -> None:
+        """
+        Ask the service to cancel an operation; best effort and asynchronous, so look with :meth:`get_operation`.
+
+        :param name: ``operations/...``.
+        :raises InvalidNameError: for a name that cannot be one, before anything is sent.
+        :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
+        """
+        self._call(rest.cancel_operation(name))
+
+    def get_operation(self, name: str) -> Operation:
+        """
+        Return the latest state of an operation.
+
+        :param name: ``operations/...``.
+        :raises InvalidNameError: for a name that cannot be one, before anything is sent.
+        :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
+        """
+        return self._call(rest.get_operation(name))
+
+    def list_operations(self, filter_: str | None = None, page_size: int | None = None) -> Iterator[Operation]:
+        """
+        Yield the operations that the service lists, page by page as they are consumed.
+
+        :param filter_: the service's standard list filter.
+        :param page_size: how many operations one request may bring.
+        :raises ValueError: for a page size that is no positive whole number.
+        :raises google.api_core.exceptions.GoogleAPICallError: also ``MethodNotImplemented`` on a server without list.
+        """
+        token: str | None = None
+        while True:
+            page = self._call(rest.list_operations(filter_, page_size, token))
+            yield from page.operations
+            if page.next_page_token is None:
+                return
+            if page.next_page_token == token:
+                raise exceptions.Unknown(f"operations.list answered the same page token twice: {token}")
+            token = page.next_page_token
+
+    def delete_operation(self, name: str) -> None:
+        """
+        Tell the service that nobody is interested in an operation any more; this does **not** cancel it.
+
+        :param name: ``operations/...``.
+        :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
+        """
+        self._call(rest.delete_operation(name))
+
+    def wait_for_operation(self, name: str, *, timeout: float | None = None, poll_interval: float = 30.0) -> Operation:
+        """
+        Look at an operation until it has ended; quickly at first, later once per interval; one log line per look.
+
+        A look that fails is repeated like any call, and then made again at the next interval, for up to
+        ``polling.MAX_OUTAGE`` seconds.
+
+        :param name: ``operations/...``.
+        :param timeout: seconds to wait at most, or None for no limit.
+        :param poll_interval: the most seconds between two looks.
+        :return: the operation, ended in whatever way.
+        :raises WaitTimeoutError: when it has not ended in time; nothing is cancelled.
+        :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be looked at.
+        """
+        wait = Wait(name, started=self._clock(), poll_interval=poll_interval, timeout=timeout, jitter=self._random)
+        request = rest.get_operation(name)
+        while True:
+            try:
+                operation = self._send_and_repeat(request)
+            except ServiceError as error:
+                try:
+                    seconds, line = wait.after_error(error, self._clock())
+                except ServiceError as final:
+                    raise _api_error(final) from final
+                self.log.warning("%s", line)
+            else:
+                if operation.done:
+                    return operation
+                seconds, line = wait.after_look(operation, self._clock())
+                self.log.info("%s", line)
+            self._sleep(seconds)
+
+    def create_creative(
+        self, creative: Mapping[str, Any], dynamic_creative_info: Mapping[str, Any] | None = None
+    ) -> Operation:
+        """
+        Start the ingest of a creative.
+
+        The request is repeated only where the service has certainly not acted on it. After any other error an
+        ingest may run whose name is not known.
+
+        :param creative: the JSON object ``Creative``: ``{"adSystem": str, "mediaFiles": [{"uri": str,
+            "delivery": str, "mimeType": str}], ...}``.
+        :param dynamic_creative_info: the JSON object ``{"dynamicGroupId": str, "activeDuration": "3.5s"}``, or None.
+        :return: the operation, whose ``name`` cancels and looks need.
+        :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
+        """
+        return self._call(rest.create_creative(creative, dynamic_creative_info))
+
+    def get_creative(self, name: str) -> dict[str, Any]:
+        """
+        Return a creative.
+
+        :param name: ``creatives/...``, one segment.
+        :return: the JSON object ``Creative``.
+        :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
+        """
+        return self._call(rest.get_creative(name))
+
+    def delete_creative(self, name: str) -> None:
+        """
+        Delete a creative.
+
+        :param name: ``creatives/...``, one segment.
+        :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
+        """
+        self._call(rest.delete_creative(name))
+
+    def test_connection(self) -> tuple[bool, str]:
+        """
+        Ask DAI itself for one operation; this reads and changes nothing.
+
+        Airflow's Test button calls the Google Cloud hook's method, which asks the token service only.
+
+        :return: whether DAI answered these credentials, and what it said.
+        """
+        try:
+            next(self.list_operations(page_size=1), None)
+        except exceptions.MethodNotImplemented as error:
+            return self._test_by_get(error)
+        except Exception as error:
+            return False, str(error)
+        return True, f"{self.endpoint.url} answered operations.list."
+
+    def _test_by_get(self, no_list: Exception) -> tuple[bool, str]:
+        """Test a server without list: it should not know this operation, and say so in JSON."""
+        try:
+            self.get_operation("operations/airflow-dai-provider-connection-test")
+        except exceptions.NotFound:
+            return True, f"{self.endpoint.url} answered operations.get; it has no operations.list."
+        except Exception as error:
+            return False, f"{no_list} {error}"
+        return True, f"{self.endpoint.url} answered operations.get; it has no operations.list."
+
+    def _call(self, request: rest.Request[T]) -> T:
+        try:
+            return self._send_and_repeat(request)
+        except ServiceError as error:
+            raise _api_error(error) from error
+
+    def _send_and_repeat(self, request: rest.Request[T]) -> T:
+        """Send a request, and again after errors that allow it; raises the last ServiceError."""
+        retrying = Retrying(
+            retry=retry_if_exception(
+                lambda error: isinstance(error, ServiceError) and may_repeat(request.repeat_after, error)
+            ),
+            stop=stop_after_attempt(1 + max(0, self.num_retries)) | stop_before_delay(self.retry_timeout),
+            wait=self._backoff,
+            before_sleep=self._log_repeat,
+            sleep=self._sleep,
+            reraise=True,
+        )
+        result: T = retrying(self._get_transport().call, request)
+        return result
+
+    def _backoff(self, state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        retry_after = error.retry_after if isinstance(error, ServiceError) else None
+        return backoff(state.attempt_number, retry_after, self._random())
+
+    def _log_repeat(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        self.log.warning("%s; attempt %d, next in %.1f s", error, state.attempt_number, state.upcoming_sleep)
+
+    def _get_transport(self) -> RequestsTransport:
+        if self._transport is None:
+            self._transport = RequestsTransport(self.endpoint, self.get_credentials(), self.timeout)
+        return self._transport
+
+
+def _api_error(error: ServiceError) -> exceptions.GoogleAPICallError:
+    return _EXCEPTIONS[error.code](str(error))

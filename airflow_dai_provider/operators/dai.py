@@ -1,0 +1,132 @@
+"""Operators for ingests of Google's Video Creative Ingest API (DAI)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_dai_provider.cancellation import request_cancellation
+from airflow_dai_provider.names import check_operation_name
+from airflow_dai_provider.operation import OperationState
+from airflow_dai_provider.outcome import PERMANENT, accept_end, check_expected_states, rpc_code, task_errors
+from airflow_dai_provider.polling import check_seconds
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_dai_provider.hooks.dai import DaiHook
+    from airflow_dai_provider.operation import Operation
+
+#: The XCom in which an operator that has waited leaves what the service reported: ``Operation.to_dict()``.
+XCOM_OPERATION = "operation"
+
+
+class DaiCancelOperationOperator(BaseOperator):
+    """
+    Ask the service to cancel an operation, and wait for its end if told to.
+
+    Cancelling is best effort: the operation can still complete. What became of it is in the log, and, when the task
+    waits, in the XCom ``operation``. An operation that had already finished is no error.
+
+    Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/operations/cancel
+
+    :param operation_name: ``operations/...`` (templated).
+    :param wait_for_completion: whether to wait until the operation has ended.
+    :param expected_states: the ends to accept when the task waits: ``"CANCELLED"``, ``"SUCCEEDED"``, ``"FAILED"``;
+        None accepts each, since the aim is that nothing runs (templated).
+    :param missing_ok: whether an operation that the service does not know counts as one that no longer runs.
+    :param poll_interval: the most seconds between two looks; the first ones are quicker.
+    :param timeout: seconds to wait at most.
+    :param gcp_conn_id: the Google Cloud connection (templated).
+    :param impersonation_chain: service account(s) to impersonate (templated).
+    :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own (templated).
+    :return: the operation's name, so that a sensor can take ``cancel.output``.
+    :raises AirflowFailException: for what a retry cannot heal: UNIMPLEMENTED, PERMISSION_DENIED, an invalid name, an
+        unknown operation without ``missing_ok``, an end outside ``expected_states``.
+    :raises AirflowException: when the service stays unavailable, or the operation has not ended in time.
+    """
+
+    template_fields: Sequence[str] = (
+        "operation_name",
+        "expected_states",
+        "gcp_conn_id",
+        "impersonation_chain",
+        "api_endpoint",
+    )
+    ui_color = "#fce8e6"
+
+    def __init__(
+        self,
+        *,
+        operation_name: str,
+        wait_for_completion: bool = False,
+        expected_states: Collection[str | OperationState] | str | None = None,
+        missing_ok: bool = False,
+        poll_interval: float = 30.0,
+        timeout: float = 3600.0,
+        gcp_conn_id: str = "google_cloud_default",
+        impersonation_chain: str | Sequence[str] | None = None,
+        api_endpoint: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.operation_name = operation_name
+        self.wait_for_completion = wait_for_completion
+        self.expected_states = expected_states
+        self.missing_ok = missing_ok
+        self.poll_interval = poll_interval
+        self.timeout = timeout
+        self.gcp_conn_id = gcp_conn_id
+        self.impersonation_chain = impersonation_chain
+        self.api_endpoint = api_endpoint
+
+    def execute(self, context: Context) -> str:
+        """Request the cancellation, say what the service reports, wait if told to; return the operation's name."""
+        expected = check_expected_states(self.expected_states)
+        with task_errors():
+            name = check_operation_name(self.operation_name)
+            check_seconds("poll_interval", self.poll_interval)
+            check_seconds("timeout", self.timeout)
+        from airflow_dai_provider.hooks.dai import DaiHook
+
+        with (
+            task_errors(f"{name} may still run"),
+            DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint) as hook,
+        ):
+            operation = self._cancel(hook, name)
+            if operation is not None and self.wait_for_completion:
+                if not operation.done:
+                    operation = hook.wait_for_operation(name, timeout=self.timeout, poll_interval=self.poll_interval)
+                    self.log.info("%s", operation)
+                context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict())
+                accept_end(operation, expected)
+        return name
+
+    def _cancel(self, hook: DaiHook, name: str) -> Operation | None:
+        """Request the cancellation; return what the service then reports, or None when there is nothing to report."""
+        from google.api_core.exceptions import NotFound
+
+        try:
+            return request_cancellation(hook, name, self.log) or self._look(hook, name)
+        except NotFound as error:
+            if not self.missing_ok:
+                raise
+            self.log.info("%s Nothing is left to cancel, and missing_ok is set.", error.message)
+        return None
+
+    def _look(self, hook: DaiHook, name: str) -> Operation | None:
+        """Look once after the request, so that the log says what the service makes of it."""
+        from google.api_core.exceptions import GoogleAPICallError
+
+        try:
+            operation = hook.get_operation(name)
+        except GoogleAPICallError as error:
+            if self.wait_for_completion or rpc_code(error) in PERMANENT:
+                raise
+            self.log.warning("The cancellation is requested, but it cannot be seen yet: %s", error.message)
+            return None
+        finished_otherwise = operation.done and operation.state is not OperationState.CANCELLED
+        self.log.info("%s%s.", operation, ": it had already finished" if finished_otherwise else "")
+        return operation

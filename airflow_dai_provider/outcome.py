@@ -1,0 +1,131 @@
+"""
+What the state of an operation, or an error of the service, means for an Airflow task: the one place that decides.
+
+Operators, sensors and triggers call this, so that the same thing ends a task in the same way everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+from airflow_dai_provider.errors import Code
+from airflow_dai_provider.names import InvalidNameError
+from airflow_dai_provider.operation import END_STATES, Operation, OperationState
+from airflow_dai_provider.polling import WaitTimeoutError
+from airflow_dai_provider.redact import short_repr
+
+#: After these a retry of the task meets the same error again.
+PERMANENT = frozenset(
+    {
+        Code.UNIMPLEMENTED,
+        Code.PERMISSION_DENIED,
+        Code.INVALID_ARGUMENT,
+        Code.UNAUTHENTICATED,
+        Code.NOT_FOUND,
+        Code.FAILED_PRECONDITION,
+        Code.OUT_OF_RANGE,
+        Code.ALREADY_EXISTS,
+    }
+)
+
+_ADVICE = {
+    Code.UNIMPLEMENTED: (
+        "This server does not support the method, and a retry cannot help. Check the endpoint; if it is right, the "
+        "operation can only be left to end by itself, or be stopped by whoever runs the service."
+    ),
+    Code.PERMISSION_DENIED: "The account of the connection has no access: Google must have allow-listed it for DAI.",
+    Code.UNAUTHENTICATED: "The service refused the credentials of the connection, also after renewing the token.",
+    Code.NOT_FOUND: (
+        "The service does not know the operation: is the name right, and of this endpoint? Finished operations "
+        "expire; missing_ok=True accepts that."
+    ),
+}
+
+
+class UnexpectedEndError(AirflowFailException):
+    """The operation has ended in a state that the task was not told to accept."""
+
+
+def check_expected_states(states: object) -> frozenset[OperationState] | None:
+    """
+    Read the parameter ``expected_states``.
+
+    :param states: None for every end, a state, or several.
+    :raises AirflowFailException: when one of them is not the end of an operation.
+    """
+    if states is None:
+        return None
+    given = [states] if isinstance(states, str) else states
+    if isinstance(given, Collection) and given and all(state in END_STATES for state in given):
+        return frozenset(OperationState(state) for state in given)
+    raise AirflowFailException(
+        f"Invalid expected_states {short_repr(states)}: expected None for every end, or some of "
+        f"{', '.join(sorted(END_STATES))}."
+    )
+
+
+def accept_end(operation: Operation, expected: frozenset[OperationState] | None) -> Operation:
+    """
+    Return an operation that has ended as the task expects.
+
+    :param operation: one that has ended.
+    :param expected: the states to accept, or None for every end.
+    :raises UnexpectedEndError: when it ended otherwise; the message has the ingest's reason.
+    """
+    if not operation.done:
+        raise AirflowException(f"{operation}, which is no end.")
+    if expected is None or operation.state in expected:
+        return operation
+    raise UnexpectedEndError(f"{operation}, but this task accepts only {', '.join(sorted(expected))}.")
+
+
+@contextmanager
+def task_errors(consequence: str = "") -> Iterator[None]:
+    """
+    Turn the errors of the hook into those of a task.
+
+    :param consequence: a sentence for the message that says what this leaves behind.
+    :raises AirflowFailException: for what a retry cannot heal.
+    :raises AirflowException: for what it may.
+    """
+    try:
+        yield
+    except AirflowException:
+        raise
+    except (InvalidNameError, ValueError) as error:
+        raise AirflowFailException(str(error)) from error
+    except WaitTimeoutError as error:
+        raise AirflowException(_sentences(error, consequence)) from error
+    except Exception as error:
+        task_error = _as_task_error(error, consequence)
+        if task_error is None:
+            raise
+        raise task_error from error
+
+
+def _as_task_error(error: Exception, consequence: str) -> AirflowException | None:
+    # Imported here, since DAG files are parsed often and this is heavy; whoever raised the error has loaded it.
+    from google.api_core.exceptions import GoogleAPICallError
+    from google.auth.exceptions import GoogleAuthError
+
+    if isinstance(error, GoogleAPICallError):
+        code = rpc_code(error)
+        kind = AirflowFailException if code in PERMANENT else AirflowException
+        left_behind = "" if code is Code.NOT_FOUND else consequence
+        return kind(_sentences(error.message, _ADVICE.get(code, ""), left_behind))
+    if isinstance(error, GoogleAuthError | OSError):
+        return AirflowFailException(_sentences(f"The connection gives no usable credentials: {error}", consequence))
+    return None
+
+
+def rpc_code(error: Exception) -> Code:
+    """Return the rpc code of an exception of ``google.api_core.exceptions``."""
+    status = getattr(error, "grpc_status_code", None)
+    return Code(status.name) if status is not None else Code.UNKNOWN
+
+
+def _sentences(*parts: object) -> str:
+    return " ".join(text if text.endswith((".", "?")) else f"{text}." for text in map(str, parts) if text)
