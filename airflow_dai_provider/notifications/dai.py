@@ -92,6 +92,10 @@ class DaiCancelOperationNotifier(BaseNotifier):
         """
         super(DaiCancelOperationNotifier, copy(self)).__call__(*args)
 
+    def get_template_env(self, dag: Any = None) -> Any:
+        """Return the environment to render with; ``dag.test()`` of Airflow 3 passes a DAG that has none."""
+        return super().get_template_env(dag if hasattr(dag, "get_template_env") else None)
+
     def notify(self, context: Context) -> None:
         """
         Cancel what is named, or what was pushed.

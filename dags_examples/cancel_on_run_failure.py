@@ -1,0 +1,28 @@
+"""The run fails elsewhere while an ingest runs: the DAG's failure callback cancels it."""
+
+from __future__ import annotations
+
+from airflow.providers.common.compat.sdk import DAG, task
+
+from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
+
+with DAG(
+    "cancel_on_run_failure",
+    schedule=None,
+    params={"media_url": "https://media.example.com/ad.mp4"},
+    on_failure_callback=DaiCancelOperationNotifier(ingest_task_ids="start_ingest"),
+) as dag:
+
+    @task
+    def start_ingest(params: dict) -> str:
+        from airflow_dai_provider.hooks.dai import DaiHook
+
+        media = {"uri": params["media_url"], "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
+        with DaiHook() as hook:
+            return hook.create_creative({"adSystem": "example", "mediaFiles": [media]}).name
+
+    @task
+    def publish() -> None:
+        raise RuntimeError("The ad server refused the ad.")
+
+    start_ingest() >> publish()
