@@ -12,4 +12,5 @@ with DAG("cancel_and_wait", schedule=None, params={"operation": "operations/my-i
         operation_name="{{ params.operation }}",
         wait_for_completion=True,
         timeout=600,
+        retries=3,  # spent on a service that is away, never on one that cannot cancel
     )

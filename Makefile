@@ -1,0 +1,59 @@
+# Every target sets up what it needs: an environment in .venvs/ with the versions pinned in constraints/.
+AIRFLOW ?= 3.3
+PYTHON ?= python3
+
+VENV := .venvs/airflow-$(AIRFLOW)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+UV := .venvs/uv/bin/uv
+CHECKED := airflow_dai_provider dags_examples tests
+
+export PYTHONDONTWRITEBYTECODE :=
+export UV_PYTHON_DOWNLOADS := never
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test e2e lint types build constraints clean
+
+help: ## Say what there is
+	@echo "Airflow $(AIRFLOW); choose another with AIRFLOW=2.11"
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST)
+
+demo: $(READY) ## Cancel ingests of a local DAI service through a real Airflow, and say what happened
+	@$(BIN)/python -W ignore tests/e2e/demo.py
+
+test: $(READY) ## Run the tests that need only Python (ARGS="-k name" to choose)
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest $(ARGS)
+	@$(BIN)/coverage report --fail-under=$(if $(ARGS),0,95)
+
+e2e: $(READY) ## Run the tests on a running Airflow
+	@$(BIN)/pytest tests/e2e $(ARGS)
+
+lint: $(READY) ## Check style
+	@$(BIN)/ruff check $(CHECKED)
+	@$(BIN)/ruff format --check $(CHECKED)
+
+types: $(READY) ## Check types
+	@$(BIN)/mypy
+
+build: $(READY) ## Build the wheel and the sdist into dist/
+	@$(UV) build --python $(BIN)/python -q
+
+constraints: $(UV) ## Pin the newest versions in constraints/airflow-$(AIRFLOW).txt
+	@$(UV) pip compile --quiet --upgrade pyproject.toml --group dev --constraint constraints/airflow-$(AIRFLOW).in \
+		--universal --python-version 3.11 --no-header --no-emit-index-url -o constraints/airflow-$(AIRFLOW).txt
+
+clean: ## Remove everything that was set up
+	rm -rf .venvs .airflow dist .coverage .mypy_cache .ruff_cache .pytest_cache
+
+$(READY): constraints/airflow-$(AIRFLOW).txt pyproject.toml $(UV)
+	@echo "Setting up Airflow $(AIRFLOW) in $(VENV) (a minute the first time)"
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+	@$(UV) pip install --compile-bytecode --python $(BIN)/python -r $<
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+$(UV):
+	@echo "Setting up uv"
+	@$(PYTHON) -m venv .venvs/uv
+	@.venvs/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
