@@ -1,0 +1,40 @@
+"""The running Airflow and the emulator that the end-to-end tests share."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from stack import Airflow2Stack, Airflow3Stack, make_stack
+
+from airflow_dai_provider.emulator import DaiEmulator
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[DaiEmulator]:
+    with DaiEmulator(ingest_seconds=600) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def airflow(emulator: DaiEmulator) -> Iterator[Airflow2Stack | Airflow3Stack]:
+    home = ROOT / ".airflow" / f"e2e-{version('apache-airflow')}"
+    with make_stack(home, collect_dags(home.with_suffix(".dags")), {"DAI_EMULATOR_HOST": emulator.host}) as stack:
+        stack.wait_for_dags("run_callback_by_name", "cancel_dai_ingest")
+        yield stack
+
+
+def collect_dags(folder: Path) -> Path:
+    """Make a DAG folder of our own DAGs and of the one with which the README opens, word for word."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(Path(__file__).parent / "dags", folder)
+    first = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert first is not None
+    (folder / "readme.py").write_text(first[1])
+    return folder
