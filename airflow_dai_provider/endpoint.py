@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -13,6 +14,9 @@ from airflow_dai_provider.redact import short_repr
 EMULATOR_VARIABLE = "DAI_EMULATOR_HOST"
 #: The key in a connection's extra that names another endpoint.
 EXTRA_KEY = "dai_api_endpoint"
+
+
+_HOST = re.compile(r"[^\s\x00-\x1f\x7f\\,;]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +56,15 @@ def parse_endpoint(value: str, source: str, default_scheme: str = "https") -> En
     text = value.strip().removesuffix("/")
     try:
         parts = urlsplit(text if "://" in text else f"{default_scheme}://{text}")
-        valid = bool(parts.hostname) and parts.scheme in ("http", "https") and parts.port != 0
+        valid = _HOST.fullmatch(parts.hostname or "") and parts.scheme in ("http", "https") and parts.port != 0
     except ValueError:
         valid = False
-    if not valid or text.endswith(":") or any((parts.path, parts.query, parts.fragment, "@" in parts.netloc)):
+    if (
+        not valid
+        or not text.isprintable()
+        or text.endswith(":")
+        or any((parts.path, parts.query, parts.fragment, "@" in parts.netloc))
+    ):
         raise ValueError(
             f"Invalid {source} {short_repr(value)}: expected 'host', 'host:port' or 'https://host:port', without "
             "a path, a query or credentials."

@@ -14,6 +14,8 @@ from enum import StrEnum
 #: Backoff before the first repeat, and the most that it grows to (Google's own defaults), in seconds.
 FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 10.0
+#: More than this is not believed, in seconds.
+MAX_RETRY_AFTER = 1e10
 
 
 class Code(StrEnum):
@@ -106,10 +108,10 @@ def read_retry_after(value: str | None, now: datetime) -> float | None:
     if value is None:
         return None
     if value.strip().isdecimal():
-        return float(value)
+        return min(float(value), MAX_RETRY_AFTER)
     try:
         time = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return max(0.0, ((time if time.tzinfo else time.replace(tzinfo=UTC)) - now).total_seconds())
 

@@ -8,6 +8,7 @@ https://developers.google.com/video-creative-ingest/reference/rest/v1/operations
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -81,7 +82,7 @@ class Ingest:
         if type_url is None:
             if not _INGEST_METADATA_KEYS & metadata.keys():
                 return None
-        elif not str(type_url).endswith(_INGEST_METADATA_TYPE):
+        elif re.split("[./]", str(type_url))[-1] != _INGEST_METADATA_TYPE:
             return None
         status = _typed(metadata.get("youtubeStatus"), dict) or {}
         failure = _typed(status.get("failureReason"), dict) or {}
@@ -250,7 +251,7 @@ def _redacted(value: Any) -> Any:
     if isinstance(value, str):
         return redact_urls(value)
     if isinstance(value, dict):
-        return {key: _redacted(item) for key, item in value.items()}
+        return {redact_urls(key): _redacted(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_redacted(item) for item in value]
     return value

@@ -6,6 +6,7 @@ Pure: whoever does the looking (a worker that sleeps, a trigger that awaits) ask
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from random import random
 
@@ -18,7 +19,7 @@ FIRST_INTERVAL = 1.0
 GROWTH = 0.5
 #: The most that jitter takes away from an interval, as a share of it.
 JITTER = 0.2
-#: Seconds that a service may stay out of reach before the wait ends with its error.
+#: Seconds that a service may stay out of reach before the wait ends with its error; it is looked at ten times in them.
 MAX_OUTAGE = 300.0
 
 
@@ -79,12 +80,18 @@ class Wait:
             self._failing_since = now
         if error.code not in ANY_HICCUP or now - self._failing_since >= MAX_OUTAGE:
             raise error
-        wait = max(self._next(now, f"the last look failed: {error}"), error.retry_after or 0.0)
+        outage_left = self._failing_since + MAX_OUTAGE - now
+        wait = self._next(
+            now,
+            f"the last look failed: {error}",
+            at_least=min(error.retry_after or 0.0, outage_left),
+            interval=min(self.poll_interval, MAX_OUTAGE / 10),
+        )
         return wait, f"Could not look at {self.name}: {error}; {_times(now - self.started, wait)}"
 
-    def _next(self, now: float, last: str) -> float:
+    def _next(self, now: float, last: str, at_least: float = 0.0, interval: float | None = None) -> float:
         elapsed = now - self.started
-        wait = next_interval(elapsed, self.poll_interval, self._jitter())
+        wait = max(next_interval(elapsed, interval or self.poll_interval, self._jitter()), at_least)
         if self.timeout is None:
             return wait
         if elapsed >= self.timeout:
@@ -100,7 +107,7 @@ def next_interval(elapsed: float, poll_interval: float, jitter: float) -> float:
     :param poll_interval: the most it can be.
     :param jitter: a number from 0 to 1.
     """
-    return min(FIRST_INTERVAL + GROWTH * elapsed, poll_interval) * (1 - JITTER * jitter)
+    return min(FIRST_INTERVAL + GROWTH * max(elapsed, 0.0), poll_interval) * (1 - JITTER * jitter)
 
 
 def describe_look(operation: Operation, elapsed: float, wait: float) -> str:
@@ -115,7 +122,12 @@ def check_seconds(parameter: str, value: object, *, zero: bool = False) -> float
     :param zero: whether 0 is one.
     :raises ValueError: when it is no positive number; the message says what was given and what was expected.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf") and (value or zero):
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and 0 <= value <= sys.float_info.max
+        and (value or zero)
+    ):
         return float(value)
     raise ValueError(
         f"Invalid {parameter} {value!r}: expected a {'non-negative' if zero else 'positive'} number of seconds."

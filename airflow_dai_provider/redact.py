@@ -5,16 +5,34 @@ from __future__ import annotations
 import re
 import reprlib
 
-_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?:[^\s/?#@]*@)?(?P<rest>[^\s?#]*)(?:[?#]\S*)?", re.IGNORECASE)
+# Begins at the slashes: to look for the scheme too takes quadratic time on a long word.
+_URL = re.compile(r"://(?:[^\s/?#]*@)?(?P<rest>[^\s?#]*)(?:[?#]\S*)?")
 
 
 def redact_urls(text: str) -> str:
     """Take user, query and fragment from every URL in a text."""
-    return _URL.sub(r"\g<scheme>\g<rest>", text)
+    return _URL.sub(r"://\g<rest>", text)
+
+
+class _Short(reprlib.Repr):
+    """Take the secrets out before a text is cut: the cut can take away the sign that a secret follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+        self.maxstring = self.maxother = 80
+
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(redact_urls(x), level)
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return f"b{self.repr_str(x.decode(errors='backslashreplace'), level)}"
+
+    def repr_instance(self, x: object, level: int) -> str:  # noqa: ARG002
+        text = redact_urls(repr(x))
+        return text if len(text) <= self.maxother else f"{text[:38]}...{text[-39:]}"
 
 
 def short_repr(value: object) -> str:
     """Return a repr of bounded length without the secrets of URLs, fit for an error message."""
-    limited = reprlib.Repr()
-    limited.maxstring = limited.maxother = 80
-    return redact_urls(limited.repr(value))
+    return _Short().repr(value)

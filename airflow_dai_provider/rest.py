@@ -119,8 +119,8 @@ def create_creative(
 
     It has no request id, so it is repeated only where the service has certainly not acted.
     """
-    for field_name, value in (("creative", creative), ("dynamic_creative_info", dynamic_creative_info or {})):
-        if not isinstance(value, Mapping):
+    for field_name, value in (("creative", creative), ("dynamic_creative_info", dynamic_creative_info)):
+        if not isinstance(value, Mapping) and not (value is None and field_name != "creative"):
             raise TypeError(f"Invalid {field_name} {short_repr(value)}: expected a JSON object (a dict).")
     body: dict[str, Any] = {"creative": dict(creative)}
     if dynamic_creative_info is not None:
@@ -196,11 +196,11 @@ def _error(request: Request[Any], answer: Answer, now: datetime) -> ServiceError
     """Read an answer that is no success; ``error.status`` decides first, the HTTP status second."""
     retry_after = read_retry_after(answer.headers.get("retry-after"), now)
     error = _error_object(answer.body)
-    if error is None:
+    if error is None or answer.status < 400:
         code, words = _code_without_json(answer)
     else:
         status = error.get("status")
-        code = Code(status) if status in set(Code) else code_of_http_status(answer.status)
+        code = Code(status) if isinstance(status, str) and status in set(Code) else code_of_http_status(answer.status)
         words = redact_urls(str(error.get("message") or "no message"))[:500]
     message = f"{request} answered {answer.status} {code}: {words}"
     return ServiceError(message, code, retry_after=retry_after)

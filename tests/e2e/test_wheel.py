@@ -1,0 +1,53 @@
+"""The wheel, installed into an environment of its own, is a provider that Airflow knows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+UV = ROOT / ".venvs" / "uv" / "bin" / "uv"
+MAJOR_MINOR = ".".join(version("apache-airflow").split(".")[:2])
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the bin folder of a fresh environment with the wheel and its pinned dependencies."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([UV, "build", "--quiet", "--wheel", "--out-dir", folder, ROOT], check=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([UV, "venv", "--quiet", folder / "env"], check=True)
+    pins = ROOT / "constraints" / f"airflow-{MAJOR_MINOR}.txt"
+    install = [UV, "pip", "install", "--quiet", "--compile-bytecode", "--python", folder / "env" / "bin" / "python"]
+    subprocess.run([*install, "-r", pins, wheel], check=True)
+    return folder / "env" / "bin"
+
+
+def test_airflow_knows_the_provider_and_its_examples_import(installed: Path, tmp_path: Path) -> None:
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("AIRFLOW", "PYTHON"))} | {
+        "AIRFLOW_HOME": str(tmp_path),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags_examples"),
+        "COLUMNS": "300",
+    }
+
+    def airflow(*arguments: str) -> str:
+        done = subprocess.run(
+            [installed / "airflow", *arguments], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "airflow-dai-provider" in airflow("providers", "list")
+    assert "Cancel ingests" in airflow("providers", "get", "airflow-dai-provider", "--full")
+    airflow("db", "migrate")
+    assert "No data found" in airflow("dags", "list-import-errors")
+    if MAJOR_MINOR.startswith("2"):
+        airflow("dags", "reserialize")
+    listed = airflow("dags", "list", "--output", "plain")
+    examples = [path.stem for path in (ROOT / "dags_examples").glob("*.py")]
+    assert [name for name in examples if name not in listed] == []
