@@ -7,6 +7,7 @@ Google's own client for ``google.longrunning``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -85,6 +86,46 @@ def may_repeat(repeat_after: frozenset[Code], error: ServiceError) -> bool:
     A renewed token after 401 is the hook's own matter and not counted here.
     """
     return not error.sent or error.code in repeat_after
+
+
+class Repeats:
+    """
+    How a call goes on after its errors; whoever calls brings the clock and does the waiting.
+
+    :param repeat_after: the codes after which the request may be repeated.
+    :param num_retries: how many repeats there are at most.
+    :param retry_timeout: seconds after which there are no more.
+    :param started: when the call began, in seconds of the caller's clock.
+    :param jitter: gives numbers from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        repeat_after: frozenset[Code],
+        *,
+        num_retries: int,
+        retry_timeout: float,
+        started: float,
+        jitter: Callable[[], float],
+    ) -> None:
+        self._repeat_after = repeat_after
+        self._num_retries = num_retries
+        self._until = started + retry_timeout
+        self._jitter = jitter
+        self._attempts = 0
+
+    def after(self, error: ServiceError, now: float) -> float:
+        """
+        Return the seconds to wait before the next attempt.
+
+        :raises ServiceError: the same, when there is to be no other attempt.
+        """
+        self._attempts += 1
+        seconds = backoff(self._attempts, error.retry_after, self._jitter())
+        allowed = self._attempts <= self._num_retries and now + seconds < self._until
+        if allowed and may_repeat(self._repeat_after, error):
+            return seconds
+        raise error
 
 
 def backoff(attempt: int, retry_after: float | None, random: float) -> float:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_dai_provider.errors import Code
-from airflow_dai_provider.names import InvalidNameError
 from airflow_dai_provider.operation import END_STATES, Operation, OperationState
 from airflow_dai_provider.polling import WaitTimeoutError
 from airflow_dai_provider.redact import short_repr
@@ -37,12 +36,16 @@ _ADVICE = {
         "operation can only be left to end by itself, or be stopped by whoever runs the service."
     ),
     Code.PERMISSION_DENIED: "The account of the connection has no access: Google must have allow-listed it for DAI.",
-    Code.UNAUTHENTICATED: "The service refused the credentials of the connection, also after renewing the token.",
+    Code.UNAUTHENTICATED: "Check the credentials of the connection; a refused token has been renewed once.",
     Code.NOT_FOUND: (
         "The service does not know the operation: is the name right, and of this endpoint? Finished operations "
         "expire; missing_ok=True accepts that."
     ),
 }
+
+
+class OperationNotFoundError(AirflowFailException):
+    """The service does not know the operation."""
 
 
 class UnexpectedEndError(AirflowFailException):
@@ -95,36 +98,54 @@ def task_errors(consequence: str = "") -> Iterator[None]:
         yield
     except AirflowException:
         raise
-    except (InvalidNameError, ValueError) as error:
+    except ValueError as error:
         raise AirflowFailException(str(error)) from error
     except WaitTimeoutError as error:
         raise AirflowException(_sentences(error, consequence)) from error
     except Exception as error:
-        task_error = _as_task_error(error, consequence)
-        if task_error is None:
+        code = error_code(error)
+        if code is None:
             raise
-        raise task_error from error
+        raise task_error(code, error_message(error), consequence) from error
 
 
-def _as_task_error(error: Exception, consequence: str) -> AirflowException | None:
+def task_error(code: Code, message: str, consequence: str = "") -> AirflowException:
+    """
+    Return what ends a task after an error with this code.
+
+    :param message: what has happened.
+    :param consequence: a sentence that says what this leaves behind.
+    """
+    advice = _ADVICE.get(code, "")
+    if code is Code.NOT_FOUND:
+        return OperationNotFoundError(_sentences(message, advice))
+    kind = AirflowFailException if code in PERMANENT else AirflowException
+    return kind(_sentences(message, advice, consequence))
+
+
+def error_code(error: Exception) -> Code | None:
+    """Return the rpc code of what a hook has raised, or the one that it amounts to; None for what no hook raises."""
     # Imported here, since DAG files are parsed often and this is heavy; whoever raised the error has loaded it.
     from google.api_core.exceptions import GoogleAPICallError
     from google.auth.exceptions import GoogleAuthError
 
     if isinstance(error, GoogleAPICallError):
-        code = rpc_code(error)
-        kind = AirflowFailException if code in PERMANENT else AirflowException
-        left_behind = "" if code is Code.NOT_FOUND else consequence
-        return kind(_sentences(error.message, _ADVICE.get(code, ""), left_behind))
+        status = error.grpc_status_code
+        return Code(status.name) if status is not None else Code.UNKNOWN
     if isinstance(error, GoogleAuthError | OSError):
-        return AirflowFailException(_sentences(f"The connection gives no usable credentials: {error}", consequence))
-    return None
+        return Code.UNAUTHENTICATED
+    return Code.INVALID_ARGUMENT if isinstance(error, ValueError) else None
 
 
-def rpc_code(error: Exception) -> Code:
-    """Return the rpc code of an exception of ``google.api_core.exceptions``."""
-    status = getattr(error, "grpc_status_code", None)
-    return Code(status.name) if status is not None else Code.UNKNOWN
+def error_message(error: Exception) -> str:
+    """Return the words of what a hook has raised."""
+    from google.api_core.exceptions import GoogleAPICallError
+
+    if isinstance(error, GoogleAPICallError):
+        return str(error.message)
+    if isinstance(error, ValueError):
+        return str(error)
+    return f"The connection gives no usable credentials: {error}"
 
 
 def _sentences(*parts: object) -> str:

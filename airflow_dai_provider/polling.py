@@ -38,6 +38,7 @@ class Wait:
     :param started: when the wait began, in seconds of the caller's clock.
     :param poll_interval: the longest time between two looks, in seconds.
     :param timeout: seconds after which the wait is over, or None for no limit. One last look is made then.
+    :param max_outage: seconds that the service may stay out of reach, or None for no limit.
     :param jitter: gives numbers from 0 to 1.
     """
 
@@ -48,12 +49,14 @@ class Wait:
         started: float,
         poll_interval: float,
         timeout: float | None = None,
+        max_outage: float | None = MAX_OUTAGE,
         jitter: Callable[[], float] = random,
     ) -> None:
         self.name = name
         self.started = started
         self.poll_interval = check_seconds("poll_interval", poll_interval)
-        self.timeout = timeout if timeout is None else check_seconds("timeout", timeout)
+        self.timeout = timeout if timeout is None else check_seconds("timeout", timeout, zero=True)
+        self.max_outage = float("inf") if max_outage is None else check_seconds("max_outage", max_outage)
         self._jitter = jitter
         self._failing_since: float | None = None
 
@@ -78,14 +81,14 @@ class Wait:
         """
         if self._failing_since is None:
             self._failing_since = now
-        if error.code not in ANY_HICCUP or now - self._failing_since >= MAX_OUTAGE:
+        if error.code not in ANY_HICCUP or now - self._failing_since >= self.max_outage:
             raise error
-        outage_left = self._failing_since + MAX_OUTAGE - now
+        outage_left = self._failing_since + self.max_outage - now
         wait = self._next(
             now,
             f"the last look failed: {error}",
             at_least=min(error.retry_after or 0.0, outage_left),
-            interval=min(self.poll_interval, MAX_OUTAGE / 10),
+            interval=min(self.poll_interval, self.max_outage / 10),
         )
         return wait, f"Could not look at {self.name}: {error}; {_times(now - self.started, wait)}"
 

@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.cancellation import request_cancellation
 from airflow_dai_provider.names import InvalidNameError, check_operation_name, is_missing_name
-from airflow_dai_provider.outcome import PERMANENT, rpc_code
+from airflow_dai_provider.outcome import PERMANENT, error_code
 from airflow_dai_provider.polling import check_seconds
 from airflow_dai_provider.pushed import (
     is_dag_callback,
@@ -183,7 +183,7 @@ class DaiCancelOperationNotifier(BaseNotifier):
         except NotFound as error:
             self.log.info("%s Nothing is left to cancel.", error.message)
         except GoogleAPICallError as error:
-            if rpc_code(error) not in PERMANENT:
+            if error_code(error) not in PERMANENT:
                 left[name] = error.message
                 self.log.warning("%s", error.message)
                 return

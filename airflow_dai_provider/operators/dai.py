@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseOperator
+from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, conf
 
 from airflow_dai_provider.cancellation import request_cancellation
+from airflow_dai_provider.deferral import defer_wait, raise_task_timeout
+from airflow_dai_provider.event import read_event
 from airflow_dai_provider.names import check_operation_name
 from airflow_dai_provider.operation import OperationState
-from airflow_dai_provider.outcome import PERMANENT, accept_end, check_expected_states, rpc_code, task_errors
-from airflow_dai_provider.polling import check_seconds
+from airflow_dai_provider.outcome import (
+    PERMANENT,
+    OperationNotFoundError,
+    accept_end,
+    check_expected_states,
+    error_code,
+    task_errors,
+)
+from airflow_dai_provider.polling import WaitTimeoutError, check_seconds
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -39,6 +48,7 @@ class DaiCancelOperationOperator(BaseOperator):
     :param missing_ok: whether an operation that the service does not know counts as one that no longer runs.
     :param poll_interval: the most seconds between two looks; the first ones are quicker.
     :param timeout: seconds to wait at most.
+    :param deferrable: whether to wait in the triggerer, which holds no worker slot.
     :param gcp_conn_id: the Google Cloud connection (templated).
     :param impersonation_chain: service account(s) to impersonate (templated).
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own (templated).
@@ -66,6 +76,7 @@ class DaiCancelOperationOperator(BaseOperator):
         missing_ok: bool = False,
         poll_interval: float = 30.0,
         timeout: float = 3600.0,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         gcp_conn_id: str = "google_cloud_default",
         impersonation_chain: str | Sequence[str] | None = None,
         api_endpoint: str | None = None,
@@ -78,52 +89,84 @@ class DaiCancelOperationOperator(BaseOperator):
         self.missing_ok = missing_ok
         self.poll_interval = poll_interval
         self.timeout = timeout
+        self.deferrable = deferrable
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
 
     def execute(self, context: Context) -> str:
         """Request the cancellation, say what the service reports, wait if told to; return the operation's name."""
-        expected = check_expected_states(self.expected_states)
+        check_expected_states(self.expected_states)
         with task_errors():
             name = check_operation_name(self.operation_name)
             check_seconds("poll_interval", self.poll_interval)
             check_seconds("timeout", self.timeout)
         from airflow_dai_provider.hooks.dai import DaiHook
 
-        with (
-            task_errors(f"{name} may still run"),
-            DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint) as hook,
-        ):
-            operation = self._cancel(hook, name)
-            if operation is not None and self.wait_for_completion:
-                if not operation.done:
-                    operation = hook.wait_for_operation(name, timeout=self.timeout, poll_interval=self.poll_interval)
-                    self.log.info("%s", operation)
-                context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict())
-                accept_end(operation, expected)
+        try:
+            with (
+                task_errors(f"{name} may still run"),
+                DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint) as hook,
+            ):
+                operation = self._cancel(hook, name)
+                if operation and self.wait_for_completion:
+                    if not operation.done:
+                        operation = self._wait(hook, name)
+                    return self._finish(context, operation)
+        except OperationNotFoundError as error:
+            self._accept_missing(error)
         return name
 
-    def _cancel(self, hook: DaiHook, name: str) -> Operation | None:
-        """Request the cancellation; return what the service then reports, or None when there is nothing to report."""
-        from google.api_core.exceptions import NotFound
-
+    def execute_complete(self, context: Context, event: Any = None) -> str:
+        """Go on when the wait in the triggerer is over; return the operation's name."""
+        name: str = self.operation_name
         try:
-            return request_cancellation(hook, name, self.log) or self._look(hook, name)
-        except NotFound as error:
-            if not self.missing_ok:
-                raise
-            self.log.info("%s Nothing is left to cancel, and missing_ok is set.", error.message)
-        return None
+            return self._finish(context, read_event(event, f"{name} may still run."))
+        except OperationNotFoundError as error:
+            self._accept_missing(error)
+        except WaitTimeoutError as error:
+            raise_task_timeout(self, self.timeout, str(error))
+            raise AirflowException(f"{error}. {name} may still run.") from error
+        return name
 
-    def _look(self, hook: DaiHook, name: str) -> Operation | None:
-        """Look once after the request, so that the log says what the service makes of it."""
+    def _wait(self, hook: DaiHook, name: str) -> Operation:
+        """Wait for the end here, or defer the task."""
+        if not self.deferrable:
+            return hook.wait_for_operation(name, timeout=self.timeout, poll_interval=self.poll_interval)
+        self.log.info("Waiting for %s in the triggerer.", name)
+        return defer_wait(
+            self,
+            name,
+            timeout=self.timeout,
+            poll_interval=self.poll_interval,
+            gcp_conn_id=self.gcp_conn_id,
+            impersonation_chain=self.impersonation_chain,
+            api_endpoint=self.api_endpoint,
+        )
+
+    def _finish(self, context: Context, operation: Operation) -> str:
+        """Say how the operation has ended, and check that it was expected."""
+        self.log.info("%s.", operation)
+        context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict())
+        accept_end(operation, check_expected_states(self.expected_states))
+        return operation.name
+
+    def _accept_missing(self, error: OperationNotFoundError) -> None:
+        """Take an operation that the service does not know for one that no longer runs, if told to."""
+        if not self.missing_ok:
+            raise error
+        self.log.info("%s Nothing is left to cancel, and missing_ok is set.", error)
+
+    def _cancel(self, hook: DaiHook, name: str) -> Operation | None:
+        """Request the cancellation; return what the service then reports, or None when that cannot be seen yet."""
         from google.api_core.exceptions import GoogleAPICallError
 
+        if finished := request_cancellation(hook, name, self.log):
+            return finished
         try:
             operation = hook.get_operation(name)
         except GoogleAPICallError as error:
-            if self.wait_for_completion or rpc_code(error) in PERMANENT:
+            if self.wait_for_completion or error_code(error) in PERMANENT:
                 raise
             self.log.warning("The cancellation is requested, but it cannot be seen yet: %s", error.message)
             return None

@@ -8,17 +8,27 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
+    AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
     BaseSensorOperator,
     PokeReturnValue,
+    conf,
 )
 
+from airflow_dai_provider.deferral import TRIGGER_TIMEOUTS, defer_wait, raise_task_timeout
+from airflow_dai_provider.event import read_event
 from airflow_dai_provider.names import check_operation_name
 from airflow_dai_provider.operation import OperationState
-from airflow_dai_provider.outcome import UnexpectedEndError, accept_end, check_expected_states, task_errors
-from airflow_dai_provider.polling import describe_look
+from airflow_dai_provider.outcome import (
+    OperationNotFoundError,
+    UnexpectedEndError,
+    accept_end,
+    check_expected_states,
+    task_errors,
+)
+from airflow_dai_provider.polling import FIRST_INTERVAL, MAX_OUTAGE, WaitTimeoutError, describe_look
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -37,6 +47,10 @@ class DaiOperationSensor(BaseSensorOperator):
     :param expected_states: the ends to accept: ``"CANCELLED"``, ``"SUCCEEDED"``, ``"FAILED"``; None accepts each
         (templated). Any other end fails the task with the ingest's reason.
     :param missing_ok: whether an operation that the service does not know ends the wait, with None as the result.
+    :param cancel_on_kill: whether the operation is cancelled when a user marks the waiting task failed or success, or
+        clears it, while it is deferred (Airflow calls a trigger for that from 3.3 on; before, see the README).
+    :param deferrable: whether to wait in the triggerer, which holds no worker slot; ``poke_interval`` is then the
+        longest time between two looks, the first ones being quicker.
     :param gcp_conn_id: the Google Cloud connection (templated).
     :param impersonation_chain: service account(s) to impersonate (templated).
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own (templated).
@@ -70,6 +84,8 @@ class DaiOperationSensor(BaseSensorOperator):
             OperationState.SUCCEEDED.value,
         ),
         missing_ok: bool = False,
+        cancel_on_kill: bool = False,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         gcp_conn_id: str = "google_cloud_default",
         impersonation_chain: str | Sequence[str] | None = None,
         api_endpoint: str | None = None,
@@ -79,6 +95,8 @@ class DaiOperationSensor(BaseSensorOperator):
         self.operation_name = operation_name
         self.expected_states = expected_states
         self.missing_ok = missing_ok
+        self.cancel_on_kill = cancel_on_kill
+        self.deferrable = deferrable
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
@@ -91,9 +109,9 @@ class DaiOperationSensor(BaseSensorOperator):
         return DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
 
     def execute(self, context: Context) -> dict[str, Any] | None:
-        """Poke until the operation has ended; return its dict, or None for one that is missing."""
+        """Wait until the operation has ended; return its dict, or None for one that is missing."""
         try:
-            result: dict[str, Any] | None = super().execute(context)
+            result: dict[str, Any] | None = self._defer(context) if self.deferrable else super().execute(context)
         except AirflowSkipException as skip:
             raise self._failure_behind(skip) or skip from skip.__cause__
         except AirflowSensorTimeout as timeout:
@@ -104,27 +122,77 @@ class DaiOperationSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002 - Airflow's signature
         """Look once; done with the operation's dict (None for a missing one) as the sensor's result."""
-        expected = check_expected_states(self.expected_states)
-        with task_errors():
-            operation = self._look(check_operation_name(self.operation_name))
-        if operation is None:
+        check_expected_states(self.expected_states)
+        try:
+            with task_errors():
+                operation = self.hook.get_operation(check_operation_name(self.operation_name))
+        except OperationNotFoundError as error:
+            self._accept_missing(error)
             return PokeReturnValue(is_done=True)
         if not operation.done:
             self._last_look = operation
             return PokeReturnValue(is_done=False)
-        self.log.info("%s.", operation)
-        return PokeReturnValue(is_done=True, xcom_value=accept_end(operation, expected).to_dict())
+        return PokeReturnValue(is_done=True, xcom_value=self._accept(operation))
 
-    def _look(self, name: str) -> Operation | None:
-        from google.api_core.exceptions import NotFound
-
+    def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any] | None:  # noqa: ARG002
+        """Go on when the wait in the triggerer is over; return the operation's dict, or None for a missing one."""
         try:
-            return self.hook.get_operation(name)
-        except NotFound as error:
-            if not self.missing_ok:
-                raise
-            self.log.info("%s The wait is over, since missing_ok is set.", error.message)
+            return self._accept(read_event(event))
+        except OperationNotFoundError as error:
+            self._accept_missing(error)
             return None
+        except WaitTimeoutError as error:
+            raise_task_timeout(self, self.timeout, str(error))
+            raise AirflowSensorTimeout(f"{error}. {self.operation_name} may still run.") from error
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume; what ends the wait means the same as in poke mode, which the sensor base does not see to."""
+        try:
+            # Not the sensor base's own method: it makes a skip of every error.
+            return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
+        except AirflowException as error:
+            raise self._as_in_poke_mode(self._timeout_behind(error, next_kwargs)) from error
+
+    def _defer(self, context: Context) -> dict[str, Any] | None:
+        """Look once, and hand the wait over unless it is over."""
+        try:
+            first = self.poke(context)
+            if first.is_done:
+                result: dict[str, Any] | None = first.xcom_value
+                return result
+        except AirflowException as error:
+            if not self.silent_fail or isinstance(error, AirflowFailException):
+                raise self._as_in_poke_mode(error) from error
+            self.log.warning("The first look has failed: %s", error)
+        self.log.info("Waiting for %s in the triggerer.", self.operation_name)
+        return defer_wait(
+            self,
+            self.operation_name,
+            timeout=self.timeout,
+            poll_interval=max(self._longest_interval(), FIRST_INTERVAL),
+            max_outage=None if self.silent_fail else MAX_OUTAGE,
+            cancel_on_kill=self.cancel_on_kill,
+            gcp_conn_id=self.gcp_conn_id,
+            impersonation_chain=self.impersonation_chain,
+            api_endpoint=self.api_endpoint,
+        )
+
+    def _longest_interval(self) -> float:
+        """Return the most seconds between two looks of the trigger, whose interval grows by itself."""
+        if not self.exponential_backoff:
+            return float(self.poke_interval)
+        return self.max_wait.total_seconds() if self.max_wait else max(self.timeout, self.poke_interval)
+
+    def _accept_missing(self, error: OperationNotFoundError) -> None:
+        """Take an operation that the service does not know for the end of the wait, if told to."""
+        if not self.missing_ok:
+            raise error
+        self.log.info("%s The wait is over, since missing_ok is set.", error)
+
+    def _accept(self, operation: Operation) -> dict[str, Any]:
+        """Return the sensor's result, when the operation has ended as expected."""
+        self.log.info("%s.", operation)
+        return accept_end(operation, check_expected_states(self.expected_states)).to_dict()
 
     def _get_next_poke_interval(
         self, started_at: datetime | float, run_duration: Callable[[], float], poke_count: int
@@ -135,12 +203,26 @@ class DaiOperationSensor(BaseSensorOperator):
             self.log.info("%s", describe_look(last_look, run_duration(), interval))
         return interval
 
-    def _failure_behind(self, skip: AirflowSkipException) -> AirflowFailException | None:
+    def _failure_behind(self, skip: AirflowSkipException) -> AirflowException | None:
         """Return what must fail the task although the sensor base made a skip of it: what can never succeed."""
         cause = skip.__cause__
         if self.soft_fail and isinstance(cause, AirflowFailException) and not isinstance(cause, UnexpectedEndError):
             return cause
         return None
+
+    def _as_in_poke_mode(self, error: AirflowException) -> AirflowException:
+        """Return what an error becomes under ``soft_fail`` and ``never_fail``."""
+        if isinstance(error, AirflowSensorTimeout):
+            skipped = self.soft_fail
+        else:
+            skipped = self.never_fail or (self.soft_fail and isinstance(error, UnexpectedEndError))
+        return AirflowSkipException(str(error)) if skipped else error
+
+    def _timeout_behind(self, error: AirflowException, next_kwargs: dict[str, Any] | None) -> AirflowException:
+        """Return the sensor's timeout when Airflow itself has ended the deferral at its deadline."""
+        if (next_kwargs or {}).get("error") in TRIGGER_TIMEOUTS:
+            return AirflowSensorTimeout(f"{self.operation_name} may still run: {error}")
+        return error
 
     def _close_hook(self) -> None:
         if hook := self.__dict__.pop("hook", None):

@@ -1,14 +1,12 @@
-"""
-The hook of Google's Video Creative Ingest API (DAI).
-
-It only carries what :mod:`airflow_dai_provider.rest` builds, over one authorised ``requests`` session.
-"""
+"""The synchronous hook, on one authorised ``requests`` session."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from random import random
 from typing import Any, Self, TypeVar
@@ -17,35 +15,16 @@ from airflow.providers.common.compat.sdk import BaseHook
 from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
 from google.api_core import exceptions
 from google.auth.transport.requests import AuthorizedSession
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_before_delay
 
 from airflow_dai_provider import rest
 from airflow_dai_provider.endpoint import Endpoint, emulator_endpoint, service_endpoint
-from airflow_dai_provider.errors import Code, ServiceError, backoff, may_repeat
-from airflow_dai_provider.hooks.transport import RequestsTransport
+from airflow_dai_provider.errors import Repeats, ServiceError
+from airflow_dai_provider.hooks.dai.api_errors import api_error
+from airflow_dai_provider.hooks.dai.requests_transport import RequestsTransport
 from airflow_dai_provider.operation import Operation
 from airflow_dai_provider.polling import Wait, check_seconds
 
 T = TypeVar("T")
-
-_EXCEPTIONS: dict[Code, type[exceptions.GoogleAPICallError]] = {
-    Code.CANCELLED: exceptions.Cancelled,
-    Code.UNKNOWN: exceptions.Unknown,
-    Code.INVALID_ARGUMENT: exceptions.InvalidArgument,
-    Code.DEADLINE_EXCEEDED: exceptions.DeadlineExceeded,
-    Code.NOT_FOUND: exceptions.NotFound,
-    Code.ALREADY_EXISTS: exceptions.AlreadyExists,
-    Code.PERMISSION_DENIED: exceptions.PermissionDenied,
-    Code.RESOURCE_EXHAUSTED: exceptions.ResourceExhausted,
-    Code.FAILED_PRECONDITION: exceptions.FailedPrecondition,
-    Code.ABORTED: exceptions.Aborted,
-    Code.OUT_OF_RANGE: exceptions.OutOfRange,
-    Code.UNIMPLEMENTED: exceptions.MethodNotImplemented,
-    Code.INTERNAL: exceptions.InternalServerError,
-    Code.UNAVAILABLE: exceptions.ServiceUnavailable,
-    Code.DATA_LOSS: exceptions.DataLoss,
-    Code.UNAUTHENTICATED: exceptions.Unauthenticated,
-}
 
 
 class DaiHook(GoogleBaseHook):
@@ -118,6 +97,13 @@ class DaiHook(GoogleBaseHook):
             return self._emulator
         universe = os.environ.get("GOOGLE_CLOUD_UNIVERSE_DOMAIN") or "googleapis.com"
         return service_endpoint(self.api_endpoint, self.extras, universe)
+
+    @cached_property
+    def sharing_key(self) -> Hashable:
+        """What two hooks have in common that can share a session and a token: endpoint, connection, account."""
+        identity = [self.extras, self.impersonation_chain, self.quota_project_id]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+        return self.endpoint, digest, self.timeout
 
     def get_conn(self) -> AuthorizedSession:
         """
@@ -208,10 +194,8 @@ class DaiHook(GoogleBaseHook):
             try:
                 operation = self._send_and_repeat(request)
             except ServiceError as error:
-                try:
+                with api_error():
                     seconds, line = wait.after_error(error, self._clock())
-                except ServiceError as final:
-                    raise _api_error(final) from final
                 self.log.warning("%s", line)
             else:
                 if operation.done:
@@ -282,41 +266,36 @@ class DaiHook(GoogleBaseHook):
             return False, f"{no_list} {error}"
         return True, f"{self.endpoint.url} answered operations.get; it has no operations.list."
 
+    def make_repeats(self, request: rest.Request[Any], started: float) -> Repeats:
+        """
+        Return the rule by which a call is repeated.
+
+        :param started: when the call began, in seconds of the caller's clock.
+        """
+        return Repeats(
+            request.repeat_after,
+            num_retries=max(0, self.num_retries),
+            retry_timeout=self.retry_timeout,
+            started=started,
+            jitter=self._random,
+        )
+
     def _call(self, request: rest.Request[T]) -> T:
-        try:
+        with api_error():
             return self._send_and_repeat(request)
-        except ServiceError as error:
-            raise _api_error(error) from error
 
     def _send_and_repeat(self, request: rest.Request[T]) -> T:
         """Send a request, and again after errors that allow it; raises the last ServiceError."""
-        retrying = Retrying(
-            retry=retry_if_exception(
-                lambda error: isinstance(error, ServiceError) and may_repeat(request.repeat_after, error)
-            ),
-            stop=stop_after_attempt(1 + max(0, self.num_retries)) | stop_before_delay(self.retry_timeout),
-            wait=self._backoff,
-            before_sleep=self._log_repeat,
-            sleep=self._sleep,
-            reraise=True,
-        )
-        result: T = retrying(self._get_transport().call, request)
-        return result
-
-    def _backoff(self, state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        retry_after = error.retry_after if isinstance(error, ServiceError) else None
-        return backoff(state.attempt_number, retry_after, self._random())
-
-    def _log_repeat(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        self.log.warning("%s; attempt %d, next in %.1f s", error, state.attempt_number, state.upcoming_sleep)
+        repeats = self.make_repeats(request, self._clock())
+        while True:
+            try:
+                return self._get_transport().call(request)
+            except ServiceError as error:
+                seconds = repeats.after(error, self._clock())
+                self.log.warning("%s; next attempt in %.1f s", error, seconds)
+            self._sleep(seconds)
 
     def _get_transport(self) -> RequestsTransport:
         if self._transport is None:
             self._transport = RequestsTransport(self.endpoint, self.get_credentials(), self.timeout)
         return self._transport
-
-
-def _api_error(error: ServiceError) -> exceptions.GoogleAPICallError:
-    return _EXCEPTIONS[error.code](str(error))

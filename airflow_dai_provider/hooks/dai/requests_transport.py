@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import ssl
 import time
 from collections.abc import Iterator
@@ -11,16 +10,15 @@ from typing import Any, TypeVar
 
 import requests
 import urllib3.exceptions
-from airflow import __version__ as airflow_version
 from google.auth import exceptions as auth_exceptions
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.transport.requests import AuthorizedSession
 from google.auth.transport.requests import Request as AuthRequest
 
-from airflow_dai_provider import __version__, rest
-from airflow_dai_provider.endpoint import EMULATOR_VARIABLE, Endpoint
+from airflow_dai_provider import rest
+from airflow_dai_provider.endpoint import Endpoint
 from airflow_dai_provider.errors import Code, ServiceError
-from airflow_dai_provider.redact import redact_urls
+from airflow_dai_provider.hooks.dai.identity import auth_error, client_headers, no_answer, refuse_plain_http
 
 T = TypeVar("T")
 
@@ -46,23 +44,12 @@ class RequestsTransport:
         self.endpoint = endpoint
         self.timeout = timeout
         self._anonymous = isinstance(credentials, AnonymousCredentials)
-        if not self._anonymous and not endpoint.may_see_token:
-            raise ValueError(
-                f"Refusing to send credentials to {endpoint.url} over plain HTTP: use https, a loopback address, "
-                f"or {EMULATOR_VARIABLE} for an emulator that needs no credentials."
-            )
+        refuse_plain_http(endpoint, credentials)
         self._auth_session = requests.Session()
         self._auth_request = AuthRequest(self._auth_session)
         # A 401 is answered in call(), once; the session's own way makes three requests and two refreshes of it.
         self.session = AuthorizedSession(credentials, refresh_status_codes=(), auth_request=self._auth_request)
-        self.session.headers.update(
-            {
-                "x-goog-api-client": (
-                    f"gl-python/{platform.python_version()} rest/{requests.__version__} gapic/{__version__}"
-                ),
-                "User-Agent": f"airflow-dai-provider/{__version__} apache-airflow/{airflow_version}",
-            }
-        )
+        self.session.headers.update(client_headers(f"requests/{requests.__version__}"))
         # Without this, requests replaces the token with a password from ~/.netrc.
         self.session.auth = _keep_headers
         # A proxy from the environment is honoured, but what is meant for this machine does not leave it.
@@ -87,14 +74,14 @@ class RequestsTransport:
         try:
             self.session.credentials.refresh(self._auth_request)
         except auth_exceptions.GoogleAuthError as error:
-            raise _auth_error(request, error) from error
+            raise auth_error(request, error) from error
         return self._send(request)
 
     def _send(self, request: rest.Request[T]) -> T:
         try:
             answer = self._exchange(request)
         except auth_exceptions.GoogleAuthError as error:
-            raise _auth_error(request, error) from error
+            raise auth_error(request, error) from error
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             raise self._transport_error(request, error) from error
         return rest.read_answer(request, answer, datetime.now(UTC))
@@ -116,13 +103,14 @@ class RequestsTransport:
     def _transport_error(self, request: rest.Request[Any], error: Exception) -> ServiceError:
         """Say what an error of the library means: whether it can heal, and whether the service may have acted."""
         chain = list(_chain(error))
-        words = f"{request} got no answer from {self.endpoint.url}: {redact_urls(str(chain[-1]))}"
-        if any(isinstance(link, ssl.SSLCertVerificationError) for link in chain):
-            words += "; the server's certificate is not trusted (REQUESTS_CA_BUNDLE names other authorities)"
-            return ServiceError(words, Code.FAILED_PRECONDITION)
-        sent = not any(isinstance(link, _NEVER_CONNECTED) for link in chain)
-        timed_out = isinstance(error, requests.exceptions.Timeout | urllib3.exceptions.TimeoutError)
-        return ServiceError(words, Code.DEADLINE_EXCEEDED if timed_out else Code.UNAVAILABLE, sent=sent)
+        return no_answer(
+            request,
+            self.endpoint,
+            chain[-1],
+            untrusted=any(isinstance(link, ssl.SSLCertVerificationError) for link in chain),
+            timed_out=isinstance(error, requests.exceptions.Timeout | urllib3.exceptions.TimeoutError),
+            sent=not any(isinstance(link, _NEVER_CONNECTED) for link in chain),
+        )
 
 
 def _read_body(raw: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
@@ -135,14 +123,6 @@ def _read_body(raw: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
         if time.monotonic() > deadline:
             raise urllib3.exceptions.TimeoutError("the answer did not end in time")
     return bytes(body[: rest.MAX_ANSWER_BYTES + 1])
-
-
-def _auth_error(request: rest.Request[Any], error: auth_exceptions.GoogleAuthError) -> ServiceError:
-    """Say what a failure to get a token means; nothing was sent to the service."""
-    words = f"{request} was not sent, for want of a token: {redact_urls(str(error.args[0] if error.args else error))}"
-    if isinstance(error, auth_exceptions.TransportError) or error.retryable:
-        return ServiceError(words, Code.UNAVAILABLE, sent=False)
-    return ServiceError(words, Code.UNAUTHENTICATED)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

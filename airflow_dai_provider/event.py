@@ -1,0 +1,54 @@
+"""
+What a wait in the triggerer reports to its task: the payload of the trigger's event.
+
+It is one of ``{"status": "ended", "operation": Operation.to_dict()}``, ``{"status": "timeout", "message": str}`` and
+``{"status": "error", "code": str | None, "message": str}``, where the code is that of the service's error.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowException
+
+from airflow_dai_provider.errors import Code
+from airflow_dai_provider.operation import InvalidOperationError, Operation
+from airflow_dai_provider.outcome import error_code, error_message, task_error
+from airflow_dai_provider.polling import WaitTimeoutError
+from airflow_dai_provider.redact import short_repr
+
+
+def operation_event(operation: Operation) -> dict[str, Any]:
+    """Return the payload for an operation that has ended."""
+    return {"status": "ended", "operation": operation.to_dict()}
+
+
+def error_event(error: Exception) -> dict[str, Any]:
+    """Return the payload for a wait that has broken off."""
+    if isinstance(error, WaitTimeoutError):
+        return {"status": "timeout", "message": str(error)}
+    code = error_code(error)
+    return {"status": "error", "code": code, "message": error_message(error) if code else repr(error)}
+
+
+def read_event(event: object, consequence: str = "") -> Operation:
+    """
+    Return the operation that an event reports.
+
+    :param event: what Airflow hands to the resumed task.
+    :param consequence: a sentence for the message that says what an error leaves behind.
+    :raises WaitTimeoutError: when the wait has timed out.
+    :raises AirflowFailException: for an error that a retry cannot heal.
+    :raises AirflowException: for any other error, and when the event is none of ours.
+    """
+    match event:
+        case {"status": "ended", "operation": dict(data)}:
+            try:
+                return Operation.from_dict(data)
+            except InvalidOperationError as error:
+                raise AirflowException(f"The trigger has fired an event that cannot be read: {error}") from error
+        case {"status": "timeout", "message": str(message)}:
+            raise WaitTimeoutError(message)
+        case {"status": "error", "code": str() | None as code, "message": str(message)}:
+            raise task_error(Code(code) if code in set(Code) else Code.UNKNOWN, message, consequence)
+    raise AirflowException(f"Expected the event of DaiOperationTrigger, got {short_repr(event)}. {consequence}".strip())

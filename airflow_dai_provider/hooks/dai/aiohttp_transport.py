@@ -1,0 +1,207 @@
+"""One ``aiohttp`` session and one token, shared by every wait on an event loop, and what the library's errors mean."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import aiohttp
+import certifi
+import requests
+from asgiref.sync import sync_to_async
+from google.auth import exceptions as auth_exceptions
+from google.auth.credentials import AnonymousCredentials, Credentials
+from google.auth.transport.requests import Request as AuthRequest
+from yarl import URL
+
+from airflow_dai_provider import rest
+from airflow_dai_provider.errors import Code, ServiceError
+from airflow_dai_provider.hooks.dai.identity import auth_error, client_headers, no_answer, refuse_plain_http
+
+if TYPE_CHECKING:
+    from airflow_dai_provider.endpoint import Endpoint
+
+T = TypeVar("T")
+
+#: The most connections of one session; a look that finds all of them busy waits for one.
+MAX_CONNECTIONS = 50
+#: A token is renewed this many seconds before it expires, or in the last tenth of its life if that is later.
+RENEW_BEFORE = 225.0
+
+
+class Token:
+    """
+    The authorisation of one set of credentials, fetched in a thread, once for everybody who waits for it.
+
+    :param credentials: what authorises; anonymous credentials give no header.
+    :param timeout: seconds that one request for it may take.
+    """
+
+    def __init__(self, credentials: Credentials, timeout: float) -> None:
+        self._credentials = credentials
+        self._timeout = timeout
+        self.renewable = not isinstance(credentials, AnonymousCredentials)
+        self._headers: dict[str, str] | None = None if self.renewable else {}
+        self._renew_at = float("inf")
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def headers(self) -> Mapping[str, str]:
+        """
+        Return the headers that authorise a request.
+
+        :raises google.auth.exceptions.GoogleAuthError: when no token can be had.
+        """
+        if self._headers is None or time.time() >= self._renew_at:
+            await self.renew(self._headers)
+        return self._headers or {}
+
+    async def renew(self, refused: Mapping[str, str] | None) -> None:
+        """
+        Fetch a token, unless somebody else has replaced the refused one meanwhile.
+
+        :param refused: the headers that are of no use any more, as :meth:`headers` gave them.
+        :raises google.auth.exceptions.GoogleAuthError: when no token can be had; all who wait for it learn of it.
+        """
+        if self._headers is not refused:
+            return
+        if self._fetching is None:
+            self._fetching = asyncio.create_task(sync_to_async(self._fetch, thread_sensitive=False)())
+            self._fetching.add_done_callback(self._fetched)
+        await asyncio.shield(self._fetching)
+
+    async def close(self) -> None:
+        """Wait for a fetch under way, whose thread cannot be stopped."""
+        if self._fetching:
+            await asyncio.wait({self._fetching})
+
+    def _fetched(self, fetching: asyncio.Task[None]) -> None:
+        self._fetching = None
+        if not fetching.cancelled():
+            fetching.exception()  # looked at here too, since all who waited may be gone
+
+    def _fetch(self) -> None:
+        fetched = time.time()
+        with requests.Session() as session:
+            request = AuthRequest(session)
+            self._credentials.refresh(lambda *args, **kwargs: request(*args, **{"timeout": self._timeout} | kwargs))
+        headers: dict[str, str] = {}
+        self._credentials.apply(headers)
+        expiry = self._credentials.expiry
+        expires = expiry.replace(tzinfo=UTC).timestamp() if expiry else float("inf")
+        self._renew_at = max(expires - RENEW_BEFORE, fetched + 0.9 * (expires - fetched))
+        self._headers = headers
+
+
+class AiohttpTransport:
+    """
+    Carry requests to one endpoint with one set of credentials; made by :meth:`open`, on the loop that uses it.
+
+    :param endpoint: where the service is.
+    :param credentials: what authorises.
+    :param timeout: seconds that one request may take.
+    :raises ValueError: when a token would leave this machine over plain HTTP.
+    """
+
+    def __init__(self, endpoint: Endpoint, credentials: Credentials, timeout: float) -> None:
+        refuse_plain_http(endpoint, credentials)
+        self.endpoint = endpoint
+        self.token = Token(credentials, timeout)
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._session: aiohttp.ClientSession | None = None
+        self._proxy: str | None = None
+
+    async def open(self) -> Self:
+        """Open the session; certificates are read in a thread."""
+        context, self._proxy = await sync_to_async(self._read_environment, thread_sensitive=False)()
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=context),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=client_headers(f"aiohttp/{aiohttp.__version__}"),
+            timeout=self._timeout,
+        )
+        return self
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.token.close()
+        if self._session:
+            await self._session.close()
+
+    def _read_environment(self) -> tuple[ssl.SSLContext, str | None]:
+        """Read the authorities and the proxy from the environment, as ``requests`` does."""
+        proxies: dict[str, Any] = {"http": None, "https": None} if self.endpoint.is_loopback else {}
+        with requests.Session() as session:
+            settings = session.merge_environment_settings(self.endpoint.url, proxies, None, None, None)
+        bundle = settings["verify"] if isinstance(settings["verify"], str) else certifi.where()
+        proxy = requests.utils.select_proxy(self.endpoint.url, settings["proxies"])
+        kind = "capath" if Path(bundle).is_dir() else "cafile"
+        return ssl.create_default_context(**{kind: bundle}), proxy  # type: ignore[arg-type]
+
+    async def call(self, request: rest.Request[T]) -> T:
+        """
+        Send a request once; after a 401 once more, with a fresh token.
+
+        :raises ServiceError: for everything that is not the answer asked for.
+        """
+        try:
+            headers = await self.token.headers()
+            try:
+                return await self._send(request, headers)
+            except ServiceError as error:
+                if error.code is not Code.UNAUTHENTICATED or not self.token.renewable:
+                    raise
+            await self.token.renew(headers)
+            return await self._send(request, await self.token.headers())
+        except auth_exceptions.GoogleAuthError as error:
+            raise auth_error(request, error) from error
+
+    async def _send(self, request: rest.Request[T], headers: Mapping[str, str]) -> T:
+        try:
+            answer = await self._exchange(request, headers)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._transport_error(request, error) from error
+        return rest.read_answer(request, answer, datetime.now(UTC))
+
+    async def _exchange(self, request: rest.Request[Any], headers: Mapping[str, str]) -> rest.Answer:
+        if self._session is None:
+            raise RuntimeError("The session is not open.")
+        async with self._session.request(
+            request.http_method,
+            # The path is encoded already; yarl would decode a part of it.
+            URL(self.endpoint.url + request.path, encoded=True),
+            json=request.body,
+            headers=headers,
+            allow_redirects=False,
+            proxy=self._proxy,
+        ) as response:
+            body = await _read_body(response)
+            return rest.Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, body)
+
+    def _transport_error(self, request: rest.Request[Any], error: Exception) -> ServiceError:
+        """Say what an error of the library means: whether it can heal, and whether the service may have acted."""
+        return no_answer(
+            request,
+            self.endpoint,
+            error,
+            untrusted=isinstance(error, aiohttp.ClientConnectorCertificateError),
+            timed_out=isinstance(error, TimeoutError),
+            sent=not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError),
+        )
+
+
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
+    """Read as it arrives, so that a large answer does not fill the memory."""
+    body = await response.content.read(rest.MAX_ANSWER_BYTES + 1)
+    if response.content.at_eof() or len(body) > rest.MAX_ANSWER_BYTES:
+        return body
+    chunks = [body]
+    size = len(body)
+    while size <= rest.MAX_ANSWER_BYTES and (chunk := await response.content.read(rest.MAX_ANSWER_BYTES + 1 - size)):
+        chunks.append(chunk)
+        size += len(chunk)
+    return b"".join(chunks)

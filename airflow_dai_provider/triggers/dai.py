@@ -1,0 +1,163 @@
+"""Trigger for ingests of Google's Video Creative Ingest API (DAI): one wait in the triggerer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
+
+from airflow_dai_provider.event import error_event, operation_event
+from airflow_dai_provider.polling import MAX_OUTAGE
+from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL, task_instance_state
+
+if TYPE_CHECKING:
+    from airflow_dai_provider.hooks.dai import DaiAsyncHook
+
+#: Seconds within which a killed wait has to have requested the cancellation; Airflow gives 30.
+KILL_SECONDS = 25.0
+
+# What cancels after a kill outlives the trigger, and the event loop itself holds its tasks only weakly.
+_KILLS: set[asyncio.Task[None]] = set()
+
+
+class DaiOperationTrigger(BaseTrigger):
+    """
+    Wait in the triggerer until an operation has ended; fires once.
+
+    The payload of the event is that of :mod:`airflow_dai_provider.event`. Looks are quick at first (1 s, growing
+    1.5-fold up to ``poll_interval``). All waits of a triggerer that share a connection and an endpoint share one HTTP
+    session and one token. The deadline counts from ``started``, so a restart of the triggerer does not move it.
+
+    :param operation_name: ``operations/...``.
+    :param poll_interval: the most seconds between two looks.
+    :param started: when the wait began, in seconds of the epoch; now, if it is not given.
+    :param timeout: seconds to wait at most, counted from ``started``, or None for no limit.
+    :param max_outage: seconds that the service may stay out of reach, or None for no limit.
+    :param cancel_on_kill: whether the operation is cancelled when a user marks the deferred task or clears it. It is
+        not when the triggerer stops, restarts or hands over.
+    :param gcp_conn_id: the Google Cloud connection.
+    :param impersonation_chain: service account(s) to impersonate.
+    :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own.
+    """
+
+    def __init__(
+        self,
+        operation_name: str,
+        *,
+        poll_interval: float = 30.0,
+        started: float | None = None,
+        timeout: float | None = None,
+        max_outage: float | None = MAX_OUTAGE,
+        cancel_on_kill: bool = False,
+        gcp_conn_id: str = "google_cloud_default",
+        impersonation_chain: str | Sequence[str] | None = None,
+        api_endpoint: str | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operation_name = operation_name
+        self.poll_interval = poll_interval
+        self.started = time.time() if started is None else started
+        self.timeout = timeout
+        self.max_outage = max_outage
+        self.cancel_on_kill = cancel_on_kill
+        self.gcp_conn_id = gcp_conn_id
+        self.impersonation_chain = impersonation_chain
+        self.api_endpoint = api_endpoint
+        self._hook: DaiAsyncHook | None = None
+        self._held = AsyncExitStack()
+        self._kept = AsyncExitStack()
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the path of this class and every argument of its constructor."""
+        return (
+            "airflow_dai_provider.triggers.dai.DaiOperationTrigger",
+            {
+                "operation_name": self.operation_name,
+                "poll_interval": self.poll_interval,
+                "started": self.started,
+                "timeout": self.timeout,
+                "max_outage": self.max_outage,
+                "cancel_on_kill": self.cancel_on_kill,
+                "gcp_conn_id": self.gcp_conn_id,
+                "impersonation_chain": self.impersonation_chain,
+                "api_endpoint": self.api_endpoint,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look until the operation has ended, and fire."""
+        try:
+            event = TriggerEvent(await self._wait())
+        except asyncio.CancelledError:
+            if not TRIGGERS_HAVE_ON_KILL:
+                await self.on_kill()
+            elif self.cancel_on_kill:
+                # on_kill comes after this, and cleanup after that: the session and its token stay open until then.
+                self._kept = self._held.pop_all()
+            raise
+        finally:
+            await self._held.aclose()
+        yield event
+
+    async def cleanup(self) -> None:
+        """Close what was kept open for on_kill."""
+        await self._kept.aclose()
+
+    async def on_kill(self) -> None:
+        """
+        Request the cancellation, if told to, when a user has killed the deferred task.
+
+        Airflow cancels this again about once a second, so the work is a task of its own.
+        """
+        if not self.cancel_on_kill:
+            return
+        kill = asyncio.create_task(self._cancel_unless_deferred())
+        _KILLS.add(kill)
+        kill.add_done_callback(_KILLS.discard)
+        until = time.monotonic() + KILL_SECONDS
+        while not kill.done() and (left := until - time.monotonic()) > 0:
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({kill}, timeout=left)
+
+    async def _wait(self) -> dict[str, Any]:
+        """Wait, and return the payload of the event."""
+        try:
+            self._hook = await sync_to_async(self._make_hook, thread_sensitive=False)()
+            await self._held.enter_async_context(self._hook)
+            operation = await self._hook.wait_for_operation(
+                self.operation_name,
+                started=self.started,
+                timeout=self.timeout,
+                poll_interval=self.poll_interval,
+                max_outage=self.max_outage,
+            )
+        except Exception as error:
+            self.log.warning("The wait for %s is over: %s", self.operation_name, error)
+            return error_event(error)
+        self.log.info("%s.", operation)
+        return operation_event(operation)
+
+    async def _cancel_unless_deferred(self) -> None:
+        """Request the cancellation, on a session held for this alone, unless the task still waits elsewhere."""
+        try:
+            if await task_instance_state(self.task_instance) == "deferred":
+                self.log.info("Leaving %s alone: its task is still deferred.", self.operation_name)
+                return
+            hook = self._hook or await sync_to_async(self._make_hook, thread_sensitive=False)()
+            async with hook.sibling() as own:
+                await own.cancel_operation(self.operation_name)
+        except Exception:
+            self.log.exception("%s may still run: its task was killed, but it was not cancelled", self.operation_name)
+        else:
+            self.log.info("Requested the cancellation of %s: its task was killed.", self.operation_name)
+
+    def _make_hook(self) -> DaiAsyncHook:
+        """Make the hook, in a thread, since what it imports is heavy."""
+        from airflow_dai_provider.hooks.dai import DaiAsyncHook
+
+        return DaiAsyncHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)

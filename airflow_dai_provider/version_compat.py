@@ -1,0 +1,45 @@
+"""What differs between Airflow 2 and 3 and is not in ``airflow.providers.common.compat``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger
+from asgiref.sync import sync_to_async
+
+#: Whether Airflow calls ``on_kill`` of a trigger (3.3 and later); before, it only cancels the coroutine.
+TRIGGERS_HAVE_ON_KILL = hasattr(BaseTrigger, "on_kill")
+
+
+async def task_instance_state(ti: Any) -> str | None:
+    """
+    Return the state of a task instance, from the triggerer.
+
+    :param ti: what Airflow has set as the trigger's ``task_instance``.
+    :return: the state; None for one without a state, and for one that is gone.
+    """
+    if ti is None:
+        raise LookupError("Airflow has told the trigger no task instance.")
+    return await sync_to_async(_state, thread_sensitive=False)(ti)
+
+
+def _state(ti: Any) -> str | None:
+    try:
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+    except ImportError:
+        return _state_in_database(ti)
+    states = RuntimeTaskInstance.get_task_states(
+        dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+    )
+    key = ti.task_id if ti.map_index is None or ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
+    state = states.get(ti.run_id, {}).get(key)
+    return None if state is None else str(getattr(state, "value", state))
+
+
+def _state_in_database(ti: Any) -> str | None:
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        found = session.get(TaskInstance, (ti.dag_id, ti.task_id, ti.run_id, ti.map_index))
+        return found.state if found else None
