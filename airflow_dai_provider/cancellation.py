@@ -26,10 +26,11 @@ def request_cancellation(hook: DaiHook, name: str, log: Any) -> Operation | None
 
     try:
         hook.cancel_operation(name)
-    except (FailedPrecondition, NotFound):
+    except (FailedPrecondition, NotFound) as error:
         operation = hook.get_operation(name)
         if not operation.done:
-            raise
+            # Never NotFound, which callers may take for an operation that does not run.
+            raise FailedPrecondition(f"{error.message} But {operation}.") from error
         log.info("%s: it had already finished, there is nothing to cancel.", operation)
         return operation
     log.info("Requested the cancellation of %s.", name)

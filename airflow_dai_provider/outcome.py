@@ -36,7 +36,7 @@ _ADVICE = {
         "operation can only be left to end by itself, or be stopped by whoever runs the service."
     ),
     Code.PERMISSION_DENIED: "The account of the connection has no access: Google must have allow-listed it for DAI.",
-    Code.UNAUTHENTICATED: "Check the credentials of the connection; a refused token has been renewed once.",
+    Code.UNAUTHENTICATED: "The service, or the token service, refused the credentials of the connection.",
     Code.NOT_FOUND: (
         "The service does not know the operation: is the name right, and of this endpoint? Finished operations "
         "expire; missing_ok=True accepts that."
@@ -62,7 +62,11 @@ def check_expected_states(states: object) -> frozenset[OperationState] | None:
     if states is None:
         return None
     given = [states] if isinstance(states, str) else states
-    if isinstance(given, Collection) and given and all(state in END_STATES for state in given):
+    if (
+        isinstance(given, Collection)
+        and given
+        and all(isinstance(state, str) and state in END_STATES for state in given)
+    ):
         return frozenset(OperationState(state) for state in given)
     raise AirflowFailException(
         f"Invalid expected_states {short_repr(states)}: expected None for every end, or some of "
@@ -127,11 +131,13 @@ def error_code(error: Exception) -> Code | None:
     """Return the rpc code of what a hook has raised, or the one that it amounts to; None for what no hook raises."""
     # Imported here, since DAG files are parsed often and this is heavy; whoever raised the error has loaded it.
     from google.api_core.exceptions import GoogleAPICallError
-    from google.auth.exceptions import GoogleAuthError
+    from google.auth.exceptions import GoogleAuthError, TransportError
 
     if isinstance(error, GoogleAPICallError):
         status = error.grpc_status_code
         return Code(status.name) if status is not None else Code.UNKNOWN
+    if isinstance(error, TransportError | ConnectionError | TimeoutError) or getattr(error, "retryable", False):
+        return Code.UNAVAILABLE
     if isinstance(error, GoogleAuthError | OSError):
         return Code.UNAUTHENTICATED
     return Code.INVALID_ARGUMENT if isinstance(error, ValueError) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -92,9 +92,12 @@ class DaiCancelOperationNotifier(BaseNotifier):
         """
         super(DaiCancelOperationNotifier, copy(self)).__call__(*args)
 
-    def get_template_env(self, dag: Any = None) -> Any:
-        """Return the environment to render with; ``dag.test()`` of Airflow 3 passes a DAG that has none."""
-        return super().get_template_env(dag if hasattr(dag, "get_template_env") else None)
+    def render_template_fields(self, context: Context, jinja_env: Any = None) -> None:
+        """Render; also to nothing, where Airflow 2 would keep the template, and with a DAG that has no environment."""
+        dag = context.get("dag")
+        jinja_env = jinja_env or self.get_template_env(dag if hasattr(dag, "get_template_env") else None)
+        for field in self.template_fields:
+            setattr(self, field, self.render_template(getattr(self, field), context, jinja_env))
 
     def notify(self, context: Context) -> None:
         """
@@ -116,19 +119,23 @@ class DaiCancelOperationNotifier(BaseNotifier):
         """Return the valid names, each once and in order, and what is wrong with the others."""
         names: list[str] = []
         problems: list[str] = []
-        for name in self._candidates(context):
+        try:
+            candidates = self._pushed(context)
+        except Exception as error:
+            candidates = []
+            problems.append(str(error))
+        for name in _given(self.operation_name) + candidates:
             try:
                 names.append(check_operation_name(name))
             except InvalidNameError as error:
                 problems.append(str(error))
         return list(dict.fromkeys(names)), problems
 
-    def _candidates(self, context: Context) -> list[object]:
-        named = _given(self.operation_name)
+    def _pushed(self, context: Context) -> list[object]:
         if self.ingest_task_ids is not None:
-            return named + names_pushed_by_tasks(context, map(str, _given(self.ingest_task_ids)), self.log)
+            return names_pushed_by_tasks(context, map(str, _given(self.ingest_task_ids)), self.log)
         if self.operation_name is not None:
-            return named
+            return []
         if is_dag_callback(context):
             return names_pushed_by_run(context, self.log)
         return names_pushed_by_task_instance(context, self.log)
@@ -193,5 +200,7 @@ class DaiCancelOperationNotifier(BaseNotifier):
 
 def _given(values: object) -> list[object]:
     """Return one value or several as a list, without what renders to nothing."""
-    listed = list(values) if isinstance(values, list | tuple | set | frozenset) else [values]
+    listed = (
+        list(values) if isinstance(values, Collection) and not isinstance(values, str | bytes | Mapping) else [values]
+    )
     return [value for value in listed if not is_missing_name(value)]

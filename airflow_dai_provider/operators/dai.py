@@ -109,10 +109,9 @@ class DaiCancelOperationOperator(BaseOperator):
                 DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint) as hook,
             ):
                 operation = self._cancel(hook, name)
-                if operation and self.wait_for_completion:
-                    if not operation.done:
-                        operation = self._wait(hook, name)
-                    return self._finish(context, operation)
+                if self.wait_for_completion:
+                    ended = operation if operation and operation.done else self._wait(hook, name)
+                    return self._finish(context, ended)
         except OperationNotFoundError as error:
             self._accept_missing(error)
         return name
@@ -166,7 +165,7 @@ class DaiCancelOperationOperator(BaseOperator):
         try:
             operation = hook.get_operation(name)
         except GoogleAPICallError as error:
-            if self.wait_for_completion or error_code(error) in PERMANENT:
+            if error_code(error) in PERMANENT:
                 raise
             self.log.warning("The cancellation is requested, but it cannot be seen yet: %s", error.message)
             return None

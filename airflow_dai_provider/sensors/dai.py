@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from functools import cached_property
+from inspect import unwrap
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
@@ -111,14 +112,20 @@ class DaiOperationSensor(BaseSensorOperator):
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Wait until the operation has ended; return its dict, or None for one that is missing."""
         try:
-            result: dict[str, Any] | None = self._defer(context) if self.deferrable else super().execute(context)
+            if self.deferrable:
+                return self._defer(context)
+            # Unwrapped, since Airflow 2 takes a second pass through its guard for a call from outside a task.
+            result: dict[str, Any] | None = unwrap(BaseSensorOperator.execute)(self, context)
         except AirflowSkipException as skip:
-            raise self._failure_behind(skip) or skip from skip.__cause__
+            if failure := self._failure_behind(skip):
+                raise failure from failure.__cause__
+            raise self._timed_out(skip) if skip.__cause__ is None else skip from skip.__cause__
         except AirflowSensorTimeout as timeout:
-            raise AirflowSensorTimeout(f"{timeout} {self.operation_name} may still run.") from timeout
+            raise self._timed_out(timeout) from timeout
+        else:
+            return result
         finally:
             self._close_hook()
-        return result
 
     def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002 - Airflow's signature
         """Look once; done with the operation's dict (None for a missing one) as the sensor's result."""
@@ -202,6 +209,12 @@ class DaiOperationSensor(BaseSensorOperator):
         if last_look := self.__dict__.pop("_last_look", None):
             self.log.info("%s", describe_look(last_look, run_duration(), interval))
         return interval
+
+    def _timed_out(self, error: AirflowException) -> AirflowException:
+        """Return the sensor base's timeout with what it leaves behind, and log the last look."""
+        if last_look := self.__dict__.pop("_last_look", None):
+            self.log.info("%s.", last_look)
+        return type(error)(f"{error} {self.operation_name} may still run.")
 
     def _failure_behind(self, skip: AirflowSkipException) -> AirflowException | None:
         """Return what must fail the task although the sensor base made a skip of it: what can never succeed."""

@@ -120,9 +120,11 @@ class AirflowStack:
         self.processes.clear()
 
     def start_component(self, component: str) -> None:
+        """Start a component; ``second-triggerer`` is another triggerer."""
+        arguments = self.components[component.removeprefix("second-")]
         with (self.home / f"{component}.log").open("ab") as log:
             self.processes[component] = subprocess.Popen(
-                [self._airflow_command(), *self.components[component]],
+                [self._airflow_command(), *arguments],
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -176,6 +178,10 @@ class AirflowStack:
         raise NotImplementedError
 
     def run_state(self, dag_id: str, run_id: str) -> str:
+        raise NotImplementedError
+
+    def mark(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
+        """Mark a task that is not mapped, as a user does."""
         raise NotImplementedError
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
@@ -275,6 +281,10 @@ class Airflow3Stack(AirflowStack):
             if len(found) >= page["total_entries"]:
                 return found
 
+    def mark(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
+        path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
+        self.api("PATCH", path, json={"new_state": state})
+
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
         """Return an XCom as the UI shows it."""
         path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}?deserialize=true"
@@ -340,6 +350,15 @@ class Airflow2Stack(AirflowStack):
                 {"task_id": ti.task_id, "map_index": ti.map_index, "state": ti.state, "try_number": ti.try_number}
                 for ti in found
             ]
+
+    def mark(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            session.query(TaskInstance).filter_by(dag_id=dag_id, run_id=run_id, task_id=task_id).one().set_state(
+                state, session=session
+            )
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
         from airflow.models.xcom import XCom

@@ -1,0 +1,214 @@
+"""Every example runs, with ``dag.test()`` on a real metadata database and a real HTTP server, and does what it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "dags_examples"
+FILES = sorted(FOLDER.glob("*.py"))
+NAMED = ("operations/my-ingest", "operations/ad-1", "operations/ad-2")
+
+
+def load(path: Path) -> Any:
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:  # Airflow 2
+        from airflow.models.dagbag import DagBag
+
+    bag = DagBag(str(path))
+    assert bag.import_errors == {}
+    assert list(bag.dags) == [path.stem]
+    return bag.dags[path.stem]
+
+
+@dataclass
+class Case:
+    """
+    What an example does in one situation.
+
+    :param example: the file.
+    :param run: how its run ends.
+    :param tasks: how each of its tasks ends.
+    :param ingests: what has become of each ingest, in the emulator's own record.
+    :param cancels: how many cancel requests the service has taken.
+    :param running: the ingests that run before, by name.
+    :param options: of the emulator, which says what an ingest does.
+    :param unimplemented: the methods that the service lacks.
+    """
+
+    example: str
+    run: str
+    tasks: dict[str, str]
+    ingests: list[str]
+    cancels: int
+    running: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    unimplemented: tuple[str, ...] = ()
+
+
+SLOW_CANCEL = {"cancel_seconds": 12}
+QUICK = {"ingest_seconds": 90}
+CASES = {
+    "it waits for a cancel that takes a while": Case(
+        "cancel_and_wait",
+        "success",
+        {"cancel": "success"},
+        ["CANCELLED"],
+        1,
+        running=NAMED[:1],
+        options=SLOW_CANCEL,
+    ),
+    "a service that cannot cancel fails it, without a retry": Case(
+        "cancel_and_wait",
+        "failed",
+        {"cancel": "failed"},
+        ["RUNNING"],
+        0,
+        running=NAMED[:1],
+        unimplemented=("operations.cancel",),
+    ),
+    "start, cancel, wait": Case(
+        "cancel_ingest",
+        "success",
+        {"start_ingest": "success", "cancel": "success", "wait": "success"},
+        ["CANCELLED"],
+        1,
+        options=SLOW_CANCEL,
+    ),
+    "start and cancel, but it was quicker": Case(
+        "cancel_ingest",
+        "success",
+        {"start_ingest": "success", "cancel": "success", "wait": "success"},
+        ["SUCCEEDED"],
+        1,
+        options={"ingest_seconds": 0},
+    ),
+    "mapped, all of them": Case(
+        "cancel_mapped",
+        "success",
+        {
+            "pulled_ads": "success",
+            "cancel[0]": "success",
+            "cancel[1]": "success",
+            "wait[0]": "success",
+            "wait[1]": "success",
+        },
+        ["CANCELLED", "CANCELLED"],
+        2,
+        running=NAMED[1:],
+        options=SLOW_CANCEL,
+    ),
+    "mapped, one of them unknown": Case(
+        "cancel_mapped",
+        "success",
+        {
+            "pulled_ads": "success",
+            "cancel[0]": "success",
+            "cancel[1]": "success",
+            "wait[0]": "success",
+            "wait[1]": "success",
+        },
+        ["CANCELLED"],
+        1,
+        running=NAMED[2:],
+    ),
+    "teardown after an ingest that succeeds": Case(
+        "cancel_as_teardown",
+        "success",
+        {"start_ingest": "success", "wait": "success", "cancel": "success"},
+        ["SUCCEEDED"],
+        1,
+        options=QUICK,
+    ),
+    "teardown after a wait that fails": Case(
+        "cancel_as_teardown",
+        "failed",
+        {"start_ingest": "success", "wait": "failed", "cancel": "success"},
+        ["CANCELLED"],
+        1,
+        unimplemented=("operations.get once",),
+    ),
+    "teardown after a setup that fails": Case(
+        "cancel_as_teardown",
+        "failed",
+        {"start_ingest": "failed", "wait": "upstream_failed", "cancel": "upstream_failed"},
+        [],
+        0,
+        unimplemented=("creatives.create",),
+    ),
+    "teardown without a setup": Case(
+        "cancel_even_if_start_fails",
+        "failed",
+        {"ingest_and_publish": "failed", "cancel": "success"},
+        ["CANCELLED"],
+        1,
+    ),
+    "the callback of a task": Case(
+        "cancel_on_task_failure",
+        "failed",
+        {"ingest_and_publish": "failed"},
+        ["CANCELLED"],
+        1,
+    ),
+}
+
+
+def test_each_example_has_a_case() -> None:
+    assert {case.example for case in CASES.values()} | {"cancel_on_run_failure"} == {path.stem for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_an_example_is_short_and_loads(path: Path, log: Any) -> None:
+    assert len(path.read_text().splitlines()) <= 40
+    dag = load(path)
+    assert dag.tasks
+    assert "eprecat" not in log.text
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+def test_an_example(case: Case, make_emulator: Any, run_dag: Any) -> None:
+    emulator = make_emulator(**case.options)
+    for name in case.running:
+        emulator.start_ingest(name)
+    for method in case.unimplemented:
+        fail(emulator, method)
+    run = run_dag(load(FOLDER / f"{case.example}.py"))
+    assert run.tasks == case.tasks
+    assert run.state == case.run
+    assert sorted(emulator.states().values()) == case.ingests
+    assert sum(emulator.cancel_requested(name) for name in emulator.states()) == case.cancels
+    assert {run.tries(task) for task, state in run.tasks.items() if state != "upstream_failed"} == {1}
+
+
+def fail(emulator: Any, method: str) -> None:
+    from airflow_dai_provider.emulator import Fault
+
+    if method.endswith(" once"):
+        emulator.inject(Fault(method=method.removesuffix(" once"), rpc_status="UNIMPLEMENTED"))
+    else:
+        emulator.unimplement(method)
+
+
+def test_the_callback_of_a_dag(emulator: Any, run_dag: Any, log: Any, airflow_2: bool) -> None:
+    run = run_dag(load(FOLDER / "cancel_on_run_failure.py"))
+    assert run.tasks == {"start_ingest": "success", "publish": "failed"}
+    assert run.state == "failed"
+    if airflow_2:
+        assert list(emulator.states().values()) == ["CANCELLED"]
+        return
+    # A known limit of dag.test() on Airflow 3, which a running one does not have: the callbacks of a DAG cannot read
+    # XComs there. The log has to say so.
+    assert list(emulator.states().values()) == ["RUNNING"]
+    assert "XComs cannot be read here: dag.test() of Airflow 3" in log.text
+
+
+def test_nothing_is_slept_through(make_emulator: Any, run_dag: Any, clock: Any) -> None:
+    """The examples wait, but on the emulator's clock."""
+    make_emulator(**SLOW_CANCEL)
+    run = run_dag(load(FOLDER / "cancel_ingest.py"))
+    assert run.xcom("wait")["state"] == "CANCELLED"
+    assert clock.slept == [5, 5, 5]

@@ -1,0 +1,136 @@
+"""Waits in the triggerer of a running Airflow: resumed with each outcome, restarted, handed over, killed."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+
+import pytest
+import requests
+from stack import Airflow2Stack, Airflow3Stack, wait_until
+
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+
+Stack = Airflow2Stack | Airflow3Stack
+
+#: Airflow 2 runs one task at a time on SQLite, so 200 would take a quarter of an hour there.
+MANY = 15 if version("apache-airflow").startswith("2.") else 200
+
+
+def defer(airflow: Stack, dag_id: str, operation: str) -> str:
+    """Start a run and return its id when its only task waits in the triggerer."""
+    run = airflow.trigger(dag_id, {"operation": operation})
+
+    def deferred() -> bool:
+        return [task["state"] for task in airflow.task_instances(dag_id, run)] == ["deferred"]
+
+    wait_until(f"{dag_id} to be deferred", deferred, 60)
+    return run
+
+
+def cancel(emulator: DaiEmulator, name: str) -> None:
+    """Ask the service for a cancel, as somebody else would."""
+    assert requests.post(f"{emulator.endpoint}/v1/{name}:cancel", timeout=10).ok
+
+
+def log_of(airflow: Stack, dag_id: str, run: str, task_id: str) -> str:
+    return "\n".join(airflow.task_log_lines(dag_id, run, task_id))
+
+
+@pytest.mark.parametrize(("dag_id", "task_id"), [("deferred_sensor", "wait"), ("deferred_operator", "cancel")])
+@pytest.mark.parametrize("end", ["CANCELLED", "SUCCEEDED", "FAILED"])
+def test_each_outcome(airflow: Stack, emulator: DaiEmulator, dag_id: str, task_id: str, end: str) -> None:
+    ends = {
+        "CANCELLED": {"seconds": 600.0, "cancel_seconds": 8.0},
+        "SUCCEEDED": {"seconds": 12.0, "cancel": "ignored"},
+        "FAILED": {"seconds": 12.0, "cancel": "ignored", "outcome": "INVALID_MEDIA"},
+    }
+    name = emulator.start_ingest(f"operations/{dag_id}/{end}", **ends[end])
+    run = defer(airflow, dag_id, name)
+    if dag_id == "deferred_sensor" and end == "CANCELLED":
+        cancel(emulator, name)
+
+    assert airflow.wait_for_run(dag_id, run) == ("failed" if end == "FAILED" else "success")
+    assert emulator.state(name) == end
+    if end == "FAILED":
+        assert "INVALID_MEDIA" in log_of(airflow, dag_id, run, task_id)
+    else:
+        key = "operation" if dag_id == "deferred_operator" else "return_value"
+        assert airflow.xcom(dag_id, run, task_id, key)["state"] == end
+
+
+def test_unimplemented_while_deferred(airflow: Stack, emulator: DaiEmulator) -> None:
+    name = emulator.start_ingest("operations/deferred/unimplemented")
+    run = defer(airflow, "deferred_sensor", name)
+    emulator.inject(Fault("operations.get", name, rpc_status="UNIMPLEMENTED", times=None))
+
+    assert airflow.wait_for_run("deferred_sensor", run) == "failed"
+    assert "UNIMPLEMENTED" in log_of(airflow, "deferred_sensor", run, "wait")
+    assert emulator.cancel_requested(name) == 0
+
+
+def test_user_marks_the_deferred_task_failed(airflow: Stack, emulator: DaiEmulator) -> None:
+    spared = emulator.start_ingest("operations/deferred/spared")
+    killed = emulator.start_ingest("operations/deferred/killed")
+    spared_run = defer(airflow, "deferred_sensor", spared)
+    killed_run = defer(airflow, "deferred_sensor_that_cancels", killed)
+    airflow.mark("deferred_sensor", spared_run, "wait", "failed")
+    airflow.mark("deferred_sensor_that_cancels", killed_run, "wait", "failed")
+
+    wait_until("the cancel", lambda: emulator.state(killed) == "CANCELLED", 30)
+    assert emulator.cancel_requested(killed) == 1
+    assert emulator.cancel_requested(spared) == 0
+
+
+def test_triggerer_restarts_with_the_old_deadline(airflow: Stack, emulator: DaiEmulator) -> None:
+    timed = emulator.start_ingest("operations/restart/timed")
+    waiting = emulator.start_ingest("operations/restart/waiting", seconds=60)
+    run = defer(airflow, "deferred_sensor_with_timeout", timed)
+    deferred = time.monotonic()
+    waiting_run = defer(airflow, "deferred_sensor_that_cancels", waiting)
+
+    airflow.kill_component("triggerer")
+    airflow.start_component("triggerer")
+
+    assert airflow.wait_for_run("deferred_sensor_with_timeout", run) == "failed"
+    # Had the deadline moved, it would have come 20 s after the restart; a restart takes 10 s and more.
+    assert time.monotonic() - deferred < 50
+    log = log_of(airflow, "deferred_sensor_with_timeout", run, "wait")
+    assert "AirflowSensorTimeout" in log
+    assert f"{timed} has not ended within 20 s" in log
+    assert airflow.wait_for_run("deferred_sensor_that_cancels", waiting_run) == "success"
+    assert emulator.state(waiting) == "SUCCEEDED"
+    assert emulator.cancel_requested(timed) == emulator.cancel_requested(waiting) == 0
+
+
+def test_two_triggerers_and_one_of_them_stops(airflow: Stack, emulator: DaiEmulator) -> None:
+    names = [emulator.start_ingest(f"operations/two/{number}", seconds=90) for number in range(4)]
+    airflow.start_component("second-triggerer")
+    runs = [defer(airflow, "deferred_sensor_that_cancels", name) for name in names]
+    airflow.kill_component("second-triggerer")
+
+    assert [airflow.wait_for_run("deferred_sensor_that_cancels", run, 180) for run in runs] == ["success"] * 4
+    assert [emulator.state(name) for name in names] == ["SUCCEEDED"] * 4
+    assert [emulator.cancel_requested(name) for name in names] == [0] * 4
+
+
+def test_many_at_once(airflow: Stack, emulator: DaiEmulator) -> None:
+    names = [emulator.start_ingest(f"operations/many/{number}", seconds=1200) for number in range(MANY)]
+    emulator.forget_requests()
+    run = airflow.trigger("many_deferred_sensors", {"operations": names})
+
+    def all_deferred() -> bool:
+        states = airflow.task_states("many_deferred_sensors", run)
+        return sum(state == "deferred" for state in states.values()) == MANY
+
+    wait_until("all sensors to be deferred", all_deferred, 600, 2)
+    time.sleep(10)
+    looks = [r for r in emulator.requests if r.method == "operations.get"]
+    recent = {r.connection for r in looks if r.time > emulator.requests[-1].time - 6}
+    for name in names:
+        cancel(emulator, name)
+
+    assert airflow.wait_for_run("many_deferred_sensors", run, 600) == "success"
+    assert [emulator.state(name) for name in names] == ["CANCELLED"] * MANY
+    # The triggerer's looks share a session: at one look per 5 s each, a few connections carry them all.
+    assert len(recent) <= 50

@@ -1,0 +1,584 @@
+"""DaiCancelOperationOperator, against a real HTTP server, and where it matters on the real metadata database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    DAG,
+    AirflowException,
+    AirflowFailException,
+    AirflowNotFoundException,
+    task,
+)
+
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.operation import OperationState
+from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
+
+GET, CANCEL = "operations.get", "operations.cancel"
+NAME = "operations/my-ingest"
+ENDS = {
+    "CANCELLED": {"cancel": "honoured", "cancel_seconds": 7},
+    "SUCCEEDED": {"cancel": "ignored", "seconds": 7},
+    "FAILED": {"cancel": "ignored", "seconds": 7, "outcome": "DOWNLOAD_ERROR", "code": 403},
+}
+
+
+@pytest.fixture
+def execute(ti: Any) -> Callable[..., Any]:
+    """Execute the operator, with a context that has what it needs of one."""
+
+    def run(operation_name: Any = NAME, **options: Any) -> Any:
+        operator = DaiCancelOperationOperator(task_id="cancel", operation_name=operation_name, **options)
+        return operator.execute({"ti": ti})
+
+    return run
+
+
+def count(emulator: DaiEmulator, method: str) -> int:
+    return [request.method for request in emulator.requests].count(method)
+
+
+class TestRequest:
+    def test_it_asks_and_returns_the_name(self, emulator: DaiEmulator, execute: Any, log: Any, ti: Any) -> None:
+        emulator.start_ingest(NAME)
+        assert execute() == NAME
+        assert emulator.state(NAME) == "CANCELLED"
+        assert [request.method for request in emulator.requests] == [CANCEL, GET]
+        assert log.ours == [
+            f"Requested the cancellation of {NAME}.",
+            f"{NAME} is CANCELLED (ingest PROCESSING).",
+        ]
+        assert ti.pushed == {}
+
+    def test_one_connection_serves_it_all(self, emulator: DaiEmulator, execute: Any) -> None:
+        emulator.start_ingest(NAME, cancel_seconds=60)
+        execute(wait_for_completion=True)
+        assert len(emulator.requests) > 5
+        assert emulator.connections == 1
+
+    @pytest.mark.parametrize("name", ["operations/a/b/c", "operations/YWI+/cw==", "operations/a:b~c@d,e"])
+    def test_names_of_several_segments_and_odd_characters(self, emulator: DaiEmulator, execute: Any, name: str) -> None:
+        emulator.start_ingest(name)
+        assert execute(name) == name
+        assert emulator.state(name) == "CANCELLED"
+
+    def test_it_says_cancelled_only_when_get_has_shown_it(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+        emulator.start_ingest(NAME, cancel_seconds=60)
+        execute()
+        assert log.ours == [
+            f"Requested the cancellation of {NAME}.",
+            f"{NAME} is RUNNING (ingest PROCESSING).",
+        ]
+        assert "cancelled" not in " ".join(log.ours).lower()
+
+    def test_not_while_it_waits_either(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+        emulator.start_ingest(NAME, cancel_seconds=60)
+        execute(wait_for_completion=True)
+        assert f"{NAME} is CANCELLED" in log.ours[-1]
+        assert len(log.ours) > 5
+        assert "cancelled" not in " ".join(log.ours[:-1]).lower()
+
+    def test_the_end_that_the_look_found_is_said(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+        emulator.start_ingest(NAME, seconds=0, outcome="INVALID_MEDIA")
+        assert execute() == NAME
+        assert "is FAILED" in log.ours[-1]
+        assert "INVALID_MEDIA" in log.ours[-1]
+        assert log.ours[-1].endswith("it had already finished.")
+
+
+class TestWait:
+    @pytest.mark.parametrize("state", ENDS)
+    @pytest.mark.parametrize("expected", [None, *ENDS], ids=str)
+    def test_the_end_is_accepted_or_fails_the_task(
+        self, emulator: DaiEmulator, execute: Any, ti: Any, log: Any, state: str, expected: str | None
+    ) -> None:
+        emulator.start_ingest(NAME, **ENDS[state])
+        if expected in (None, state):
+            assert execute(wait_for_completion=True, expected_states=expected) == NAME
+        else:
+            with pytest.raises(AirflowFailException, match=f"{NAME} is {state}.* accepts only {expected}"):
+                execute(wait_for_completion=True, expected_states=expected)
+        assert emulator.state(NAME) == state
+        pushed = ti.pushed[ti.task_id, -1, "operation"]
+        assert (pushed["name"], pushed["state"], pushed["done"]) == (NAME, state, True)
+        assert f"{NAME} is {state}" in log.ours[-1]
+        assert "already finished" not in log.text
+
+    def test_a_failed_end_says_why(self, emulator: DaiEmulator, execute: Any) -> None:
+        emulator.start_ingest(NAME, **ENDS["FAILED"])
+        with pytest.raises(AirflowFailException, match="could not be downloaded.*FAILURE, DOWNLOAD_ERROR 403"):
+            execute(wait_for_completion=True, expected_states="CANCELLED")
+
+    def test_what_it_pushes_is_plain_json_without_secrets(
+        self, emulator: DaiEmulator, execute: Any, ti: Any, log: Any
+    ) -> None:
+        url = "https://user:secret@media.example/ad.mp4?X-Goog-Signature=secret#secret"
+        emulator.start_ingest(NAME, creative_url=url, **ENDS["SUCCEEDED"])
+        execute(wait_for_completion=True)
+        pushed = ti.pushed[ti.task_id, -1, "operation"]
+        assert json.loads(json.dumps(pushed)) == pushed
+        assert {type(value) for value in pushed.values()} <= {str, bool, dict, int, type(None)}
+        assert pushed["ingest"]["creative_url"] == "https://media.example/ad.mp4"
+        assert pushed["ingest"]["gv_registry_id"]
+        assert "secret" not in json.dumps(pushed)
+        assert "secret" not in " ".join(log.ours)
+
+    def test_nothing_is_pushed_without_waiting(self, emulator: DaiEmulator, execute: Any, ti: Any) -> None:
+        emulator.start_ingest(NAME)
+        execute(expected_states="FAILED")
+        assert ti.pushed == {}
+
+    def test_looks_are_quick_at_first_and_then_one_per_interval(
+        self, emulator: DaiEmulator, execute: Any, clock: Any, log: Any
+    ) -> None:
+        emulator.start_ingest(NAME, cancel_seconds=60)
+        execute(wait_for_completion=True, poll_interval=10)
+        assert clock.slept[0] == 1
+        assert clock.slept == sorted(clock.slept)
+        assert clock.slept[-1] == 10
+        looks = [line for line in log.ours if "next look in" in line]
+        assert len(looks) == len(clock.slept)
+        assert all(f"{NAME} is RUNNING (ingest PROCESSING); " in line for line in looks)
+        assert looks[1] == f"{NAME} is RUNNING (ingest PROCESSING); 1 s elapsed, next look in 1.5 s"
+
+    def test_the_time_is_up(self, emulator: DaiEmulator, execute: Any, clock: Any) -> None:
+        emulator.start_ingest(NAME, cancel="ignored")
+        with pytest.raises(AirflowException, match=f"{NAME} has not ended within 90 s.*{NAME} may still run") as raised:
+            execute(wait_for_completion=True, timeout=90)
+        assert not isinstance(raised.value, AirflowFailException)
+        assert sum(clock.slept) == pytest.approx(90)
+        assert count(emulator, CANCEL) == 1
+        assert emulator.state(NAME) == "RUNNING"
+
+    @pytest.mark.parametrize("looks_before", [0, 1, 3])
+    def test_an_outage_is_survived(self, emulator: DaiEmulator, execute: Any, ti: Any, looks_before: int) -> None:
+        emulator.start_ingest(NAME, cancel_seconds=60)
+        if looks_before:
+            emulator.inject(Fault(method=GET, headers={"X-Look": "fine"}, times=looks_before))
+        emulator.inject(Fault(method=GET, status=503, times=8))  # more than one look with its repeats
+        assert execute(wait_for_completion=True) == NAME
+        assert ti.pushed[ti.task_id, -1, "operation"]["state"] == "CANCELLED"
+        assert count(emulator, CANCEL) == 1
+
+    def test_what_has_finished_is_not_waited_for(self, make_emulator: Any, execute: Any, clock: Any, ti: Any) -> None:
+        emulator = make_emulator(finished_cancel="failed_precondition")
+        emulator.start_ingest(NAME, seconds=0)
+        assert execute(wait_for_completion=True) == NAME
+        assert clock.slept == []
+        assert ti.pushed[ti.task_id, -1, "operation"]["state"] == "SUCCEEDED"
+
+    def test_the_end_counts_even_where_the_service_refused(self, make_emulator: Any, execute: Any) -> None:
+        emulator = make_emulator(finished_cancel="failed_precondition")
+        emulator.start_ingest(NAME, seconds=0)
+        with pytest.raises(AirflowFailException, match="is SUCCEEDED.* accepts only CANCELLED"):
+            execute(wait_for_completion=True, expected_states=["CANCELLED"])
+
+
+class TestFinished:
+    @pytest.mark.parametrize("answer", ["ok", "failed_precondition", "not_found"])
+    @pytest.mark.parametrize("wait", [False, True], ids=["asks", "waits"])
+    def test_it_is_no_error_and_the_log_says_so(
+        self, make_emulator: Any, execute: Any, log: Any, answer: str, wait: bool
+    ) -> None:
+        emulator = make_emulator(finished_cancel=answer)
+        emulator.start_ingest(NAME, seconds=0)
+        assert execute(wait_for_completion=wait) == NAME
+        assert emulator.state(NAME) == "SUCCEEDED"
+        assert any("is SUCCEEDED" in line and "it had already finished" in line for line in log.ours)
+        assert "cancelled" not in " ".join(log.ours).lower()
+
+    @pytest.mark.parametrize("answer", ["failed_precondition", "not_found"])
+    def test_cancelled_before(self, make_emulator: Any, execute: Any, log: Any, answer: str) -> None:
+        emulator = make_emulator(finished_cancel=answer)
+        emulator.start_ingest(NAME)
+        assert execute() == execute() == NAME
+        assert "is CANCELLED" in log.ours[-1]
+        assert "it had already finished" in log.ours[-1]
+
+
+class TestMissing:
+    @pytest.mark.usefixtures("emulator")
+    def test_it_fails_for_good(self, execute: Any) -> None:
+        with pytest.raises(AirflowFailException, match=f"{CANCEL}|{GET}.*{NAME}.*missing_ok") as raised:
+            execute()
+        assert "may still run" not in str(raised.value)
+
+    @pytest.mark.parametrize("wait", [False, True], ids=["asks", "waits"])
+    @pytest.mark.usefixtures("emulator")
+    def test_it_can_be_fine(self, execute: Any, log: Any, ti: Any, wait: bool) -> None:
+        assert execute(missing_ok=True, wait_for_completion=wait) == NAME
+        assert NAME in log.ours[-1]
+        assert "missing_ok is set" in log.ours[-1]
+        assert ti.pushed == {}
+
+    @pytest.mark.parametrize("missing_ok", [False, True])
+    def test_it_can_vanish_while_the_task_waits(
+        self, emulator: DaiEmulator, execute: Any, ti: Any, missing_ok: bool
+    ) -> None:
+        emulator.start_ingest(NAME, cancel_seconds=60)
+        emulator.inject(Fault(method=GET, headers={"X-Look": "fine"}, times=3))
+        emulator.inject(Fault(method=GET, rpc_status="NOT_FOUND", times=None))
+        if missing_ok:
+            assert execute(missing_ok=True, wait_for_completion=True) == NAME
+        else:
+            with pytest.raises(AirflowFailException, match="missing_ok"):
+                execute(wait_for_completion=True)
+        assert ti.pushed == {}
+
+    def test_a_wrong_address_is_no_missing_operation(self, emulator: DaiEmulator, execute: Any) -> None:
+        emulator.start_ingest(NAME)
+        emulator.inject(Fault(status=404, body=b"<html>no</html>", content_type="text/html", times=None))
+        with pytest.raises(AirflowFailException, match="is the endpoint right"):
+            execute(missing_ok=True)
+
+
+class TestErrors:
+    @pytest.mark.parametrize("rpc_status", ["FAILED_PRECONDITION", "NOT_FOUND"])
+    @pytest.mark.parametrize("wait", [False, True], ids=["asks", "waits"])
+    def test_refused_although_it_runs(self, emulator: DaiEmulator, execute: Any, rpc_status: str, wait: bool) -> None:
+        emulator.start_ingest(NAME)
+        emulator.inject(Fault(method=CANCEL, rpc_status=rpc_status, times=None))
+        with pytest.raises(AirflowFailException, match=f"{CANCEL} of {NAME} answered") as raised:
+            execute(wait_for_completion=wait)
+        assert rpc_status in str(raised.value)
+        assert emulator.state(NAME) == "RUNNING"
+        assert count(emulator, CANCEL) == 1
+
+    def test_missing_ok_does_not_hide_that_it_runs(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+        emulator.start_ingest(NAME)
+        emulator.inject(Fault(method=CANCEL, rpc_status="NOT_FOUND", times=None))
+        with pytest.raises(AirflowFailException, match=f"{NAME} may still run"):
+            execute(missing_ok=True)
+        assert "Nothing is left to cancel" not in log.text
+
+    @pytest.mark.parametrize("wait", [False, True], ids=["asks", "waits"])
+    @pytest.mark.parametrize("method", [CANCEL, GET])
+    def test_unimplemented(self, emulator: DaiEmulator, execute: Any, clock: Any, method: str, wait: bool) -> None:
+        emulator.start_ingest(NAME, cancel_seconds=60)
+        emulator.unimplement(method)
+        with pytest.raises(AirflowFailException) as raised:
+            execute(wait_for_completion=wait)
+        message = str(raised.value)
+        assert f"{method} of {NAME} answered 501 UNIMPLEMENTED" in message
+        assert "does not support the method, and a retry cannot help. Check the endpoint" in message
+        assert f"{NAME} may still run." in message
+        assert count(emulator, CANCEL) == 1
+        assert count(emulator, method) == 1
+        assert clock.slept == []
+
+    @pytest.mark.parametrize(
+        ("rpc_status", "words"),
+        [
+            ("PERMISSION_DENIED", "allow-listed"),
+            ("INVALID_ARGUMENT", "INVALID_ARGUMENT"),
+            ("UNAUTHENTICATED", "refused the credentials"),
+            ("OUT_OF_RANGE", "OUT_OF_RANGE"),
+        ],
+    )
+    def test_what_no_retry_heals(self, emulator: DaiEmulator, execute: Any, rpc_status: str, words: str) -> None:
+        emulator.start_ingest(NAME)
+        emulator.inject(Fault(method=CANCEL, rpc_status=rpc_status, times=None))
+        with pytest.raises(AirflowFailException, match=f"{words}.*{NAME} may still run"):
+            execute()
+        assert count(emulator, CANCEL) == 1
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            pytest.param({"status": 503}, id="503"),
+            pytest.param({"status": 429, "headers": {"Retry-After": "3"}}, id="429"),
+            pytest.param({"status": 502}, id="502-of-a-front-end"),
+            pytest.param({"drop": "before"}, id="dropped"),
+            pytest.param({"drop": "after"}, id="answer-lost"),
+        ],
+    )
+    def test_a_hiccup_is_repeated(self, emulator: DaiEmulator, execute: Any, fault: dict[str, Any]) -> None:
+        emulator.start_ingest(NAME)
+        emulator.inject(Fault(method=CANCEL, times=2, **fault))
+        assert execute() == NAME
+        assert count(emulator, CANCEL) == 3
+        assert emulator.state(NAME) == "CANCELLED"
+
+    @pytest.mark.parametrize("wait", [False, True], ids=["asks", "waits"])
+    @pytest.mark.parametrize("down", ["answers-503", "is-gone"])
+    def test_a_service_that_stays_down(self, emulator: DaiEmulator, execute: Any, down: str, wait: bool) -> None:
+        emulator.start_ingest(NAME)
+        if down == "is-gone":
+            emulator.stop()
+        else:
+            emulator.inject(Fault(status=503, times=None))
+        with pytest.raises(AirflowException, match=f"{CANCEL} of {NAME} .*{NAME} may still run") as raised:
+            execute(wait_for_completion=wait)
+        assert not isinstance(raised.value, AirflowFailException)
+        assert raised.value.__cause__ is not None
+
+    def test_a_look_that_fails_after_the_request_does_not_fail_the_task(
+        self, emulator: DaiEmulator, execute: Any, log: Any
+    ) -> None:
+        emulator.start_ingest(NAME)
+        emulator.inject(Fault(method=GET, status=503, times=None))
+        assert execute() == NAME
+        assert "The cancellation is requested, but it cannot be seen yet" in log.ours[-1]
+        assert "cancelled" not in " ".join(log.ours).lower()
+
+    def test_broken_answers(self, emulator: DaiEmulator, execute: Any) -> None:
+        emulator.start_ingest(NAME)
+        emulator.inject(Fault(method=GET, status=200, body=b'{"name": "operations/', times=None))
+        with pytest.raises(AirflowException, match=f"{GET} of {NAME} .*may still run"):
+            execute(wait_for_completion=True)
+
+    @pytest.mark.usefixtures("metadata_database")
+    def test_no_connection(self, monkeypatch: pytest.MonkeyPatch, execute: Any) -> None:
+        monkeypatch.delenv("DAI_EMULATOR_HOST", raising=False)
+        with pytest.raises(AirflowNotFoundException, match="no_such_connection"):
+            execute(gcp_conn_id="no_such_connection")
+
+
+INVALID_NAMES = [
+    None,
+    "",
+    " ",
+    "None",
+    {"name": NAME},
+    [NAME],
+    (NAME,),
+    5,
+    True,
+    b"operations/x",
+    "operations",
+    "operations/",
+    "operations//x",
+    "operations/x/",
+    "operations/../x",
+    "operations/x/..",
+    "operations/./x",
+    "/operations/x",
+    "Operations/x",
+    "creatives/x",
+    "projects/p/operations/x",
+    "operations/x y",
+    " operations/x",
+    "operations/x\n",
+    "operations/x\t",
+    "operations/\x00",
+    "operations/x?alt=json",
+    "operations/x#y",
+    "operations/x\\y",
+    "https://evil.example/operations/x",
+    "operations/{{ params.name }}?",
+]
+
+
+class TestParameters:
+    @pytest.mark.parametrize("name", INVALID_NAMES, ids=repr)
+    def test_an_invalid_name_fails_for_good_without_a_request(
+        self, emulator: DaiEmulator, execute: Any, name: Any
+    ) -> None:
+        with pytest.raises(AirflowFailException, match="Invalid operation name .*: expected a string 'operations/'"):
+            execute(name)
+        assert emulator.requests == []
+
+    @pytest.mark.parametrize(
+        ("name", "hint"),
+        [
+            (None, "the upstream task has pushed no name"),
+            ("", "the upstream task has pushed no name"),
+            ("None", "the upstream task has pushed no name"),
+            ({"name": NAME}, "pass its 'name'"),
+            ([NAME], r"\.expand\(operation_name="),
+        ],
+        ids=repr,
+    )
+    @pytest.mark.usefixtures("emulator")
+    def test_the_usual_mistakes_get_a_hint(self, execute: Any, name: Any, hint: str) -> None:
+        with pytest.raises(AirflowFailException, match=hint):
+            execute(name)
+
+    @pytest.mark.parametrize("states", ["RUNNING", [], "", "cancelled", ["CANCELLED", "x"], 5], ids=repr)
+    def test_bad_expected_states(self, emulator: DaiEmulator, execute: Any, states: Any) -> None:
+        emulator.start_ingest(NAME)
+        with pytest.raises(AirflowFailException, match="Invalid expected_states"):
+            execute(expected_states=states)
+        assert emulator.requests == []
+
+    @pytest.mark.parametrize("states", ["CANCELLED", ["CANCELLED"], {"CANCELLED"}, OperationState.CANCELLED], ids=repr)
+    def test_good_expected_states(self, emulator: DaiEmulator, execute: Any, states: Any) -> None:
+        emulator.start_ingest(NAME)
+        assert execute(expected_states=states, wait_for_completion=True) == NAME
+
+    @pytest.mark.parametrize("parameter", ["poll_interval", "timeout"])
+    @pytest.mark.parametrize("value", [0, -1, "30", True, float("inf"), float("nan"), [30]], ids=repr)
+    def test_bad_seconds(self, emulator: DaiEmulator, execute: Any, parameter: str, value: Any) -> None:
+        emulator.start_ingest(NAME)
+        with pytest.raises(AirflowFailException, match=f"Invalid {parameter} .*: expected a positive number"):
+            execute(**{parameter: value})
+        assert emulator.requests == []
+
+    @pytest.mark.parametrize("endpoint", ["http://h/path", "ftp://h", "https://user:secret@h"])
+    def test_a_bad_endpoint_fails_for_good(self, monkeypatch: pytest.MonkeyPatch, execute: Any, endpoint: str) -> None:
+        monkeypatch.setenv("AIRFLOW_CONN_DAI", json.dumps({"conn_type": "google_cloud_platform"}))
+        with pytest.raises(AirflowFailException, match="Invalid api_endpoint") as raised:
+            execute(gcp_conn_id="dai", api_endpoint=endpoint)
+        assert "secret" not in str(raised.value)
+
+    def test_the_constructor_only_assigns(self) -> None:
+        given: dict[str, Any] = {
+            "operation_name": object(),
+            "wait_for_completion": object(),
+            "expected_states": object(),
+            "missing_ok": object(),
+            "poll_interval": object(),
+            "timeout": object(),
+            "gcp_conn_id": object(),
+            "impersonation_chain": object(),
+            "api_endpoint": object(),
+        }
+        operator = DaiCancelOperationOperator(task_id="cancel", **given)
+        assert {name: getattr(operator, name) for name in given} == given
+
+    def test_the_defaults(self) -> None:
+        operator = DaiCancelOperationOperator(task_id="cancel", operation_name=NAME)
+        assert operator.wait_for_completion is False
+        assert operator.expected_states is None
+        assert operator.missing_ok is False
+        assert (operator.poll_interval, operator.timeout) == (30.0, 3600.0)
+        assert operator.gcp_conn_id == "google_cloud_default"
+        assert operator.impersonation_chain is None
+        assert operator.api_endpoint is None
+
+    def test_parameters_have_names(self) -> None:
+        with pytest.raises((TypeError, AirflowException)):
+            DaiCancelOperationOperator(NAME, task_id="cancel")
+
+    def test_templates_are_rendered(self) -> None:
+        operator = DaiCancelOperationOperator(
+            task_id="cancel",
+            operation_name="operations/{{ word }}",
+            expected_states=["{{ word | upper }}"],
+            gcp_conn_id="{{ word }}_conn",
+            impersonation_chain=["{{ word }}@example.com"],
+            api_endpoint="{{ word }}.example.com",
+        )
+        operator.render_template_fields({"word": "cancelled"})
+        assert {name: getattr(operator, name) for name in operator.template_fields} == {
+            "operation_name": "operations/cancelled",
+            "expected_states": ["CANCELLED"],
+            "gcp_conn_id": "cancelled_conn",
+            "impersonation_chain": ["cancelled@example.com"],
+            "api_endpoint": "cancelled.example.com",
+        }
+
+
+class TestRun:
+    """On the real metadata database, by ``dag.test()``."""
+
+    @staticmethod
+    def dag(dag_id: str, **options: Any) -> Any:
+        with DAG(dag_id, schedule=None) as dag:
+            DaiCancelOperationOperator(task_id="cancel", **{"operation_name": NAME, **options})
+        return dag
+
+    def test_the_name_of_another_task_is_taken_and_handed_on(self, emulator: DaiEmulator, run_dag: Any) -> None:
+        emulator.start_ingest(NAME, cancel_seconds=7)
+        with DAG("operator_chain", schedule=None, params={"operation": NAME}) as dag:
+
+            @task
+            def start(params: dict) -> str:
+                return str(params["operation"])
+
+            DaiCancelOperationOperator(task_id="cancel", operation_name=start(), wait_for_completion=True)
+        run = run_dag(dag)
+        assert run.state == "success"
+        assert run.xcom("cancel") == NAME
+        assert run.xcom("cancel", "operation")["state"] == "CANCELLED"
+
+    @pytest.mark.parametrize("given", ["{{ params.nothing }}", "{{ ti.xcom_pull(task_ids='cancel') }}"])
+    def test_a_name_that_nobody_pushed(self, emulator: DaiEmulator, run_dag: Any, given: str) -> None:
+        with DAG("operator_no_name", schedule=None, params={"nothing": ""}) as dag:
+            DaiCancelOperationOperator(task_id="cancel", operation_name=given, retries=3)
+        run = run_dag(dag)
+        assert run.tasks == {"cancel": "failed"}
+        assert run.tries("cancel") == 1
+        assert emulator.requests == []
+
+    def test_mapped(self, emulator: DaiEmulator, run_dag: Any) -> None:
+        names = [emulator.start_ingest(f"operations/ad-{number}") for number in range(3)]
+        with DAG("operator_mapped", schedule=None) as dag:
+            DaiCancelOperationOperator.partial(task_id="cancel", retries=3).expand(
+                operation_name=[*names, "operations/never"]
+            )
+        run = run_dag(dag)
+        assert run.tasks == {**{f"cancel[{index}]": "success" for index in range(3)}, "cancel[3]": "failed"}
+        assert [run.xcom("cancel", map_index=index) for index in range(3)] == names
+        assert set(emulator.states().values()) == {"CANCELLED"}
+        assert run.tries("cancel[3]") == 1
+
+    def test_unimplemented_spends_no_retry(self, emulator: DaiEmulator, run_dag: Any) -> None:
+        emulator.start_ingest(NAME)
+        emulator.unimplement(CANCEL)
+        run = run_dag(self.dag("operator_unimplemented", retries=3))
+        assert run.tasks == {"cancel": "failed"}
+        assert run.tries("cancel") == 1
+        assert count(emulator, CANCEL) == 1
+        assert emulator.state(NAME) == "RUNNING"
+
+    def test_two_hiccups_spend_no_retry(self, emulator: DaiEmulator, run_dag: Any) -> None:
+        emulator.start_ingest(NAME)
+        emulator.inject(Fault(method=CANCEL, status=503, times=2))
+        run = run_dag(self.dag("operator_hiccup", retries=3))
+        assert run.tasks == {"cancel": "success"}
+        assert run.tries("cancel") == 1
+        assert count(emulator, CANCEL) == 3
+
+    def test_a_service_that_stays_down_leaves_the_task_to_its_retries(
+        self, emulator: DaiEmulator, run_dag: Any
+    ) -> None:
+        emulator.start_ingest(NAME)
+        emulator.inject(Fault(method=CANCEL, status=503, times=None))
+        dag = self.dag("operator_down", retries=3, retry_delay=timedelta(hours=1))
+        run = run_dag(dag, stop_when_waiting=True)
+        assert run.tasks == {"cancel": "up_for_retry"}
+        assert run.state == "running"
+        assert run.tries("cancel") == 1
+        assert count(emulator, CANCEL) == 6  # once, and the five repeats that are the default
+
+    def test_a_retry_heals_an_outage(self, emulator: DaiEmulator, run_dag: Any) -> None:
+        emulator.start_ingest(NAME)
+        emulator.inject(Fault(method=CANCEL, status=503, times=7))
+        run = run_dag(self.dag("operator_recovers", retries=3, retry_delay=timedelta(0)))
+        assert run.tasks == {"cancel": "success"}
+        assert run.tries("cancel") == 2
+        assert emulator.state(NAME) == "CANCELLED"
+
+    def test_the_connection_says_where_and_how_often(
+        self, emulator: DaiEmulator, run_dag: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("DAI_EMULATOR_HOST")
+        extra = {"is_anonymous": True, "num_retries": 2, "dai_api_endpoint": emulator.endpoint}
+        connection = {"conn_type": "google_cloud_platform", "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_DAI", json.dumps(connection))
+        emulator.start_ingest(NAME)
+        emulator.inject(Fault(method=CANCEL, status=503, times=None))
+        run = run_dag(self.dag("operator_connection", gcp_conn_id="dai", retries=1, retry_delay=timedelta(0)))
+        assert run.tasks == {"cancel": "failed"}
+        assert run.tries("cancel") == 2
+        assert count(emulator, CANCEL) == 2 * 3
+
+    def test_an_argument_overrides_the_emulator_of_the_environment(
+        self, make_emulator: Any, run_dag: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        meant, other = make_emulator(), make_emulator()
+        monkeypatch.setenv(
+            "AIRFLOW_CONN_DAI", json.dumps({"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True}})
+        )
+        meant.start_ingest(NAME)
+        run = run_dag(self.dag("operator_endpoint", gcp_conn_id="dai", api_endpoint=meant.endpoint))
+        assert run.state == "success"
+        assert meant.state(NAME) == "CANCELLED"
+        assert other.requests == []

@@ -1,0 +1,487 @@
+"""DaiOperationSensor, against a real HTTP server, and where it matters on the real metadata database."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    DAG,
+    AirflowException,
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    task,
+)
+from google.api_core.exceptions import GoogleAPICallError
+
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.operation import OperationState
+from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
+from airflow_dai_provider.sensors.dai import DaiOperationSensor
+
+try:
+    from airflow.sdk.exceptions import AirflowRescheduleException
+except ImportError:
+    from airflow.exceptions import AirflowRescheduleException
+
+GET = "operations.get"
+NAME = "operations/my-ingest"
+ENDS: dict[str, dict[str, Any]] = {
+    "CANCELLED": {},
+    "SUCCEEDED": {"seconds": 0},
+    "FAILED": {"seconds": 0, "outcome": "DOWNLOAD_ERROR", "code": 403},
+}
+# What a sensor must never wait out or skip with soft_fail: the answer will be the same next time.
+HOPELESS = {
+    "UNIMPLEMENTED": "does not support the method, and a retry cannot help",
+    "PERMISSION_DENIED": "allow-listed",
+    "UNAUTHENTICATED": "refused the credentials",
+    "INVALID_ARGUMENT": "",
+    "NOT_FOUND": "missing_ok=True",
+}
+MODES = pytest.mark.parametrize("mode", ["poke", "reschedule"])
+
+
+def end(emulator: DaiEmulator, state: str, name: str = NAME) -> None:
+    """Have an ingest that has ended in a state."""
+    from airflow_dai_provider.hooks.dai import DaiHook
+
+    emulator.start_ingest(name, **ENDS[state])
+    if state == "CANCELLED":
+        with DaiHook() as hook:
+            hook.cancel_operation(name)
+    emulator.forget_requests()
+
+
+@pytest.fixture
+def execute(ti: Any, metadata_database: None) -> Callable[..., Any]:
+    """Execute the sensor; in reschedule mode Airflow 2 asks the metadata database when it began."""
+
+    def run(operation_name: Any = NAME, **options: Any) -> Any:
+        # The timeout only keeps a sensor that would wait for ever from holding the tests.
+        quick = {"poke_interval": 0, "timeout": 20}
+        sensor = DaiOperationSensor(task_id="wait", operation_name=operation_name, **{**quick, **options})
+        return sensor.execute({"ti": ti})
+
+    return run
+
+
+def looks(log: Any) -> list[str]:
+    return [line for line in log.ours if re.search(r"operations/\S+ is (RUNNING|SUCCEEDED|FAILED|CANCELLED)", line)]
+
+
+class TestEnds:
+    @MODES
+    @pytest.mark.parametrize("state", ENDS)
+    @pytest.mark.parametrize("expected", ["the default", None, *ENDS], ids=str)
+    def test_the_end_is_accepted_or_fails_the_task(
+        self, emulator: DaiEmulator, execute: Any, mode: str, state: str, expected: Any
+    ) -> None:
+        end(emulator, state)
+        options = {} if expected == "the default" else {"expected_states": expected}
+        accepted = ("CANCELLED", "SUCCEEDED") if expected == "the default" else expected or tuple(ENDS)
+        if state in accepted:
+            result = execute(mode=mode, **options)
+            assert (result["name"], result["state"], result["done"]) == (NAME, state, True)
+        else:
+            with pytest.raises(AirflowFailException, match=f"{NAME} is {state}.* accepts only"):
+                execute(mode=mode, **options)
+        assert len(emulator.requests) == 1
+
+    def test_a_failed_ingest_says_why(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+        end(emulator, "FAILED")
+        reason = "FAILED with error 9: The media file could not be downloaded. (ingest FAILURE, DOWNLOAD_ERROR 403)"
+        with pytest.raises(AirflowFailException, match=re.escape(reason)):
+            execute()
+        assert any(reason in line for line in log.ours)
+
+    @pytest.mark.parametrize("state", ENDS)
+    def test_the_result_is_plain_json_without_secrets(
+        self, emulator: DaiEmulator, execute: Any, log: Any, state: str
+    ) -> None:
+        url = "https://user:secret@media.example/ad.mp4?X-Goog-Signature=secret#secret"
+        ended = {"cancel_seconds": 0} if state == "CANCELLED" else ENDS[state]
+        emulator.start_ingest(NAME, creative_url=url, **ended)
+        if state == "CANCELLED":
+            DaiCancelOperationOperator(task_id="cancel", operation_name=NAME).execute({})
+        result = execute(expected_states=None)
+        assert json.loads(json.dumps(result)) == result
+        assert type(result["state"]) is str
+        assert set(result) == {
+            "name",
+            "state",
+            "done",
+            "error_code",
+            "error_message",
+            "ingest",
+            "response",
+            "metadata",
+        }
+        assert result["ingest"]["creative_url"] == "https://media.example/ad.mp4"
+        assert "secret" not in json.dumps(result)
+        assert "secret" not in " ".join(log.ours)
+
+    def test_done_with_neither_error_nor_response_is_a_success(self, emulator: DaiEmulator, execute: Any) -> None:
+        emulator.inject(Fault(status=200, body=json.dumps({"name": NAME, "done": True, "metadata": None}).encode()))
+        assert execute(expected_states="SUCCEEDED")["state"] == "SUCCEEDED"
+
+    @pytest.mark.parametrize(
+        "answer",
+        [b"{}", b"[]", b"not json", b'{"name": "operations/my-ingest", "done": true, "error": {}, "response": {}}'],
+        ids=["no-name", "no-object", "no-json", "both-results"],
+    )
+    def test_an_answer_that_is_no_operation_is_no_success(
+        self, emulator: DaiEmulator, execute: Any, answer: bytes
+    ) -> None:
+        emulator.inject(Fault(status=200, body=answer, times=None))
+        with pytest.raises(AirflowException, match=f"{GET} of {NAME}") as raised:
+            execute()
+        assert not isinstance(raised.value, AirflowFailException)
+
+
+class TestWait:
+    def test_twenty_looks_take_one_connection_and_a_line_each(
+        self, emulator: DaiEmulator, execute: Any, no_sleep: Any, log: Any
+    ) -> None:
+        emulator.start_ingest(NAME, seconds=18.5)
+        assert execute(poke_interval=1)["state"] == "SUCCEEDED"
+        assert [request.method for request in emulator.requests] == [GET] * 20
+        assert emulator.connections == 1
+        assert len(looks(log)) == 20
+        assert no_sleep.slept == [1] * 19
+
+    @pytest.mark.usefixtures("no_sleep")
+    def test_the_line_of_a_look(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+        emulator.start_ingest(NAME, seconds=7)
+        execute(poke_interval=7)
+        assert looks(log) == [
+            f"{NAME} is RUNNING (ingest PROCESSING); 0 s elapsed, next look in 7.0 s",
+            f"{NAME} is SUCCEEDED (ingest SUCCESS).",
+        ]
+
+    @pytest.mark.usefixtures("no_sleep")
+    def test_the_line_of_an_operation_without_metadata(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+        emulator.inject(Fault(status=200, body=json.dumps({"name": NAME, "metadata": None}).encode()))
+        emulator.start_ingest(NAME, seconds=0)
+        execute(poke_interval=7)
+        assert looks(log)[0] == f"{NAME} is RUNNING; 0 s elapsed, next look in 7.0 s"
+
+    def test_no_sleeping_between_looks(self, emulator: DaiEmulator, execute: Any, clock: Any) -> None:
+        emulator.start_ingest(NAME, seconds=10)
+        clock.step = 1
+        assert execute()["state"] == "SUCCEEDED"
+        assert len(emulator.requests) > 2
+
+    def test_the_interval_of_the_backoff_is_the_one_logged(
+        self, emulator: DaiEmulator, execute: Any, no_sleep: Any, log: Any
+    ) -> None:
+        emulator.start_ingest(NAME, seconds=200)
+        execute(poke_interval=2, exponential_backoff=True, max_wait=30, timeout=3600)
+        logged = [re.findall(r"next look in ([0-9.]+) s", line) for line in looks(log)[:-1]]
+        assert logged == [[f"{seconds:.1f}"] for seconds in no_sleep.slept]
+        assert len(set(no_sleep.slept)) > 3
+        assert max(no_sleep.slept) == 30
+
+    @pytest.mark.parametrize("backoff", [False, True], ids=["constant", "backoff"])
+    def test_reschedule(self, emulator: DaiEmulator, execute: Any, log: Any, backoff: bool) -> None:
+        emulator.start_ingest(NAME)
+        before = datetime.now().astimezone()
+        with pytest.raises(AirflowRescheduleException) as raised:
+            execute(mode="reschedule", poke_interval=90, exponential_backoff=backoff, timeout=3600)
+        (look,) = looks(log)
+        (interval,) = re.findall(r"is RUNNING \(ingest PROCESSING\); 0 s elapsed, next look in ([0-9.]+) s", look)
+        assert backoff or interval == "90.0"
+        planned = (raised.value.reschedule_date - before).total_seconds()
+        assert planned == pytest.approx(float(interval), abs=2)
+        assert len(emulator.requests) == 1
+
+    @pytest.mark.parametrize(
+        "how",
+        [{}, {"mode": "reschedule"}, {"expected_states": "FAILED"}, {"soft_fail": True}, {"timeout": 0}],
+        ids=["ends", "reschedules", "unexpected", "skips", "times-out"],
+    )
+    @pytest.mark.usefixtures("metadata_database")
+    def test_the_hook_is_closed_whatever_happens(self, emulator: DaiEmulator, ti: Any, how: dict[str, Any]) -> None:
+        emulator.start_ingest(NAME, seconds=1e9 if "mode" in how or "timeout" in how else 0)
+        sensor = DaiOperationSensor(task_id="wait", operation_name=NAME, **how)
+        hook = sensor.hook
+        session = hook.get_conn()
+        closed = []
+        session.close = lambda: closed.append(True)
+        with suppress(AirflowException, AirflowRescheduleException):
+            sensor.execute({"ti": ti})
+        assert closed == [True]
+        assert "hook" not in vars(sensor)
+
+    def test_a_hiccup_is_repeated(self, emulator: DaiEmulator, execute: Any) -> None:
+        emulator.start_ingest(NAME, seconds=0)
+        emulator.inject(Fault(status=503, times=2))
+        assert execute()["state"] == "SUCCEEDED"
+        assert len(emulator.requests) == 3
+
+    @MODES
+    def test_a_service_that_stays_down(self, emulator: DaiEmulator, execute: Any, mode: str) -> None:
+        emulator.start_ingest(NAME)
+        emulator.inject(Fault(status=503, times=None))
+        with pytest.raises(AirflowException, match=f"{GET} of {NAME} answered 503") as raised:
+            execute(mode=mode)
+        assert not isinstance(raised.value, AirflowFailException | AirflowSkipException)
+        assert len(emulator.requests) == 6
+
+
+class TestTimeout:
+    @MODES
+    def test_it_says_what_may_still_run(self, emulator: DaiEmulator, execute: Any, mode: str) -> None:
+        emulator.start_ingest(NAME)
+        with pytest.raises(AirflowSensorTimeout, match=f"{NAME} may still run"):
+            execute(mode=mode, timeout=0)
+        assert emulator.state(NAME) == "RUNNING"
+        assert [request.method for request in emulator.requests] == [GET]
+
+    def test_soft_fail_skips_and_says_so_too(self, emulator: DaiEmulator, execute: Any) -> None:
+        emulator.start_ingest(NAME)
+        with pytest.raises(AirflowSkipException, match=f"timed out.*{NAME} may still run"):
+            execute(timeout=0, soft_fail=True)
+
+    def test_the_last_look_is_logged_like_the_others(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+        emulator.start_ingest(NAME)
+        with pytest.raises(AirflowSensorTimeout):
+            execute(timeout=0)
+        (look,) = looks(log)
+        assert look.startswith(f"{NAME} is RUNNING (ingest PROCESSING)")
+
+    def test_what_has_ended_is_no_timeout(self, emulator: DaiEmulator, execute: Any) -> None:
+        end(emulator, "CANCELLED")
+        assert execute(timeout=0)["state"] == "CANCELLED"
+
+
+class TestHopeless:
+    @MODES
+    @pytest.mark.parametrize(
+        "option", [{}, {"soft_fail": True}, {"silent_fail": True}], ids=["plain", "soft_fail", "silent_fail"]
+    )
+    @pytest.mark.parametrize("rpc_status", HOPELESS)
+    def test_it_fails_at_once(
+        self, emulator: DaiEmulator, execute: Any, mode: str, option: dict[str, Any], rpc_status: str
+    ) -> None:
+        emulator.start_ingest(NAME)
+        emulator.inject(Fault(rpc_status=rpc_status, times=None))
+        words = rf"{GET} of {NAME} answered \d+ {rpc_status}.*{HOPELESS[rpc_status]}"
+        with pytest.raises(AirflowFailException, match=words) as raised:
+            execute(mode=mode, **option)
+        assert len(emulator.requests) == 1
+        assert isinstance(raised.value.__cause__, GoogleAPICallError)
+
+    @MODES
+    @pytest.mark.parametrize("soft_fail", [False, True], ids=["plain", "soft_fail"])
+    @pytest.mark.parametrize("name", [None, "", "None", {"name": NAME}, [NAME], 5, "operations/../x", "x"], ids=repr)
+    def test_an_invalid_name(self, emulator: DaiEmulator, execute: Any, mode: str, soft_fail: bool, name: Any) -> None:
+        with pytest.raises(AirflowFailException, match="Invalid operation name"):
+            execute(name, mode=mode, soft_fail=soft_fail, missing_ok=True)
+        assert emulator.requests == []
+
+    @pytest.mark.parametrize("soft_fail", [False, True], ids=["plain", "soft_fail"])
+    @pytest.mark.parametrize("states", ["RUNNING", [], "", "cancelled", 5], ids=repr)
+    def test_bad_expected_states(self, emulator: DaiEmulator, execute: Any, states: Any, soft_fail: bool) -> None:
+        end(emulator, "SUCCEEDED")
+        with pytest.raises(AirflowFailException, match="Invalid expected_states"):
+            execute(expected_states=states, soft_fail=soft_fail)
+        assert emulator.requests == []
+
+    def test_a_wrong_address_is_no_missing_operation(self, emulator: DaiEmulator, execute: Any) -> None:
+        emulator.inject(Fault(status=404, body=b"<html>no</html>", content_type="text/html", times=None))
+        with pytest.raises(AirflowFailException, match="is the endpoint right"):
+            execute(missing_ok=True)
+
+
+class TestOptions:
+    @MODES
+    @pytest.mark.usefixtures("emulator")
+    def test_missing_ok(self, execute: Any, log: Any, mode: str) -> None:
+        assert execute(mode=mode, missing_ok=True, expected_states="SUCCEEDED") is None
+        assert NAME in log.ours[0]
+        assert "missing_ok is set" in log.ours[0]
+
+    @MODES
+    @pytest.mark.parametrize(("state", "expected"), [("FAILED", None), ("SUCCEEDED", "CANCELLED")])
+    def test_soft_fail_skips_an_unexpected_end(
+        self, emulator: DaiEmulator, execute: Any, log: Any, mode: str, state: str, expected: str | None
+    ) -> None:
+        end(emulator, state)
+        options = {"expected_states": expected} if expected else {}
+        with pytest.raises(AirflowSkipException):
+            execute(mode=mode, soft_fail=True, **options)
+        assert f"{NAME} is {state}" in looks(log)[-1]
+
+    def test_soft_fail_leaves_a_service_that_is_down_to_the_retries(self, emulator: DaiEmulator, execute: Any) -> None:
+        emulator.inject(Fault(status=503, times=None))
+        with pytest.raises(AirflowException) as raised:
+            execute(soft_fail=True)
+        assert not isinstance(raised.value, AirflowFailException | AirflowSkipException)
+
+    @pytest.mark.parametrize("rpc_status", [*HOPELESS, "UNAVAILABLE"])
+    def test_never_fail_skips_whatever_happens(self, emulator: DaiEmulator, execute: Any, rpc_status: str) -> None:
+        emulator.inject(Fault(rpc_status=rpc_status, times=None))
+        with pytest.raises(AirflowSkipException):
+            execute(never_fail=True)
+
+    @pytest.mark.usefixtures("no_sleep")
+    def test_silent_fail_waits_until_the_service_is_back(self, emulator: DaiEmulator, execute: Any) -> None:
+        emulator.start_ingest(NAME, seconds=0)
+        emulator.inject(Fault(status=503, times=13))  # more than two looks, with five repeats each
+        assert execute(silent_fail=True, poke_interval=1)["state"] == "SUCCEEDED"
+
+    def test_silent_fail_does_not_silence_an_unexpected_end(self, emulator: DaiEmulator, execute: Any) -> None:
+        end(emulator, "FAILED")
+        with pytest.raises(AirflowFailException, match="is FAILED"):
+            execute(silent_fail=True)
+
+
+class TestParameters:
+    def test_the_constructor_only_assigns(self) -> None:
+        given: dict[str, Any] = {
+            "operation_name": object(),
+            "expected_states": object(),
+            "missing_ok": object(),
+            "gcp_conn_id": object(),
+            "impersonation_chain": object(),
+            "api_endpoint": object(),
+        }
+        sensor = DaiOperationSensor(task_id="wait", **given)
+        assert {name: getattr(sensor, name) for name in given} == given
+
+    def test_the_defaults(self) -> None:
+        sensor = DaiOperationSensor(task_id="wait", operation_name=NAME)
+        assert tuple(sensor.expected_states) == ("CANCELLED", "SUCCEEDED")
+        assert sensor.missing_ok is False
+        assert sensor.gcp_conn_id == "google_cloud_default"
+        assert sensor.impersonation_chain is None
+        assert sensor.api_endpoint is None
+
+    def test_templates_are_rendered(self) -> None:
+        sensor = DaiOperationSensor(
+            task_id="wait",
+            operation_name="operations/{{ word }}",
+            expected_states=["{{ word | upper }}", OperationState.FAILED],
+            gcp_conn_id="{{ word }}_conn",
+            impersonation_chain=["{{ word }}@example.com"],
+            api_endpoint="{{ word }}.example.com",
+        )
+        sensor.render_template_fields({"word": "cancelled"})
+        assert {name: getattr(sensor, name) for name in sensor.template_fields} == {
+            "operation_name": "operations/cancelled",
+            "expected_states": ["CANCELLED", "FAILED"],
+            "gcp_conn_id": "cancelled_conn",
+            "impersonation_chain": ["cancelled@example.com"],
+            "api_endpoint": "cancelled.example.com",
+        }
+
+
+class TestRun:
+    """On the real metadata database, by ``dag.test()``."""
+
+    @staticmethod
+    def dag(dag_id: str, **options: Any) -> Any:
+        with DAG(dag_id, schedule=None) as dag:
+            DaiOperationSensor(task_id="wait", **{"operation_name": NAME, "poke_interval": 0, **options})
+        return dag
+
+    @MODES
+    def test_it_takes_what_cancel_returns(self, emulator: DaiEmulator, run_dag: Any, clock: Any, mode: str) -> None:
+        emulator.start_ingest(NAME, cancel_seconds=30)
+        clock.step = 1
+        with DAG(f"sensor_after_cancel_{mode}", schedule=None, params={"operation": NAME}) as dag:
+            cancel = DaiCancelOperationOperator(task_id="cancel", operation_name="{{ params.operation }}")
+            DaiOperationSensor(task_id="wait", operation_name=cancel.output, mode=mode, poke_interval=0)
+        run = run_dag(dag)
+        assert run.tasks == {"cancel": "success", "wait": "success"}
+        assert run.xcom("wait")["state"] == "CANCELLED"
+        assert len(emulator.requests) > 5
+        assert run.tries("wait") == 1
+
+    @MODES
+    @pytest.mark.parametrize(
+        ("state", "options", "expected"),
+        [
+            pytest.param("CANCELLED", {}, "success", id="cancelled"),
+            pytest.param("SUCCEEDED", {}, "success", id="succeeded"),
+            pytest.param("FAILED", {}, "failed", id="failed"),
+            pytest.param("FAILED", {"soft_fail": True}, "skipped", id="failed-soft_fail"),
+            pytest.param("CANCELLED", {"expected_states": "SUCCEEDED"}, "failed", id="unexpected"),
+            pytest.param(
+                "CANCELLED", {"expected_states": "SUCCEEDED", "soft_fail": True}, "skipped", id="unexpected-soft_fail"
+            ),
+        ],
+    )
+    def test_ends(
+        self, emulator: DaiEmulator, run_dag: Any, mode: str, state: str, options: dict[str, Any], expected: str
+    ) -> None:
+        end(emulator, state)
+        run = run_dag(self.dag("sensor_ends", mode=mode, retries=3, **options))
+        assert run.tasks == {"wait": expected}
+        assert run.tries("wait") == 1
+        assert len(emulator.requests) == 1
+
+    @MODES
+    @pytest.mark.parametrize("soft_fail", [False, True], ids=["plain", "soft_fail"])
+    @pytest.mark.parametrize("rpc_status", ["UNIMPLEMENTED", "NOT_FOUND", "PERMISSION_DENIED"])
+    def test_hopeless(self, emulator: DaiEmulator, run_dag: Any, mode: str, soft_fail: bool, rpc_status: str) -> None:
+        emulator.start_ingest(NAME)
+        emulator.inject(Fault(rpc_status=rpc_status, times=None))
+        run = run_dag(self.dag("sensor_hopeless", mode=mode, retries=3, soft_fail=soft_fail))
+        assert run.tasks == {"wait": "failed"}
+        assert run.tries("wait") == 1
+        assert len(emulator.requests) == 1
+
+    @MODES
+    @pytest.mark.parametrize(("soft_fail", "expected"), [(False, "failed"), (True, "skipped")])
+    def test_timeout(self, emulator: DaiEmulator, run_dag: Any, mode: str, soft_fail: bool, expected: str) -> None:
+        emulator.start_ingest(NAME)
+        run = run_dag(self.dag("sensor_timeout", mode=mode, retries=3, soft_fail=soft_fail, timeout=0))
+        assert run.tasks == {"wait": expected}
+        assert run.tries("wait") == 1
+        assert emulator.state(NAME) == "RUNNING"
+
+    @MODES
+    def test_a_service_that_stays_down_leaves_the_task_to_its_retries(
+        self, emulator: DaiEmulator, run_dag: Any, mode: str
+    ) -> None:
+        emulator.inject(Fault(status=503, times=None))
+        dag = self.dag(f"sensor_down_{mode}", mode=mode, retries=3, retry_delay=timedelta(hours=1))
+        run = run_dag(dag, stop_when_waiting=True)
+        assert run.tasks == {"wait": "up_for_retry"}
+
+    @pytest.mark.usefixtures("emulator")
+    def test_missing_ok_pushes_nothing(self, run_dag: Any) -> None:
+        run = run_dag(self.dag("sensor_missing", missing_ok=True))
+        assert run.tasks == {"wait": "success"}
+        assert run.xcom("wait") is None
+
+    def test_mapped(self, emulator: DaiEmulator, run_dag: Any) -> None:
+        for state in ENDS:
+            end(emulator, state, f"operations/{state}")
+
+        with DAG("sensor_mapped", schedule=None) as dag:
+
+            @task
+            def names() -> list[str]:
+                return [f"operations/{state}" for state in ENDS]
+
+            DaiOperationSensor.partial(task_id="wait", poke_interval=0).expand(operation_name=names())
+        run = run_dag(dag)
+        assert run.tasks == {"names": "success", "wait[0]": "success", "wait[1]": "success", "wait[2]": "failed"}
+        assert [run.xcom("wait", map_index=index)["state"] for index in (0, 1)] == ["CANCELLED", "SUCCEEDED"]
+
+    def test_airflow_does_not_take_it_for_a_call_from_outside(
+        self, emulator: DaiEmulator, run_dag: Any, log: Any
+    ) -> None:
+        end(emulator, "SUCCEEDED")
+        run = run_dag(self.dag("sensor_strict", allow_nested_operators=False))
+        assert "cannot be called outside" not in log.text
+        assert run.tasks == {"wait": "success"}
