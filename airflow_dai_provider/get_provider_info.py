@@ -21,6 +21,7 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "operators": [{"integration-name": integration, "python-modules": ["airflow_dai_provider.operators.dai"]}],
         "sensors": [{"integration-name": integration, "python-modules": ["airflow_dai_provider.sensors.dai"]}],
+        "triggers": [{"integration-name": integration, "python-modules": ["airflow_dai_provider.triggers.dai"]}],
         "hooks": [{"integration-name": integration, "python-modules": ["airflow_dai_provider.hooks.dai"]}],
         "notifications": ["airflow_dai_provider.notifications.dai.DaiCancelOperationNotifier"],
     }

@@ -92,10 +92,16 @@ def no_sleep(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Clock:
 @pytest.fixture
 def fake_time(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Clock:
     """Let hooks and notifiers wait on the clock, without chance."""
-    from airflow_dai_provider.hooks.dai import DaiHook
+    from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
     from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 
-    monkeypatch.setattr(DaiHook, "_random", staticmethod(lambda: 0.0))
+    async def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+
+    monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(sleep))
+    monkeypatch.setattr(DaiAsyncHook, "_clock", staticmethod(clock))
+    for hook in (DaiHook, DaiAsyncHook):
+        monkeypatch.setattr(hook, "_random", staticmethod(lambda: 0.0))
     for waiting in (DaiHook, DaiCancelOperationNotifier):
         monkeypatch.setattr(waiting, "_sleep", staticmethod(clock.sleep))
         monkeypatch.setattr(waiting, "_clock", staticmethod(clock))

@@ -87,6 +87,15 @@ CASES = {
         1,
         options={"ingest_seconds": 0},
     ),
+    "in the triggerer": Case(
+        "cancel_deferrable",
+        "success",
+        {"cancel": "success", "wait": "success"},
+        ["CANCELLED"],
+        1,
+        running=NAMED[:1],
+        options=SLOW_CANCEL,
+    ),
     "mapped, all of them": Case(
         "cancel_mapped",
         "success",
