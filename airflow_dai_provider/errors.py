@@ -112,7 +112,8 @@ class Repeats:
         self._num_retries = num_retries
         self._until = started + retry_timeout
         self._jitter = jitter
-        self._attempts = 0
+        #: How many attempts have failed so far.
+        self.attempts = 0
 
     def after(self, error: ServiceError, now: float) -> float:
         """
@@ -120,9 +121,9 @@ class Repeats:
 
         :raises ServiceError: the same, when there is to be no other attempt.
         """
-        self._attempts += 1
-        seconds = backoff(self._attempts, error.retry_after, self._jitter())
-        allowed = self._attempts <= self._num_retries and now + seconds < self._until
+        self.attempts += 1
+        seconds = backoff(self.attempts, error.retry_after, self._jitter())
+        allowed = self.attempts <= self._num_retries and now + seconds < self._until
         if allowed and may_repeat(self._repeat_after, error):
             return seconds
         raise error

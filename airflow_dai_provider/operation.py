@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Self
@@ -53,7 +53,7 @@ class Ingest:
 
     Every field is None where the service has not said it, or has said something of another type.
 
-    :param creative_url: the media URL that Google chose. It can be signed: keep its query out of logs.
+    :param creative_url: the media URL that Google chose. It can be signed, so it is kept out of logs.
     :param gv_registry_id: set on success; the creative is then ``creatives/{gv_registry_id}``.
     :param create_time: when the operation was created, an aware time.
     :param youtube_state: ``PROCESSING``, ``SUCCESS``, ``FAILURE``, or a state that is newer than this code.
@@ -61,7 +61,7 @@ class Ingest:
     :param failure_code: the HTTP status of the download, after ``DOWNLOAD_ERROR``.
     """
 
-    creative_url: str | None = None
+    creative_url: str | None = field(default=None, repr=False)
     gv_registry_id: str | None = None
     create_time: datetime | None = None
     youtube_state: str | None = None
@@ -130,8 +130,8 @@ class Operation:
     state: OperationState
     error_code: int | None = None
     error_message: str | None = None
-    response: dict[str, Any] | None = None
-    metadata: dict[str, Any] | None = None
+    response: dict[str, Any] | None = field(default=None, repr=False)
+    metadata: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
     def done(self) -> bool:

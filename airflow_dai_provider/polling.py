@@ -60,6 +60,10 @@ class Wait:
         self._jitter = jitter
         self._failing_since: float | None = None
 
+    def time_left(self, now: float) -> float:
+        """Return the seconds until the time is up; infinite without a timeout."""
+        return float("inf") if self.timeout is None else max(0.0, self.started + self.timeout - now)
+
     def after_look(self, operation: Operation, now: float) -> tuple[float, str]:
         """
         Decide when to look again after a look that found the operation running.

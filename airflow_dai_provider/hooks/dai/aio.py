@@ -145,7 +145,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         async with self._open() as transport:
             while True:
                 try:
-                    operation = await self._send_and_repeat(transport, request)
+                    operation = await self._send_and_repeat(transport, request, wait.time_left(self._clock()))
                 except ServiceError as error:
                     with api_error():
                         seconds, line = wait.after_error(error, self._clock())
@@ -162,7 +162,9 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
             async with self._open() as transport:
                 return await self._send_and_repeat(transport, request)
 
-    async def _send_and_repeat(self, transport: AiohttpTransport, request: rest.Request[T]) -> T:
+    async def _send_and_repeat(
+        self, transport: AiohttpTransport, request: rest.Request[T], within: float = float("inf")
+    ) -> T:
         """Send a request, and again after errors that allow it; raises the last ServiceError."""
         repeats: Repeats | None = None
         started = self._clock()
@@ -170,9 +172,9 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
             try:
                 return await transport.call(request)
             except ServiceError as error:
-                repeats = repeats or (await self.get_sync_hook()).make_repeats(request, started)
+                repeats = repeats or (await self.get_sync_hook()).make_repeats(request, started, within)
                 seconds = repeats.after(error, self._clock())
-                self.log.warning("%s; next attempt in %.1f s", error, seconds)
+                self.log.warning("%s; attempt %d, next in %.1f s", error, repeats.attempts, seconds)
             await self._sleep(seconds)
 
     @asynccontextmanager

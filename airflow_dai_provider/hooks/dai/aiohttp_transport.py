@@ -14,14 +14,19 @@ import aiohttp
 import certifi
 import requests
 from asgiref.sync import sync_to_async
-from google.auth import exceptions as auth_exceptions
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.transport.requests import Request as AuthRequest
 from yarl import URL
 
 from airflow_dai_provider import rest
 from airflow_dai_provider.errors import Code, ServiceError
-from airflow_dai_provider.hooks.dai.identity import auth_error, client_headers, no_answer, refuse_plain_http
+from airflow_dai_provider.hooks.dai.identity import (
+    TOKEN_ERRORS,
+    client_headers,
+    no_answer,
+    refuse_plain_http,
+    token_error,
+)
 
 if TYPE_CHECKING:
     from airflow_dai_provider.endpoint import Endpoint
@@ -122,6 +127,7 @@ class AiohttpTransport:
             connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=context),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=client_headers(f"aiohttp/{aiohttp.__version__}"),
+            skip_auto_headers={"Content-Type"},
             timeout=self._timeout,
         )
         return self
@@ -148,17 +154,24 @@ class AiohttpTransport:
 
         :raises ServiceError: for everything that is not the answer asked for.
         """
+        headers = await self._authorise(request)
         try:
-            headers = await self.token.headers()
-            try:
-                return await self._send(request, headers)
-            except ServiceError as error:
-                if error.code is not Code.UNAUTHENTICATED or not self.token.renewable:
-                    raise
-            await self.token.renew(headers)
-            return await self._send(request, await self.token.headers())
-        except auth_exceptions.GoogleAuthError as error:
-            raise auth_error(request, error) from error
+            return await self._send(request, headers)
+        except ServiceError as error:
+            if error.code is not Code.UNAUTHENTICATED or not self.token.renewable:
+                raise
+        return await self._send(request, await self._authorise(request, refused=headers))
+
+    async def _authorise(
+        self, request: rest.Request[Any], refused: Mapping[str, str] | None = None
+    ) -> Mapping[str, str]:
+        """Return the headers that authorise a request, others than those that were refused."""
+        try:
+            if refused is not None:
+                await self.token.renew(refused)
+            return await self.token.headers()
+        except TOKEN_ERRORS as error:
+            raise token_error(request, error) from error
 
     async def _send(self, request: rest.Request[T], headers: Mapping[str, str]) -> T:
         try:

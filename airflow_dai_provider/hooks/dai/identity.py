@@ -14,6 +14,9 @@ from airflow_dai_provider.endpoint import EMULATOR_VARIABLE, Endpoint
 from airflow_dai_provider.errors import Code, ServiceError
 from airflow_dai_provider.redact import redact_urls
 
+#: What can come out of ``Credentials.refresh``, which reads the token service's answer unchecked.
+TOKEN_ERRORS = (GoogleAuthError, OSError, TypeError, ValueError, LookupError, AttributeError)
+
 
 def client_headers(library: str) -> dict[str, str]:
     """
@@ -56,8 +59,18 @@ def no_answer(
     return ServiceError(words, Code.DEADLINE_EXCEEDED if timed_out else Code.UNAVAILABLE, sent=sent)
 
 
-def auth_error(request: rest.Request[Any], error: GoogleAuthError) -> ServiceError:
-    """Return the error for a request that was not sent, since no token could be had."""
+def no_authorities(request: rest.Request[Any], error: OSError) -> ServiceError:
+    """Return the error for a request that was not sent, since the certificate authorities cannot be read."""
+    return ServiceError(f"{request} was not sent: {error}", Code.FAILED_PRECONDITION)
+
+
+def token_error(request: rest.Request[Any], error: Exception) -> ServiceError:
+    """Return the error for a request that was not sent, since one of ``TOKEN_ERRORS`` came instead of a token."""
+    if isinstance(error, OSError):
+        return no_authorities(request, error)
+    if not isinstance(error, GoogleAuthError):
+        words = f"{request} was not sent: the token service did not answer as it should"
+        return ServiceError(words, Code.UNAVAILABLE, sent=False)
     words = f"{request} was not sent, for want of a token: {redact_urls(str(error.args[0] if error.args else error))}"
     if isinstance(error, TransportError) or error.retryable:
         return ServiceError(words, Code.UNAVAILABLE, sent=False)

@@ -6,19 +6,27 @@ import ssl
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import requests
 import urllib3.exceptions
-from google.auth import exceptions as auth_exceptions
 from google.auth.credentials import AnonymousCredentials, Credentials
+from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import AuthorizedSession
 from google.auth.transport.requests import Request as AuthRequest
 
 from airflow_dai_provider import rest
 from airflow_dai_provider.endpoint import Endpoint
 from airflow_dai_provider.errors import Code, ServiceError
-from airflow_dai_provider.hooks.dai.identity import auth_error, client_headers, no_answer, refuse_plain_http
+from airflow_dai_provider.hooks.dai.identity import (
+    TOKEN_ERRORS,
+    client_headers,
+    no_answer,
+    no_authorities,
+    refuse_plain_http,
+    token_error,
+)
 
 T = TypeVar("T")
 
@@ -49,11 +57,15 @@ class RequestsTransport:
         self._auth_request = AuthRequest(self._auth_session)
         # A 401 is answered in call(), once; the session's own way makes three requests and two refreshes of it.
         self.session = AuthorizedSession(credentials, refresh_status_codes=(), auth_request=self._auth_request)
-        self.session.headers.update(client_headers(f"requests/{requests.__version__}"))
+        # Given with each request, since the credentials add a word to one of these and would replace the session's.
+        self._headers = client_headers(f"requests/{requests.__version__}")
+        # requests prepares the next request even of a redirect that it does not follow: it reads the whole body for
+        # that, and fails on an odd address.
+        self.session.get_redirect_target = _no_redirect  # type: ignore[method-assign,assignment]
         # Without this, requests replaces the token with a password from ~/.netrc.
         self.session.auth = _keep_headers
         # A proxy from the environment is honoured, but what is meant for this machine does not leave it.
-        self._proxies = {"http": None, "https": None} if endpoint.is_loopback else None
+        self._proxies = {"http": None, "https": None, "all": None} if endpoint.is_loopback else None
 
     def close(self) -> None:
         """Close the connections."""
@@ -66,37 +78,47 @@ class RequestsTransport:
 
         :raises ServiceError: for everything that is not the answer asked for.
         """
+        if not (self._anonymous or self.session.credentials.valid):
+            self._renew(request)
         try:
             return self._send(request)
         except ServiceError as error:
             if error.code is not Code.UNAUTHENTICATED or self._anonymous:
                 raise
-        try:
-            self.session.credentials.refresh(self._auth_request)
-        except auth_exceptions.GoogleAuthError as error:
-            raise auth_error(request, error) from error
+        self._renew(request)
         return self._send(request)
+
+    def _renew(self, request: rest.Request[Any]) -> None:
+        """Fetch a token."""
+        try:
+            self.session.credentials.refresh(partial(self._auth_request, timeout=self.timeout))
+        except TOKEN_ERRORS as error:
+            raise token_error(request, error) from error
 
     def _send(self, request: rest.Request[T]) -> T:
         try:
             answer = self._exchange(request)
-        except auth_exceptions.GoogleAuthError as error:
-            raise auth_error(request, error) from error
+        except GoogleAuthError as error:
+            raise token_error(request, error) from error
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             raise self._transport_error(request, error) from error
+        except OSError as error:
+            raise no_authorities(request, error) from error
         return rest.read_answer(request, answer, datetime.now(UTC))
 
     def _exchange(self, request: rest.Request[Any]) -> rest.Answer:
-        deadline = time.monotonic() + self.timeout
         with self.session.request(
             request.http_method,
             self.endpoint.url + request.path,
             json=request.body,
+            headers=self._headers,
             timeout=self.timeout,
             allow_redirects=False,
             stream=True,
             proxies=self._proxies,
         ) as response:
+            # Counted from here: the token and the first byte have had their own time, and what has come is kept.
+            deadline = time.monotonic() + self.timeout
             headers = {key.lower(): value for key, value in response.headers.items()}
             return rest.Answer(response.status_code, headers, _read_body(response.raw, deadline))
 
@@ -131,6 +153,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while link is not None:
         yield link
         link = link.__cause__ or link.__context__
+
+
+def _no_redirect(_: requests.Response) -> None:
+    """Say that there is nowhere to go."""
 
 
 def _keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest:

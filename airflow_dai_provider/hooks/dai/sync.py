@@ -192,7 +192,7 @@ class DaiHook(GoogleBaseHook):
         request = rest.get_operation(name)
         while True:
             try:
-                operation = self._send_and_repeat(request)
+                operation = self._send_and_repeat(request, wait.time_left(self._clock()))
             except ServiceError as error:
                 with api_error():
                     seconds, line = wait.after_error(error, self._clock())
@@ -266,16 +266,17 @@ class DaiHook(GoogleBaseHook):
             return False, f"{no_list} {error}"
         return True, f"{self.endpoint.url} answered operations.get; it has no operations.list."
 
-    def make_repeats(self, request: rest.Request[Any], started: float) -> Repeats:
+    def make_repeats(self, request: rest.Request[Any], started: float, within: float) -> Repeats:
         """
         Return the rule by which a call is repeated.
 
         :param started: when the call began, in seconds of the caller's clock.
+        :param within: seconds after which nobody waits for the answer any more.
         """
         return Repeats(
             request.repeat_after,
             num_retries=max(0, self.num_retries),
-            retry_timeout=self.retry_timeout,
+            retry_timeout=min(self.retry_timeout, within),
             started=started,
             jitter=self._random,
         )
@@ -284,15 +285,15 @@ class DaiHook(GoogleBaseHook):
         with api_error():
             return self._send_and_repeat(request)
 
-    def _send_and_repeat(self, request: rest.Request[T]) -> T:
+    def _send_and_repeat(self, request: rest.Request[T], within: float = float("inf")) -> T:
         """Send a request, and again after errors that allow it; raises the last ServiceError."""
-        repeats = self.make_repeats(request, self._clock())
+        repeats = self.make_repeats(request, self._clock(), within)
         while True:
             try:
                 return self._get_transport().call(request)
             except ServiceError as error:
                 seconds = repeats.after(error, self._clock())
-                self.log.warning("%s; next attempt in %.1f s", error, seconds)
+                self.log.warning("%s; attempt %d, next in %.1f s", error, repeats.attempts, seconds)
             self._sleep(seconds)
 
     def _get_transport(self) -> RequestsTransport:
