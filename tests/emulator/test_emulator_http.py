@@ -268,6 +268,7 @@ def open_descriptors() -> int:
 def test_stop_leaves_no_thread_no_socket_no_warning(
     recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
+    gc.collect()  # what earlier tests have left, so that it is not collected in between
     threads = set(threading.enumerate())
     descriptors = open_descriptors()
     with warnings.catch_warnings(), requests.Session() as session:

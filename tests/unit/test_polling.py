@@ -312,7 +312,7 @@ def test_zero_is_a_duration_where_that_is_said() -> None:
 
 @pytest.mark.parametrize(
     ("poll_interval", "timeout", "parameter"),
-    [(0, None, "poll_interval"), ("30", None, "poll_interval"), (30, 0, "timeout"), (30, -1, "timeout")],
+    [(0, None, "poll_interval"), ("30", None, "poll_interval"), (30, -1, "timeout")],
 )
 def test_a_wait_refuses_what_is_no_duration(poll_interval: float, timeout: float | None, parameter: str) -> None:
     with pytest.raises(ValueError, match=f"^Invalid {parameter} "):
@@ -329,3 +329,9 @@ def test_outage_is_several_looks_even_with_a_long_interval() -> None:
             now += wait.after_error(down, now)[0]
     assert looks >= 10
     assert now == pytest.approx(5000.0 + MAX_OUTAGE)
+
+
+def test_a_timeout_of_zero_is_one_look() -> None:
+    wait = Wait("operations/a", started=0.0, poll_interval=30.0, timeout=0)
+    with pytest.raises(WaitTimeoutError, match="operations/a has not ended within 0 s"):
+        wait.after_look(Operation("operations/a", OperationState.RUNNING), 0.0)
