@@ -179,7 +179,7 @@ def test_function_serves_until_a_signal(capsys: pytest.CaptureFixture[str]) -> N
     thread.start()
     assert main(["--port", port, "--ingest-seconds", "3"]) == 0
     thread.join()
-    assert capsys.readouterr().out.startswith(f"export DAI_EMULATOR_HOST=127.0.0.1:{port}\n")
+    assert f"export DAI_EMULATOR_HOST=127.0.0.1:{port}" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.usefixtures("signal_handlers")
