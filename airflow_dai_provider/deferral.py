@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowTaskTimeout, BaseOperator
 BACKSTOP = 60.0
 
 
-#: What Airflow says to a task whose deferral has timed out: 3 the first, 2 the second.
+# What Airflow says to a task whose deferral has timed out: 3 the first, 2 the second.
 TRIGGER_TIMEOUTS = frozenset({"Trigger timeout", "Trigger/execution timeout"})
 
 
@@ -33,6 +33,11 @@ def defer_wait(task: BaseOperator, operation_name: str, *, timeout: float, **tri
     trigger = DaiOperationTrigger(operation_name, started=time.time(), timeout=limit, **trigger_arguments)
     task.defer(trigger=trigger, method_name="execute_complete", timeout=timedelta(seconds=limit + BACKSTOP))
     raise AssertionError("defer() returns only by raising")
+
+
+def ended_at_deadline(next_kwargs: dict[str, Any] | None) -> bool:
+    """Whether Airflow itself has ended a deferral, because its trigger was in no triggerer at the deadline."""
+    return (next_kwargs or {}).get("error") in TRIGGER_TIMEOUTS
 
 
 def raise_task_timeout(task: BaseOperator, timeout: float, message: str) -> None:

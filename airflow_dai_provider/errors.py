@@ -61,6 +61,20 @@ BUSY = frozenset({Code.RESOURCE_EXHAUSTED})
 BUSY_OR_AWAY = BUSY | {Code.UNAVAILABLE}
 ANY_HICCUP = BUSY_OR_AWAY | {Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.ABORTED, Code.INTERNAL}
 
+#: After these, whoever asks again meets the same error again.
+PERMANENT = frozenset(
+    {
+        Code.UNIMPLEMENTED,
+        Code.PERMISSION_DENIED,
+        Code.INVALID_ARGUMENT,
+        Code.UNAUTHENTICATED,
+        Code.NOT_FOUND,
+        Code.FAILED_PRECONDITION,
+        Code.OUT_OF_RANGE,
+        Code.ALREADY_EXISTS,
+    }
+)
+
 
 class ServiceError(Exception):
     """

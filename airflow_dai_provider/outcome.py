@@ -11,24 +11,10 @@ from contextlib import contextmanager
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from airflow_dai_provider.errors import Code
+from airflow_dai_provider.errors import PERMANENT, Code
 from airflow_dai_provider.operation import END_STATES, Operation, OperationState
 from airflow_dai_provider.polling import WaitTimeoutError
 from airflow_dai_provider.redact import short_repr
-
-#: After these a retry of the task meets the same error again.
-PERMANENT = frozenset(
-    {
-        Code.UNIMPLEMENTED,
-        Code.PERMISSION_DENIED,
-        Code.INVALID_ARGUMENT,
-        Code.UNAUTHENTICATED,
-        Code.NOT_FOUND,
-        Code.FAILED_PRECONDITION,
-        Code.OUT_OF_RANGE,
-        Code.ALREADY_EXISTS,
-    }
-)
 
 _ADVICE = {
     Code.UNIMPLEMENTED: (

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from random import random
 
-from airflow_dai_provider.errors import ANY_HICCUP, ServiceError
+from airflow_dai_provider.errors import ANY_HICCUP, PERMANENT, ServiceError
 from airflow_dai_provider.operation import Operation
 
 #: Seconds before the second look; the first comes at once.
@@ -38,7 +38,8 @@ class Wait:
     :param started: when the wait began, in seconds of the caller's clock.
     :param poll_interval: the longest time between two looks, in seconds.
     :param timeout: seconds after which the wait is over, or None for no limit. One last look is made then.
-    :param max_outage: seconds that the service may stay out of reach, or None for no limit.
+    :param max_outage: seconds that the service may stay out of reach, or None for no limit: then only what can never
+        heal ends the wait.
     :param jitter: gives numbers from 0 to 1.
     """
 
@@ -85,7 +86,8 @@ class Wait:
         """
         if self._failing_since is None:
             self._failing_since = now
-        if error.code not in ANY_HICCUP or now - self._failing_since >= self.max_outage:
+        hopeless = error.code in PERMANENT if self.max_outage == float("inf") else error.code not in ANY_HICCUP
+        if hopeless or now - self._failing_since >= self.max_outage:
             raise error
         outage_left = self._failing_since + self.max_outage - now
         wait = self._next(

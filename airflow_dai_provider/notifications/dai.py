@@ -11,8 +11,9 @@ from airflow.providers.common.compat.notifier import BaseNotifier
 from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.cancellation import request_cancellation
+from airflow_dai_provider.errors import PERMANENT
 from airflow_dai_provider.names import InvalidNameError, check_operation_name, is_missing_name
-from airflow_dai_provider.outcome import PERMANENT, error_code
+from airflow_dai_provider.outcome import error_code
 from airflow_dai_provider.polling import check_seconds
 from airflow_dai_provider.pushed import (
     is_dag_callback,

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, conf
 
 from airflow_dai_provider.cancellation import request_cancellation
-from airflow_dai_provider.deferral import defer_wait, raise_task_timeout
+from airflow_dai_provider.deferral import defer_wait, ended_at_deadline, raise_task_timeout
+from airflow_dai_provider.errors import PERMANENT
 from airflow_dai_provider.event import read_event
 from airflow_dai_provider.names import check_operation_name
 from airflow_dai_provider.operation import OperationState
 from airflow_dai_provider.outcome import (
-    PERMANENT,
     OperationNotFoundError,
     accept_end,
     check_expected_states,
@@ -127,6 +127,17 @@ class DaiCancelOperationOperator(BaseOperator):
             raise_task_timeout(self, self.timeout, str(error))
             raise AirflowException(f"{error}. {name} may still run.") from error
         return name
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume; a deferral that Airflow itself has ended says what may still run."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowException as error:
+            if not ended_at_deadline(next_kwargs):
+                raise
+            message = f"{self.operation_name} may still run: {error}."
+            raise_task_timeout(self, self.timeout, message)
+            raise AirflowException(message) from error
 
     def _wait(self, hook: DaiHook, name: str) -> Operation:
         """Wait for the end here, or defer the task."""

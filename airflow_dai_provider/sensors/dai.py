@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from functools import cached_property
 from inspect import unwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
@@ -18,7 +18,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_dai_provider.deferral import TRIGGER_TIMEOUTS, defer_wait, raise_task_timeout
+from airflow_dai_provider.deferral import defer_wait, ended_at_deadline, raise_task_timeout
 from airflow_dai_provider.event import read_event
 from airflow_dai_provider.names import check_operation_name
 from airflow_dai_provider.operation import OperationState
@@ -158,7 +158,10 @@ class DaiOperationSensor(BaseSensorOperator):
             # Not the sensor base's own method: it makes a skip of every error.
             return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
         except AirflowException as error:
-            raise self._as_in_poke_mode(self._timeout_behind(error, next_kwargs)) from error
+            if ended_at_deadline(next_kwargs):
+                error = AirflowSensorTimeout(f"{self.operation_name} may still run: {error}.")
+                raise_task_timeout(self, self.timeout, str(error))
+            self._raise_as_in_poke_mode(error)
 
     def _defer(self, context: Context) -> dict[str, Any] | None:
         """Look once, and hand the wait over unless it is over."""
@@ -169,7 +172,7 @@ class DaiOperationSensor(BaseSensorOperator):
                 return result
         except AirflowException as error:
             if not self.silent_fail or isinstance(error, AirflowFailException):
-                raise self._as_in_poke_mode(error) from error
+                self._raise_as_in_poke_mode(error)
             self.log.warning("The first look has failed: %s", error)
         self.log.info("Waiting for %s in the triggerer.", self.operation_name)
         return defer_wait(
@@ -223,19 +226,15 @@ class DaiOperationSensor(BaseSensorOperator):
             return cause
         return None
 
-    def _as_in_poke_mode(self, error: AirflowException) -> AirflowException:
-        """Return what an error becomes under ``soft_fail`` and ``never_fail``."""
+    def _raise_as_in_poke_mode(self, error: AirflowException) -> NoReturn:
+        """Raise an error as what it is under ``soft_fail`` and ``never_fail``."""
         if isinstance(error, AirflowSensorTimeout):
             skipped = self.soft_fail
         else:
             skipped = self.never_fail or (self.soft_fail and isinstance(error, UnexpectedEndError))
-        return AirflowSkipException(str(error)) if skipped else error
-
-    def _timeout_behind(self, error: AirflowException, next_kwargs: dict[str, Any] | None) -> AirflowException:
-        """Return the sensor's timeout when Airflow itself has ended the deferral at its deadline."""
-        if (next_kwargs or {}).get("error") in TRIGGER_TIMEOUTS:
-            return AirflowSensorTimeout(f"{self.operation_name} may still run: {error}")
-        return error
+        if skipped:
+            raise AirflowSkipException(str(error)) from error
+        raise error
 
     def _close_hook(self) -> None:
         if hook := self.__dict__.pop("hook", None):

@@ -123,6 +123,8 @@ class DaiOperationTrigger(BaseTrigger):
         while not kill.done() and (left := until - time.monotonic()) > 0:
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({kill}, timeout=left)
+        if not kill.done():
+            self.log.error("%s may still run: its cancellation was not answered in time.", self.operation_name)
 
     async def _wait(self) -> dict[str, Any]:
         """Wait, and return the payload of the event."""

@@ -323,7 +323,8 @@ def test_outage_is_several_looks_even_with_a_long_interval() -> None:
     wait = Wait("operations/a", started=0.0, poll_interval=3600.0, jitter=lambda: 0.0)
     down = ServiceError("down", Code.UNAVAILABLE)
     now, looks = 5000.0, 0
-    for looks in range(1, 100):
+    while looks < 100:
+        looks += 1
         try:
             now += wait.after_error(down, now)[0]
         except ServiceError:

@@ -85,7 +85,8 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         return sibling
 
     async def __aenter__(self) -> Self:
-        self._transport = await self._held.enter_async_context(self._lease())
+        with api_error():
+            self._transport = await self._held.enter_async_context(self._lease())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -142,20 +143,20 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
             jitter=self._random,
         )
         request = rest.get_operation(name)
-        async with self._open() as transport:
-            while True:
-                try:
-                    operation = await self._send_and_repeat(transport, request, wait.time_left(self._clock()))
-                except ServiceError as error:
-                    with api_error():
+        with api_error():
+            async with self._open() as transport:
+                while True:
+                    try:
+                        operation = await self._send_and_repeat(transport, request, wait.time_left(self._clock()))
+                    except ServiceError as error:
                         seconds, line = wait.after_error(error, self._clock())
-                    self.log.warning("%s", line)
-                else:
-                    if operation.done:
-                        return operation
-                    seconds, line = wait.after_look(operation, self._clock())
-                    self.log.info("%s", line)
-                await self._sleep(seconds)
+                        self.log.warning("%s", line)
+                    else:
+                        if operation.done:
+                            return operation
+                        seconds, line = wait.after_look(operation, self._clock())
+                        self.log.info("%s", line)
+                    await self._sleep(seconds)
 
     async def _call(self, request: rest.Request[T]) -> T:
         with api_error():

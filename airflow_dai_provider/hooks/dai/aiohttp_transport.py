@@ -16,6 +16,7 @@ import requests
 from asgiref.sync import sync_to_async
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.transport.requests import Request as AuthRequest
+from requests.utils import prepend_scheme_if_needed, select_proxy
 from yarl import URL
 
 from airflow_dai_provider import rest
@@ -121,8 +122,16 @@ class AiohttpTransport:
         self._proxy: str | None = None
 
     async def open(self) -> Self:
-        """Open the session; certificates are read in a thread."""
-        context, self._proxy = await sync_to_async(self._read_environment, thread_sensitive=False)()
+        """
+        Open the session; certificates are read in a thread.
+
+        :raises ServiceError: when they cannot be read.
+        """
+        try:
+            context, self._proxy = await sync_to_async(self._read_environment, thread_sensitive=False)()
+        except OSError as error:
+            message = f"The certificate authorities cannot be read: {error}"
+            raise ServiceError(message, Code.FAILED_PRECONDITION) from error
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=context),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -134,19 +143,20 @@ class AiohttpTransport:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self.token.close()
         if self._session:
             await self._session.close()
+        await self.token.close()
 
     def _read_environment(self) -> tuple[ssl.SSLContext, str | None]:
         """Read the authorities and the proxy from the environment, as ``requests`` does."""
-        proxies: dict[str, Any] = {"http": None, "https": None} if self.endpoint.is_loopback else {}
         with requests.Session() as session:
-            settings = session.merge_environment_settings(self.endpoint.url, proxies, None, None, None)
-        bundle = settings["verify"] if isinstance(settings["verify"], str) else certifi.where()
-        proxy = requests.utils.select_proxy(self.endpoint.url, settings["proxies"])
-        kind = "capath" if Path(bundle).is_dir() else "cafile"
-        return ssl.create_default_context(**{kind: bundle}), proxy  # type: ignore[arg-type]
+            settings = session.merge_environment_settings(self.endpoint.url, {}, None, None, None)
+        bundle = Path(settings["verify"] if isinstance(settings["verify"], str) else certifi.where())
+        if not bundle.exists():
+            raise FileNotFoundError(f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names {bundle}, which does not exist")
+        context = ssl.create_default_context(**{"capath" if bundle.is_dir() else "cafile": str(bundle)})  # type: ignore[arg-type]
+        proxy = None if self.endpoint.is_loopback else select_proxy(self.endpoint.url, settings["proxies"])
+        return context, prepend_scheme_if_needed(proxy, "http") if proxy else None
 
     async def call(self, request: rest.Request[T]) -> T:
         """

@@ -25,6 +25,9 @@ class _Shared:
 
 _BY_LOOP: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, _Shared]] = WeakKeyDictionary()
 
+# The event loop itself holds its tasks only weakly.
+_CLOSING: set[asyncio.Task[None]] = set()
+
 
 @asynccontextmanager
 async def lease(key: Hashable, make: Callable[[], AiohttpTransport]) -> AsyncIterator[AiohttpTransport]:
@@ -48,4 +51,8 @@ async def lease(key: Hashable, make: Callable[[], AiohttpTransport]) -> AsyncIte
             # Taken out before the first await, so that whoever comes now opens another.
             del all_shared[key]
             if shared.transport:
-                await shared.transport.close()
+                closing = asyncio.create_task(shared.transport.close())
+                _CLOSING.add(closing)
+                closing.add_done_callback(_CLOSING.discard)
+                # Whoever is cancelled here again does not leave the session open.
+                await asyncio.shield(closing)

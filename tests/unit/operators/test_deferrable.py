@@ -1,0 +1,289 @@
+"""The deferrable cancel: it asks, looks once, hands the wait over, and ends as it would have in the worker."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+    TaskDeferred,
+)
+
+from airflow_dai_provider import deferral
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.operators.dai import XCOM_OPERATION, DaiCancelOperationOperator
+from airflow_dai_provider.outcome import OperationNotFoundError, UnexpectedEndError
+from airflow_dai_provider.polling import MAX_OUTAGE
+from airflow_dai_provider.triggers.dai import DaiOperationTrigger
+from tests.unit.hooks.async_testing import let_time_pass, run, trust_few
+
+if TYPE_CHECKING:
+    from conftest import Clock, Log
+
+NAME = "operations/my-ingest"
+TIMEOUT = 100.0
+
+
+@pytest.fixture(autouse=True)
+def _time(monkeypatch: pytest.MonkeyPatch, fake_time: Clock) -> None:
+    trust_few(monkeypatch)
+    let_time_pass(monkeypatch, fake_time)
+    monkeypatch.setattr(deferral, "time", SimpleNamespace(time=fake_time))
+
+
+@pytest.fixture
+def context(ti: Any) -> dict[str, Any]:
+    ti.task_id = "cancel"
+    return {"ti": ti}
+
+
+@pytest.fixture
+def slow(make_emulator: Any) -> DaiEmulator:
+    """Give an emulator that takes 20 s to cancel."""
+    emulator: DaiEmulator = make_emulator(cancel_seconds=20.0)
+    return emulator
+
+
+def make(**options: Any) -> DaiCancelOperationOperator:
+    defaults = {"operation_name": NAME, "wait_for_completion": True, "timeout": TIMEOUT}
+    return DaiCancelOperationOperator(task_id="cancel", **{**defaults, **options})
+
+
+def fire(deferred: TaskDeferred) -> Any:
+    """Run the trigger of a deferred task, as it is after its way through the metadata database; return its event."""
+    _, arguments = deferred.trigger.serialize()
+    trigger = DaiOperationTrigger(**json.loads(json.dumps(arguments)))
+
+    async def main() -> list[Any]:
+        return [event.payload async for event in trigger.run()]
+
+    (payload,) = run(main())
+    return json.loads(json.dumps(payload))
+
+
+def whole(context: Any, *, deferrable: bool, **options: Any) -> Any:
+    """Execute a task from its start to its end."""
+    try:
+        return make(deferrable=deferrable, **options).execute(context)
+    except TaskDeferred as deferred:
+        event = {**(deferred.kwargs or {}), "event": fire(deferred)}
+        return make(deferrable=deferrable, **options).resume_execution(deferred.method_name, event, context)
+
+
+def methods(emulator: DaiEmulator) -> list[str | None]:
+    return [request.method for request in emulator.requests]
+
+
+both = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker", "deferrable"])
+
+
+# From start to end, in the worker and in the triggerer
+
+
+@both
+@pytest.mark.parametrize(
+    ("ingest", "expected_states", "state"),
+    [
+        ({}, None, "CANCELLED"),
+        ({}, "CANCELLED", "CANCELLED"),
+        ({"cancel": "ignored", "seconds": 30}, None, "SUCCEEDED"),
+        ({"cancel": "ignored", "seconds": 30, "outcome": "INVALID_MEDIA"}, None, "FAILED"),
+        ({"seconds": 0}, None, "SUCCEEDED"),
+    ],
+)
+def test_it_waits_for_the_end(
+    slow: DaiEmulator, context: Any, ti: Any, deferrable: bool, ingest: Any, expected_states: Any, state: str
+) -> None:
+    slow.start_ingest(NAME, **ingest)
+    assert whole(context, deferrable=deferrable, expected_states=expected_states) == NAME
+    pushed = ti.pushed["cancel", -1, XCOM_OPERATION]
+    assert (pushed["name"], pushed["state"]) == (NAME, state)
+    assert json.loads(json.dumps(pushed)) == pushed
+    assert slow.cancel_requested(NAME) == 1
+
+
+@both
+def test_an_unexpected_end_fails(slow: DaiEmulator, context: Any, ti: Any, deferrable: bool) -> None:
+    slow.start_ingest(NAME, seconds=30, cancel="ignored")
+    with pytest.raises(UnexpectedEndError, match=f"{NAME} is SUCCEEDED.*accepts only CANCELLED"):
+        whole(context, deferrable=deferrable, expected_states=["CANCELLED"])
+    assert ti.pushed["cancel", -1, XCOM_OPERATION]["state"] == "SUCCEEDED"
+
+
+@both
+def test_the_time_is_up(slow: DaiEmulator, context: Any, clock: Clock, deferrable: bool) -> None:
+    slow.start_ingest(NAME, cancel="ignored")
+    began = clock.now
+    with pytest.raises(AirflowException, match=f"has not ended within 100 s.*{NAME} may still run") as caught:
+        whole(context, deferrable=deferrable)
+    assert not isinstance(caught.value, AirflowFailException | AirflowSkipException)
+    assert clock.now - began == pytest.approx(TIMEOUT)
+    assert slow.cancel_requested(NAME) == 1
+
+
+#: After the cancel and the first look.
+LATER = ({"method": "operations.cancel", "content_type": "application/json"},
+         {"method": "operations.get", "content_type": "application/json"})  # fmt: skip
+
+
+@both
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
+@pytest.mark.parametrize(
+    ("fault", "kind", "words"),
+    [
+        ({"rpc_status": "UNIMPLEMENTED"}, AirflowFailException, "a retry cannot help"),
+        ({"status": 403}, AirflowFailException, "allow-listed"),
+        ({"status": 404}, OperationNotFoundError, "does not know the operation"),
+        ({"status": 503}, AirflowException, "may still run"),
+    ],
+)
+def test_errors(
+    slow: DaiEmulator, context: Any, clock: Clock, deferrable: bool, later: bool, fault: Any, kind: Any, words: str
+) -> None:
+    slow.start_ingest(NAME)
+    for good in LATER if later else ():
+        slow.inject(Fault(**good))
+    slow.inject(Fault(**fault, times=None))
+    with pytest.raises(AirflowException, match=words) as caught:
+        whole(context, deferrable=deferrable, timeout=9000)
+    assert type(caught.value) is kind
+
+
+@both
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
+def test_a_missing_operation_that_is_fine(slow: DaiEmulator, context: Any, deferrable: bool, later: bool) -> None:
+    slow.start_ingest(NAME)
+    for good in LATER if later else ():
+        slow.inject(Fault(**good))
+    slow.inject(Fault(status=404, times=None))
+    assert whole(context, deferrable=deferrable, missing_ok=True) == NAME
+
+
+# Handing over
+
+
+def test_it_asks_looks_and_hands_over(slow: DaiEmulator, context: Any, clock: Clock, log: Log) -> None:
+    slow.start_ingest(NAME)
+    with pytest.raises(TaskDeferred) as deferred:
+        make(deferrable=True).execute(context)
+    assert methods(slow) == ["operations.cancel", "operations.get"]
+    assert deferred.value.method_name == "execute_complete"
+    assert deferred.value.timeout == timedelta(seconds=TIMEOUT + deferral.BACKSTOP)
+    path, arguments = deferred.value.trigger.serialize()
+    assert path == "airflow_dai_provider.triggers.dai.DaiOperationTrigger"
+    assert arguments == {
+        "operation_name": NAME,
+        "poll_interval": 30.0,
+        "started": clock.now,
+        "timeout": TIMEOUT,
+        "max_outage": MAX_OUTAGE,
+        "cancel_on_kill": False,
+        "gcp_conn_id": "google_cloud_default",
+        "impersonation_chain": None,
+        "api_endpoint": None,
+    }
+    assert [line for line in log.ours if f"Waiting for {NAME} in the triggerer" in line]
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ({"poll_interval": 7.5}, {"poll_interval": 7.5}),
+        ({"timeout": 5000.0}, {"timeout": 5000.0}),
+        ({"execution_timeout": timedelta(seconds=30)}, {"timeout": 30.0}),
+        ({"execution_timeout": timedelta(seconds=3000)}, {"timeout": TIMEOUT}),
+        ({"gcp_conn_id": "another"}, {"gcp_conn_id": "another"}),
+        ({"impersonation_chain": ["a@p", "b@p"]}, {"impersonation_chain": ["a@p", "b@p"]}),
+    ],
+    ids=str,
+)
+def test_each_parameter_reaches_the_trigger(slow: DaiEmulator, context: Any, options: Any, arguments: Any) -> None:
+    slow.start_ingest(NAME)
+    with pytest.raises(TaskDeferred) as deferred:
+        make(deferrable=True, **options).execute(context)
+    _, given = deferred.value.trigger.serialize()
+    assert given == {**given, **arguments}
+
+
+def test_the_endpoint_reaches_the_trigger(slow: DaiEmulator, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True}}
+    monkeypatch.setenv("AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT", json.dumps(connection))
+    monkeypatch.delenv("DAI_EMULATOR_HOST")
+    slow.start_ingest(NAME)
+    with pytest.raises(TaskDeferred) as deferred:
+        make(deferrable=True, api_endpoint=slow.endpoint).execute(context)
+    assert deferred.value.trigger.api_endpoint == slow.endpoint
+
+
+def test_one_that_does_not_wait_is_not_handed_over(slow: DaiEmulator, context: Any) -> None:
+    slow.start_ingest(NAME)
+    assert make(deferrable=True, wait_for_completion=False).execute(context) == NAME
+
+
+def test_one_that_has_ended_is_not_handed_over(emulator: DaiEmulator, context: Any) -> None:
+    emulator.start_ingest(NAME)
+    assert make(deferrable=True).execute(context) == NAME
+    assert methods(emulator) == ["operations.cancel", "operations.get"]
+
+
+@pytest.mark.parametrize("options", [{"timeout": -1}, {"poll_interval": 0}, {"expected_states": "RUNNING"}], ids=str)
+def test_what_makes_no_sense_is_refused_before_anything_is_sent(slow: DaiEmulator, context: Any, options: Any) -> None:
+    slow.start_ingest(NAME)
+    with pytest.raises(AirflowFailException, match="Invalid"):
+        make(deferrable=True, **options).execute(context)
+    assert slow.requests == []
+
+
+# Resuming
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        None,
+        {},
+        [],
+        {"status": "paused"},
+        {"status": "success"},
+        {"status": "ended", "operation": NAME},
+        {"status": "ended"},
+    ],
+    ids=str,
+)
+def test_what_is_no_event_is_no_success(context: Any, event: Any) -> None:
+    with pytest.raises(AirflowException, match=f"Expected the event of DaiOperationTrigger.* {NAME} may still run"):
+        make().resume_execution("execute_complete", {"event": event}, context)
+
+
+def test_no_event_at_all_is_no_success(context: Any) -> None:
+    with pytest.raises(AirflowException, match="got None"):
+        make().resume_execution("execute_complete", None, context)
+
+
+@pytest.mark.parametrize("state", [{"state": "RUNNING"}, {"state": "GONE"}, {}], ids=str)
+def test_an_operation_that_is_no_end_is_no_success(context: Any, state: dict[str, str]) -> None:
+    event = {"status": "ended", "operation": {"name": NAME, **state}}
+    with pytest.raises(AirflowException):
+        make().resume_execution("execute_complete", {"event": event}, context)
+
+
+def test_an_execution_timeout_is_a_timeout_of_the_task(slow: DaiEmulator, context: Any, clock: Clock) -> None:
+    slow.start_ingest(NAME, cancel="ignored")
+    began = clock.now
+    with pytest.raises(AirflowTaskTimeout, match="has not ended within 30 s.* execution_timeout of the task"):
+        whole(context, deferrable=True, execution_timeout=timedelta(seconds=30))
+    assert clock.now - began == pytest.approx(30)
+
+
+@pytest.mark.parametrize("error", ["Trigger timeout", "Trigger/execution timeout"])
+def test_a_deferral_that_airflow_itself_ends_says_what_may_still_run(context: Any, error: str) -> None:
+    with pytest.raises(AirflowException, match=f"{NAME} may still run") as caught:
+        make().resume_execution("__fail__", {"error": error}, context)
+    assert not isinstance(caught.value, AirflowFailException | AirflowSkipException)
