@@ -8,7 +8,6 @@ https://developers.google.com/video-creative-ingest/reference/rest/v1/operations
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -82,7 +81,7 @@ class Ingest:
         if type_url is None:
             if not _INGEST_METADATA_KEYS & metadata.keys():
                 return None
-        elif re.split("[./]", str(type_url))[-1] != _INGEST_METADATA_TYPE:
+        elif str(type_url).replace("/", ".").rpartition(".")[2] != _INGEST_METADATA_TYPE:
             return None
         status = _typed(metadata.get("youtubeStatus"), dict) or {}
         failure = _typed(status.get("failureReason"), dict) or {}
@@ -222,7 +221,8 @@ class Operation:
         words = f"{self.name} is {self.state}"
         if self.state is OperationState.FAILED:
             words += f" with error {self.error_code}: {redact_urls(self.error_message or 'no message')}"
-        return f"{words} ({self.ingest})" if self.ingest else words
+        ingest = self.ingest
+        return f"{words} ({ingest})" if ingest else words
 
 
 def _field(data: Mapping[str, Any], key: str, kind: type[Any]) -> Any:

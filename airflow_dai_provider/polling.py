@@ -61,20 +61,23 @@ class Wait:
         self._jitter = jitter
         self._failing_since: float | None = None
 
+    def elapsed(self, now: float) -> float:
+        """Return the seconds waited so far."""
+        return now - self.started
+
     def time_left(self, now: float) -> float:
         """Return the seconds until the time is up; infinite without a timeout."""
         return float("inf") if self.timeout is None else max(0.0, self.started + self.timeout - now)
 
-    def after_look(self, operation: Operation, now: float) -> tuple[float, str]:
+    def after_look(self, operation: Operation, now: float) -> float:
         """
         Decide when to look again after a look that found the operation running.
 
-        :return: the seconds until then, and the line for the task's log.
+        :return: the seconds until then.
         :raises WaitTimeoutError: when the time is up.
         """
         self._failing_since = None
-        wait = self._next(now, f"the last look said: {operation}")
-        return wait, describe_look(operation, now - self.started, wait)
+        return self._next(now, "the last look said", operation)
 
     def after_error(self, error: ServiceError, now: float) -> tuple[float, str]:
         """
@@ -92,19 +95,22 @@ class Wait:
         outage_left = self._failing_since + self.max_outage - now
         wait = self._next(
             now,
-            f"the last look failed: {error}",
+            "the last look failed",
+            error,
             at_least=min(error.retry_after or 0.0, outage_left),
             interval=min(self.poll_interval, self.max_outage / 10),
         )
         return wait, f"Could not look at {self.name}: {error}; {_times(now - self.started, wait)}"
 
-    def _next(self, now: float, last: str, at_least: float = 0.0, interval: float | None = None) -> float:
+    def _next(
+        self, now: float, last: str, result: object, at_least: float = 0.0, interval: float | None = None
+    ) -> float:
         elapsed = now - self.started
         wait = max(next_interval(elapsed, interval or self.poll_interval, self._jitter()), at_least)
         if self.timeout is None:
             return wait
         if elapsed >= self.timeout:
-            raise WaitTimeoutError(f"{self.name} has not ended within {self.timeout:g} s; {last}")
+            raise WaitTimeoutError(f"{self.name} has not ended within {self.timeout:g} s; {last}: {result}")
         return min(wait, self.timeout - elapsed)
 
 

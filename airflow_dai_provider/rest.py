@@ -39,7 +39,7 @@ class Answer:
     What came back over HTTP.
 
     :param status: the HTTP status.
-    :param headers: with lower-case names.
+    :param headers: with lower-case names, or such as do not mind the case.
     :param body: the decoded bytes, at most ``MAX_ANSWER_BYTES + 1`` of them.
     """
 

@@ -19,7 +19,7 @@ from airflow_dai_provider.hooks.dai.api_errors import api_error
 from airflow_dai_provider.hooks.dai.shared import lease
 from airflow_dai_provider.hooks.dai.sync import DaiHook
 from airflow_dai_provider.operation import Operation
-from airflow_dai_provider.polling import MAX_OUTAGE, Wait
+from airflow_dai_provider.polling import MAX_OUTAGE, Wait, describe_look
 
 T = TypeVar("T")
 
@@ -125,6 +125,8 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         """
         Look at an operation until it has ended, as :meth:`DaiHook.wait_for_operation` does.
 
+        The log has a line for each look that brings something new.
+
         :param name: ``operations/...``.
         :param started: when the wait began, in seconds of the epoch; now, if it is not given.
         :param timeout: seconds to wait at most, counted from ``started``, or None for no limit.
@@ -143,6 +145,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
             jitter=self._random,
         )
         request = rest.get_operation(name)
+        seen: Operation | None = None
         with api_error():
             async with self._open() as transport:
                 while True:
@@ -154,8 +157,12 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
                     else:
                         if operation.done:
                             return operation
-                        seconds, line = wait.after_look(operation, self._clock())
-                        self.log.info("%s", line)
+                        now = self._clock()
+                        seconds = wait.after_look(operation, now)
+                        if operation != seen:
+                            # Only what is new: a triggerer writes for thousands of waits.
+                            self.log.info("%s", describe_look(operation, wait.elapsed(now), seconds))
+                            seen = operation
                     await self._sleep(seconds)
 
     async def _call(self, request: rest.Request[T]) -> T:

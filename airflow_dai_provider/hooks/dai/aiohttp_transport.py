@@ -203,7 +203,7 @@ class AiohttpTransport:
             proxy=self._proxy,
         ) as response:
             body = await _read_body(response)
-            return rest.Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, body)
+            return rest.Answer(response.status, response.headers, body)
 
     def _transport_error(self, request: rest.Request[Any], error: Exception) -> ServiceError:
         """Say what an error of the library means: whether it can heal, and whether the service may have acted."""

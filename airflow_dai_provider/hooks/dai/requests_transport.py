@@ -119,8 +119,7 @@ class RequestsTransport:
         ) as response:
             # Counted from here: the token and the first byte have had their own time, and what has come is kept.
             deadline = time.monotonic() + self.timeout
-            headers = {key.lower(): value for key, value in response.headers.items()}
-            return rest.Answer(response.status_code, headers, _read_body(response.raw, deadline))
+            return rest.Answer(response.status_code, response.headers, _read_body(response.raw, deadline))
 
     def _transport_error(self, request: rest.Request[Any], error: Exception) -> ServiceError:
         """Say what an error of the library means: whether it can heal, and whether the service may have acted."""

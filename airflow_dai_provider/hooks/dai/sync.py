@@ -22,7 +22,7 @@ from airflow_dai_provider.errors import Repeats, ServiceError
 from airflow_dai_provider.hooks.dai.api_errors import api_error
 from airflow_dai_provider.hooks.dai.requests_transport import RequestsTransport
 from airflow_dai_provider.operation import Operation
-from airflow_dai_provider.polling import Wait, check_seconds
+from airflow_dai_provider.polling import Wait, check_seconds, describe_look
 
 T = TypeVar("T")
 
@@ -200,8 +200,9 @@ class DaiHook(GoogleBaseHook):
             else:
                 if operation.done:
                     return operation
-                seconds, line = wait.after_look(operation, self._clock())
-                self.log.info("%s", line)
+                now = self._clock()
+                seconds = wait.after_look(operation, now)
+                self.log.info("%s", describe_look(operation, wait.elapsed(now), seconds))
             self._sleep(seconds)
 
     def create_creative(

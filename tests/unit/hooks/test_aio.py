@@ -416,7 +416,8 @@ def test_looks_are_quick_at_first(
     assert looks == pytest.approx([0, 1, 2.5, 4.75, 8.125, 13.1875, 20.78125, 32.171875, 49.2578125, 74.88671875,
                                    104.88671875, 134.88671875, 164.88671875])  # fmt: skip
     assert [later - earlier for earlier, later in zip(looks, looks[1:], strict=False)] == pytest.approx(slept)
-    assert sum("next look in" in line for line in log.ours) == len(looks) - 1
+    # A triggerer writes for thousands of waits: what all of these looks say alike is said once.
+    assert sum("next look in" in line for line in log.ours) == 1
     assert emulator.connections == 1
 
 
