@@ -50,9 +50,11 @@ clean: ## Remove everything that was set up
 	rm -rf .venvs .airflow dist .coverage .mypy_cache .ruff_cache .pytest_cache
 
 $(READY): constraints/airflow-$(AIRFLOW).txt pyproject.toml $(UV)
-	@echo "Setting up Airflow $(AIRFLOW) in $(VENV) (a minute the first time)"
+	@echo "Setting up Airflow $(AIRFLOW) in $(VENV): some 280 packages, a minute or two the first time"
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	@$(UV) pip install --compile-bytecode --python $(BIN)/python -r $<
+	@# Without the list of packages; whether all are there is seen by the second call.
+	@$(UV) pip install --compile-bytecode --python $(BIN)/python -r $< 2>&1 | grep --line-buffered -v '^ [-+~] '
+	@$(UV) pip install --quiet --python $(BIN)/python -r $<
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
