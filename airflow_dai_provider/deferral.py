@@ -15,6 +15,9 @@ BACKSTOP = 60.0
 # What Airflow says to a task whose deferral has timed out: 3 the first, 2 the second.
 TRIGGER_TIMEOUTS = frozenset({"Trigger timeout", "Trigger/execution timeout"})
 
+#: The method to resume with when Airflow itself has ended a deferral.
+FAILED_DEFERRAL = "__fail__"
+
 
 def defer_wait(task: BaseOperator, operation_name: str, *, timeout: float, **trigger_arguments: Any) -> NoReturn:
     """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, conf
 
 from airflow_dai_provider.cancellation import request_cancellation
-from airflow_dai_provider.deferral import defer_wait, ended_at_deadline, raise_task_timeout
+from airflow_dai_provider.deferral import FAILED_DEFERRAL, defer_wait, ended_at_deadline, raise_task_timeout
 from airflow_dai_provider.errors import PERMANENT
 from airflow_dai_provider.event import read_event
 from airflow_dai_provider.names import check_operation_name
@@ -133,10 +133,11 @@ class DaiCancelOperationOperator(BaseOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except AirflowException as error:
-            if not ended_at_deadline(next_kwargs):
+            if next_method != FAILED_DEFERRAL:
                 raise
             message = f"{self.operation_name} may still run: {error}."
-            raise_task_timeout(self, self.timeout, message)
+            if ended_at_deadline(next_kwargs):
+                raise_task_timeout(self, self.timeout, message)
             raise AirflowException(message) from error
 
     def _wait(self, hook: DaiHook, name: str) -> Operation:

@@ -18,7 +18,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_dai_provider.deferral import defer_wait, ended_at_deadline, raise_task_timeout
+from airflow_dai_provider.deferral import FAILED_DEFERRAL, defer_wait, ended_at_deadline, raise_task_timeout
 from airflow_dai_provider.event import read_event
 from airflow_dai_provider.names import check_operation_name
 from airflow_dai_provider.operation import OperationState
@@ -161,6 +161,8 @@ class DaiOperationSensor(BaseSensorOperator):
             if ended_at_deadline(next_kwargs):
                 error = AirflowSensorTimeout(f"{self.operation_name} may still run: {error}.")
                 raise_task_timeout(self, self.timeout, str(error))
+            elif next_method == FAILED_DEFERRAL:
+                error = AirflowException(f"{self.operation_name} may still run: {error}.")
             self._raise_as_in_poke_mode(error)
 
     def _defer(self, context: Context) -> dict[str, Any] | None:
