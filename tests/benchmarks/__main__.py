@@ -1,0 +1,60 @@
+"""
+The benchmarks: ``python tests/benchmarks [--only TOPIC] [--out FILE]``.
+
+Every figure that counts is a ratio to something that was measured in the same run. The exit code is 1 when a limit is
+missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import signal
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from bench import Bench
+from peer import server
+from processes import ScenarioError
+from topics import TOPICS
+
+
+def main() -> int:
+    """Run the topics, show their tables, and write everything to a file."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description="Measure, and hold the results against limits.")
+    parser.add_argument("--only", choices=TOPICS, action="append", help="one topic; may be repeated")
+    parser.add_argument("--out", type=Path, default=Path(".airflow/benchmarks.json"), help="the JSON file to write")
+    options = parser.parse_args()
+    # So that what has been started is stopped.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    began = time.monotonic()
+    topics = {}
+    with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as env:
+        bench = Bench(Path(folder), env, lambda text: print(f"[{time.monotonic() - began:4.0f} s] {text}", flush=True))
+        for name in options.only or TOPICS:
+            topics[name] = TOPICS[name](bench)
+            print(f"\n{topics[name]}\n", flush=True)
+    missed = [limit.what for topic in topics.values() for limit in topic.limits if not limit.holds]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    versions = {name: version(name) for name in ("apache-airflow", "aiohttp", "requests")}
+    report = {
+        "python": platform.python_version(),
+        "versions": versions,
+        "seconds": time.monotonic() - began,
+        "topics": {name: topic.to_dict() for name, topic in topics.items()},
+    }
+    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"Written to {options.out}. " + (f"Missed: {'; '.join(missed)}." if missed else "Every limit holds."))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ScenarioError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,32 @@
+"""Counters in a mapped file: the server counts, and whoever measures reads without a request."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+NAMES = ("connections", "looks", "operations", "tokens", "token_connections")
+
+
+class Counters:
+    """
+    What the server has counted.
+
+    :param path: the file, made if it does not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            path.write_bytes(bytes(8 * len(NAMES)))
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 0)
+        self._values = memoryview(self._map).cast("Q")
+
+    def add(self, name: str) -> None:
+        self._values[NAMES.index(name)] += 1
+
+    def read(self) -> dict[str, int]:
+        return dict(zip(NAMES, self._values, strict=True))
+
+    def __getitem__(self, name: str) -> int:
+        return self._values[NAMES.index(name)]

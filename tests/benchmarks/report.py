@@ -1,0 +1,90 @@
+"""What a topic has measured, and how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Limit:
+    """
+    A promise that a measurement keeps or does not.
+
+    :param what: what is measured, ratios as ``a / b``.
+    :param measured: what came out.
+    :param most: the most it may be.
+    """
+
+    what: str
+    measured: float
+    most: float
+
+    @property
+    def holds(self) -> bool:
+        return self.measured <= self.most
+
+
+@dataclass
+class Topic:
+    """
+    One table.
+
+    :param title: a sentence that says what was done.
+    :param columns: the heads.
+    :param rows: the cells, worded.
+    :param limits: what was promised.
+    :param notes: what a reader must know to judge the figures.
+    :param data: the raw measurements, for the JSON file.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: list[Sequence[str]] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    data: Any = None
+
+    def __str__(self) -> str:
+        lines = [self.title, "", *_table([self.columns, *self.rows]), ""]
+        lines += [f"  {note}" for note in self.notes]
+        if self.limits:
+            rows = [
+                (limit.what, f"{limit.measured:.3g}", f"<= {limit.most:.3g}", _verdict(limit)) for limit in self.limits
+            ]
+            lines += ["", *_table([("limit", "measured", "at most", ""), *rows])]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        limits = [
+            {"what": limit.what, "measured": limit.measured, "at_most": limit.most, "holds": limit.holds}
+            for limit in self.limits
+        ]
+        return {"title": self.title, "limits": limits, "notes": self.notes, "data": self.data}
+
+
+def micro(seconds: float) -> str:
+    return f"{seconds * 1e6:.0f} us"
+
+
+def milli(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.2f} x"
+
+
+def _verdict(limit: Limit) -> str:
+    return "PASS" if limit.holds else "MISS"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append(f"  {row[0].ljust(len(first))}  {'  '.join(others)}".rstrip())
+    lines.insert(1, "  " + "-" * (len(max(lines, key=len)) - 2))
+    return lines
