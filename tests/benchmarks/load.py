@@ -17,7 +17,7 @@ from waits import KINDS, MEAN_SHARE
 from yardstick import Yardstick
 
 #: Between the start of the last wait and the first window, in seconds.
-SETTLE = 1.0
+SETTLE = 0.5
 #: How long a probe of the loop sleeps, in seconds.
 PROBE = 0.01
 #: Seconds between two measurements of the yardstick.
@@ -85,7 +85,7 @@ async def _load(
         lags: list[float] = []
         probing = asyncio.create_task(_probe(lags)) if probe else None
         measured, yardstick = [], Yardstick()
-        lines, written, looks = sink.lines, sink.bytes, counters["looks"]
+        lines, looks = sink.lines, counters["looks"]
         for _ in range(windows):
             measured.append(await _measure(counters, yardstick, window_looks))
             _raise_failure(tasks)
@@ -98,7 +98,7 @@ async def _load(
             "yardsticks_per_look": median(window["cpu_per_look"] / window["yardstick"] for window in measured),
             "looks_per_second": sum(window["looks"] for window in measured) / sum(w["seconds"] for w in measured),
             "lines_per_look": (sink.lines - lines) / all_looks,
-            "bytes_per_line": (sink.bytes - written) / max(sink.lines - lines, 1),
+            "lines": sink.lines,
             "memory_per_wait": memory / max(waits - 1, 1),
             "lag": _spread(lags) if probing else None,
         }

@@ -25,7 +25,7 @@ MEAN_SHARE = 0.9
 #: Starts one wait: takes the operation's name and the longest interval, and looks for ever.
 Wait: TypeAlias = Callable[[str, float], Coroutine[Any, Any, None]]
 
-#: What a trigger of the field says after a look, in as many words as ours.
+#: What triggers commonly say after each look.
 _LINE = "%s is RUNNING (ingest PROCESSING); 100 s elapsed, next look in %.1f s"
 _AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
 
@@ -92,13 +92,12 @@ async def session_per_look() -> AsyncIterator[Wait]:
     context = _context()
 
     async def wait(name: str, interval: float) -> None:
-        url, log = _url(name), LoggingMixin().log
+        url = _url(name)
         while True:
             async with aiohttp.ClientSession() as session, session.get(url, headers=_AUTHORISED, ssl=context) as answer:
                 operation = json.loads(await answer.read())
             if operation.get("done"):
                 return
-            log.info(_LINE, name, interval)
             await _pause(interval)
 
     yield wait
@@ -120,14 +119,13 @@ async def session_and_token_per_look() -> AsyncIterator[Wait]:
         return {"Authorization": f"Bearer {credentials.token}"}
 
     async def wait(name: str, interval: float) -> None:
-        url, log = _url(name), LoggingMixin().log
+        url = _url(name)
         while True:
             headers = await asyncio.to_thread(token)
             async with aiohttp.ClientSession() as session, session.get(url, headers=headers, ssl=context) as answer:
                 operation = json.loads(await answer.read())
             if operation.get("done"):
                 return
-            log.info(_LINE, name, interval)
             await _pause(interval)
 
     yield wait

@@ -11,8 +11,12 @@ Stack = Airflow2Stack | Airflow3Stack
 
 
 def wait_for_cancel(emulator: DaiEmulator, *names: str) -> None:
-    """Wait for the callback of a DAG: it runs after the run has ended, in the dag processor."""
-    wait_until(f"the cancel of {names}", lambda: all(emulator.state(name) == "CANCELLED" for name in names), 60)
+    """
+    Wait for the callback of a DAG, which runs after the run has ended, in the dag processor.
+
+    One that arrives while the DAG file is being processed waits for the next time, 60 s later in this Airflow.
+    """
+    wait_until(f"the cancel of {names}", lambda: all(emulator.state(name) == "CANCELLED" for name in names), 150)
 
 
 def cancels(emulator: DaiEmulator, name: str) -> int:

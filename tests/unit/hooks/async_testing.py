@@ -181,6 +181,11 @@ class Exchange(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
+    def raw(self, content: bytes) -> None:
+        """Send these bytes as they are, and close the connection afterwards."""
+        self.wfile.write(content)
+        self.close_connection = True
+
     def tunnel_to_itself(self, context: ssl.SSLContext) -> None:
         """Answer a CONNECT, and speak as the server at the other end from then on."""
         self.send_response_only(200)

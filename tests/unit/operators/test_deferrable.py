@@ -283,6 +283,18 @@ def test_an_execution_timeout_is_a_timeout_of_the_task(slow: DaiEmulator, contex
 
 
 @pytest.mark.parametrize("error", ["Trigger timeout", "Trigger/execution timeout"])
+def test_a_deferral_that_airflow_ends_at_the_execution_timeout(context: Any, error: str) -> None:
+    with pytest.raises(AirflowTaskTimeout, match=f"{NAME} may still run"):
+        make(execution_timeout=timedelta(seconds=30)).resume_execution("__fail__", {"error": error}, context)
+
+
+def test_a_trigger_that_broke_is_an_ordinary_error(context: Any) -> None:
+    with pytest.raises(AirflowException, match="Trigger failure") as caught:
+        make().resume_execution("__fail__", {"error": "Trigger failure", "traceback": ["a"]}, context)
+    assert not isinstance(caught.value, AirflowFailException | AirflowSkipException)
+
+
+@pytest.mark.parametrize("error", ["Trigger timeout", "Trigger/execution timeout"])
 def test_a_deferral_that_airflow_itself_ends_says_what_may_still_run(context: Any, error: str) -> None:
     with pytest.raises(AirflowException, match=f"{NAME} may still run") as caught:
         make().resume_execution("__fail__", {"error": error}, context)

@@ -595,7 +595,7 @@ def test_a_service_that_hangs_holds_on_kill_no_longer_than_allowed_and_that_is_s
 ) -> None:
     monkeypatch.setattr(dai, "KILL_SECONDS", 0.15)
     name = emulator.start_ingest()
-    emulator.inject(Fault(method="operations.cancel", delay=0.6))
+    emulator.inject(Fault(method="operations.cancel", delay=0.8))
 
     async def main() -> tuple[float, list[str]]:
         seconds = await kill_by_itself(make_trigger(name, cancel_on_kill=True))
@@ -604,7 +604,7 @@ def test_a_service_that_hangs_holds_on_kill_no_longer_than_allowed_and_that_is_s
         return seconds, said
 
     seconds, said = run(main())
-    assert 0.1 < seconds < 0.5
+    assert 0.1 < seconds < 0.7
     assert [line for line in said if f"{name} may still run" in line]
 
 
