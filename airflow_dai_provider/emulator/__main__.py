@@ -60,7 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         max_recorded_requests=_RECORDED_REQUESTS,
     )
     try:
+        for name in options.ingest:
+            emulator.start_ingest(name)
         emulator.start()
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     except OSError as error:
         reason = error.strerror or str(error)
         sys.stderr.write(f"error: cannot listen on {options.host}:{options.port}: {reason}\n")
@@ -87,6 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument(
         "--port", type=_port, default=_DEFAULT_PORT, help="port, 0 for a free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--ingest",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an operation that runs from the start, such as operations/my-ingest, repeatable",
     )
     parser.add_argument(
         "--ingest-seconds",

@@ -92,6 +92,21 @@ def test_flags_reach_the_service(serve: Serve) -> None:
     assert requests.delete(f"{endpoint}/{name}", timeout=5).status_code == 501
 
 
+def test_ingests_that_run_from_the_start(serve: Serve) -> None:
+    _, endpoint = serve("--ingest", "operations/my-ingest", "--ingest", "operations/a/b", "--ingest-seconds", "60")
+    for name in ("operations/my-ingest", "operations/a/b"):
+        assert "done" not in requests.get(f"{endpoint}/{name}", timeout=5).json()
+
+
+@pytest.mark.parametrize("flags", [["--ingest", "my-ingest"], ["--ingest", "operations/a"] * 2])
+def test_an_ingest_that_cannot_be_started_is_one_line(flags: list[str]) -> None:
+    done = run("--port", "0", *flags)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert flags[1] in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_cancel_seconds_flag(serve: Serve, creative: dict[str, Any]) -> None:
     _, endpoint = serve("--cancel-seconds", "0")
     name = requests.post(f"{endpoint}/creatives", json={"creative": creative}, timeout=5).json()["name"]
