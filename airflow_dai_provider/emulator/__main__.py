@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         max_recorded_requests=_RECORDED_REQUESTS,
     )
     try:
-        for name in options.ingest:
+        for name in options.start:
             emulator.start_ingest(name)
         emulator.start()
     except ValueError as error:
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "--port", type=_port, default=_DEFAULT_PORT, help="port, 0 for a free one (default: %(default)s)"
     )
     parser.add_argument(
-        "--ingest",
+        "--start",
         action="append",
         default=[],
         metavar="NAME",

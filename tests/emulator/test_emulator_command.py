@@ -93,12 +93,12 @@ def test_flags_reach_the_service(serve: Serve) -> None:
 
 
 def test_ingests_that_run_from_the_start(serve: Serve) -> None:
-    _, endpoint = serve("--ingest", "operations/my-ingest", "--ingest", "operations/a/b", "--ingest-seconds", "60")
+    _, endpoint = serve("--start", "operations/my-ingest", "--start", "operations/a/b", "--ingest-seconds", "60")
     for name in ("operations/my-ingest", "operations/a/b"):
         assert "done" not in requests.get(f"{endpoint}/{name}", timeout=5).json()
 
 
-@pytest.mark.parametrize("flags", [["--ingest", "my-ingest"], ["--ingest", "operations/a"] * 2])
+@pytest.mark.parametrize("flags", [["--start", "my-ingest"], ["--start", "operations/a"] * 2])
 def test_an_ingest_that_cannot_be_started_is_one_line(flags: list[str]) -> None:
     done = run("--port", "0", *flags)
     assert done.returncode == 1
