@@ -147,11 +147,12 @@ class DaiOperationTrigger(BaseTrigger):
     async def _cancel_unless_deferred(self) -> None:
         """Request the cancellation, on a session held for this alone, unless the task still waits elsewhere."""
         try:
-            if await task_instance_state(self.task_instance) == "deferred":
-                self.log.info("Leaving %s alone: its task is still deferred.", self.operation_name)
-                return
             hook = self._hook or await sync_to_async(self._make_hook, thread_sensitive=False)()
+            # The session is held from the start, since cleanup can come while the state is still being asked for.
             async with hook.sibling() as own:
+                if await task_instance_state(self.task_instance) == "deferred":
+                    self.log.info("Leaving %s alone: its task is still deferred.", self.operation_name)
+                    return
                 await own.cancel_operation(self.operation_name)
         except Exception:
             self.log.exception("%s may still run: its task was killed, but it was not cancelled", self.operation_name)
