@@ -49,7 +49,7 @@ def look(bench: Bench) -> Topic:
         "yardsticks, a piece of work that is timed beside the looks, as what else the machine does slows both.",
         "Connections, looks and tokens are those of one process, warm-up included.",
         "Logged at Airflow's default level, INFO, in the triggerer's format. Ours writes a line when a look brings",
-        f"something new, {ours[0]['lines'] / ours[0]['operations']:.1f} per wait; the floor with line one per look.",
+        f"something new, and Airflow some at the start: {ours[0]['lines'] / ours[0]['operations']:.1f} lines per wait.",
         "Session and token per look: 40 waits, 20 looks/s wanted.",
         f"To start a wait costs ours {micro(_median(ours, 'cpu_per_start'))}, as much as "
         f"{median(run['cpu_per_start'] / run['cpu_per_look'] for run in ours):.1f} looks.",

@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 #: The most connections of one session; a look that finds all of them busy waits for one.
 MAX_CONNECTIONS = 50
+#: Seconds that a connection is kept for the next look: longer than the default interval between two of them.
+KEEP_ALIVE = 90.0
 #: A token is renewed this many seconds before it expires, or in the last tenth of its life if that is later.
 RENEW_BEFORE = 225.0
 
@@ -133,7 +135,7 @@ class AiohttpTransport:
             message = f"The certificate authorities cannot be read: {error}"
             raise ServiceError(message, Code.FAILED_PRECONDITION) from error
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=context),
+            connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=context, keepalive_timeout=KEEP_ALIVE),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=client_headers(f"aiohttp/{aiohttp.__version__}"),
             skip_auto_headers={"Content-Type"},
