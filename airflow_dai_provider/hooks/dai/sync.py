@@ -262,18 +262,13 @@ class DaiHook(GoogleBaseHook):
         try:
             self.get_operation("operations/airflow-dai-provider-connection-test")
         except exceptions.NotFound:
-            return True, f"{self.endpoint.url} answered operations.get; it has no operations.list."
+            pass  # as it should be
         except Exception as error:
             return False, f"{no_list} {error}"
         return True, f"{self.endpoint.url} answered operations.get; it has no operations.list."
 
     def make_repeats(self, request: rest.Request[Any], started: float, within: float) -> Repeats:
-        """
-        Return the rule by which a call is repeated.
-
-        :param started: when the call began, in seconds of the caller's clock.
-        :param within: seconds after which nobody waits for the answer any more.
-        """
+        """Return how a call is repeated that began at ``started`` and is awaited for ``within`` seconds."""
         return Repeats(
             request.repeat_after,
             num_retries=max(0, self.num_retries),
