@@ -11,8 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowTaskTimeout, BaseOperator
 #: Seconds after its deadline at which Airflow itself ends a wait whose trigger has not fired, being in no triggerer.
 BACKSTOP = 60.0
 
-
-# What Airflow says to a task whose deferral has timed out: 3 the first, 2 the second.
+#: What Airflow says to a task whose deferral has timed out: 3 the first, 2 the second.
 TRIGGER_TIMEOUTS = frozenset({"Trigger timeout", "Trigger/execution timeout"})
 
 #: The method to resume with when Airflow itself has ended a deferral.

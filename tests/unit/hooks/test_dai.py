@@ -558,6 +558,8 @@ def test_cancel_may_answer_204(once: DaiHook, emulator: DaiEmulator) -> None:
 
     once.cancel_operation(NAME)
 
+    assert sent(emulator) == ["operations.cancel"]
+
 
 BAD_ANSWERS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "an operation with a name"),
