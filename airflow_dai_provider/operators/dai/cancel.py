@@ -1,4 +1,4 @@
-"""Operators for ingests of Google's Video Creative Ingest API (DAI)."""
+"""Operator that cancels an operation."""
 
 from __future__ import annotations
 
