@@ -18,7 +18,14 @@ TRIGGER_TIMEOUTS = frozenset({"Trigger timeout", "Trigger/execution timeout"})
 FAILED_DEFERRAL = "__fail__"
 
 
-def defer_wait(task: BaseOperator, operation_name: str, *, timeout: float, **trigger_arguments: Any) -> NoReturn:
+def defer_wait(
+    task: BaseOperator,
+    operation_name: str,
+    *,
+    timeout: float,
+    resume_with: dict[str, Any] | None = None,
+    **trigger_arguments: Any,
+) -> NoReturn:
     """
     Defer a task until an operation has ended; ``execute_complete(context, event)`` of the task is called then.
 
@@ -26,6 +33,7 @@ def defer_wait(task: BaseOperator, operation_name: str, *, timeout: float, **tri
     a deferred task.
 
     :param timeout: seconds from now.
+    :param resume_with: further arguments for ``execute_complete``.
     :param trigger_arguments: as ``DaiOperationTrigger`` takes them.
     """
     # Imported here, since DAG files are parsed often and few of their tasks defer.
@@ -33,7 +41,12 @@ def defer_wait(task: BaseOperator, operation_name: str, *, timeout: float, **tri
 
     limit = min(timeout, _execution_timeout(task))
     trigger = DaiOperationTrigger(operation_name, started=time.time(), timeout=limit, **trigger_arguments)
-    task.defer(trigger=trigger, method_name="execute_complete", timeout=timedelta(seconds=limit + BACKSTOP))
+    task.defer(
+        trigger=trigger,
+        method_name="execute_complete",
+        kwargs=resume_with,
+        timeout=timedelta(seconds=limit + BACKSTOP),
+    )
     raise AssertionError("defer() returns only by raising")
 
 

@@ -75,6 +75,9 @@ PERMANENT = frozenset(
     }
 )
 
+#: After these the service has certainly not acted on the request.
+REFUSALS = PERMANENT | BUSY
+
 
 class ServiceError(Exception):
     """
@@ -100,6 +103,11 @@ def may_repeat(repeat_after: frozenset[Code], error: ServiceError) -> bool:
     A renewed token after 401 is the hook's own matter and not counted here.
     """
     return not error.sent or error.code in repeat_after
+
+
+def may_have_acted(error: ServiceError) -> bool:
+    """Whether the service may have done what it was asked for, although the answer was this error."""
+    return error.sent and error.code not in REFUSALS
 
 
 class Repeats:

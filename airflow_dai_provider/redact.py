@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Iterator, Mapping
 
 # Begins at the slashes: to look for the scheme too takes quadratic time on a long word.
-_URL = re.compile(r"://(?:[^\s/?#]*@)?(?P<rest>[^\s?#]*)(?:[?#]\S*)?")
+_URL = re.compile(r"://(?:(?P<user>[^\s/?#]*)@)?(?P<rest>[^\s?#]*)(?:[?#](?P<query>\S*))?")
 
 
 def redact_urls(text: str) -> str:
     """Take user, query and fragment from every URL in a text."""
     return _URL.sub(r"://\g<rest>", text)
+
+
+def url_secrets(value: object) -> Iterator[str]:
+    """Yield what :func:`redact_urls` takes from the URLs in a JSON value."""
+    if isinstance(value, str):
+        for url in _URL.finditer(value):
+            yield from filter(None, (url["user"], url["query"]))
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from url_secrets(item)
 
 
 class _Short(reprlib.Repr):

@@ -94,6 +94,7 @@ def fake_time(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Clock:
     """Let hooks and notifiers wait on the clock, without chance."""
     from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
     from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
+    from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
 
     async def sleep(seconds: float) -> None:
         clock.sleep(seconds)
@@ -102,7 +103,7 @@ def fake_time(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Clock:
     monkeypatch.setattr(DaiAsyncHook, "_clock", staticmethod(clock))
     for hook in (DaiHook, DaiAsyncHook):
         monkeypatch.setattr(hook, "_random", staticmethod(lambda: 0.0))
-    for waiting in (DaiHook, DaiCancelOperationNotifier):
+    for waiting in (DaiHook, DaiCancelOperationNotifier, DaiCreateCreativeOperator):
         monkeypatch.setattr(waiting, "_sleep", staticmethod(clock.sleep))
         monkeypatch.setattr(waiting, "_clock", staticmethod(clock))
     return clock

@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow import __version__ as airflow_version
 from google.auth.credentials import AnonymousCredentials, Credentials
-from google.auth.exceptions import GoogleAuthError, TransportError
+from google.auth.exceptions import GoogleAuthError, RefreshError, TransportError
 
 from airflow_dai_provider import __version__, rest
 from airflow_dai_provider.endpoint import EMULATOR_VARIABLE, Endpoint
@@ -75,3 +75,26 @@ def token_error(request: rest.Request[Any], error: Exception) -> ServiceError:
     if isinstance(error, TransportError) or error.retryable:
         return ServiceError(words, Code.UNAVAILABLE, sent=False)
     return ServiceError(words, Code.UNAUTHENTICATED)
+
+
+class _HeldToken(Credentials):
+    """Other credentials' token as it is at the moment; fetches none."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._credentials = credentials
+
+    @property
+    def valid(self) -> bool:
+        return True
+
+    def refresh(self, request: Any) -> None:  # noqa: ARG002 - the library's signature
+        raise RefreshError("the token at hand was refused, and there is no time to fetch another")
+
+    def before_request(self, request: Any, method: str, url: str, headers: dict[str, str]) -> None:  # noqa: ARG002
+        self._credentials.apply(headers)
+
+
+def held_token(credentials: Credentials) -> Credentials:
+    """Return credentials that authorise with the token that others hold at the moment of a request."""
+    return credentials if isinstance(credentials, AnonymousCredentials) else _HeldToken(credentials)

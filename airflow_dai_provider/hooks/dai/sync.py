@@ -20,6 +20,7 @@ from airflow_dai_provider import rest
 from airflow_dai_provider.endpoint import Endpoint, emulator_endpoint, service_endpoint
 from airflow_dai_provider.errors import Repeats, ServiceError
 from airflow_dai_provider.hooks.dai.api_errors import api_error
+from airflow_dai_provider.hooks.dai.identity import held_token
 from airflow_dai_provider.hooks.dai.requests_transport import RequestsTransport
 from airflow_dai_provider.operation import Operation
 from airflow_dai_provider.polling import Wait, check_seconds, describe_look
@@ -135,6 +136,27 @@ class DaiHook(GoogleBaseHook):
         :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
         """
         self._call(rest.cancel_operation(name))
+
+    def prepare_cancellation(self, name: str, *, timeout: float) -> Callable[[], None]:
+        """
+        Prepare a cancel request that can be sent from a signal handler.
+
+        It has a session of its own and the token that this hook holds when it is sent: then nothing is looked up,
+        no token is fetched, and nothing is repeated.
+
+        :param name: ``operations/...``.
+        :param timeout: seconds that connecting, and then the answer, may take.
+        :return: sends the request; raises ``google.api_core.exceptions.GoogleAPICallError`` as a call of the hook does.
+        :raises InvalidNameError: for a name that cannot be one.
+        """
+        request = rest.cancel_operation(name)
+        transport = RequestsTransport(self.endpoint, held_token(self.get_credentials()), timeout)
+
+        def send() -> None:
+            with api_error():
+                transport.call(request)
+
+        return send
 
     def get_operation(self, name: str) -> Operation:
         """

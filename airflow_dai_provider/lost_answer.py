@@ -1,0 +1,87 @@
+"""Finding the ingest that a request has started whose answer was lost: the one thing that nobody knows the name of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_dai_provider.errors import ServiceError, may_have_acted
+from airflow_dai_provider.outcome import error_code, error_message
+from airflow_dai_provider.redact import redact_urls
+
+if TYPE_CHECKING:
+    from airflow_dai_provider.hooks.dai import DaiHook
+    from airflow_dai_provider.operation import Operation
+
+#: Seconds before each time that the operations are listed; the service may still be at work on the request.
+PAUSES = (0.0, 2.0, 5.0, 10.0)
+#: How far the service's clock may be behind ours.
+CLOCK_SKEW = timedelta(seconds=5)
+PAGE_SIZE = 100
+
+
+class IngestInDoubtError(AirflowFailException):
+    """A request to start an ingest has ended so that nobody can say whether one runs, and which."""
+
+
+def in_doubt(error: Exception) -> bool:
+    """
+    Whether the service may have started an ingest although creating it has failed with this error.
+
+    :param error: what ``DaiHook.create_creative`` has raised.
+    """
+    return isinstance(error.__cause__, ServiceError) and may_have_acted(error.__cause__)
+
+
+def find_started(
+    hook: DaiHook, urls: Collection[str], sent: datetime, error: Exception, sleep: Callable[[float], None], log: Any
+) -> Operation:
+    """
+    Find the ingest that a request has started.
+
+    It is the only one of these media URLs that was created since then. A second ingest is never started instead.
+
+    :param urls: the media URLs that were submitted.
+    :param sent: when the request was sent, an aware time.
+    :param error: how that request ended.
+    :param log: says what was found.
+    :raises IngestInDoubtError: when there is none, or more than one, or the operations cannot be listed; the message
+        names the URLs.
+    """
+    subject = ", ".join(sorted(map(redact_urls, urls)))
+    log.warning("%s An ingest of %s may have started; looking for it.", error_message(error), subject)
+    found: dict[str, Operation] = {}
+    for pause in PAUSES:
+        sleep(pause)
+        try:
+            found = {
+                operation.name: operation
+                for operation in hook.list_operations(page_size=PAGE_SIZE)
+                if _matches(operation, urls, sent - CLOCK_SKEW)
+            }
+        except Exception as list_error:
+            if error_code(list_error) is None:
+                raise
+            reason = f"the operations cannot be listed: {error_message(list_error)}"
+            raise _doubt(error, subject, reason) from error
+        if len(found) > 1:
+            raise _doubt(error, subject, f"these were created since then: {', '.join(sorted(found))}.") from error
+        for operation in found.values():
+            log.info("Found %s by its media URL and create time; taking it for the task's own.", operation)
+            return operation
+    raise _doubt(error, subject, f"no such operation has appeared within {sum(PAUSES):g} s.") from error
+
+
+def _matches(operation: Operation, urls: Collection[str], since: datetime) -> bool:
+    ingest = operation.ingest
+    return bool(ingest and ingest.creative_url in urls and ingest.create_time and ingest.create_time >= since)
+
+
+def _doubt(error: Exception, subject: str, reason: str) -> IngestInDoubtError:
+    return IngestInDoubtError(
+        f"{error_message(error)} An ingest of {subject} may run under an unknown name: {reason} No other was started, "
+        "and a retry would not know better. See what runs before you clear the task, or leave it to the sweep."
+    )

@@ -1,0 +1,323 @@
+"""Operator that starts an ingest, waits for its end, and leaves none running by mistake."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowTaskTimeout,
+    BaseOperator,
+    TaskDeferred,
+    conf,
+    mask_secret,
+)
+
+from airflow_dai_provider.cancellation import request_cancellation
+from airflow_dai_provider.creative import check_creative, creative_digest, media_urls
+from airflow_dai_provider.deferral import FAILED_DEFERRAL, defer_wait, ended_at_deadline, raise_task_timeout
+from airflow_dai_provider.event import read_event
+from airflow_dai_provider.ingest_guard import IngestGuard
+from airflow_dai_provider.lost_answer import find_started, in_doubt
+from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
+from airflow_dai_provider.operation import OperationState
+from airflow_dai_provider.operators.dai.cancel import XCOM_OPERATION
+from airflow_dai_provider.outcome import accept_end, task_errors
+from airflow_dai_provider.polling import WaitTimeoutError, check_seconds
+from airflow_dai_provider.pushed import XCOM_OPERATION_NAME, XCOM_TRY_NUMBER, names_pushed_by_task_instance
+from airflow_dai_provider.redact import url_secrets
+from airflow_dai_provider.resumption import StartedIngest, TaskMemory
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_dai_provider.hooks.dai import DaiHook
+    from airflow_dai_provider.operation import Operation
+
+
+class DaiCreateCreativeOperator(BaseOperator):
+    """
+    Start the ingest of a creative, wait for its end, and cancel it when the task ends badly before that.
+
+    The name of the operation is in the XCom ``operation_name`` (the number of the try beside it, in
+    ``operation_try_number``) the moment the service has answered. After an answer that was lost, the operator looks
+    for its ingest in the service's list, and never starts a second one.
+
+    It cancels the ingest when the task is killed (``cancel_on_kill``), and when it fails for good, also when its worker
+    is lost (``cancel_on_failure``; then from a failure callback that the operator adds to its own. Airflow does not see
+    that one of a *mapped* task: give ``DaiCancelOperationNotifier()`` to ``.partial()`` or to the DAG). What a task
+    itself cannot see to is in the README's table of guards.
+
+    A retry on Airflow 3.3 or later goes on with the ingest that an earlier try has started, if the creative is the same
+    and it still runs; another creative's is cancelled first. Before 3.3, a failing try cancels, and the next starts
+    anew.
+
+    Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/creatives/create
+
+    :param creative: the JSON object ``Creative`` (templated): ``{"adSystem": str, "mediaFiles": [{"uri": str,
+        "delivery": "DELIVERY_PROGRESSIVE", "mimeType": str}], ...}``.
+    :param dynamic_creative_info: ``{"dynamicGroupId": str, "activeDuration": "3.5s"}``, or None (templated).
+    :param wait_for_completion: whether to wait until the ingest has ended; any end but success fails the task.
+    :param cancel_on_kill: whether the ingest is cancelled when a user marks the task or clears it, or a time limit ends
+        it.
+    :param cancel_on_failure: whether the ingest is cancelled when the task fails for good.
+    :param poll_interval: the most seconds between two looks; the first ones are quicker.
+    :param timeout: seconds to wait at most; then the task fails.
+    :param deferrable: whether to wait in the triggerer, which holds no worker slot.
+    :param gcp_conn_id: the Google Cloud connection (templated).
+    :param impersonation_chain: service account(s) to impersonate (templated).
+    :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own (templated).
+    :return: the operation's name. When it has waited, the XCom ``operation`` has ``Operation.to_dict()``.
+    :raises AirflowFailException: for what a retry cannot heal: a creative that the service would refuse, an ingest that
+        fails or that somebody has cancelled, an answer that stays lost, UNIMPLEMENTED, PERMISSION_DENIED.
+    :raises AirflowException: when the service stays unavailable, or the ingest has not ended in time.
+    """
+
+    template_fields: Sequence[str] = (
+        "creative",
+        "dynamic_creative_info",
+        "gcp_conn_id",
+        "impersonation_chain",
+        "api_endpoint",
+    )
+    template_fields_renderers = {"creative": "json", "dynamic_creative_info": "json"}
+    ui_color = "#e6f4ea"
+
+    #: Replaced in tests.
+    _sleep: Callable[[float], None] = staticmethod(time.sleep)
+    _clock: Callable[[], float] = staticmethod(time.time)
+
+    #: Made by the process that runs the task; there is none in one that only reads the DAG.
+    _guard: IngestGuard | None = None
+
+    def __init__(
+        self,
+        *,
+        creative: Mapping[str, Any],
+        dynamic_creative_info: Mapping[str, Any] | None = None,
+        wait_for_completion: bool = True,
+        cancel_on_kill: bool = True,
+        cancel_on_failure: bool = True,
+        poll_interval: float = 30.0,
+        timeout: float = 3600.0,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        gcp_conn_id: str = "google_cloud_default",
+        impersonation_chain: str | Sequence[str] | None = None,
+        api_endpoint: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.creative = creative
+        self.dynamic_creative_info = dynamic_creative_info
+        self.wait_for_completion = wait_for_completion
+        self.cancel_on_kill = cancel_on_kill
+        self.cancel_on_failure = cancel_on_failure
+        self.poll_interval = poll_interval
+        self.timeout = timeout
+        self.deferrable = deferrable
+        self.gcp_conn_id = gcp_conn_id
+        self.impersonation_chain = impersonation_chain
+        self.api_endpoint = api_endpoint
+        if cancel_on_failure:
+            # A new list, and after the base's constructor: that one's list can be the one in default_args.
+            given = self.on_failure_callback or ()
+            self.on_failure_callback = [
+                _CancelWhatIsLeft(
+                    gcp_conn_id=gcp_conn_id, impersonation_chain=impersonation_chain, api_endpoint=api_endpoint
+                ),
+                *([given] if callable(given) else given),
+            ]
+
+    def render_template_fields(self, context: Context, jinja_env: Any = None) -> None:
+        """Render, and keep what signs a media URL out of the log and of the rendered fields that the UI shows."""
+        super().render_template_fields(context, jinja_env)
+        for secret in url_secrets(self.creative):
+            mask_secret(secret)
+
+    def execute(self, context: Context) -> str:
+        """Start the ingest, or go on with that of an earlier try; wait if told to; return the operation's name."""
+        with task_errors():
+            check_creative(self.creative, self.dynamic_creative_info)
+            check_seconds("poll_interval", self.poll_interval)
+            check_seconds("timeout", self.timeout)
+        with self._cancelling_on_failure(context), task_errors(), self._make_hook() as hook:
+            adopted = self._reattach(context, hook)
+            name = adopted or self._start(context, hook)
+            if self.wait_for_completion:
+                return self._conclude(context, self._wait(hook, name, bool(adopted)), bool(adopted))
+            self._forget(context)
+            return name
+
+    def execute_complete(self, context: Context, event: Any = None, adopted: bool = False) -> str:
+        """Go on when the wait in the triggerer is over; return the operation's name."""
+        try:
+            return self._conclude(context, read_event(event), adopted)
+        except WaitTimeoutError as error:
+            raise_task_timeout(self, self.timeout, str(error))
+            raise AirflowException(f"{error}.") from error
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume; what ends the wait badly means the same as without deferring."""
+        with self._cancelling_on_failure(context):
+            try:
+                return super().resume_execution(next_method, next_kwargs, context)
+            except AirflowException as error:
+                if next_method == FAILED_DEFERRAL and ended_at_deadline(next_kwargs):
+                    raise_task_timeout(self, self.timeout, f"The ingest has not ended in time: {error}.")
+                raise
+
+    def on_kill(self) -> None:
+        """Request the cancellation when the task is killed; Airflow calls this from a signal handler."""
+        if self._guard:
+            self._guard.kill()
+
+    def _make_hook(self) -> DaiHook:
+        from airflow_dai_provider.hooks.dai import DaiHook
+
+        return DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
+
+    def _reattach(self, context: Context, hook: DaiHook) -> str | None:
+        """Return the ingest that an earlier try has started, if it is the same and still runs; cancel another's."""
+        from google.api_core.exceptions import NotFound
+
+        earlier = TaskMemory(context).recall()
+        if earlier is None:
+            return None
+        name = earlier.operation_name
+        try:
+            operation = hook.get_operation(name)
+        except NotFound:
+            self.log.info("The service does not know %s any more, which an earlier try has started.", name)
+            return None
+        if operation.done:
+            self.log.info("%s, which an earlier try has started; starting anew.", operation)
+            return None
+        if earlier.digest != self._digest(hook):
+            self.log.warning("%s, which an earlier try has started with another creative.", operation)
+            request_cancellation(hook, name, self.log)
+            return None
+        self.log.info("Going on with %s, which an earlier try has started.", operation)
+        self._own(context, hook, name)
+        return name
+
+    def _start(self, context: Context, hook: DaiHook) -> str:
+        """Start the ingest, and leave its name where guards and the next try find it."""
+        from google.api_core.exceptions import GoogleAPICallError
+
+        if self._guarding().killed:
+            raise AirflowException("The task is being killed; no ingest was started.")
+        sent = datetime.fromtimestamp(self._clock(), UTC)
+        try:
+            operation = hook.create_creative(self.creative, self.dynamic_creative_info)
+        except GoogleAPICallError as error:
+            if not in_doubt(error):
+                raise
+            operation = find_started(hook, media_urls(self.creative), sent, error, self._sleep, self.log)
+        self.log.info("%s.", operation)
+        self._own(context, hook, operation.name)
+        try:
+            TaskMemory(context).remember(StartedIngest(operation.name, self._digest(hook)))
+        except Exception:
+            self.log.exception("The next try will not know of %s", operation.name)
+        return operation.name
+
+    def _own(self, context: Context, hook: DaiHook, name: str) -> None:
+        """Take an ingest for this try's own, and leave its name where guards find it."""
+        # Guarded before the XComs, since a kill can come while they are pushed.
+        self._guarding().take(hook, name)
+        context["ti"].xcom_push(XCOM_OPERATION_NAME, name)
+        context["ti"].xcom_push(XCOM_TRY_NUMBER, context["ti"].try_number)
+
+    def _wait(self, hook: DaiHook, name: str, adopted: bool) -> Operation:
+        """Wait for the end here, or defer the task."""
+        if not self.deferrable:
+            return hook.wait_for_operation(name, timeout=self.timeout, poll_interval=self.poll_interval)
+        self.log.info("Waiting for %s in the triggerer.", name)
+        return defer_wait(
+            self,
+            name,
+            timeout=self.timeout,
+            resume_with={"adopted": adopted},
+            poll_interval=self.poll_interval,
+            cancel_on_kill=self.cancel_on_kill,
+            gcp_conn_id=self.gcp_conn_id,
+            impersonation_chain=self.impersonation_chain,
+            api_endpoint=self.api_endpoint,
+        )
+
+    def _conclude(self, context: Context, operation: Operation, adopted: bool) -> str:
+        """Say how the ingest has ended, and check that it has succeeded."""
+        self._guarding().settle()
+        self.log.info("%s.", operation)
+        if adopted and operation.state is OperationState.CANCELLED:
+            # A guard of the earlier try can have come after this one had gone on with its ingest.
+            self.log.warning("An earlier try had started and cancelled it; starting anew.")
+            with task_errors(), self._make_hook() as hook:
+                name = self._start(context, hook)
+                return self._conclude(context, self._wait(hook, name, adopted=False), adopted=False)
+        context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict())
+        accept_end(operation, frozenset({OperationState.SUCCEEDED}))
+        self._forget(context)
+        return operation.name
+
+    def _forget(self, context: Context) -> None:
+        """Leave nothing for another try, after success."""
+        try:
+            TaskMemory(context).forget()
+        except Exception:
+            self.log.exception("What was kept for a retry could not be deleted; it will not be taken for one that runs")
+
+    def _digest(self, hook: DaiHook) -> str:
+        return creative_digest(self.creative, self.dynamic_creative_info, hook.endpoint.url)
+
+    def _guarding(self) -> IngestGuard:
+        if self._guard is None:
+            self._guard = IngestGuard(on_kill=self.cancel_on_kill, on_failure=self.cancel_on_failure, log=self.log)
+        return self._guard
+
+    @contextmanager
+    def _cancelling_on_failure(self, context: Context) -> Iterator[None]:
+        try:
+            yield
+        except TaskDeferred:
+            raise
+        except BaseException as error:
+            if not self._guarding().has_nothing_to_do:
+                self._cancel_what_runs(context, error)
+            raise
+        self._guarding().settle()
+
+    def _cancel_what_runs(self, context: Context, failure: BaseException) -> None:
+        """Cancel this try's ingest, unless the next try goes on with it."""
+        name = self._guarding().operation_name
+        try:
+            # A task that was deferred finds the name in its XCom.
+            names = [name] if name else [str(pushed) for pushed in names_pushed_by_task_instance(context, self.log)]
+        except Exception:
+            self.log.exception("An ingest of this task may still run: its name cannot be read")
+            return
+        if names and self._retry_goes_on(context, failure):
+            self.log.info("Leaving %s to the next try.", ", ".join(names))
+        elif names:
+            self._guarding().cancel(self._make_hook, names)
+
+    def _retry_goes_on(self, context: Context, failure: BaseException) -> bool:
+        """Whether there is another try, which finds this one's ingest."""
+        retried = isinstance(failure, Exception | AirflowTaskTimeout) and not isinstance(failure, AirflowFailException)
+        ti = context["ti"]
+        return retried and TaskMemory(context).lasts and ti.try_number <= ti.max_tries
+
+
+class _CancelWhatIsLeft(DaiCancelOperationNotifier):
+    """The failure callback that the operator adds to its own, for the worker that is lost."""
+
+    def notify(self, context: Context) -> None:
+        """Cancel, unless the operator has seen to its ingest in this same process."""
+        guard = getattr(context.get("task"), "_guard", None)
+        if guard is None or not guard.has_nothing_to_do:
+            super().notify(context)

@@ -1,0 +1,81 @@
+"""
+What a try leaves for the next one: the ingest that it has started, in the task state store of Airflow (3.3 and later).
+
+Airflow's own ``ResumableJobMixin`` is not used. It reconnects to whatever job is stored: after "wrong file, fix the
+DAG, clear" that is the wrong file's ingest, since the store outlives a clear. It takes a job that has succeeded for
+the result of a cleared task, cancels nothing, and does not defer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowException
+
+from airflow_dai_provider.names import InvalidNameError, check_operation_name
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+#: The key in the task state store; its value is ``{"operation_name": str, "digest": str}``.
+KEY = "dai_ingest"
+
+
+@dataclass(frozen=True, slots=True)
+class StartedIngest:
+    """
+    An ingest that a try of the task has started.
+
+    :param operation_name: ``operations/...``.
+    :param digest: of what was submitted, see :func:`airflow_dai_provider.creative.creative_digest`.
+    """
+
+    operation_name: str
+    digest: str
+
+
+class TaskMemory:
+    """
+    The task state store of one task instance, where Airflow has one; else a memory that keeps nothing.
+
+    Only for a worker: in the dag processor and the triggerer the store hangs whoever asks it.
+
+    :param context: the context of the running task.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._store: Any = context.get("task_state_store")
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the next try can read what this one writes."""
+        return self._store is not None
+
+    def recall(self) -> StartedIngest | None:
+        """
+        Return what the last try has left, or None.
+
+        :raises AirflowException: when the store cannot be read; not to know could start a second ingest.
+        """
+        try:
+            found = self._store.get(KEY) if self.lasts else None
+        except Exception as error:
+            raise AirflowException(f"Whether an earlier try's ingest runs cannot be read: {error}") from error
+        match found:
+            case {"operation_name": str(name), "digest": str(digest)}:
+                try:
+                    return StartedIngest(check_operation_name(name), digest)
+                except InvalidNameError:
+                    return None
+        return None
+
+    def remember(self, ingest: StartedIngest) -> None:
+        """Leave an ingest for the next try."""
+        if self.lasts:
+            self._store.set(KEY, {"operation_name": ingest.operation_name, "digest": ingest.digest})
+
+    def forget(self) -> None:
+        """Leave nothing."""
+        if self.lasts:
+            self._store.delete(KEY)
