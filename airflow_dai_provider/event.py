@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.errors import Code
 from airflow_dai_provider.operation import InvalidOperationError, Operation
-from airflow_dai_provider.outcome import error_code, error_message, task_error
+from airflow_dai_provider.outcome import describe_error, error_code, task_error
 from airflow_dai_provider.polling import WaitTimeoutError
 from airflow_dai_provider.redact import short_repr
 
@@ -27,8 +27,7 @@ def error_event(error: Exception) -> dict[str, Any]:
     """Return the payload for a wait that has broken off."""
     if isinstance(error, WaitTimeoutError):
         return {"status": "timeout", "message": str(error)}
-    code = error_code(error)
-    return {"status": "error", "code": code, "message": error_message(error) if code else repr(error)}
+    return {"status": "error", "code": error_code(error), "message": describe_error(error)}
 
 
 def read_event(event: object, consequence: str = "") -> Operation:

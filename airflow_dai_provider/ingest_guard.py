@@ -1,13 +1,21 @@
-"""What the process of a task knows of the ingest that it has started, and how that is cancelled from there."""
+"""What the process of a task knows of the ingest that it has started, and when it cancels it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, TaskDeferred
+
 from airflow_dai_provider.cancellation import request_cancellation
+from airflow_dai_provider.outcome import describe_error
+from airflow_dai_provider.pushed import names_pushed_by_task_instance
+from airflow_dai_provider.resumption import TaskMemory
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
     from airflow_dai_provider.hooks.dai import DaiHook
 
 #: Seconds that connecting, and then the answer, may take on a kill: Airflow 3 ends the process 5 s after it.
@@ -19,7 +27,7 @@ class IngestGuard:
     Guards one ingest at a time, from its start until it has ended, is cancelled, or is meant to run on.
 
     :param on_kill: whether a killed task cancels its ingest.
-    :param on_failure: whether a failed task does.
+    :param on_failure: whether a task that fails for good does.
     :param log: says what was requested, and what may still run.
     """
 
@@ -27,11 +35,10 @@ class IngestGuard:
         self._on_kill = on_kill
         self._on_failure = on_failure
         self._log = log
+        self._operation_name: str | None = None
         self._cancel_now: Callable[[], None] | None = None
         self._settled = False
-        #: The ingest that was taken last.
-        self.operation_name: str | None = None
-        #: Whether the task has been killed; it still runs for a while.
+        #: Whether the task has been killed; its code still runs for a while.
         self.killed = False
 
     @property
@@ -41,7 +48,7 @@ class IngestGuard:
 
     def take(self, hook: DaiHook, name: str) -> None:
         """Guard an ingest from now on."""
-        self.operation_name = name
+        self._operation_name = name
         self._settled = False
         if self._on_kill:
             self._cancel_now = hook.prepare_cancellation(name, timeout=KILL_TIMEOUT)
@@ -67,18 +74,49 @@ class IngestGuard:
         try:
             cancel()
         except Exception as error:
-            self._log.error("%s may still run: its task was killed, but %s", self.operation_name, error)
+            reason = describe_error(error)
+            self._log.error("%s may still run: its task was killed, but %s", self._operation_name, reason)
         else:
-            self._log.info("Requested the cancellation of %s: its task was killed.", self.operation_name)
+            self._log.info("Requested the cancellation of %s: its task was killed.", self._operation_name)
             self._settled = True
 
-    def cancel(self, make_hook: Callable[[], DaiHook], names: list[str]) -> None:
-        """Request the cancellation after a failure, which this never hides."""
+    @contextmanager
+    def watch(self, context: Context, make_hook: Callable[[], DaiHook]) -> Iterator[None]:
+        """Cancel the ingest when this fails for good; the failure stays the one that the user sees."""
         try:
-            with make_hook() as hook:
-                for name in names:
-                    request_cancellation(hook, name, self._log)
+            yield
+        except TaskDeferred:
+            raise
+        except BaseException as failure:
+            if not self.has_nothing_to_do:
+                self._cancel_after(failure, context, make_hook)
+            raise
+        self.settle()
+
+    def _cancel_after(self, failure: BaseException, context: Context, make_hook: Callable[[], DaiHook]) -> None:
+        names: list[str] = []
+        try:
+            names = self._names(context)
+            if names and _next_try_goes_on(context, failure):
+                self._log.info("Leaving %s to the next try.", ", ".join(names))
+            elif names:
+                with make_hook() as hook:
+                    for name in names:
+                        request_cancellation(hook, name, self._log)
+                self.settle()
         except Exception as error:
-            self._log.error("%s may still run: it could not be cancelled: %s", ", ".join(names), error)
-        else:
-            self.settle()
+            ingest = ", ".join(names) or "An ingest of this task"
+            self._log.error("%s may still run: it could not be cancelled: %s", ingest, describe_error(error))
+
+    def _names(self, context: Context) -> list[str]:
+        """Return the ingest of this try; a task that was deferred finds it in its XCom."""
+        if self._operation_name:
+            return [self._operation_name]
+        return [str(name) for name in names_pushed_by_task_instance(context, self._log)]
+
+
+def _next_try_goes_on(context: Context, failure: BaseException) -> bool:
+    """Whether there is another try, which finds this one's ingest."""
+    retried = isinstance(failure, Exception | AirflowTaskTimeout) and not isinstance(failure, AirflowFailException)
+    ti = context["ti"]
+    return retried and TaskMemory(context).lasts and ti.try_number <= ti.max_tries

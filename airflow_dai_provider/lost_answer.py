@@ -37,7 +37,7 @@ def in_doubt(error: Exception) -> bool:
 
 
 def find_started(
-    hook: DaiHook, urls: Collection[str], sent: datetime, error: Exception, sleep: Callable[[float], None], log: Any
+    hook: DaiHook, urls: Collection[str], sent: datetime, what: str, sleep: Callable[[float], None], log: Any
 ) -> Operation:
     """
     Find the ingest that a request has started.
@@ -46,13 +46,13 @@ def find_started(
 
     :param urls: the media URLs that were submitted.
     :param sent: when the request was sent, an aware time.
-    :param error: how that request ended.
+    :param what: a sentence that says how that request ended.
     :param log: says what was found.
     :raises IngestInDoubtError: when there is none, or more than one, or the operations cannot be listed; the message
         names the URLs.
     """
     subject = ", ".join(sorted(map(redact_urls, urls)))
-    log.warning("%s An ingest of %s may have started; looking for it.", error_message(error), subject)
+    log.warning("%s An ingest of %s may have started; looking for it.", what, subject)
     found: dict[str, Operation] = {}
     for pause in PAUSES:
         sleep(pause)
@@ -66,13 +66,13 @@ def find_started(
             if error_code(list_error) is None:
                 raise
             reason = f"the operations cannot be listed: {error_message(list_error)}"
-            raise _doubt(error, subject, reason) from error
+            raise _doubt(what, subject, reason) from list_error
         if len(found) > 1:
-            raise _doubt(error, subject, f"these were created since then: {', '.join(sorted(found))}.") from error
+            raise _doubt(what, subject, f"these were created since then: {', '.join(sorted(found))}.")
         for operation in found.values():
             log.info("Found %s by its media URL and create time; taking it for the task's own.", operation)
             return operation
-    raise _doubt(error, subject, f"no such operation has appeared within {sum(PAUSES):g} s.") from error
+    raise _doubt(what, subject, f"no such operation has appeared within {sum(PAUSES):g} s.")
 
 
 def _matches(operation: Operation, urls: Collection[str], since: datetime) -> bool:
@@ -80,8 +80,8 @@ def _matches(operation: Operation, urls: Collection[str], since: datetime) -> bo
     return bool(ingest and ingest.creative_url in urls and ingest.create_time and ingest.create_time >= since)
 
 
-def _doubt(error: Exception, subject: str, reason: str) -> IngestInDoubtError:
+def _doubt(what: str, subject: str, reason: str) -> IngestInDoubtError:
     return IngestInDoubtError(
-        f"{error_message(error)} An ingest of {subject} may run under an unknown name: {reason} No other was started, "
+        f"{what} An ingest of {subject} may run under an unknown name: {reason} No other was started, "
         "and a retry would not know better. See what runs before you clear the task, or leave it to the sweep."
     )

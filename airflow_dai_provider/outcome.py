@@ -140,5 +140,10 @@ def error_message(error: Exception) -> str:
     return f"The connection gives no usable credentials: {error}"
 
 
+def describe_error(error: Exception) -> str:
+    """Return the words of any error, for a log or a message."""
+    return error_message(error) if error_code(error) else repr(error)
+
+
 def _sentences(*parts: object) -> str:
     return " ".join(text if text.endswith((".", "?")) else f"{text}." for text in map(str, parts) if text)

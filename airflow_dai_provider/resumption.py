@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException
 
+from airflow_dai_provider.cancellation import request_cancellation
 from airflow_dai_provider.names import InvalidNameError, check_operation_name
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+
+    from airflow_dai_provider.hooks.dai import DaiHook
 
 #: The key in the task state store; its value is ``{"operation_name": str, "digest": str}``.
 KEY = "dai_ingest"
@@ -79,3 +82,32 @@ class TaskMemory:
         """Leave nothing."""
         if self.lasts:
             self._store.delete(KEY)
+
+
+def can_go_on_with(earlier: StartedIngest, hook: DaiHook, digest: str, log: Any) -> bool:
+    """
+    Whether this try can go on with the ingest of an earlier one: that of the same creative, which still runs.
+
+    One of another creative that still runs is cancelled.
+
+    :param digest: of what this try would submit.
+    :param log: says what was found.
+    :raises google.api_core.exceptions.GoogleAPICallError: when the service does not say, or does not cancel.
+    """
+    from google.api_core.exceptions import NotFound
+
+    name = earlier.operation_name
+    try:
+        operation = hook.get_operation(name)
+    except NotFound:
+        log.info("The service does not know %s any more, which an earlier try has started.", name)
+        return False
+    if operation.done:
+        log.info("%s; an earlier try has started it. Starting anew.", operation)
+        return False
+    if earlier.digest != digest:
+        log.warning("%s; an earlier try has started it, with another creative. Cancelling it first.", operation)
+        request_cancellation(hook, name, log)
+        return False
+    log.info("%s; an earlier try has started it. Going on with it.", operation)
+    return True

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
-    AirflowFailException,
-    AirflowTaskTimeout,
     BaseOperator,
-    TaskDeferred,
     conf,
     mask_secret,
 )
 
-from airflow_dai_provider.cancellation import request_cancellation
 from airflow_dai_provider.creative import check_creative, creative_digest, media_urls
 from airflow_dai_provider.deferral import FAILED_DEFERRAL, defer_wait, ended_at_deadline, raise_task_timeout
 from airflow_dai_provider.event import read_event
 from airflow_dai_provider.ingest_guard import IngestGuard
-from airflow_dai_provider.lost_answer import find_started, in_doubt
+from airflow_dai_provider.lost_answer import IngestInDoubtError, find_started, in_doubt
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from airflow_dai_provider.operation import OperationState
 from airflow_dai_provider.operators.dai.cancel import XCOM_OPERATION
-from airflow_dai_provider.outcome import accept_end, task_errors
+from airflow_dai_provider.outcome import accept_end, error_message, task_errors
 from airflow_dai_provider.polling import WaitTimeoutError, check_seconds
-from airflow_dai_provider.pushed import XCOM_OPERATION_NAME, XCOM_TRY_NUMBER, names_pushed_by_task_instance
+from airflow_dai_provider.pushed import XCOM_OPERATION_NAME, XCOM_TRY_NUMBER
 from airflow_dai_provider.redact import url_secrets
-from airflow_dai_provider.resumption import StartedIngest, TaskMemory
+from airflow_dai_provider.resumption import StartedIngest, TaskMemory, can_go_on_with
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -145,7 +140,7 @@ class DaiCreateCreativeOperator(BaseOperator):
             check_creative(self.creative, self.dynamic_creative_info)
             check_seconds("poll_interval", self.poll_interval)
             check_seconds("timeout", self.timeout)
-        with self._cancelling_on_failure(context), task_errors(), self._make_hook() as hook:
+        with self._guarding().watch(context, self._make_hook), task_errors(), self._make_hook() as hook:
             adopted = self._reattach(context, hook)
             name = adopted or self._start(context, hook)
             if self.wait_for_completion:
@@ -163,7 +158,7 @@ class DaiCreateCreativeOperator(BaseOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume; what ends the wait badly means the same as without deferring."""
-        with self._cancelling_on_failure(context):
+        with self._guarding().watch(context, self._make_hook):
             try:
                 return super().resume_execution(next_method, next_kwargs, context)
             except AirflowException as error:
@@ -182,42 +177,22 @@ class DaiCreateCreativeOperator(BaseOperator):
         return DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
 
     def _reattach(self, context: Context, hook: DaiHook) -> str | None:
-        """Return the ingest that an earlier try has started, if it is the same and still runs; cancel another's."""
-        from google.api_core.exceptions import NotFound
-
+        """Return the ingest of an earlier try, if this one can go on with it."""
         earlier = TaskMemory(context).recall()
         if earlier is None:
             return None
-        name = earlier.operation_name
-        try:
-            operation = hook.get_operation(name)
-        except NotFound:
-            self.log.info("The service does not know %s any more, which an earlier try has started.", name)
-            return None
-        if operation.done:
-            self.log.info("%s, which an earlier try has started; starting anew.", operation)
-            return None
-        if earlier.digest != self._digest(hook):
-            self.log.warning("%s, which an earlier try has started with another creative.", operation)
-            request_cancellation(hook, name, self.log)
-            return None
-        self.log.info("Going on with %s, which an earlier try has started.", operation)
-        self._own(context, hook, name)
-        return name
+        # Guarded before it is looked at: if that fails, nobody else sees to it.
+        self._own(context, hook, earlier.operation_name)
+        if can_go_on_with(earlier, hook, self._digest(hook), self.log):
+            return earlier.operation_name
+        self._guarding().settle()
+        return None
 
     def _start(self, context: Context, hook: DaiHook) -> str:
         """Start the ingest, and leave its name where guards and the next try find it."""
-        from google.api_core.exceptions import GoogleAPICallError
-
         if self._guarding().killed:
             raise AirflowException("The task is being killed; no ingest was started.")
-        sent = datetime.fromtimestamp(self._clock(), UTC)
-        try:
-            operation = hook.create_creative(self.creative, self.dynamic_creative_info)
-        except GoogleAPICallError as error:
-            if not in_doubt(error):
-                raise
-            operation = find_started(hook, media_urls(self.creative), sent, error, self._sleep, self.log)
+        operation = self._create(context, hook)
         self.log.info("%s.", operation)
         self._own(context, hook, operation.name)
         try:
@@ -225,6 +200,25 @@ class DaiCreateCreativeOperator(BaseOperator):
         except Exception:
             self.log.exception("The next try will not know of %s", operation.name)
         return operation.name
+
+    def _create(self, context: Context, hook: DaiHook) -> Operation:
+        """Ask the service for the ingest; after an answer that was lost, find out what it has done."""
+        sent = datetime.fromtimestamp(self._clock(), UTC)
+        urls = media_urls(self.creative)
+        try:
+            return hook.create_creative(self.creative, self.dynamic_creative_info)
+        except Exception as error:
+            if not in_doubt(error):
+                raise
+            return find_started(hook, urls, sent, error_message(error), self._sleep, self.log)
+        except BaseException as interruption:
+            # A time limit, or a kill before Airflow 3. What has started is taken, for the guard to cancel.
+            what = f"Starting the ingest was interrupted: {interruption}."
+            try:
+                self._own(context, hook, find_started(hook, urls, sent, what, self._sleep, self.log).name)
+            except IngestInDoubtError as doubt:
+                self.log.error("%s", doubt)  # noqa: TRY400 - the interruption is what the user has to see
+            raise
 
     def _own(self, context: Context, hook: DaiHook, name: str) -> None:
         """Take an ingest for this try's own, and leave its name where guards find it."""
@@ -279,38 +273,6 @@ class DaiCreateCreativeOperator(BaseOperator):
         if self._guard is None:
             self._guard = IngestGuard(on_kill=self.cancel_on_kill, on_failure=self.cancel_on_failure, log=self.log)
         return self._guard
-
-    @contextmanager
-    def _cancelling_on_failure(self, context: Context) -> Iterator[None]:
-        try:
-            yield
-        except TaskDeferred:
-            raise
-        except BaseException as error:
-            if not self._guarding().has_nothing_to_do:
-                self._cancel_what_runs(context, error)
-            raise
-        self._guarding().settle()
-
-    def _cancel_what_runs(self, context: Context, failure: BaseException) -> None:
-        """Cancel this try's ingest, unless the next try goes on with it."""
-        name = self._guarding().operation_name
-        try:
-            # A task that was deferred finds the name in its XCom.
-            names = [name] if name else [str(pushed) for pushed in names_pushed_by_task_instance(context, self.log)]
-        except Exception:
-            self.log.exception("An ingest of this task may still run: its name cannot be read")
-            return
-        if names and self._retry_goes_on(context, failure):
-            self.log.info("Leaving %s to the next try.", ", ".join(names))
-        elif names:
-            self._guarding().cancel(self._make_hook, names)
-
-    def _retry_goes_on(self, context: Context, failure: BaseException) -> bool:
-        """Whether there is another try, which finds this one's ingest."""
-        retried = isinstance(failure, Exception | AirflowTaskTimeout) and not isinstance(failure, AirflowFailException)
-        ti = context["ti"]
-        return retried and TaskMemory(context).lasts and ti.try_number <= ti.max_tries
 
 
 class _CancelWhatIsLeft(DaiCancelOperationNotifier):
