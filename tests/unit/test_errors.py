@@ -11,6 +11,7 @@ from airflow_dai_provider.errors import (
     ServiceError,
     backoff,
     code_of_http_status,
+    may_have_acted,
     may_repeat,
     read_retry_after,
 )
@@ -144,3 +145,11 @@ def test_an_absolute_retry_after_is_counted_from_now_in_any_zone() -> None:
 def test_a_huge_retry_after_does_not_become_infinite(digits: int) -> None:
     seconds = read_retry_after("9" * digits, NOW)
     assert seconds is None or math.isfinite(seconds)
+
+
+@pytest.mark.parametrize("code", list(Code))
+def test_after_which_errors_the_service_may_have_acted(code: Code) -> None:
+    """The others are refusals; see the table of the API's facts for creatives.create."""
+    doubtful = {"CANCELLED", "UNKNOWN", "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+    assert may_have_acted(ServiceError("x", code)) == (code.value in doubtful)
+    assert not may_have_acted(ServiceError("x", code, sent=False))

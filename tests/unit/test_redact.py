@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_dai_provider.redact import redact_urls, short_repr
+from airflow_dai_provider.redact import redact_urls, short_repr, url_secrets
 
 SECRET = "5ec7e7" * 20
 
@@ -130,3 +130,19 @@ def as_object(url: str) -> object:
 def test_short_repr_never_shows_a_secret_however_long_the_url_is(wrap: Any, secret_url: str) -> None:
     shown = [short_repr(wrap(secret_url.format(path="v" * length))) for length in range(0, 200, 3)]
     assert not [text for text in shown if SECRET[:6] in text]
+
+
+@pytest.mark.parametrize(
+    ("value", "secrets"),
+    [
+        ("https://h/ad.mp4?sig=1&x=2#top", ["sig=1&x=2#top"]),
+        ("https://user:word@h/ad.mp4", ["user:word"]),
+        ("https://user:word@h/?sig=1 and ftp://h/#f", ["user:word", "sig=1", "f"]),
+        ({"a": ["https://h?a", ("https://h?b",)], "b": 3, "c": None}, ["a", "b"]),
+        ("no url?really", []),
+        ("https://h/ad.mp4", []),
+        (None, []),
+    ],
+)
+def test_url_secrets_are_what_is_taken_from_urls(value: object, secrets: list[str]) -> None:
+    assert list(url_secrets(value)) == secrets

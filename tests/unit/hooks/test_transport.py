@@ -37,6 +37,7 @@ from airflow_dai_provider.errors import Code, ServiceError
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.hooks.dai import requests_transport as transport_module
 from airflow_dai_provider.hooks.dai.requests_transport import RequestsTransport
+from airflow_dai_provider.names import InvalidNameError
 
 if TYPE_CHECKING:
     from conftest import Exchange, Log, TinyServer
@@ -626,6 +627,57 @@ def test_the_scopes_of_the_connection(
     make_hook(api_endpoint=emulator.endpoint).get_operation(emulator.start_ingest())
 
     assert jwt.decode(google.assertions[0], verify=False)["scope"] == scope
+
+
+def test_a_prepared_cancellation_takes_the_token_that_is_there(
+    robot: DaiHook, emulator: DaiEmulator, google: Google
+) -> None:
+    """In a signal handler there is no time to fetch one, and the session of the task may be in use."""
+    name = emulator.start_ingest()
+    robot.get_operation(name)
+    cancel = robot.prepare_cancellation(name, timeout=2)
+    robot.get_credentials().expiry = datetime.now(UTC).replace(tzinfo=None)  # so that the hook renews it
+    robot.get_operation(name)
+
+    cancel()
+
+    assert emulator.cancel_requested(name) == 1
+    assert [request.method for request in emulator.requests] == 2 * ["operations.get"] + ["operations.cancel"]
+    assert bearers(emulator) == [f"Bearer {google.tokens[number]}" for number in (0, 1, 1)]
+    assert len(google.tokens) == 2
+    assert emulator.requests[-1].headers["x-goog-api-client"].startswith("gl-python/")
+    assert [request.connection for request in emulator.requests] == [1, 1, 2]
+
+
+def test_a_prepared_cancellation_is_neither_repeated_nor_authorised_anew(
+    robot: DaiHook, emulator: DaiEmulator, google: Google, slept: list[float]
+) -> None:
+    name = emulator.start_ingest()
+    robot.get_operation(name)
+    for status, error, words in (
+        (401, exceptions.Unauthenticated, "no time to fetch another"),
+        (503, exceptions.ServiceUnavailable, "503 UNAVAILABLE"),
+    ):
+        emulator.inject(Fault("operations.cancel", status=status))
+        with google.fails(error, words):
+            robot.prepare_cancellation(name, timeout=2)()
+
+    assert [request.method for request in emulator.requests] == ["operations.get"] + 2 * ["operations.cancel"]
+    assert len(google.tokens) == 1
+    assert slept == []
+
+
+def test_a_prepared_cancellation_without_credentials(hook: DaiHook, emulator: DaiEmulator) -> None:
+    name = emulator.start_ingest()
+    hook.prepare_cancellation(name, timeout=2)()
+
+    assert emulator.cancel_requested(name) == 1
+    assert bearers(emulator) == [None]
+
+
+def test_a_prepared_cancellation_of_a_bad_name(hook: DaiHook) -> None:
+    with pytest.raises(InvalidNameError):
+        hook.prepare_cancellation("creatives/x", timeout=2)
 
 
 @pytest.mark.parametrize("call", ["get", "cancel", "create"])
