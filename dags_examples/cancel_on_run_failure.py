@@ -5,6 +5,7 @@ from __future__ import annotations
 from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
+from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
 
 with DAG(
     "cancel_on_run_failure",
@@ -12,17 +13,19 @@ with DAG(
     params={"media_url": "https://media.example.com/ad.mp4"},
     on_failure_callback=DaiCancelOperationNotifier(ingest_task_ids="start_ingest"),
 ) as dag:
-
-    @task
-    def start_ingest(params: dict) -> str:
-        from airflow_dai_provider.hooks.dai import DaiHook
-
-        media = {"uri": params["media_url"], "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
-        with DaiHook() as hook:
-            return hook.create_creative({"adSystem": "example", "mediaFiles": [media]}).name
+    start = DaiCreateCreativeOperator(
+        task_id="start_ingest",
+        creative={
+            "adSystem": "example",
+            "mediaFiles": [
+                {"uri": "{{ params.media_url }}", "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
+            ],
+        },
+        wait_for_completion=False,
+    )
 
     @task
     def publish() -> None:
         raise RuntimeError("The ad server refused the ad.")
 
-    start_ingest() >> publish()
+    start >> publish()

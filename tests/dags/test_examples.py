@@ -125,10 +125,14 @@ CASES = {
         1,
         running=NAMED[2:],
     ),
+    "an ingest that succeeds": Case("ingest", "success", {"ingest": "success"}, ["SUCCEEDED"], 0, options=QUICK),
+    "an ingest that cannot be waited for": Case(
+        "ingest", "failed", {"ingest": "failed"}, ["CANCELLED"], 1, unimplemented=("operations.get once",)
+    ),
     "teardown after an ingest that succeeds": Case(
         "cancel_as_teardown",
         "success",
-        {"start_ingest": "success", "wait": "success", "cancel": "success"},
+        {"start": "success", "wait": "success", "cancel": "success"},
         ["SUCCEEDED"],
         1,
         options=QUICK,
@@ -136,7 +140,7 @@ CASES = {
     "teardown after a wait that fails": Case(
         "cancel_as_teardown",
         "failed",
-        {"start_ingest": "success", "wait": "failed", "cancel": "success"},
+        {"start": "success", "wait": "failed", "cancel": "success"},
         ["CANCELLED"],
         1,
         unimplemented=("operations.get once",),
@@ -144,17 +148,26 @@ CASES = {
     "teardown after a setup that fails": Case(
         "cancel_as_teardown",
         "failed",
-        {"start_ingest": "failed", "wait": "upstream_failed", "cancel": "upstream_failed"},
+        {"start": "failed", "wait": "upstream_failed", "cancel": "upstream_failed"},
         [],
         0,
         unimplemented=("creatives.create",),
     ),
     "teardown without a setup": Case(
-        "cancel_even_if_start_fails",
+        "cancel_even_if_ingest_fails",
         "failed",
-        {"ingest_and_publish": "failed", "cancel": "success"},
+        {"ingest": "failed", "cancel": "success"},
         ["CANCELLED"],
+        2,
+        unimplemented=("operations.get once",),
+    ),
+    "teardown without a setup, after success": Case(
+        "cancel_even_if_ingest_fails",
+        "success",
+        {"ingest": "success", "cancel": "success"},
+        ["SUCCEEDED"],
         1,
+        options=QUICK,
     ),
     "the callback of a task": Case(
         "cancel_on_task_failure",
