@@ -47,7 +47,7 @@ constraints: $(UV) ## Pin the newest versions in constraints/airflow-$(AIRFLOW).
 		--universal --python-version 3.11 --no-header --no-emit-index-url -o constraints/airflow-$(AIRFLOW).txt
 
 clean: ## Remove everything that was set up
-	rm -rf .venvs .airflow dist .coverage .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venvs .airflow .hypothesis dist .coverage .mypy_cache .ruff_cache .pytest_cache
 
 $(READY): constraints/airflow-$(AIRFLOW).txt pyproject.toml $(UV)
 	@echo "Setting up Airflow $(AIRFLOW) in $(VENV): some 280 packages, a minute or two the first time"
