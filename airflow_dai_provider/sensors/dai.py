@@ -20,6 +20,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_dai_provider.deferral import FAILED_DEFERRAL, defer_wait, ended_at_deadline, raise_task_timeout
 from airflow_dai_provider.event import read_event
+from airflow_dai_provider.ingest_guard import IngestGuard
 from airflow_dai_provider.names import check_operation_name
 from airflow_dai_provider.operation import OperationState
 from airflow_dai_provider.outcome import (
@@ -49,7 +50,8 @@ class DaiOperationSensor(BaseSensorOperator):
         (templated). Any other end fails the task with the ingest's reason.
     :param missing_ok: whether an operation that the service does not know ends the wait, with None as the result.
     :param cancel_on_kill: whether the operation is cancelled when a user marks the waiting task failed or success, or
-        clears it, while it is deferred (Airflow calls a trigger for that from 3.3 on; before, see the README).
+        clears it, while it is deferred or occupies a worker (not between the pokes of ``mode="reschedule"``, when
+        Airflow runs nothing of it).
     :param deferrable: whether to wait in the triggerer, which holds no worker slot; ``poke_interval`` is then the
         longest time between two looks, the first ones being quicker.
     :param gcp_conn_id: the Google Cloud connection (templated).
@@ -102,6 +104,9 @@ class DaiOperationSensor(BaseSensorOperator):
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
 
+    #: Made by the process that pokes, if a kill is to cancel.
+    _guard: IngestGuard | None = None
+
     @cached_property
     def hook(self) -> DaiHook:
         """The hook, kept from poke to poke with its session and token."""
@@ -125,7 +130,14 @@ class DaiOperationSensor(BaseSensorOperator):
         else:
             return result
         finally:
+            if self._guard:
+                self._guard.settle()
             self._close_hook()
+
+    def on_kill(self) -> None:
+        """Request the cancellation, if told to, when the poking task is killed; Airflow calls this in a handler."""
+        if self._guard:
+            self._guard.kill()
 
     def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002 - Airflow's signature
         """Look once; done with the operation's dict (None for a missing one) as the sensor's result."""
@@ -137,6 +149,9 @@ class DaiOperationSensor(BaseSensorOperator):
             self._accept_missing(error)
             return PokeReturnValue(is_done=True)
         if not operation.done:
+            if self.cancel_on_kill and not self._guard:
+                self._guard = IngestGuard(on_kill=True, on_failure=False, log=self.log)
+                self._guard.take(self.hook, operation.name)
             self._last_look = operation
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self._accept(operation))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -341,6 +342,56 @@ class TestOptions:
         end(emulator, "FAILED")
         with pytest.raises(AirflowFailException, match="is FAILED"):
             execute(silent_fail=True)
+
+
+class TestKill:
+    """What happens when the task is killed in the worker, between two looks."""
+
+    @pytest.fixture
+    def kill(self, ti: Any, clock: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+        """Execute a sensor that is killed, twice, while it sleeps for the first time."""
+
+        def run(**options: Any) -> Any:
+            sensor = DaiOperationSensor(
+                task_id="wait", operation_name=NAME, poke_interval=5, **{"expected_states": None, **options}
+            )
+
+            def killed(seconds: float) -> None:
+                clock.sleep(seconds)
+                sensor.on_kill()
+                sensor.on_kill()
+
+            monkeypatch.setattr(time, "sleep", killed)
+            return sensor.execute({"ti": ti})
+
+        return run
+
+    def test_it_cancels_if_told_to(self, make_emulator: Any, kill: Any, log: Any) -> None:
+        emulator = make_emulator(ingest_seconds=8)
+        emulator.start_ingest(NAME)
+        assert kill(cancel_on_kill=True)["state"] == "CANCELLED"
+        assert emulator.cancel_requested(NAME) == 1
+        assert f"Requested the cancellation of {NAME}: its task was killed." in log.ours
+
+    def test_it_leaves_the_operation_alone_otherwise(self, make_emulator: Any, kill: Any) -> None:
+        emulator = make_emulator(ingest_seconds=8)
+        emulator.start_ingest(NAME)
+        assert kill()["state"] == "SUCCEEDED"
+        assert emulator.cancel_requested(NAME) == 0
+
+    def test_not_when_the_wait_is_over(self, emulator: DaiEmulator, ti: Any) -> None:
+        """Airflow kills a task whose callbacks take too long, long after its own work is done."""
+        emulator.start_ingest(NAME, seconds=100)
+        sensor = DaiOperationSensor(
+            task_id="wait", operation_name=NAME, cancel_on_kill=True, mode="reschedule", poke_interval=60
+        )
+        with pytest.raises(AirflowRescheduleException):
+            sensor.execute({"ti": ti})
+        sensor.on_kill()
+        assert emulator.cancel_requested(NAME) == 0
+
+    def test_before_it_has_looked(self) -> None:
+        DaiOperationSensor(task_id="wait", operation_name=NAME, cancel_on_kill=True).on_kill()
 
 
 class TestParameters:
