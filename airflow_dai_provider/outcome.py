@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_dai_provider.errors import PERMANENT, Code
+from airflow_dai_provider.metrics import count_ended
 from airflow_dai_provider.operation import END_STATES, Operation, OperationState
 from airflow_dai_provider.polling import WaitTimeoutError
 from airflow_dai_provider.redact import short_repr
@@ -70,6 +71,7 @@ def accept_end(operation: Operation, expected: frozenset[OperationState] | None)
     """
     if not operation.done:
         raise AirflowException(f"{operation}, which is no end.")
+    count_ended(operation.state)
     if expected is None or operation.state in expected:
         return operation
     raise UnexpectedEndError(f"{operation}, but this task accepts only {', '.join(sorted(expected))}.")

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 from airflow.providers.google.common.hooks.base_google import GoogleBaseAsyncHook
 from asgiref.sync import sync_to_async
 
-from airflow_dai_provider import rest
+from airflow_dai_provider import metrics, rest
 from airflow_dai_provider.errors import Repeats, ServiceError
 from airflow_dai_provider.hooks.dai.aiohttp_transport import AiohttpTransport
 from airflow_dai_provider.hooks.dai.api_errors import api_error
@@ -101,7 +101,9 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         :raises InvalidNameError: for a name that cannot be one, before anything is sent.
         :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
         """
-        return await self._call(rest.get_operation(name))
+        request = rest.get_operation(name)
+        metrics.count_looks()
+        return await self._call(request)
 
     async def cancel_operation(self, name: str) -> None:
         """
@@ -112,6 +114,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
         """
         await self._call(rest.cancel_operation(name))
+        metrics.count_cancel_requested()
 
     async def wait_for_operation(
         self,
@@ -149,6 +152,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         with api_error():
             async with self._open() as transport:
                 while True:
+                    metrics.count_looks()
                     try:
                         operation = await self._send_and_repeat(transport, request, wait.time_left(self._clock()))
                     except ServiceError as error:
@@ -183,6 +187,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
                 repeats = repeats or (await self.get_sync_hook()).make_repeats(request, started, within)
                 seconds = repeats.after(error, self._clock())
                 self.log.warning("%s; attempt %d, next in %.1f s", error, repeats.attempts, seconds)
+                metrics.count_repeat()
             await self._sleep(seconds)
 
     @asynccontextmanager

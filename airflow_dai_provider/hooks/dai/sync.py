@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from random import random
 from typing import Any, Self, TypeVar
@@ -16,7 +17,7 @@ from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
 from google.api_core import exceptions
 from google.auth.transport.requests import AuthorizedSession
 
-from airflow_dai_provider import rest
+from airflow_dai_provider import metrics, rest
 from airflow_dai_provider.endpoint import Endpoint, emulator_endpoint, service_endpoint
 from airflow_dai_provider.errors import Repeats, ServiceError
 from airflow_dai_provider.hooks.dai.api_errors import api_error
@@ -115,6 +116,17 @@ class DaiHook(GoogleBaseHook):
         """
         return self._get_transport().session
 
+    def sibling(self) -> DaiHook:
+        """
+        Return a hook with the same connection, looked up already, and a session of its own: one for another thread.
+
+        The credentials are shared, and with them the token.
+        """
+        self.get_credentials()
+        sibling = copy(self)
+        sibling._transport = None
+        return sibling
+
     def close(self) -> None:
         """Close the session; the next call opens another."""
         if self._transport:
@@ -136,6 +148,7 @@ class DaiHook(GoogleBaseHook):
         :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
         """
         self._call(rest.cancel_operation(name))
+        metrics.count_cancel_requested()
 
     def prepare_cancellation(self, name: str, *, timeout: float) -> Callable[[], None]:
         """
@@ -166,7 +179,9 @@ class DaiHook(GoogleBaseHook):
         :raises InvalidNameError: for a name that cannot be one, before anything is sent.
         :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
         """
-        return self._call(rest.get_operation(name))
+        request = rest.get_operation(name)
+        metrics.count_looks()
+        return self._call(request)
 
     def list_operations(self, filter_: str | None = None, page_size: int | None = None) -> Iterator[Operation]:
         """
@@ -213,6 +228,7 @@ class DaiHook(GoogleBaseHook):
         wait = Wait(name, started=self._clock(), poll_interval=poll_interval, timeout=timeout, jitter=self._random)
         request = rest.get_operation(name)
         while True:
+            metrics.count_looks()
             try:
                 operation = self._send_and_repeat(request, wait.time_left(self._clock()))
             except ServiceError as error:
@@ -312,6 +328,7 @@ class DaiHook(GoogleBaseHook):
             except ServiceError as error:
                 seconds = repeats.after(error, self._clock())
                 self.log.warning("%s; attempt %d, next in %.1f s", error, repeats.attempts, seconds)
+                metrics.count_repeat()
             self._sleep(seconds)
 
     def _get_transport(self) -> RequestsTransport:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, conf
@@ -11,6 +12,7 @@ from airflow_dai_provider.cancellation import request_cancellation
 from airflow_dai_provider.deferral import FAILED_DEFERRAL, defer_wait, ended_at_deadline, raise_task_timeout
 from airflow_dai_provider.errors import PERMANENT
 from airflow_dai_provider.event import read_event
+from airflow_dai_provider.metrics import time_cancel
 from airflow_dai_provider.names import check_operation_name
 from airflow_dai_provider.operation import OperationState
 from airflow_dai_provider.outcome import (
@@ -67,6 +69,9 @@ class DaiCancelOperationOperator(BaseOperator):
     )
     ui_color = "#fce8e6"
 
+    #: Replaced in tests. The clock is the epoch's, as a wait can outlive the process.
+    _clock: Callable[[], float] = staticmethod(time.time)
+
     def __init__(
         self,
         *,
@@ -108,19 +113,20 @@ class DaiCancelOperationOperator(BaseOperator):
                 task_errors(f"{name} may still run"),
                 DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint) as hook,
             ):
+                requested = self._clock()
                 operation = self._cancel(hook, name)
                 if self.wait_for_completion:
-                    ended = operation if operation and operation.done else self._wait(hook, name)
-                    return self._finish(context, ended)
+                    ended = operation if operation and operation.done else self._wait(hook, name, requested)
+                    return self._finish(context, ended, requested)
         except OperationNotFoundError as error:
             self._accept_missing(error)
         return name
 
-    def execute_complete(self, context: Context, event: Any = None) -> str:
+    def execute_complete(self, context: Context, event: Any = None, requested: float | None = None) -> str:
         """Go on when the wait in the triggerer is over; return the operation's name."""
         name: str = self.operation_name
         try:
-            return self._finish(context, read_event(event, f"{name} may still run."))
+            return self._finish(context, read_event(event, f"{name} may still run."), requested)
         except OperationNotFoundError as error:
             self._accept_missing(error)
         except WaitTimeoutError as error:
@@ -140,7 +146,7 @@ class DaiCancelOperationOperator(BaseOperator):
                 raise_task_timeout(self, self.timeout, message)
             raise AirflowException(message) from error
 
-    def _wait(self, hook: DaiHook, name: str) -> Operation:
+    def _wait(self, hook: DaiHook, name: str, requested: float) -> Operation:
         """Wait for the end here, or defer the task."""
         if not self.deferrable:
             return hook.wait_for_operation(name, timeout=self.timeout, poll_interval=self.poll_interval)
@@ -149,15 +155,18 @@ class DaiCancelOperationOperator(BaseOperator):
             self,
             name,
             timeout=self.timeout,
+            resume_with={"requested": requested},
             poll_interval=self.poll_interval,
             gcp_conn_id=self.gcp_conn_id,
             impersonation_chain=self.impersonation_chain,
             api_endpoint=self.api_endpoint,
         )
 
-    def _finish(self, context: Context, operation: Operation) -> str:
+    def _finish(self, context: Context, operation: Operation, requested: float | None) -> str:
         """Say how the operation has ended, and check that it was expected."""
         self.log.info("%s.", operation)
+        if requested is not None:
+            time_cancel(self._clock() - requested)
         context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict())
         accept_end(operation, check_expected_states(self.expected_states))
         return operation.name
