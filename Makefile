@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test e2e bench lint types build constraints clean
+.PHONY: help demo test e2e peers bench lint types build constraints clean
 
 help: ## Say what there is
 	@echo "Airflow $(AIRFLOW); choose another with AIRFLOW=2.11"
@@ -28,6 +28,11 @@ test: $(READY) ## Run the tests that need only Python (ARGS="-k name" to choose)
 
 e2e: $(READY) ## Run the tests on a running Airflow
 	@$(BIN)/pytest tests/e2e $(ARGS)
+
+peers: $(READY) ## Run the hooks through a stock nginx (installs Debian's package if there is none; needs root then)
+	@test -n "$$(PATH=$$PATH:/usr/sbin command -v nginx)" || { echo "Installing nginx from Debian's packages"; \
+		apt-get -qq update && apt-get -qq install --yes --no-install-recommends nginx-light >/dev/null; }
+	@$(BIN)/pytest tests/peers $(ARGS)
 
 bench: $(READY) ## Measure what a look costs, how many waits a triggerer bears, how soon an end is noticed
 	@$(BIN)/python tests/benchmarks

@@ -1,0 +1,220 @@
+"""Both hooks through a stock reverse proxy, with TLS and keep-alive: what Debian's nginx makes of our requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from google.api_core import exceptions
+
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
+
+NAMES = (
+    "operations/plain",
+    "operations/a/b/c",
+    "operations/YWJj+ZGVm/Z2g=",
+    "operations/a:b~c@d,e",
+    "operations/a%2Fb",
+)
+NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+CONFIGURATION = """
+daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; worker_processes 1;
+events {{ worker_connections 256; }}
+http {{
+    log_format connections "$connection";
+    access_log {folder}/access.log connections;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    upstream dai {{ server {upstream}; keepalive 16; }}
+    server {{
+        listen 127.0.0.1:{port} ssl;
+        ssl_certificate {folder}/certificate.pem; ssl_certificate_key {folder}/key.pem;
+        proxy_http_version 1.1; proxy_set_header Connection "";
+        location / {{ proxy_pass http://dai; }}
+    }}
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[DaiEmulator]:
+    with DaiEmulator(ingest_seconds=600) as emulator:
+        yield emulator
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """
+    A running nginx.
+
+    :param endpoint: its address.
+    :param folder: where its certificate and its log are.
+    """
+
+    endpoint: str
+    folder: Path
+
+    def connections(self) -> list[str]:
+        """Return the number of the connection on which each request has come."""
+        return (self.folder / "access.log").read_text().split()
+
+
+@pytest.fixture(scope="module")
+def proxy(emulator: DaiEmulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """Run nginx before the emulator."""
+    assert NGINX, "nginx is not installed; make peers installs it"
+    folder = tmp_path_factory.mktemp("nginx")
+    write_certificate(folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = CONFIGURATION.format(folder=folder, upstream=emulator.host, port=port)
+    (folder / "nginx.conf").write_text(settings)
+    server = subprocess.Popen(
+        [NGINX, "-e", folder / "error.log", "-p", folder, "-c", folder / "nginx.conf"], start_new_session=True
+    )
+    try:
+        wait_for(port, server)
+        yield Proxy(f"https://127.0.0.1:{port}", folder)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(10)
+
+
+def write_certificate(folder: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+
+
+def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        assert server.poll() is None, "nginx did not start"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    pytest.fail("nginx does not listen")
+
+
+@pytest.fixture(autouse=True)
+def _connection(proxy: Proxy, emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(proxy.folder / "certificate.pem"))
+    extra = {"is_anonymous": True, "num_retries": 2, "dai_api_endpoint": proxy.endpoint}
+    connection = {"conn_type": "google_cloud_platform", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT", json.dumps(connection))
+    emulator.forget_requests()
+
+
+def sync(work: Callable[[DaiHook], Any]) -> Any:
+    with DaiHook() as hook:
+        return work(hook)
+
+
+def on_a_loop(work: Callable[[DaiAsyncHook], Any]) -> Any:
+    async def main() -> Any:
+        async with DaiAsyncHook() as hook:
+            return await work(hook)
+
+    return asyncio.run(main())
+
+
+both = pytest.mark.parametrize("carry", [sync, on_a_loop], ids=["requests", "aiohttp"])
+
+
+@both
+@pytest.mark.parametrize("name", NAMES)
+def test_cancel_and_get(emulator: DaiEmulator, carry: Any, name: str) -> None:
+    name = emulator.start_ingest(f"{name}/{carry.__name__}")
+    carry(lambda hook: hook.cancel_operation(name))
+    assert carry(lambda hook: hook.get_operation(name)).state == "CANCELLED"
+    assert [(r.method, r.name) for r in emulator.requests] == [("operations.cancel", name), ("operations.get", name)]
+
+
+@both
+def test_the_connection_is_kept(emulator: DaiEmulator, proxy: Proxy, carry: Any) -> None:
+    name = emulator.start_ingest()
+    before = len(proxy.connections())
+
+    def work(hook: Any) -> Any:
+        if carry is sync:
+            return [hook.get_operation(name) for _ in range(20)]
+
+        async def looks() -> Any:
+            return [await hook.get_operation(name) for _ in range(20)]
+
+        return looks()
+
+    assert len(carry(work)) == 20
+    ours = proxy.connections()[before:]
+    assert (len(ours), len(set(ours))) == (20, 1)
+    assert len(emulator.requests) == 20
+
+
+@both
+def test_the_proxys_own_errors(emulator: DaiEmulator, carry: Any) -> None:
+    """A connection that the service drops is a 502 in HTML, which is repeated."""
+    name = emulator.start_ingest()
+    emulator.inject(Fault("operations.cancel", name, drop="before"))
+    carry(lambda hook: hook.cancel_operation(name))
+    assert emulator.cancel_requested(name) == 1
+
+
+@both
+def test_the_services_errors(emulator: DaiEmulator, carry: Any) -> None:
+    emulator.inject(Fault("operations.cancel", rpc_status="UNIMPLEMENTED"))
+    with pytest.raises(exceptions.MethodNotImplemented, match="501 UNIMPLEMENTED"):
+        carry(lambda hook: hook.cancel_operation("operations/x"))
+    with pytest.raises(exceptions.NotFound):
+        carry(lambda hook: hook.get_operation("operations/x"))
+
+
+def test_create_list_and_delete(emulator: DaiEmulator) -> None:
+    media = {"uri": "https://media.example.com/ad.mp4", "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
+    with DaiHook() as hook:
+        name = hook.create_creative({"adSystem": "example", "mediaFiles": [media]}).name
+        assert name in [operation.name for operation in hook.list_operations(page_size=2)]
+        hook.delete_operation(name)
+        assert name not in [operation.name for operation in hook.list_operations(page_size=2)]
+    assert name in emulator.states()
+
+
+@both
+def test_an_authority_that_is_not_known(carry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    with pytest.raises(exceptions.FailedPrecondition, match="certificate is not trusted"):
+        carry(lambda hook: hook.get_operation("operations/x"))
