@@ -43,3 +43,30 @@ def _state_in_database(ti: Any) -> str | None:
     with create_session() as session:
         found = session.get(TaskInstance, (ti.dag_id, ti.task_id, ti.run_id, ti.map_index))
         return found.state if found else None
+
+
+def run_task_states(dag_id: str, run_id: str, task_ids: list[str] | None = None) -> dict[str, Any]:
+    """
+    Return the states of a run's task instances; in the triggerer of Airflow 3, from a thread.
+
+    :param task_ids: only those of these tasks.
+    :return: the states, by task id; of a mapped one by ``<task id>_<map index>``.
+    """
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    states: dict[str, dict[str, Any]] = RuntimeTaskInstance.get_task_states(
+        dag_id=dag_id, task_ids=task_ids, run_ids=[run_id]
+    )
+    return states.get(run_id, {})
+
+
+def run_xcom(dag_id: str, run_id: str, task_id: str, map_index: int, key: str) -> Any:
+    """Return one XCom of a run, or None; in the triggerer of Airflow 3, from a thread."""
+    from airflow.sdk.execution_time.xcom import XCom
+
+    return XCom.get_one(dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index, key=key)
+
+
+def without_supervisor(error: ImportError) -> bool:
+    """Whether an XCom could not be read for want of a process to ask, and not for what it holds."""
+    return error.name == "airflow.sdk.execution_time.task_runner"

@@ -1,44 +1,57 @@
-"""Notifier that cancels stray ingests when a task or a run has failed."""
+"""Notifier that cancels stray ingests when a task or a run has failed, or a deadline has passed."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow.providers.common.compat.notifier import BaseNotifier
 from airflow.providers.common.compat.sdk import AirflowException
 
-from airflow_dai_provider.cancellation import request_cancellation
-from airflow_dai_provider.errors import PERMANENT
+from airflow_dai_provider.cancellation import AtOnce, Service, run_at_once
 from airflow_dai_provider.names import InvalidNameError, check_operation_name, is_missing_name
-from airflow_dai_provider.outcome import error_code
+from airflow_dai_provider.notifications.rendering import RenderingNotifier, checked, listed
+from airflow_dai_provider.notifications.rounds import Rounds
 from airflow_dai_provider.polling import check_seconds
 from airflow_dai_provider.pushed import (
     is_dag_callback,
+    is_deadline,
+    names_pushed_by_deadline,
     names_pushed_by_run,
     names_pushed_by_task_instance,
     names_pushed_by_tasks,
+    run_of_deadline,
 )
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_dai_provider.hooks.dai import DaiHook
+    from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 
-#: Seconds between two rounds of attempts, and seconds that one request may take.
-PAUSE = 1.0
+#: Seconds that one request may take.
 REQUEST_TIMEOUT = 5.0
 
+_REFUSAL = (
+    "DaiCancelOperationNotifier was given to the SyncCallback of a Deadline alert, and has cancelled nothing: the "
+    "process that runs it answers no XCom request. Use AsyncCallback(DaiCancelOperationNotifier, kwargs={...}), which "
+    "the triggerer runs."
+)
 
-class DaiCancelOperationNotifier(BaseNotifier):
+T = TypeVar("T")
+
+
+class DaiCancelOperationNotifier(RenderingNotifier):
     """
-    Ask the service to cancel ingests, from an ``on_failure_callback`` or ``on_retry_callback`` of a task or a DAG.
+    Ask the service to cancel ingests: as a failure or retry callback of a task or a DAG, or when a deadline has passed.
 
-    Without a name and without task ids, a task's callback cancels what that task instance has pushed, and a DAG's
-    callback what any task of the run has pushed. A task's callback reaches its own map index only. What is read of a
-    task is its XCom ``operation_name``, else a returned string that is the name of an operation.
+    A Deadline alert of Airflow 3 takes it as ``AsyncCallback(DaiCancelOperationNotifier, kwargs={...})``.
+
+    Without a name and without task ids, a task's callback cancels what that task instance has pushed, and that of a DAG
+    or a deadline what any task of the run has pushed. A task's callback reaches its own map index only. What is read of
+    a task is its XCom ``operation_name``, else a returned string that is the name of an operation.
 
     Every operation is attempted before anything is reported; what could not be cancelled is named in the log, as is
     what was left alone. Nothing to cancel is no error. This never waits for the end of an ingest: the service may
@@ -63,6 +76,7 @@ class DaiCancelOperationNotifier(BaseNotifier):
 
     #: Replaced in tests.
     _sleep: Callable[[float], None] = staticmethod(time.sleep)
+    _async_sleep: Callable[[float], Awaitable[None]] = staticmethod(asyncio.sleep)
     _clock: Callable[[], float] = staticmethod(time.monotonic)
 
     def __init__(
@@ -90,15 +104,11 @@ class DaiCancelOperationNotifier(BaseNotifier):
         Cancel; a copy is rendered, since rendering is in place and one notifier serves every run of a batch.
 
         :param args: the context, as Airflow passes it.
+        :raises AirflowException: from the ``SyncCallback`` of a Deadline alert, before anything is done.
         """
+        if len(args) == 1 and is_deadline(args[0]):
+            raise AirflowException(_REFUSAL)
         super(DaiCancelOperationNotifier, copy(self)).__call__(*args)
-
-    def render_template_fields(self, context: Context, jinja_env: Any = None) -> None:
-        """Render; also to nothing, where Airflow 2 would keep the template, and with a DAG that has no environment."""
-        dag = context.get("dag")
-        jinja_env = jinja_env or self.get_template_env(dag if hasattr(dag, "get_template_env") else None)
-        for field in self.template_fields:
-            setattr(self, field, self.render_template(getattr(self, field), context, jinja_env))
 
     def notify(self, context: Context) -> None:
         """
@@ -107,9 +117,24 @@ class DaiCancelOperationNotifier(BaseNotifier):
         :raises AirflowException: after every attempt, when an operation could not be cancelled; the message names it.
         """
         names, problems = self._collect(context)
-        if names:
-            problems += self._cancel_all(names)
-        elif not problems:
+        problems += run_at_once(self._rounds(self._connect_at_once, self._sleep_at_once).cancel(names))
+        self._report(context, names, problems)
+
+    async def async_notify(self, context: Context) -> None:
+        """
+        Do the same on an event loop, as the triggerer does at a deadline.
+
+        :raises AirflowException: as :meth:`notify`.
+        """
+        if is_deadline(context):
+            # The triggerer's log does not say by itself whose callback this is.
+            self.log.info("A deadline has passed: that of %s.", run_of_deadline(context))
+        names, problems = await _in_thread(self._collect, context)
+        problems += await self._rounds(self._connect, self._async_sleep).cancel(names)
+        self._report(context, names, problems)
+
+    def _report(self, context: Context, names: list[str], problems: list[str]) -> None:
+        if not names and not problems:
             self.log.info("No operation to cancel: %s.", self._source(context))
         for problem in problems:
             self.log.error("%s", problem)
@@ -127,16 +152,23 @@ class DaiCancelOperationNotifier(BaseNotifier):
             problems.append(str(error))
         for name in _given(self.operation_name) + candidates:
             try:
-                names.append(check_operation_name(name))
-            except InvalidNameError as error:
+                names.append(check_operation_name(checked(name)))
+            except (AirflowException, InvalidNameError) as error:
                 problems.append(str(error))
         return list(dict.fromkeys(names)), problems
 
     def _pushed(self, context: Context) -> list[object]:
-        if self.ingest_task_ids is not None:
-            return names_pushed_by_tasks(context, map(str, _given(self.ingest_task_ids)), self.log)
-        if self.operation_name is not None:
+        if self.ingest_task_ids is None and self.operation_name is not None:
             return []
+        if self.ingest_task_ids is not None:
+            task_ids = _given(self.ingest_task_ids)
+            unrendered = [task_id for task_id in task_ids if isinstance(task_id, AirflowException)]
+            named = [str(task_id) for task_id in task_ids if task_id not in unrendered]
+            if is_deadline(context):
+                return unrendered + names_pushed_by_deadline(context, named)
+            return unrendered + names_pushed_by_tasks(context, named, self.log)
+        if is_deadline(context):
+            return names_pushed_by_deadline(context, None)
         if is_dag_callback(context):
             return names_pushed_by_run(context, self.log)
         return names_pushed_by_task_instance(context, self.log)
@@ -147,61 +179,60 @@ class DaiCancelOperationNotifier(BaseNotifier):
             return f"{', '.join(map(str, _given(self.ingest_task_ids))) or 'no task'} has pushed none"
         if self.operation_name is not None:
             return "operation_name is empty"
-        return f"{'the run' if is_dag_callback(context) else 'the task instance'} has pushed none"
+        of_run = is_dag_callback(context) or is_deadline(context)
+        return f"{'the run' if of_run else 'the task instance'} has pushed none"
 
-    def _cancel_all(self, names: list[str]) -> list[str]:
-        """Request every cancellation, in rounds, until the time is up; return what is wrong with which operation."""
-        left = dict.fromkeys(names, "the time was up before it could be cancelled")
-        problems: list[str] = []
-        try:
-            with self._make_hook() as hook:
-                deadline = self._clock() + self.timeout
-                while left and self._clock() < deadline:
-                    for name in list(left):
-                        if self._clock() < deadline:
-                            self._attempt(hook, name, left, problems)
-                    if left:
-                        self._sleep(PAUSE)
-        except Exception as error:
-            # Whatever it is, the log has to name what may still run, and the caller has a failure of its own.
-            self.log.exception("The cancellation of %s has broken off", ", ".join(left))
-            left = dict.fromkeys(left, str(error))
-        return problems + [f"{name} may still run: {reason}" for name, reason in left.items()]
+    def _rounds(
+        self,
+        connect: Callable[[], AbstractAsyncContextManager[Service]],
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> Rounds:
+        return Rounds(connect, timeout=self.timeout, clock=self._clock, sleep=sleep, log=self.log)
+
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[Service]:
+        async with await _in_thread(self._make_async_hook) as hook:
+            yield hook
+
+    @asynccontextmanager
+    async def _connect_at_once(self) -> AsyncIterator[Service]:
+        with self._make_hook() as hook:
+            yield AtOnce(hook)
+
+    async def _sleep_at_once(self, seconds: float) -> None:
+        self._sleep(seconds)
+
+    def _make_async_hook(self) -> DaiAsyncHook:
+        """Make the hook, in a thread, since what it imports is heavy."""
+        from airflow_dai_provider.hooks.dai import DaiAsyncHook
+
+        return DaiAsyncHook(**self._hook_arguments())
 
     def _make_hook(self) -> DaiHook:
         """Make a hook whose connection and session stand before the time starts to count."""
         from airflow_dai_provider.hooks.dai import DaiHook
 
-        hook = DaiHook(
-            self.gcp_conn_id,
-            self.impersonation_chain,
-            self.api_endpoint,
-            timeout=min(REQUEST_TIMEOUT, check_seconds("timeout", self.timeout)),
-            retry_timeout=0,
-        )
+        hook = DaiHook(**self._hook_arguments())
         hook.get_conn()
         return hook
 
-    def _attempt(self, hook: DaiHook, name: str, left: dict[str, str], problems: list[str]) -> None:
-        """Request one cancellation; take the name from ``left`` when that settles it."""
-        from google.api_core.exceptions import GoogleAPICallError, NotFound
-
-        try:
-            request_cancellation(hook, name, self.log)
-        except NotFound as error:
-            self.log.info("%s Nothing is left to cancel.", error.message)
-        except GoogleAPICallError as error:
-            if error_code(error) not in PERMANENT:
-                left[name] = error.message
-                self.log.warning("%s", error.message)
-                return
-            problems.append(f"{name} may still run: {error.message}")
-        del left[name]
+    def _hook_arguments(self) -> dict[str, Any]:
+        return {
+            "gcp_conn_id": checked(self.gcp_conn_id),
+            "impersonation_chain": checked(self.impersonation_chain),
+            "api_endpoint": checked(self.api_endpoint),
+            "timeout": min(REQUEST_TIMEOUT, check_seconds("timeout", self.timeout)),
+            "retry_timeout": 0,
+        }
 
 
 def _given(values: object) -> list[object]:
     """Return one value or several as a list, without what renders to nothing."""
-    listed = (
-        list(values) if isinstance(values, Collection) and not isinstance(values, str | bytes | Mapping) else [values]
-    )
-    return [value for value in listed if not is_missing_name(value)]
+    return [value for value in listed(values) if not is_missing_name(value)]
+
+
+async def _in_thread(function: Callable[..., T], *args: Any) -> T:
+    # Imported here, since DAG files are parsed often and few of their callbacks are a Deadline's.
+    from asgiref.sync import sync_to_async
+
+    return await sync_to_async(function, thread_sensitive=False)(*args)

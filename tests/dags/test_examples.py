@@ -180,7 +180,8 @@ CASES = {
 
 
 def test_each_example_has_a_case() -> None:
-    assert {case.example for case in CASES.values()} | {"cancel_on_run_failure"} == {path.stem for path in FILES}
+    by_themselves = {"cancel_on_run_failure", "cancel_on_deadline"}
+    assert {case.example for case in CASES.values()} | by_themselves == {path.stem for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -226,6 +227,18 @@ def test_the_callback_of_a_dag(emulator: Any, run_dag: Any, log: Any, airflow_2:
     # XComs there. The log has to say so.
     assert list(emulator.states().values()) == ["RUNNING"]
     assert "XComs cannot be read here: dag.test() of Airflow 3" in log.text
+
+
+def test_within_its_deadline(make_emulator: Any, run_dag: Any, airflow_2: bool) -> None:
+    emulator = make_emulator(**QUICK)
+    dag = load(FOLDER / "cancel_on_deadline.py")
+    assert airflow_2 or dag.deadline
+    # dag.test() of Airflow 3.3 cannot end a run well that has a Deadline alert; no deadline passes in it anyway.
+    dag.deadline = None
+    run = run_dag(dag)
+    assert run.tasks == {"start_ingest": "success", "wait": "success"}
+    assert run.state == "success"
+    assert list(emulator.states().values()) == ["SUCCEEDED"]
 
 
 def test_nothing_is_slept_through(make_emulator: Any, run_dag: Any, clock: Any) -> None:

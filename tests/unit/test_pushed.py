@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,10 +12,13 @@ from airflow.providers.common.compat.sdk import DAG, AirflowException, BaseOpera
 
 from airflow_dai_provider.pushed import (
     is_dag_callback,
+    is_deadline,
+    names_pushed_by_deadline,
     names_pushed_by_run,
     names_pushed_by_task_instance,
     names_pushed_by_tasks,
 )
+from tests.unit.notifications.deadline_testing import Triggerer, answer_as_triggerer, deadline_context, deadlines
 
 LOGGER = logging.getLogger("airflow_dai_provider.test_pushed")
 LOGGER.setLevel(logging.INFO)
@@ -186,3 +191,171 @@ def test_real_task_instances_answer_as_the_stand_in_does(run_dag: Any) -> None:
         "run": everything,
         "own": [],
     }
+
+
+@dataclass
+class NotRestorable:
+    """What a task may return, and what Airflow does not restore elsewhere, since it is not on its list."""
+
+    value: int = 1
+
+
+class TestWhatCannotBeRead:
+    """It must not spare the ingests of other tasks."""
+
+    @pytest.mark.parametrize("kind", [RuntimeError, AirflowException])
+    @pytest.mark.parametrize("of_dag", [False, True], ids=["task", "dag"])
+    def test_an_error_stands_for_the_names_of_that_task(
+        self, make_ti: Any, monkeypatch: pytest.MonkeyPatch, of_dag: bool, kind: type[Exception]
+    ) -> None:
+        ti = make_ti(task_id="publish")
+        ti.of_other_task("start_ingest", "operation_name", A)
+        pull = type(ti).xcom_pull
+
+        def broken(self: Any, task_ids: Any, **arguments: Any) -> Any:
+            if "broken" in task_ids:
+                raise kind("the XCom backend is away")
+            return pull(self, task_ids, **arguments)
+
+        monkeypatch.setattr(type(ti), "xcom_pull", broken)
+        error, name = names_pushed_by_tasks(contexts(ti)[of_dag], ["broken", "start_ingest"], LOGGER)
+        assert isinstance(error, AirflowException)
+        assert str(error) == "What broken has pushed cannot be read: the XCom backend is away"
+        assert name == A
+
+    def test_a_result_that_airflow_does_not_restore_is_no_name(self, run_dag: Any) -> None:
+        with DAG("pushed_not_restorable", schedule=None) as dag:
+
+            @task
+            def start_ingest() -> str:
+                return A
+
+            @task
+            def odd() -> NotRestorable:
+                return NotRestorable()
+
+            @task
+            def odd_name(ti: Any = None) -> None:
+                ti.xcom_push("operation_name", NotRestorable())
+
+            @task
+            def collect(**context: Any) -> list[str]:
+                of_dag: Any = {**context, "reason": "task_failure"}
+                return [
+                    str(name) for name in names_pushed_by_tasks(of_dag, ["odd", "odd_name", "start_ingest"], LOGGER)
+                ]
+
+            [start_ingest(), odd(), odd_name()] >> collect()
+
+        ran = run_dag(dag)
+        assert ran.state == "success"
+        error, name = ran.xcom("collect")
+        assert error.startswith("What odd_name has pushed cannot be read: ")
+        assert name == A
+
+
+class TestDeadline:
+    @pytest.fixture
+    def triggerer(self, monkeypatch: pytest.MonkeyPatch) -> Triggerer:
+        return answer_as_triggerer(monkeypatch)
+
+    def test_its_context_has_a_deadline_and_no_task_instance(self, ti: Any) -> None:
+        assert is_deadline(deadline_context())
+        assert not any(is_deadline(context) for context in contexts(ti))
+        empty: Any = {}
+        assert not is_deadline(empty)
+        with_ti: Any = {**deadline_context(), "ti": ti}
+        assert not is_deadline(with_ti)
+
+    @deadlines
+    @pytest.mark.parametrize(
+        ("instances", "task_ids", "names"),
+        [
+            pytest.param({("a", -1): A}, ["a"], [A], id="one"),
+            pytest.param({("a", -1): [A, B]}, ["a"], [A, B], id="list"),
+            pytest.param({("a", i): name for i, name in enumerate((A, B, C))}, ["a"], [A, B, C], id="mapped"),
+            pytest.param({("a", 2): A, ("a", 10): B}, ["a"], [A, B], id="mapped-in-order"),
+            pytest.param({("a", -1): A, ("b", -1): B}, ["b", "a"], [B, A], id="in-the-order-given"),
+            pytest.param({("a", -1): A}, ["never"], [], id="none-such"),
+            pytest.param({("a", -1): A}, [], [], id="none-named"),
+            pytest.param({("a", -1): A, ("a_1", -1): B}, ["a"], [A], id="one-beside-a-numbered-one"),
+            pytest.param({("a_1", -1): A, ("a_2", -1): B}, ["a_1"], [A], id="numbered"),
+            pytest.param({("a", 1): A, ("a_1", -1): B}, ["a"], [A], id="mapped-beside-its-namesake"),
+            pytest.param({("a", 1): A, ("a_1", -1): B}, ["a_1"], [B], id="namesake-beside-the-mapped"),
+            pytest.param({("a", -1): A, ("b", 0): B, ("b", 1): C}, None, [A, B, C], id="run"),
+            pytest.param({("a_1", -1): A, ("a_2", -1): B, ("a", -1): C}, None, [C, A, B], id="run-numbered"),
+            pytest.param({("a", 0): A, ("a_0", -1): B, ("a_0_0", -1): C}, None, [A, B, C], id="run-namesakes"),
+            pytest.param({("a", 0): A, ("a_1", 0): B, ("a_1", 1): C}, None, [A, B, C], id="run-mapped-namesakes"),
+            pytest.param({("_1", -1): A, ("g.a_b", -1): B}, None, [A, B], id="run-odd-ids"),
+            pytest.param({}, None, [], id="run-without-tasks"),
+        ],
+    )
+    def test_what_was_pushed(
+        self,
+        triggerer: Triggerer,
+        instances: dict[tuple[str, int], Any],
+        task_ids: Iterable[str] | None,
+        names: list[str],
+    ) -> None:
+        for (task_id, map_index), name in instances.items():
+            triggerer.has(task_id, map_index, operation_name=name)
+        assert names_pushed_by_deadline(deadline_context(), task_ids) == names
+
+    @deadlines
+    @pytest.mark.parametrize(
+        ("pushed", "names"),
+        [
+            ({"return_value": A}, [A]),
+            ({"return_value": "done"}, []),
+            ({"return_value": {"name": A}}, []),
+            ({"return_value": NotRestorable()}, []),
+            ({"operation_name": B, "return_value": NotRestorable()}, [B]),
+            ({"operation_name": "nonsense"}, ["nonsense"]),
+        ],
+        ids=str,
+    )
+    def test_the_same_keys_count(self, triggerer: Triggerer, pushed: dict[str, Any], names: list[str]) -> None:
+        triggerer.has("start", **pushed)
+        assert names_pushed_by_deadline(deadline_context(), ["start"]) == names
+        assert names_pushed_by_deadline(deadline_context(), None) == names
+
+    @deadlines
+    def test_a_run_costs_few_questions(self, triggerer: Triggerer) -> None:
+        for index in range(50):
+            triggerer.has("start", index, operation_name=f"operations/{index}")
+        assert len(names_pushed_by_deadline(deadline_context(), None)) == 50
+        assert (triggerer.asked.count("GetTaskStates"), triggerer.asked.count("GetXCom")) == (3, 50)
+
+    @deadlines
+    def test_a_real_airflow_answers_so(self, run_dag: Any) -> None:
+        with DAG("pushed_by_deadline", schedule=None) as dag:
+
+            @task
+            def start(name: str, ti: Any = None) -> None:
+                ti.xcom_push("operation_name", name)
+
+            @task
+            def start_1() -> str:
+                return "operations/single"
+
+            @task
+            def odd() -> NotRestorable:
+                return NotRestorable()
+
+            @task
+            def collect(dag_run: Any = None) -> dict[str, list[object]]:
+                of_run = {"dag_id": dag_run.dag_id, "dag_run_id": dag_run.run_id}
+                context: Any = {"dag_run": of_run, "deadline": {}}
+                return {
+                    "named": names_pushed_by_deadline(context, ["start_1", "start", "never", "odd"]),
+                    "run": names_pushed_by_deadline(context, None),
+                }
+
+            [start.expand(name=[A, B, C]), start_1(), odd()] >> collect()
+
+        ran = run_dag(dag)
+        assert ran.state == "success"
+        assert ran.xcom("collect") == {
+            "named": ["operations/single", A, B, C],
+            "run": [A, B, C, "operations/single"],
+        }

@@ -238,7 +238,8 @@ class TestStart:
             DaiCreateCreativeOperator.partial(task_id="ingest", timeout=25).expand(creative=list(map(creative, urls)))
         ran = run_dag(dag)
         assert ran.tasks == {"ingest[0]": "success", "ingest[1]": "success", "ingest[2]": "failed"}
-        assert [slow.cancel_requested(name) for name in slow.states()] == [0, 0, 1]
+        names = [ran.xcom("ingest", "operation_name", map_index) for map_index in range(3)]
+        assert [slow.cancel_requested(name) for name in names] == [0, 0, 1]
 
     def test_fields_are_rendered_once(self, slow: DaiEmulator, run_dag: Any) -> None:
         """A creative comes from an XCom or a param as data: what looks like a template in it stays as it is."""
@@ -732,7 +733,7 @@ class TestCallback:
         ti.pushed = {("ingest", -1, "operation_name"): name, ("ingest", -1, "operation_try_number"): 1}
         task = make()  # in the dag processor: read from the DAG file, never executed
         (callback,) = task.on_failure_callback
-        callback({**context, "task": task})
+        callback({**context, "task": task, "dag": DAG("a_dag", schedule=None)})
         assert slow.cancel_requested(name) == 1
 
     def test_it_leaves_the_next_tries_alone(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
@@ -740,7 +741,7 @@ class TestCallback:
         ti.pushed = {("ingest", -1, "operation_name"): name, ("ingest", -1, "operation_try_number"): 2}
         task = make()
         (callback,) = task.on_failure_callback
-        callback({**context, "task": task})
+        callback({**context, "task": task, "dag": DAG("a_dag", schedule=None)})
         assert slow.cancel_requested(name) == 0
 
     def test_it_is_silent_when_the_operator_has_seen_to_it(self, slow: DaiEmulator, run_dag: Any) -> None:

@@ -1,0 +1,324 @@
+"""The notifier as the callback of a Deadline alert of Airflow 3, as Airflow's own code runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from importlib import util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
+from tests.unit.hooks.async_testing import Gate, run, until
+from tests.unit.notifications.deadline_testing import Triggerer, deadline_context, deadlines
+
+if TYPE_CHECKING:
+    from conftest import Clock, Log
+
+PATH = "airflow_dai_provider.notifications.dai.DaiCancelOperationNotifier"
+PASSED = "A deadline has passed: that of the run a_run of a_dag."
+A, B, C, D = (f"operations/{letter}" for letter in "abcd")
+
+pytestmark = deadlines
+
+
+def fire(context: Any = None, **kwargs: Any) -> tuple[str, str | None]:
+    """Run the callback as a triggerer does; return its state, and what Airflow keeps as its output."""
+    from airflow.triggers.callback import CallbackTrigger
+
+    context = deadline_context() if context is None else context
+    trigger = CallbackTrigger(PATH, json.loads(json.dumps({**kwargs, "context": context})))
+
+    async def main() -> list[Any]:
+        return [event.payload async for event in trigger.run()]
+
+    started, ended = run(main())
+    assert started["state"] == "running"
+    return ended["state"].value, ended["body"]
+
+
+def running(emulator: DaiEmulator) -> list[str]:
+    return [name for name, state in emulator.states().items() if state == "RUNNING"]
+
+
+@pytest.fixture
+def ingests(emulator: DaiEmulator) -> DaiEmulator:
+    for name in (A, B, C, D):
+        emulator.start_ingest(name)
+    return emulator
+
+
+class TestNames:
+    @pytest.mark.parametrize("given", [A, [A], "{{ dag_run.conf.operation }}", "operations/{{ dag_run.conf.letter }}"])
+    def test_they_are_cancelled(self, ingests: DaiEmulator, log: Log, given: Any) -> None:
+        context = deadline_context({"operation": A, "letter": "a"})
+        assert fire(context, operation_name=given) == ("success", None)
+        assert running(ingests) == [B, C, D]
+        assert log.ours == [PASSED, f"Requested the cancellation of {A}."]
+
+    def test_the_run_s_id_is_there(self, emulator: DaiEmulator) -> None:
+        emulator.start_ingest("operations/a_dag/a_run")
+        given = "operations/{{ dag_run.dag_id }}/{{ dag_run.dag_run_id }}"
+        assert fire(operation_name=given) == ("success", None)
+        assert running(emulator) == []
+
+    @pytest.mark.parametrize(
+        ("template", "reason"),
+        [
+            ("{{ dag_run.run_id }}", "'dict object' has no attribute 'run_id'"),
+            ("operations/{{ dag_run.run_id }}", "'dict object' has no attribute 'run_id'"),
+            ("operations/b{{ run_id }}", "'run_id' is undefined"),
+            ("{{ params.operation }}", "'params' is undefined"),
+            ("{{ ti.xcom_pull(task_ids='start') }}", "'ti' is undefined"),
+            ("{{ dag_run.conf.nothing }}", "'dict object' has no attribute 'nothing'"),
+        ],
+    )
+    def test_what_is_not_there_is_no_empty_name(
+        self, ingests: DaiEmulator, log: Log, template: str, reason: str
+    ) -> None:
+        state, output = fire(operation_name=[template, A])
+        assert running(ingests) == [B, C, D], "The others are cancelled all the same."
+        assert state == "failed"
+        problem = (
+            f"cannot be rendered: {reason}. The templates of a Deadline alert's callback have only dag_run, a dict"
+        )
+        assert len(log.errors) == 1
+        assert problem in log.errors[0]
+        assert "dag_run.dag_run_id" in log.errors[0]
+        assert "cannot be rendered" in (output or "")
+
+    @pytest.mark.parametrize("given", ["", [], "{{ dag_run.conf.get('operation') }}", "{{ dag_run.logical_date }}"])
+    def test_nothing_to_cancel_is_fine(self, ingests: DaiEmulator, log: Log, given: Any) -> None:
+        assert fire(operation_name=given) == ("success", None)
+        assert log.ours == [PASSED, "No operation to cancel: operation_name is empty."]
+        assert ingests.requests == []
+
+    def test_without_a_context_too(self, ingests: DaiEmulator) -> None:
+        """Earlier versions of Airflow 3 pass none."""
+
+        async def main() -> None:
+            await DaiCancelOperationNotifier(operation_name=A)
+
+        run(main())
+        assert running(ingests) == [B, C, D]
+
+    def test_a_connection_that_cannot_be_rendered_spares_nobody_silently(self, ingests: DaiEmulator, log: Log) -> None:
+        state, _ = fire(operation_name=[A, B], api_endpoint="{{ params.endpoint }}")
+        assert state == "failed"
+        assert [line.split(" ")[0] for line in log.errors[-2:]] == [A, B]
+        assert all("'{{ params.endpoint }}' cannot be rendered" in line for line in log.errors[-2:])
+        assert ingests.requests == []
+
+
+class TestPushed:
+    @pytest.mark.parametrize("tasks", ["start", ["start"], ["start", "silent"], "{{ dag_run.conf.task }}"])
+    def test_by_named_tasks(self, ingests: DaiEmulator, triggerer: Triggerer, log: Log, tasks: Any) -> None:
+        triggerer.has("start", operation_name=A)
+        triggerer.has("silent")
+        triggerer.has("other", operation_name=B)
+        assert fire(deadline_context({"task": "start"}), ingest_task_ids=tasks) == ("success", None)
+        assert running(ingests) == [B, C, D]
+        assert log.ours == [PASSED, f"Requested the cancellation of {A}."]
+
+    def test_by_named_tasks_beside_names(self, ingests: DaiEmulator, triggerer: Triggerer) -> None:
+        triggerer.has("start", operation_name=[A, B])
+        assert fire(operation_name=C, ingest_task_ids="start") == ("success", None)
+        assert running(ingests) == [D]
+
+    def test_by_every_map_index(self, ingests: DaiEmulator, triggerer: Triggerer) -> None:
+        for index, name in enumerate((A, B, None, C)):
+            triggerer.has("start", index, **({"operation_name": name} if name else {}))
+        assert fire(ingest_task_ids="start") == ("success", None)
+        assert [request.name for request in ingests.requests] == [A, B, C]
+
+    def test_by_the_whole_run(self, ingests: DaiEmulator, triggerer: Triggerer) -> None:
+        triggerer.has("start", operation_name=A)
+        triggerer.has("returns", return_value=B)
+        triggerer.has("mapped", 0, operation_name=C)
+        triggerer.has("says", return_value="done")
+        triggerer.has("later")
+        assert fire() == ("success", None)
+        assert running(ingests) == [D]
+
+    @pytest.mark.parametrize(
+        ("arguments", "source"),
+        [
+            ({}, "the run has pushed none"),
+            ({"ingest_task_ids": ["start", "never"]}, "start, never has pushed none"),
+            ({"ingest_task_ids": []}, "no task has pushed none"),
+        ],
+    )
+    def test_nothing_to_cancel_is_fine(
+        self, ingests: DaiEmulator, triggerer: Triggerer, log: Log, arguments: dict[str, Any], source: str
+    ) -> None:
+        triggerer.has("start")
+        assert fire(**arguments) == ("success", None)
+        assert log.ours == [PASSED, f"No operation to cancel: {source}."]
+        assert ingests.requests == []
+
+    def test_a_task_id_that_cannot_be_rendered_does_not_spare_the_others(
+        self, ingests: DaiEmulator, triggerer: Triggerer, log: Log
+    ) -> None:
+        triggerer.has("start", operation_name=A)
+        state, _ = fire(ingest_task_ids=["{{ params.task }}", "start"])
+        assert state == "failed"
+        assert running(ingests) == [B, C, D]
+        assert "'{{ params.task }}' cannot be rendered: 'params' is undefined" in log.errors[0]
+
+    @pytest.mark.parametrize("arguments", [{}, {"ingest_task_ids": ["start", "broken"]}], ids=["run", "named"])
+    def test_a_task_that_cannot_be_read_does_not_spare_the_others(
+        self, ingests: DaiEmulator, triggerer: Triggerer, log: Log, arguments: dict[str, Any]
+    ) -> None:
+        triggerer.has("broken", operation_name=B)
+        triggerer.has("start", operation_name=A)
+        triggerer.errors["broken"] = RuntimeError("the XCom backend is away")
+        state, _ = fire(**arguments)
+        assert state == "failed"
+        assert running(ingests) == [B, C, D]
+        assert log.errors[0] == "What broken has pushed cannot be read: the XCom backend is away"
+
+    def test_an_airflow_that_answers_nothing_does_not_spare_what_is_named(
+        self, ingests: DaiEmulator, triggerer: Triggerer, monkeypatch: pytest.MonkeyPatch, log: Log
+    ) -> None:
+        def away(_: Any) -> None:
+            raise RuntimeError("the API server is away")
+
+        monkeypatch.setattr(triggerer, "send", away)
+        assert fire(operation_name=A, ingest_task_ids="start")[0] == "failed"
+        assert running(ingests) == [B, C, D]
+        assert log.errors[0] == "the API server is away"
+
+    def test_without_a_run_there_is_nothing_to_ask_for(self, ingests: DaiEmulator) -> None:
+        state, output = fire({"deadline": {}}, ingest_task_ids="start")
+        assert state == "failed"
+        assert "Give the notifier operation_name." in (output or "")
+        assert ingests.requests == []
+
+
+class TestTriggerer:
+    def test_what_could_not_be_cancelled_is_the_callback_s_output(
+        self, ingests: DaiEmulator, clock: Clock, log: Log
+    ) -> None:
+        ingests.unimplement("operations.cancel")
+        state, output = fire(operation_name=[A, B])
+        assert state == "failed"
+        for name in (A, B):
+            assert f"{name} may still run: " in (output or "")
+            assert any(line.startswith(f"{name} may still run: ") for line in log.errors)
+        assert clock.slept == []
+
+    @pytest.mark.usefixtures("fake_time")
+    def test_no_secret_is_told(self, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+        extra = {"keyfile_dict": json.dumps({"type": "service_account", "private_key": "SECRET", "client_email": "a"})}
+        connection = {"conn_type": "google_cloud_platform", "password": "SECRET", "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT", json.dumps(connection))
+        state, output = fire(operation_name=A)
+        assert state == "failed"
+        assert f"{A} may still run" in (output or "")
+        assert "SECRET" not in (output or "") + log.text
+
+    @pytest.mark.parametrize("slow", ["the connection", "the XComs"])
+    def test_the_event_loop_is_never_blocked(
+        self, ingests: DaiEmulator, triggerer: Triggerer, monkeypatch: pytest.MonkeyPatch, slow: str
+    ) -> None:
+        triggerer.has("start", operation_name=A)
+        gate = Gate()
+        owner, name = (
+            (DaiCancelOperationNotifier, "_make_async_hook") if slow == "the connection" else (triggerer, "send")
+        )
+        work = getattr(owner, name)
+
+        def slowly(*args: Any) -> Any:
+            gate.wait()
+            return work(*args)
+
+        monkeypatch.setattr(owner, name, slowly)
+
+        async def main() -> None:
+            notifier = DaiCancelOperationNotifier(ingest_task_ids="start", context=deadline_context())
+            await asyncio.gather(notifier, gate.open_after_beats())
+
+        run(main())
+        assert running(ingests) == [B, C, D]
+
+    def test_many_at_once(self, ingests: DaiEmulator) -> None:
+        names = [ingests.start_ingest() for _ in range(20)]
+
+        async def main() -> None:
+            await asyncio.gather(
+                *(DaiCancelOperationNotifier(operation_name=name, context=deadline_context()) for name in names)
+            )
+
+        run(main())
+        assert running(ingests) == [A, B, C, D]
+        assert sorted(request.name for request in ingests.requests) == sorted(names)
+
+    def test_one_that_is_stopped_leaves_nothing_open(self, ingests: DaiEmulator) -> None:
+        """A triggerer that stops; the next one begins the callback again."""
+        ingests.inject(Fault(method="operations.cancel", delay=1.0))
+
+        async def notify() -> None:
+            await DaiCancelOperationNotifier(operation_name=A, context=deadline_context())
+
+        async def main() -> None:
+            waiting = asyncio.create_task(notify())
+            await until(lambda: ingests.connections)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+        run(main())
+
+
+class TestSyncCallback:
+    @pytest.mark.parametrize("kwargs", [{}, {"operation_name": A}, {"ingest_task_ids": "start"}], ids=str)
+    def test_it_is_refused_before_anything_is_done(
+        self, ingests: DaiEmulator, triggerer: Triggerer, log: Log, kwargs: dict[str, Any]
+    ) -> None:
+        import structlog
+        from airflow.sdk.execution_time.callback_supervisor import execute_callback
+
+        context = deadline_context()
+        done, error = execute_callback(
+            PATH, {**kwargs, "context": context}, Path(), None, structlog.get_logger("callback_runner")
+        )
+        assert not done
+        assert "given to the SyncCallback of a Deadline alert, and has cancelled nothing" in (error or "")
+        assert "Use AsyncCallback(DaiCancelOperationNotifier, kwargs={...})" in (error or "")
+        assert ingests.requests == []
+        assert triggerer.asked == []
+        assert log.ours == []
+        assert context == deadline_context(), "Not even rendered."
+
+    def test_a_task_s_own_deadline_is_no_such_thing(self, ingests: DaiEmulator, ti: Any) -> None:
+        """A context with a task instance is that of a task, whatever else Airflow may put there one day."""
+        ti.xcom_push("operation_name", A)
+        DaiCancelOperationNotifier()({"ti": ti, "dag": None, "deadline": {}})
+        assert running(ingests) == [B, C, D]
+
+
+class TestDefinition:
+    def test_airflow_takes_the_class(self) -> None:
+        from airflow._shared.module_loading import accepts_context
+        from airflow.sdk import AsyncCallback
+
+        callback = AsyncCallback(DaiCancelOperationNotifier, kwargs={"ingest_task_ids": "start"})
+        assert callback.path == PATH
+        assert accepts_context(DaiCancelOperationNotifier)
+        assert inspect.signature(DaiCancelOperationNotifier).parameters["context"].default is None
+
+    def test_the_example_passes_what_the_notifier_takes(self) -> None:
+        path = Path(__file__).parents[3] / "dags_examples" / "cancel_on_deadline.py"
+        spec = util.spec_from_file_location("cancel_on_deadline", path)
+        assert spec
+        assert spec.loader
+        module = util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        (alert,) = module.dag.deadline
+        assert alert.callback.path == PATH
+        notifier = DaiCancelOperationNotifier(**alert.callback.kwargs)
+        assert notifier.ingest_task_ids in module.dag.task_ids
