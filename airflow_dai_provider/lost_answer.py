@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_dai_provider.errors import ServiceError, may_have_acted
+from airflow_dai_provider.errors import PERMANENT, ServiceError, may_have_acted
 from airflow_dai_provider.outcome import error_code, error_message
 from airflow_dai_provider.redact import redact_urls
 
@@ -53,7 +53,7 @@ def find_started(
     """
     subject = ", ".join(sorted(map(redact_urls, urls)))
     log.warning("%s An ingest of %s may have started; looking for it.", what, subject)
-    found: dict[str, Operation] = {}
+    reason = ""
     for pause in PAUSES:
         sleep(pause)
         try:
@@ -62,26 +62,27 @@ def find_started(
                 for operation in hook.list_operations(page_size=PAGE_SIZE)
                 if _matches(operation, urls, sent - CLOCK_SKEW)
             }
-        except Exception as list_error:
-            if error_code(list_error) is None:
+        except Exception as error:
+            if error_code(error) is None:
                 raise
-            reason = f"the operations cannot be listed: {error_message(list_error)}"
-            raise _doubt(what, subject, reason) from list_error
+            reason = f"the operations cannot be listed: {error_message(error)}"
+            if error_code(error) in PERMANENT:
+                break
+            log.warning("%s", error_message(error))
+            continue
         if len(found) > 1:
-            raise _doubt(what, subject, f"these were created since then: {', '.join(sorted(found))}.")
+            reason = f"these were created since then: {', '.join(sorted(found))}."
+            break
         for operation in found.values():
             log.info("Found %s by its media URL and create time; taking it for the task's own.", operation)
             return operation
-    raise _doubt(what, subject, f"no such operation has appeared within {sum(PAUSES):g} s.")
+        reason = f"no such operation has appeared within {sum(PAUSES):g} s."
+    raise IngestInDoubtError(
+        f"{what} An ingest of {subject} may run under an unknown name: {reason} No other was started, and a retry "
+        "would not know better. See what runs before you clear the task, or leave it to the sweep."
+    )
 
 
 def _matches(operation: Operation, urls: Collection[str], since: datetime) -> bool:
     ingest = operation.ingest
     return bool(ingest and ingest.creative_url in urls and ingest.create_time and ingest.create_time >= since)
-
-
-def _doubt(what: str, subject: str, reason: str) -> IngestInDoubtError:
-    return IngestInDoubtError(
-        f"{what} An ingest of {subject} may run under an unknown name: {reason} No other was started, "
-        "and a retry would not know better. See what runs before you clear the task, or leave it to the sweep."
-    )

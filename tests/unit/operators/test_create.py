@@ -513,6 +513,12 @@ class TestLostAnswer:
         name = execute(context)
         assert slow.states() == {name: "SUCCEEDED"}
 
+    def test_a_list_that_fails_is_asked_for_again(self, slow: DaiEmulator, context: Any) -> None:
+        slow.inject(Fault(CREATE, drop="after"))
+        slow.inject(Fault(LIST, status=500, times=len(PAUSES) - 1))
+        name = execute(context)
+        assert slow.states() == {name: "SUCCEEDED"}
+
     @pytest.mark.parametrize("other", ["another file", "an hour ago"])
     def test_another_ingest_is_not_adopted(self, slow: DaiEmulator, context: Any, clock: Clock, other: str) -> None:
         slow.start_ingest(
