@@ -91,19 +91,20 @@ def no_sleep(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Clock:
 
 @pytest.fixture
 def fake_time(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Clock:
-    """Let hooks and notifiers wait on the clock, without chance."""
+    """Let hooks, notifiers and operators wait on the clock, without chance."""
     from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
     from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
-    from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
+    from airflow_dai_provider.operators.dai import DaiCancelStrayOperationsOperator, DaiCreateCreativeOperator
 
     async def sleep(seconds: float) -> None:
         clock.sleep(seconds)
 
     monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(sleep))
     monkeypatch.setattr(DaiAsyncHook, "_clock", staticmethod(clock))
-    for hook in (DaiHook, DaiAsyncHook):
-        monkeypatch.setattr(hook, "_random", staticmethod(lambda: 0.0))
-    for waiting in (DaiHook, DaiCancelOperationNotifier, DaiCreateCreativeOperator):
+    for looking in (DaiHook, DaiAsyncHook, DaiCancelStrayOperationsOperator):
+        monkeypatch.setattr(looking, "_random", staticmethod(lambda: 0.0))
+    operators = (DaiCreateCreativeOperator, DaiCancelStrayOperationsOperator)
+    for waiting in (DaiHook, DaiCancelOperationNotifier, *operators):
         monkeypatch.setattr(waiting, "_sleep", staticmethod(clock.sleep))
         monkeypatch.setattr(waiting, "_clock", staticmethod(clock))
     return clock

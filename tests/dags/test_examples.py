@@ -36,6 +36,7 @@ class Case:
     :param ingests: what has become of each ingest, in the emulator's own record.
     :param cancels: how many cancel requests the service has taken.
     :param running: the ingests that run before, by name.
+    :param age: seconds since those were started.
     :param options: of the emulator, which says what an ingest does.
     :param unimplemented: the methods that the service lacks.
     """
@@ -46,6 +47,7 @@ class Case:
     ingests: list[str]
     cancels: int
     running: tuple[str, ...] = ()
+    age: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
     unimplemented: tuple[str, ...] = ()
 
@@ -169,6 +171,25 @@ CASES = {
         1,
         options=QUICK,
     ),
+    "the sweep cancels what has run for too long": Case(
+        "cancel_strays",
+        "success",
+        {"cancel_strays": "success"},
+        ["CANCELLED", "CANCELLED"],
+        2,
+        running=NAMED[1:],
+        age=7 * 3600,
+        options=SLOW_CANCEL,
+    ),
+    "the sweep leaves alone what has not": Case(
+        "cancel_strays",
+        "success",
+        {"cancel_strays": "success"},
+        ["RUNNING", "RUNNING"],
+        0,
+        running=NAMED[1:],
+        age=5 * 3600,
+    ),
     "the callback of a task": Case(
         "cancel_on_task_failure",
         "failed",
@@ -193,10 +214,11 @@ def test_an_example_is_short_and_loads(path: Path, log: Any) -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
-def test_an_example(case: Case, make_emulator: Any, run_dag: Any) -> None:
+def test_an_example(case: Case, make_emulator: Any, run_dag: Any, clock: Any) -> None:
     emulator = make_emulator(**case.options)
     for name in case.running:
-        emulator.start_ingest(name)
+        emulator.start_ingest(name, creative_url="https://media.example.com/ad.mp4")
+    clock.advance(case.age)
     for method in case.unimplemented:
         fail(emulator, method)
     run = run_dag(load(FOLDER / f"{case.example}.py"))

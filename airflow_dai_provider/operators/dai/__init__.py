@@ -2,5 +2,12 @@
 
 from airflow_dai_provider.operators.dai.cancel import XCOM_OPERATION, DaiCancelOperationOperator
 from airflow_dai_provider.operators.dai.create import DaiCreateCreativeOperator
+from airflow_dai_provider.operators.dai.stray import XCOM_REPORT, DaiCancelStrayOperationsOperator
 
-__all__ = ["XCOM_OPERATION", "DaiCancelOperationOperator", "DaiCreateCreativeOperator"]
+__all__ = [
+    "XCOM_OPERATION",
+    "XCOM_REPORT",
+    "DaiCancelOperationOperator",
+    "DaiCancelStrayOperationsOperator",
+    "DaiCreateCreativeOperator",
+]

@@ -1,0 +1,161 @@
+"""
+What became of each operation that a sweep has picked.
+
+Pure: no I/O and no clock. Whoever sweeps does the listing, the requests and the looks, and tells the report.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from airflow_dai_provider.errors import PERMANENT, Code
+from airflow_dai_provider.operation import Operation, OperationState
+from airflow_dai_provider.sweep.selection import PassedOver, Selection, Stray
+
+#: How many operations the message of an error names; the log and the report have all of them.
+MAX_NAMED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request for one operation that failed: its rpc code, and what to say of it."""
+
+    code: Code
+    reason: str
+
+
+class SweepReport:
+    """
+    What a sweep has found, and what became of each operation it has picked.
+
+    Once the sweep begins, each operation found is in exactly one of ``left``, where it starts, ``requested``,
+    ``cancelled``, ``finished`` and ``refused``.
+
+    :param operations: as the service lists them. One that comes twice, having moved between two pages while they were
+        read, counts once, as it came last.
+    :param selection: what is picked.
+    :param now: seconds of the epoch.
+    :param dry_run: whether the sweep is not going to begin.
+    """
+
+    def __init__(
+        self, operations: Iterable[Operation], selection: Selection, now: float, *, dry_run: bool = False
+    ) -> None:
+        verdicts = {operation.name: selection.judge(operation, now) for operation in operations}
+        reasons = Counter(verdict for verdict in verdicts.values() if isinstance(verdict, PassedOver))
+        self.dry_run = dry_run
+        self.listed = len(verdicts)
+        self.passed_over = {reason.value: reasons[reason] for reason in PassedOver}
+        self.found = [verdict for verdict in verdicts.values() if isinstance(verdict, Stray)]
+        #: By name: what is known of each operation whose cancellation is requested and whose end is not seen.
+        self.requested: dict[str, Failure] = {}
+        self.cancelled: list[str] = []
+        self.finished: dict[str, str] = {}
+        self.refused: dict[str, Failure] = {}
+        self.left: dict[str, Failure] = {}
+
+    def begin(self) -> None:
+        """Note that from now on what nothing becomes of is left."""
+        untouched = Failure(Code.UNKNOWN, "the sweep broke off before its cancellation was requested")
+        self.left = {stray.name: untouched for stray in self.found}
+
+    def request_taken(self, name: str) -> None:
+        """Note that the service has taken the request to cancel an operation, which says nothing yet about the end."""
+        del self.left[name]
+        self.requested[name] = Failure(Code.UNKNOWN, "its cancellation is requested, and its end was not seen")
+
+    def seen(self, name: str, operation: Operation) -> None:
+        """Note what get has shown of an operation."""
+        if not operation.done:
+            self.requested[name] = Failure(Code.UNKNOWN, f"its cancellation is requested, but {operation}")
+            return
+        self._take_out(name)
+        if operation.state is OperationState.CANCELLED:
+            self.cancelled.append(name)
+        else:
+            self.finished[name] = operation.state.value
+
+    def failed(self, name: str, failure: Failure) -> None:
+        """
+        Note that a request for an operation failed.
+
+        NOT_FOUND is not taken for an end: the service has listed the operation as running, and a deleted operation's
+        ingest goes on. The next sweep's list tells.
+        """
+        reason = f"its cancellation is requested, but {failure.reason}" if name in self.requested else failure.reason
+        if failure.code in PERMANENT and failure.code is not Code.NOT_FOUND:
+            settled = self.refused
+        elif name in self.requested and failure.code is not Code.NOT_FOUND:
+            settled = self.requested
+        else:
+            settled = self.left
+        self._take_out(name)
+        settled[name] = Failure(failure.code, reason)
+
+    def leave_requested(self, why: str) -> None:
+        """Give up waiting: what is requested and has not ended is left."""
+        for name, failure in self.requested.items():
+            self.left[name] = Failure(failure.code, f"{failure.reason}; {why}")
+        self.requested.clear()
+
+    @property
+    def failures(self) -> dict[str, Failure]:
+        """What may still run against the will of the sweep, by name."""
+        return self.refused | self.left
+
+    @property
+    def code(self) -> Code:
+        """
+        The rpc code that decides whether a retry of the sweep can help.
+
+        A method that the server lacks is lacking for all; otherwise whatever can heal counts.
+        """
+        codes = [failure.code for failure in self.failures.values()]
+        if Code.UNIMPLEMENTED in codes:
+            return Code.UNIMPLEMENTED
+        return Code.UNAVAILABLE if self.left else codes[0]
+
+    @property
+    def selected(self) -> str:
+        """Say what was listed and why most of it was passed over."""
+        count = self.passed_over
+        return (
+            f"{self.listed} operations listed: {count['ended']} ended, {count['spared']} spared, "
+            f"{count['other_url']} of another URL, {count['undated']} without a create time, "
+            f"{count['younger']} young enough; {len(self.found)} stray"
+        )
+
+    @property
+    def result(self) -> str:
+        """Say what became of what was found."""
+        return (
+            f"{len(self.found)} stray: {len(self.requested)} requested, {len(self.cancelled)} cancelled, "
+            f"{len(self.finished)} finished meanwhile, {len(self.refused)} refused, {len(self.left)} left"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the JSON form, see ``DaiCancelStrayOperationsOperator``."""
+        return {
+            "dry_run": self.dry_run,
+            "listed": self.listed,
+            "passed_over": dict(self.passed_over),
+            "found": [asdict(stray) for stray in self.found],
+            "requested": list(self.requested),
+            "cancelled": list(self.cancelled),
+            "finished": dict(self.finished),
+            "refused": {name: failure.reason for name, failure in self.refused.items()},
+            "left": {name: failure.reason for name, failure in self.left.items()},
+        }
+
+    def _take_out(self, name: str) -> None:
+        self.left.pop(name, None)
+        self.requested.pop(name, None)
+
+
+def some_of(texts: Collection[str]) -> str:
+    """Join texts for a message, of which a long one has only the first."""
+    more = [f"and {len(texts) - MAX_NAMED} more"] if len(texts) > MAX_NAMED else []
+    return "; ".join([*list(texts)[:MAX_NAMED], *more])

@@ -1,0 +1,187 @@
+"""
+Which of the listed operations a sweep picks.
+
+Pure: no I/O and no clock.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Self
+
+from airflow_dai_provider.names import check_operation_name, is_missing_name
+from airflow_dai_provider.operation import Ingest, Operation
+from airflow_dai_provider.polling import check_seconds
+from airflow_dai_provider.redact import short_repr
+
+
+class PassedOver(StrEnum):
+    """Why an operation is not picked."""
+
+    ENDED = "ended"
+    SPARED = "spared"
+    OTHER_URL = "other_url"
+    UNDATED = "undated"
+    YOUNGER = "younger"
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """
+    An operation that a sweep has picked.
+
+    :param name: ``operations/...``.
+    :param create_time: ISO 8601, or None where the service does not tell it.
+    :param age: seconds since then.
+    :param creative_url: without user, query and fragment.
+    """
+
+    name: str
+    create_time: str | None
+    age: int | None
+    creative_url: str | None
+
+    def __str__(self) -> str:
+        age = "of unknown age" if self.age is None else f"{timedelta(seconds=self.age)} old"
+        return f"{self.name} ({age}, {self.creative_url or 'of unknown URL'})"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """
+    What a sweep picks: running operations that are old enough, match every filter, and are not to be spared.
+
+    :param older_than: seconds.
+    :param url_prefix: what the text of the media URL begins with.
+    :param url_pattern: what is found somewhere in the text of the media URL.
+    :param spare: names that are left alone.
+    :param include_undated: whether an operation that tells no create time counts as old enough.
+    """
+
+    older_than: float
+    url_prefix: str | None = None
+    url_pattern: re.Pattern[str] | None = None
+    spare: frozenset[str] = frozenset()
+    include_undated: bool = False
+
+    @classmethod
+    def read(
+        cls, *, older_than: object, url_prefix: object, url_pattern: object, spare: object, include_undated: object
+    ) -> Self:
+        """
+        Read the parameters of a task.
+
+        :raises ValueError: for the first that is wrong; the message says what was given and what was expected.
+        """
+        pattern = _check_text("url_pattern", url_pattern, "a regular expression")
+        return cls(
+            older_than=check_duration("older_than", older_than),
+            url_prefix=_check_text("url_prefix", url_prefix, "the beginning of a URL"),
+            url_pattern=None if pattern is None else _compile("url_pattern", pattern),
+            spare=_check_spare(spare),
+            include_undated=check_flag("include_undated", include_undated),
+        )
+
+    def judge(self, operation: Operation, now: float) -> Stray | PassedOver:
+        """
+        Decide whether an operation is picked.
+
+        :param now: seconds of the epoch.
+        """
+        if operation.done:
+            return PassedOver.ENDED
+        if operation.name in self.spare:
+            return PassedOver.SPARED
+        ingest = operation.ingest or Ingest()
+        if not self._matches(ingest.creative_url):
+            return PassedOver.OTHER_URL
+        created = _timestamp(ingest.create_time)
+        url = ingest.to_dict()["creative_url"]
+        if ingest.create_time is None or created is None:
+            return Stray(operation.name, None, None, url) if self.include_undated else PassedOver.UNDATED
+        if now - created <= self.older_than:
+            return PassedOver.YOUNGER
+        return Stray(operation.name, ingest.create_time.isoformat(), int(now - created), url)
+
+    def _matches(self, url: str | None) -> bool:
+        if self.url_prefix is None and self.url_pattern is None:
+            return True
+        return (
+            url is not None
+            and (self.url_prefix is None or url.startswith(self.url_prefix))
+            and (self.url_pattern is None or self.url_pattern.search(url) is not None)
+        )
+
+
+def check_duration(parameter: str, value: object) -> float:
+    """
+    Return the seconds of a timedelta, a number, or what a template has made of a number.
+
+    :raises ValueError: when that is no positive number; the message says what was given and what was expected.
+    """
+    try:
+        if isinstance(value, timedelta):
+            return check_seconds(parameter, value.total_seconds())
+        return check_seconds(parameter, float(value) if isinstance(value, str) else value)
+    except ValueError:
+        expected = "a timedelta, or a positive number of seconds"
+        raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected {expected}.") from None
+
+
+def check_count(parameter: str, value: object, most: int | None = None) -> int:
+    """
+    Return a whole number from 1 on.
+
+    :raises ValueError: when it is something else; the message says what was given and what was expected.
+    """
+    if type(value) is int and 1 <= value <= (value if most is None else most):
+        return value
+    upwards = "on" if most is None else f"to {most}"
+    raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected a whole number from 1 {upwards}.")
+
+
+def check_flag(parameter: str, value: object) -> bool:
+    """
+    Return a flag; a text is none, since ``"False"`` would count as true.
+
+    :raises ValueError: when it is something else; the message says what was given and what was expected.
+    """
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected True or False.")
+
+
+def _check_text(parameter: str, value: object, expected: str) -> str | None:
+    """Return a filter; one that a template has made nothing of is refused, since without it more is picked."""
+    if value is None or (isinstance(value, str) and not is_missing_name(value)):
+        return value
+    raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected {expected}, or None.")
+
+
+def _compile(parameter: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        message = f"Invalid {parameter} {short_repr(pattern)}: expected a regular expression, but {error}."
+        raise ValueError(message) from error
+
+
+def _check_spare(value: object) -> frozenset[str]:
+    """Return the names; what is no name is refused, since its operation would not be spared."""
+    if value is None:
+        return frozenset()
+    names = value if isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping) else [value]
+    try:
+        return frozenset(check_operation_name(name) for name in names)
+    except ValueError as error:
+        raise ValueError(f"Invalid spare: {error}") from error
+
+
+def _timestamp(time: datetime | None) -> float | None:
+    """Return the seconds of the epoch; the epoch itself is what a time looks like that nobody has set."""
+    seconds = time.timestamp() if time else 0.0
+    return seconds if seconds > 0 else None

@@ -1,0 +1,97 @@
+"""What is counted arrives at a real StatsD listener, under the documented names."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+
+README = Path(__file__).parents[2] / "README.md"
+
+#: What a worker does: cancel one ingest and wait for it, in the worker and, for another, on an event loop.
+WORK = """
+import asyncio
+from airflow import __version__
+if not __version__.startswith("2."):  # as its components do when they start
+    from airflow.sdk.observability.metrics import stats_utils
+    from airflow.sdk.observability.stats import initialize
+    initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=True)
+from airflow_dai_provider.hooks.dai import DaiAsyncHook
+from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCancelStrayOperationsOperator
+
+class TaskInstance:
+    task_id, try_number = "cancel", 1
+    def xcom_push(self, key, value): pass
+
+DaiCancelOperationOperator(
+    task_id="cancel", operation_name="operations/a", wait_for_completion=True
+).execute({"ti": TaskInstance()})
+
+async def main():
+    async with DaiAsyncHook() as hook:
+        await hook.cancel_operation("operations/b")
+        await hook.wait_for_operation("operations/b")
+
+asyncio.run(main())
+DaiCancelStrayOperationsOperator(
+    task_id="sweep", older_than=0.001, wait_for_completion=True
+).execute({"ti": TaskInstance()})
+"""
+
+
+def test_what_a_statsd_listener_gets() -> None:
+    with DaiEmulator() as emulator, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.settimeout(0.5)
+        for name in ("operations/a", "operations/b", "operations/c"):
+            emulator.start_ingest(name)
+        emulator.inject(Fault("operations.cancel", "operations/a", status=503))
+        env = os.environ | {
+            "DAI_EMULATOR_HOST": emulator.host,
+            "AIRFLOW__METRICS__STATSD_ON": "True",
+            "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
+            "AIRFLOW__METRICS__STATSD_PORT": str(listener.getsockname()[1]),
+            "AIRFLOW__METRICS__STATSD_PREFIX": "airflow",
+        }
+        done = subprocess.run([sys.executable, "-c", WORK], env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        received = receive(listener)
+
+    counted = Counter({name: int(value) for name, value, kind in received if kind == "c"})
+    assert counted == {
+        "airflow.dai.cancel_requested": 3,
+        "airflow.dai.looks": 3,
+        "airflow.dai.operation_ended.cancelled": 2,
+        "airflow.dai.repeats": 1,
+    }
+    ((timer, milliseconds, _),) = [line for line in received if line[2] == "ms"]
+    assert timer == "airflow.dai.cancel_duration"
+    assert 200 < float(milliseconds) < 20_000  # it has waited for the repeat
+    assert [(name, value) for name, value, kind in received if kind == "g"] == [("airflow.dai.strays_found", "1")]
+    documented = README.read_text()
+    for name, _, _ in received:
+        metric = name.removeprefix("airflow.").replace(".cancelled", ".<state>")
+        assert f"`{metric}`" in documented
+
+
+def receive(listener: socket.socket) -> list[tuple[str, str, str]]:
+    """Return the name, value and kind of every metric of ours that has arrived, counters of a name added up."""
+    text = ""
+    while True:
+        try:
+            text += listener.recv(65535).decode() + "\n"
+        except TimeoutError:
+            break
+    found = re.findall(r"^(airflow\.dai\.\S+?):([^|]+)\|(\w+)", text, re.MULTILINE)
+    totals: Counter[str] = Counter()
+    for name, value, kind in found:
+        if kind == "c":
+            totals[name] += int(value)
+    counters = [(name, str(value), "c") for name, value in totals.items()]
+    return counters + [line for line in found if line[2] != "c"]
