@@ -2,7 +2,7 @@
 Which operations the tasks of a run have pushed: how an ingest is handed from the task that starts it to a guard.
 
 A task hands over an ingest in the XCom ``operation_name`` (beside it, in ``operation_try_number``, the number of the
-try that started it), or by returning the name.
+try that started it, and in ``operation_pushed_at``, by its name, when that was), or by returning the name.
 
 Where several tasks are asked, an exception among the names stands for what could not be read of one of them.
 """
@@ -19,7 +19,23 @@ from airflow_dai_provider.names import InvalidNameError, check_operation_name
 
 XCOM_OPERATION_NAME = "operation_name"
 XCOM_TRY_NUMBER = "operation_try_number"
+#: ``{operation name: seconds of the epoch}``
+XCOM_PUSHED_AT = "operation_pushed_at"
 XCOM_RETURN_VALUE = "return_value"
+
+#: Seconds by which the clock of a worker may be ahead of Airflow's.
+CLOCK_SKEW = 2.0
+
+
+def push_operation(ti: Any, name: str, now: float) -> None:
+    """
+    Hand over an ingest, the name first.
+
+    :param now: seconds of the epoch.
+    """
+    ti.xcom_push(XCOM_OPERATION_NAME, name)
+    ti.xcom_push(XCOM_TRY_NUMBER, ti.try_number)
+    ti.xcom_push(XCOM_PUSHED_AT, {name: now})
 
 
 class NoXComsError(AirflowException):
@@ -62,13 +78,19 @@ def names_pushed_by_tasks(context: Context, task_ids: Iterable[str], log: Any) -
 
     A DAG's callback, and that of a task that is not mapped, reaches every map index of theirs. That of a mapped task
     reaches its own map index, or a task that is not mapped, but never a sibling's.
+
+    A DAG's callback can come late, when the run was cleared and its tasks have started new ingests: what was pushed
+    after the end of the run is left alone.
     """
     ti = _task_instance(context)
+    ended = _end_of_run(context)
 
     def names_of(task_id: str) -> list[object]:
         if not is_dag_callback(context) and task_id == ti.task_id:
             return names_pushed_by_task_instance(context, log)
-        if is_dag_callback(context) or ti.map_index < 0:
+        if is_dag_callback(context):
+            return _pushed_until(ended, ti, task_id, _names(ti, task_id, None), log)
+        if ti.map_index < 0:
             return _names(ti, task_id, None)
         return _names(ti, task_id, ti.map_index) or _names(ti, task_id, -1)
 
@@ -146,6 +168,24 @@ def _split(key: str) -> tuple[str, int]:
     """Read a key as task id and map index; without the task id where it names a task that is not mapped."""
     task_id, _, index = key.rpartition("_")
     return (task_id, int(index)) if index.isdecimal() else ("", -1)
+
+
+def _end_of_run(context: Context) -> float:
+    """Return when the run has ended, or, where Airflow 2 tells that of a cleared one no more, when it was cleared."""
+    dag_run = context.get("dag_run")
+    end = getattr(dag_run, "end_date", None) or getattr(dag_run, "queued_at", None)
+    return end.timestamp() + CLOCK_SKEW if end else float("inf")
+
+
+def _pushed_until(ended: float, ti: Any, task_id: str, names: list[object], log: Any) -> list[object]:
+    """Return the names that were not pushed later than that."""
+    times: dict[object, float] = {}
+    for pushed_at in _pull(ti, task_id, XCOM_PUSHED_AT, None) if names else ():
+        times |= pushed_at if isinstance(pushed_at, dict) else {}
+    late = [name for name in names if isinstance(name, str) and times.get(name, 0.0) > ended]
+    for name in late:
+        log.info("Leaving %s alone: %s has started it after the end of the run, which was cleared.", name, task_id)
+    return [name for name in names if name not in late]
 
 
 def _task_instance(context: Context) -> Any:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowException, BaseOperator, task
 
 from airflow_dai_provider.pushed import (
+    CLOCK_SKEW,
     is_dag_callback,
     is_deadline,
     names_pushed_by_deadline,
     names_pushed_by_run,
     names_pushed_by_task_instance,
     names_pushed_by_tasks,
+    push_operation,
 )
 from tests.unit.notifications.deadline_testing import Triggerer, answer_as_triggerer, deadline_context, deadlines
 
@@ -359,3 +363,45 @@ class TestDeadline:
             "named": ["operations/single", A, B, C],
             "run": [A, B, C, "operations/single"],
         }
+
+
+class TestClearedRun:
+    """A DAG's callback can come when the run was cleared, and its tasks have started new ingests."""
+
+    ENDED = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+    @pytest.mark.parametrize(
+        ("dag_run", "name_is_taken"),
+        [
+            (SimpleNamespace(end_date=ENDED), {"before": True, "skew": True, "after": False}),
+            # Airflow 2 reads the run anew: a cleared one has no end, and was queued when it was cleared.
+            (SimpleNamespace(end_date=None, queued_at=ENDED), {"before": True, "skew": True, "after": False}),
+            (SimpleNamespace(end_date=None, queued_at=None), {"before": True, "skew": True, "after": True}),
+            (None, {"before": True, "skew": True, "after": True}),
+        ],
+        ids=["ended", "cleared", "unknown", "no run"],
+    )
+    def test_what_was_pushed_after_the_end_is_left_alone(
+        self, ti: Any, dag_run: Any, name_is_taken: dict[str, bool]
+    ) -> None:
+        end = self.ENDED.timestamp()
+        times = {"before": end - 60, "skew": end + CLOCK_SKEW - 0.1, "after": end + CLOCK_SKEW + 0.1}
+        for index, (label, time) in enumerate(times.items()):
+            started = replace(ti, task_id="mapped", map_index=index)
+            push_operation(started, f"operations/{label}", time)
+        context: Any = {"ti": ti, "reason": "task_failure", "dag_run": dag_run}
+        taken = [f"operations/{label}" for label, is_taken in name_is_taken.items() if is_taken]
+        assert names_pushed_by_tasks(context, ["mapped"], LOGGER) == taken
+
+    @pytest.mark.parametrize("pushed_at", [None, "x", [1], {}])
+    def test_a_task_that_tells_no_time(self, ti: Any, pushed_at: Any) -> None:
+        ti.of_other_task("plain", "operation_name", ["operations/a", {"name": "operations/b"}])
+        if pushed_at is not None:
+            ti.of_other_task("plain", "operation_pushed_at", pushed_at)
+        context: Any = {"ti": ti, "reason": "task_failure", "dag_run": SimpleNamespace(end_date=self.ENDED)}
+        assert names_pushed_by_tasks(context, ["plain"], LOGGER) == ["operations/a", {"name": "operations/b"}]
+
+    def test_a_tasks_own_callback_does_not_mind(self, ti: Any) -> None:
+        push_operation(ti, "operations/a", self.ENDED.timestamp() + 60)
+        context: Any = {"ti": ti, "dag_run": SimpleNamespace(end_date=self.ENDED)}
+        assert names_pushed_by_tasks(context, [ti.task_id], LOGGER) == ["operations/a"]

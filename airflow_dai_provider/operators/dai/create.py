@@ -24,7 +24,7 @@ from airflow_dai_provider.operation import OperationState
 from airflow_dai_provider.operators.dai.cancel import XCOM_OPERATION
 from airflow_dai_provider.outcome import accept_end, error_message, task_errors
 from airflow_dai_provider.polling import WaitTimeoutError, check_seconds
-from airflow_dai_provider.pushed import XCOM_OPERATION_NAME, XCOM_TRY_NUMBER
+from airflow_dai_provider.pushed import push_operation
 from airflow_dai_provider.redact import url_secrets
 from airflow_dai_provider.resumption import StartedIngest, TaskMemory, can_go_on_with
 
@@ -167,9 +167,12 @@ class DaiCreateCreativeOperator(BaseOperator):
                 raise
 
     def on_kill(self) -> None:
-        """Request the cancellation when the task is killed; Airflow calls this from a signal handler."""
-        if self._guard:
-            self._guard.kill()
+        """
+        Request the cancellation when the task is killed; Airflow calls this from a signal handler.
+
+        Before ``execute`` has begun, too: it then starts nothing.
+        """
+        self._guarding().kill()
 
     def _make_hook(self) -> DaiHook:
         from airflow_dai_provider.hooks.dai import DaiHook
@@ -224,8 +227,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         """Take an ingest for this try's own, and leave its name where guards find it."""
         # Guarded before the XComs, since a kill can come while they are pushed.
         self._guarding().take(hook, name)
-        context["ti"].xcom_push(XCOM_OPERATION_NAME, name)
-        context["ti"].xcom_push(XCOM_TRY_NUMBER, context["ti"].try_number)
+        push_operation(context["ti"], name, self._clock())
 
     def _wait(self, hook: DaiHook, name: str, adopted: bool) -> Operation:
         """Wait for the end here, or defer the task."""

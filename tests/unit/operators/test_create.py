@@ -175,13 +175,15 @@ both = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker"
 class TestStart:
     @both
     def test_it_starts_waits_and_returns_the_name(
-        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, log: Log, deferrable: bool
+        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, log: Log, clock: Clock, deferrable: bool
     ) -> None:
+        began = clock.now
         name = execute(context, deferrable=deferrable)
         assert slow.states() == {name: "SUCCEEDED"}
         assert count(slow, CREATE) == 1
         assert slow.cancel_requested(name) == 0
         assert (ti.pushed["ingest", -1, "operation_name"], ti.pushed["ingest", -1, "operation_try_number"]) == (name, 1)
+        assert ti.pushed["ingest", -1, "operation_pushed_at"] == {name: began}
         pushed = ti.pushed["ingest", -1, XCOM_OPERATION]
         assert (pushed["name"], pushed["state"]) == (name, "SUCCEEDED")
         assert pushed["ingest"]["gv_registry_id"]
@@ -470,8 +472,13 @@ class TestKill:
         operator.on_kill()
         assert slow.cancel_requested(name) == 0
 
-    def test_a_task_that_never_ran(self) -> None:
-        make().on_kill()
+    def test_before_the_task_begins(self, slow: DaiEmulator, context: Any) -> None:
+        """Airflow can kill a task that is only starting; the process goes on for seconds, and must start nothing."""
+        operator = make()
+        operator.on_kill()
+        with pytest.raises(AirflowException, match="being killed; no ingest was started"):
+            operator.execute(context)
+        assert slow.states() == {}
 
 
 class TestLostAnswer:
