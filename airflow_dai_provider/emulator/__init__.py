@@ -8,6 +8,10 @@ its operations in memory; nothing is downloaded. From code::
         ...  # point a client at emulator.endpoint, or DAI_EMULATOR_HOST at emulator.host
         assert emulator.state(name) == "CANCELLED"
 
+With ``DaiEmulator(authentication=True)`` a client needs a token, which ``emulator.service_account_key()`` brings.
+What goes wrong is said by :class:`Fault`; another process says it at the control address
+(``emulator.control_endpoint``).
+
 From a shell: ``python -m airflow_dai_provider.emulator --help``.
 
 Over plain HTTP, query parameters of the media URL choose what an ingest does, for example
@@ -15,15 +19,26 @@ Over plain HTTP, query parameters of the media URL choose what an ingest does, f
 ``cancel`` and ``cancel_seconds``, which :class:`Plan` explains.
 
 The package shares no code with the client, so that a mistake in one cannot hide in the other; it needs the
-standard library and aiohttp only.
+standard library and aiohttp only, and cryptography where there are keys (authentication, TLS).
 """
 
 from airflow_dai_provider.emulator.faults import Fault
 from airflow_dai_provider.emulator.ingest import State
 from airflow_dai_provider.emulator.plan import Plan
 from airflow_dai_provider.emulator.records import RecordedRequest
-from airflow_dai_provider.emulator.routes import METHODS
+from airflow_dai_provider.emulator.routes import METHODS, TOKEN_METHODS
 from airflow_dai_provider.emulator.server import DaiEmulator
 from airflow_dai_provider.emulator.service import UnknownOperationError
+from airflow_dai_provider.emulator.tls import SelfSigned
 
-__all__ = ["METHODS", "DaiEmulator", "Fault", "Plan", "RecordedRequest", "State", "UnknownOperationError"]
+__all__ = [
+    "METHODS",
+    "TOKEN_METHODS",
+    "DaiEmulator",
+    "Fault",
+    "Plan",
+    "RecordedRequest",
+    "SelfSigned",
+    "State",
+    "UnknownOperationError",
+]

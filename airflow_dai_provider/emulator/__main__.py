@@ -6,8 +6,13 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
+from airflow_dai_provider.emulator.control import CONTROL_ACCESS, CONTROL_PREFIX
+from airflow_dai_provider.emulator.fault_reader import FAULT_HELP, parse_fault
+from airflow_dai_provider.emulator.faults import Fault
+from airflow_dai_provider.emulator.greeting import greeting
 from airflow_dai_provider.emulator.plan import URL_HELP, check_seconds
 from airflow_dai_provider.emulator.routes import METHODS
 from airflow_dai_provider.emulator.server import DaiEmulator
@@ -16,21 +21,6 @@ from airflow_dai_provider.emulator.service import FINISHED_CANCEL
 _DEFAULT_PORT = 8085
 # Nobody reads the record here; without a bound, a client that polls for days would fill the memory.
 _RECORDED_REQUESTS = 1000
-
-_GREETING = """\
-export DAI_EMULATOR_HOST={host}
-
-A local DAI service listens there, in memory only. Set the variable above where Airflow runs, and DAGs talk
-to it instead of Google: no credentials, no connection. To start an ingest by hand:
-
-  curl -H 'Content-Type: application/json' {endpoint}/v1/creatives -d '
-    {{"creative": {{"adSystem": "me", "mezzanines": [{{"uri": "https://media.example/ad.mp4?seconds=60",
-     "mimeType": "video/mp4", "delivery": "DELIVERY_PROGRESSIVE"}}]}}}}'
-
-{url_help}
-
-Ctrl+C stops it.
-"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,47 +35,78 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: the command line, without the program's name; None for the process's own.
     :return: the exit code.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.authentication != (options.key_file is not None):
+        parser.error("--authentication and --key-file belong together: the key is what gives access")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     told_to_stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: told_to_stop.set())
-    emulator = DaiEmulator(
-        ingest_seconds=options.ingest_seconds,
-        cancel_seconds=options.cancel_seconds,
-        unimplemented=options.unimplemented,
-        finished_cancel=options.finished_cancel,
-        host=options.host,
-        port=options.port,
-        max_recorded_requests=_RECORDED_REQUESTS,
-    )
     try:
-        for name in options.start:
-            emulator.start_ingest(name)
-        emulator.start()
-    except ValueError as error:
+        emulator = _start(options)
+    except (ValueError, _CannotServeError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    except OSError as error:
-        reason = error.strerror or str(error)
-        sys.stderr.write(f"error: cannot listen on {options.host}:{options.port}: {reason}\n")
-        return 1
-    _greet(emulator)
+    sys.stdout.write(
+        greeting(
+            emulator,
+            key_file=options.key_file,
+            token_lifetime=options.token_lifetime,
+            control=options.control != "off",
+            seed=any(fault.rate is not None for fault in options.fault),
+        )
+    )
+    sys.stdout.flush()
     told_to_stop.wait()
     emulator.stop()
     return 0
 
 
-def _greet(emulator: DaiEmulator) -> None:
-    sys.stdout.write(_GREETING.format(host=emulator.host, endpoint=emulator.endpoint, url_help=URL_HELP))
-    sys.stdout.flush()
+class _CannotServeError(Exception):
+    """The system does not let the emulator do what it shall."""
+
+
+def _start(options: argparse.Namespace) -> DaiEmulator:
+    emulator = DaiEmulator(
+        ingest_seconds=options.ingest_seconds,
+        cancel_seconds=options.cancel_seconds,
+        unimplemented=options.unimplemented,
+        finished_cancel=options.finished_cancel,
+        authentication=options.authentication,
+        token_lifetime=options.token_lifetime,
+        seed=options.seed,
+        control=options.control,
+        host=options.host,
+        port=options.port,
+        max_recorded_requests=_RECORDED_REQUESTS,
+    )
+    for fault in options.fault:
+        emulator.inject(fault)
+    for name in options.start:
+        emulator.start_ingest(name)
+    try:
+        emulator.start()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise _CannotServeError(f"cannot listen on {options.host}:{options.port}: {reason}") from error
+    if options.key_file is not None:
+        try:
+            emulator.write_key_file(options.key_file)
+        except OSError as error:
+            emulator.stop()
+            raise _CannotServeError(f"cannot write {options.key_file}: {error.strerror or error}") from error
+        except ValueError:
+            emulator.stop()
+            raise
+    return emulator
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m airflow_dai_provider.emulator",
-        description="A local DAI service, for trying a DAG without credentials.",
-        epilog=URL_HELP,
+        description="A local DAI service, for trying a DAG without an account at Google.",
+        epilog=f"{URL_HELP}\n\n{FAULT_HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -128,6 +149,47 @@ def _parser() -> argparse.ArgumentParser:
         default="ok",
         help="answer to a cancel request for a finished operation (default: %(default)s)",
     )
+    access = parser.add_argument_group("authentication")
+    access.add_argument(
+        "--authentication",
+        action="store_true",
+        help="answer only those who bring a token, and issue tokens to who has the key in --key-file",
+    )
+    access.add_argument(
+        "--key-file",
+        type=_path,
+        metavar="PATH",
+        help="where to write the key of a service account, for the owner only; replaces an emulator's key, and "
+        "nothing else",
+    )
+    access.add_argument(
+        "--token-lifetime",
+        type=_token_lifetime,
+        default=3600,
+        metavar="SECONDS",
+        help="how long a token is good; google-auth renews one 225 s before (default: %(default)s)",
+    )
+    trouble = parser.add_argument_group("faults and control")
+    trouble.add_argument(
+        "--fault",
+        action="append",
+        type=_fault,
+        default=[],
+        metavar="FAULT",
+        help="what goes wrong, such as operations.get,status=503,times=2, repeatable; see below",
+    )
+    trouble.add_argument(
+        "--seed",
+        type=int,
+        metavar="NUMBER",
+        help="decides which requests a fault with a rate hits (default: a new one each time, which is printed)",
+    )
+    trouble.add_argument(
+        "--control",
+        choices=CONTROL_ACCESS,
+        default="loopback",
+        help=f"who may use the control address, {CONTROL_PREFIX}, and get in by it (default: %(default)s)",
+    )
     return parser
 
 
@@ -145,6 +207,24 @@ def _seconds(text: str) -> float:
     except ValueError:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number of seconds, 0 or more") from None
     return seconds
+
+
+def _token_lifetime(text: str) -> int:
+    seconds = int(text) if text.isdecimal() else 0
+    if seconds < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of seconds, 1 or more")
+    return seconds
+
+
+def _path(text: str) -> Path:
+    return Path(text).absolute()
+
+
+def _fault(text: str) -> Fault:
+    try:
+        return parse_fault(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -33,25 +33,39 @@ def reason_phrase(status: int) -> str:
         return ""
 
 
-def json_answer(value: object) -> Answer:
-    """Answer 200 with a JSON body.
+def json_answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+    """Answer with a JSON body.
 
     :param value: what ``json`` can write.
+    :param status: HTTP status.
+    :param headers: headers beside the content type.
     :return: the answer, indented as Google's servers do.
     """
-    return Answer(200, _to_json(value))
+    return Answer(status, _to_json(value), headers=headers or {})
 
 
-def error_answer(rpc_status: str, message: str, status: int | None = None) -> Answer:
+def error_answer(
+    rpc_status: str,
+    message: str,
+    status: int | None = None,
+    *,
+    details: Sequence[Mapping[str, object]] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
     """Answer an error as Google's APIs do.
 
     :param rpc_status: name of the rpc code.
     :param message: what a developer reads.
     :param status: HTTP status, where it is not the one that belongs to the rpc code.
+    :param details: the objects of ``error.details``, which is absent without any.
+    :param headers: headers beside the content type.
     :return: the answer; its body is ``{"error": {"code": <HTTP status>, "message": ..., "status": ...}}``.
     """
     status = status or HTTP_STATUSES[rpc_status]
-    return Answer(status, _to_json({"error": {"code": status, "message": message, "status": rpc_status}}))
+    error: dict[str, object] = {"code": status, "message": message, "status": rpc_status}
+    if details:
+        error["details"] = list(details)
+    return json_answer({"error": error}, status, headers)
 
 
 def html_answer(status: int, explanation: str, headers: Mapping[str, str] | None = None) -> Answer:

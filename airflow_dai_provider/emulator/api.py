@@ -1,6 +1,5 @@
 """The HTTP of the service: from a request to its method, its answer, and what a fault makes of that."""
 
-import asyncio
 import itertools
 import json
 import logging
@@ -10,18 +9,17 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from airflow_dai_provider.emulator.answers import (
-    Answer,
-    error_answer,
-    html_answer,
-    json_answer,
-    reason_phrase,
-)
+from airflow_dai_provider.emulator.answers import Answer, error_answer, html_answer, json_answer
+from airflow_dai_provider.emulator.auth import Authentication
 from airflow_dai_provider.emulator.errors import ApiError
-from airflow_dai_provider.emulator.faults import Fault, FaultQueue, check_method
+from airflow_dai_provider.emulator.fault_queue import FaultQueue
+from airflow_dai_provider.emulator.fault_rules import check_method
+from airflow_dai_provider.emulator.faults import Fault
 from airflow_dai_provider.emulator.records import RecordedRequest, Recorder
-from airflow_dai_provider.emulator.routes import Route, find_route
+from airflow_dai_provider.emulator.routes import TOKEN_METHODS, Route, find_route
 from airflow_dai_provider.emulator.service import Service
+from airflow_dai_provider.emulator.token_service import TokenService
+from airflow_dai_provider.emulator.transmit import hang_up, pause, send
 
 logger = logging.getLogger("airflow_dai_provider.emulator")
 
@@ -33,20 +31,31 @@ class Api:
     :param clock: epoch seconds.
     :param unimplemented: names of the methods that answer UNIMPLEMENTED.
     :param recorder: where requests are recorded.
+    :param faults: what goes wrong.
+    :param authentication: who may come in, None for everybody.
     :raises ValueError: if ``unimplemented`` names a method that the API does not have.
     """
 
     def __init__(
-        self, service: Service, clock: Callable[[], float], unimplemented: Iterable[str], recorder: Recorder
+        self,
+        service: Service,
+        clock: Callable[[], float],
+        unimplemented: Iterable[str],
+        recorder: Recorder,
+        faults: FaultQueue,
+        authentication: Authentication | None,
     ) -> None:
-        """Start without faults."""
-        self.faults = FaultQueue()
+        """Keep what is behind it."""
+        self._faults = faults
+        self._authentication = authentication
+        self._token_service = None if authentication is None else TokenService(authentication)
         self._service = service
         self._clock = clock
         self._recorder = recorder
         self._lock = threading.Lock()
         self._unimplemented: frozenset[str] = frozenset()
         self.set_implemented(unimplemented, implemented=False)
+        self._unimplemented_at_first = self._unimplemented
         self._connections: dict[web.RequestHandler, int] = {}
         self._connection_numbers = itertools.count(1)
 
@@ -64,6 +73,11 @@ class Api:
             others = self._unimplemented - methods
             self._unimplemented = others if implemented else others | methods
 
+    def reset(self) -> None:
+        """Switch the methods as they were at first."""
+        with self._lock:
+            self._unimplemented = self._unimplemented_at_first
+
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request; this is the handler that the aiohttp server calls.
 
@@ -75,10 +89,13 @@ class Api:
         except ConnectionError:
             return web.Response(status=400)  # the client has gone in the middle of its request
         raw_path, _, query = request.raw_path.partition("?")
-        route = find_route(raw_path)
+        authentication = self._authentication
+        route = find_route(raw_path, tokens=authentication is not None)
+        method = route.methods.get(request.method)
+        fault = self._faults.take(method, route.name)
         recorded = RecordedRequest(
             time=self._clock(),
-            method=route.methods.get(request.method),
+            method=method,
             http_method=request.method,
             raw_path=raw_path,
             name=route.name,
@@ -86,23 +103,31 @@ class Api:
             headers={name.lower(): value for name, value in request.headers.items()},
             body=body,
             connection=self._connection_number(request.protocol),
+            account=None if authentication is None else authentication.caller(request.headers.get("Authorization")),
+            fault=None if fault is None else fault.kind,
         )
         key = self._recorder.arrived(recorded)
-        fault = self.faults.take(recorded.method, recorded.name)
-        answer = self._answer(recorded, route, fault)
-        if fault is not None:
-            await asyncio.sleep(fault.delay)
-        # Noted before it is sent: whoever holds the answer finds it in the record.
-        self._note(key, recorded, answer)
-        return _send(request, answer, None if fault is None else fault.truncate)
-
-    def _answer(self, request: RecordedRequest, route: Route, fault: Fault | None) -> Answer | None:
         if fault is None:
-            return self._process(request, route)
-        if fault.drop == "before":
-            return None
-        answer = self._process(request, route) if fault.lets_through else fault.answer()
-        return None if fault.drop == "after" else fault.change(answer)
+            answer = self._process(recorded, route)
+            self._note(key, recorded, answer.status)
+            return await send(request, answer, None)
+        return await self._fail(request, recorded, route, fault, key)
+
+    async def _fail(
+        self, request: web.BaseRequest, recorded: RecordedRequest, route: Route, fault: Fault, key: int
+    ) -> web.StreamResponse:
+        real = self._process(recorded, route) if fault.lets_through else None
+        if fault.hangs:
+            self._note(key, recorded, None, "left without an answer")
+            await pause(request, fault.delay)
+            return web.Response()
+        await pause(request, fault.delay)
+        if fault.drop is not None:
+            self._note(key, recorded, None, "connection dropped")
+            return hang_up(request, reset=fault.reset)
+        answer = fault.change(fault.answer() if real is None or fault.replaces else real, self._clock())
+        self._note(key, recorded, answer.status)
+        return await send(request, answer, fault)
 
     def _process(self, request: RecordedRequest, route: Route) -> Answer:
         if not route.methods:
@@ -110,12 +135,19 @@ class Api:
         if request.method is None:
             explanation = f"The request method {request.http_method} is inappropriate for this URL."
             return html_answer(405, explanation, {"Allow": ", ".join(route.methods)})
-        if request.method in self._unimplemented:
-            return error_answer("UNIMPLEMENTED", "Operation is not implemented, or supported, or enabled.")
+        if self._token_service is not None and request.method in TOKEN_METHODS:
+            return self._token_service.answer(request)
         try:
+            self._admit(request)
             return json_answer(self._call(request.method, request.name or "", request))
         except ApiError as error:
-            return error_answer(error.rpc_status, error.message)
+            return error_answer(error.rpc_status, error.message, details=error.details, headers=error.headers)
+
+    def _admit(self, request: RecordedRequest) -> None:
+        if self._authentication is not None:
+            self._authentication.check(request.headers.get("authorization"))
+        if request.method in self._unimplemented:
+            raise ApiError("UNIMPLEMENTED", "Operation is not implemented, or supported, or enabled.")
 
     def _call(self, method: str, name: str, request: RecordedRequest) -> dict[str, object]:
         match method:
@@ -134,12 +166,12 @@ class Api:
         }
         return by_name[method](name)
 
-    def _note(self, key: int, request: RecordedRequest, answer: Answer | None) -> None:
-        if answer is not None:
-            self._recorder.answered(key, answer.status)
+    def _note(self, key: int, request: RecordedRequest, status: int | None, instead: str = "") -> None:
+        # Before it is sent: whoever holds the answer finds it in the record.
+        if status is not None:
+            self._recorder.answered(key, status)
         # Neither headers nor queries: a log is no place for tokens.
-        outcome = "connection dropped" if answer is None else answer.status
-        logger.info("%s %s %s", request.http_method, request.raw_path, outcome)
+        logger.info("%s %s %s", request.http_method, request.raw_path, instead if status is None else status)
 
     def _connection_number(self, protocol: web.RequestHandler) -> int:
         if protocol not in self._connections:
@@ -158,25 +190,3 @@ def _parse(body: bytes) -> object:
         return json.loads(body)
     except ValueError:  # covers what is no JSON and what is no UTF-8
         raise ApiError("INVALID_ARGUMENT", "Invalid JSON payload received.") from None
-
-
-def _send(request: web.BaseRequest, answer: Answer | None, truncate: int | None) -> web.StreamResponse:
-    if answer is None:
-        return _hang_up(request, b"")
-    headers = {"Content-Type": answer.content_type, **answer.headers}
-    if truncate is None:
-        return web.Response(status=answer.status, body=answer.body, headers=headers)
-    headers["Content-Length"] = str(len(answer.body))
-    lines = [f"HTTP/1.1 {answer.status} {reason_phrase(answer.status)}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    head = "\r\n".join([*lines, "", ""])
-    return _hang_up(request, head.encode("latin-1") + answer.body[:truncate])
-
-
-def _hang_up(request: web.BaseRequest, last_bytes: bytes) -> web.StreamResponse:
-    # Past aiohttp, which would not send less than it has announced. Closing sends what is written first, and
-    # aiohttp takes the failure to write its own response for a client that has gone.
-    if request.transport is not None:
-        request.transport.write(last_bytes)
-        request.transport.close()
-    return web.Response()

@@ -1,5 +1,7 @@
 """The error vocabulary of Google's APIs, and the two kinds of error that the emulator raises itself."""
 
+from collections.abc import Mapping, Sequence
+
 RPC_NUMBERS = {
     "CANCELLED": 1,
     "UNKNOWN": 2,
@@ -61,13 +63,23 @@ class ApiError(Exception):
 
     :param rpc_status: name of the rpc code, such as ``NOT_FOUND``.
     :param message: what a developer reads.
+    :param details: the objects of ``error.details``.
+    :param headers: headers of the answer, beside the content type.
     """
 
-    def __init__(self, rpc_status: str, message: str) -> None:
-        """Keep both parts for the answer."""
+    def __init__(
+        self,
+        rpc_status: str,
+        message: str,
+        details: Sequence[Mapping[str, object]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Keep the parts for the answer."""
         super().__init__(message)
         self.rpc_status = rpc_status
         self.message = message
+        self.details = details
+        self.headers = headers or {}
 
 
 def wrong_value(field: str, given: object, expected: str) -> ValueError:

@@ -1,40 +1,64 @@
-"""Faults on demand: wrong statuses, late answers, dropped and cut-off connections."""
+"""Faults on demand: what goes wrong with a request, and what is answered then."""
 
 import math
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from email.utils import formatdate
+from typing import Final
 
 from airflow_dai_provider.emulator.answers import Answer, error_answer, html_answer
-from airflow_dai_provider.emulator.errors import HTTP_STATUSES, RPC_STATUS_OF_HTTP, wrong_value
-from airflow_dai_provider.emulator.routes import METHODS
+from airflow_dai_provider.emulator.errors import RPC_STATUS_OF_HTTP
+from airflow_dai_provider.emulator.fault_rules import check_fault, describe
+from airflow_dai_provider.emulator.routes import TOKEN_METHODS
 
-DROPS = ("before", "after")
-_FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding", "content-type"})
+_WORDS = "The emulator was told to fail."
+
+
+class _ByRate(int):
+    """The default of ``times``, which depends on ``rate``."""
+
+    def __repr__(self) -> str:
+        """Say so in a signature."""
+        return "1, or None with a rate"
+
+
+_BY_RATE: Final = _ByRate(1)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong with the next matching requests.
+    """Something that goes wrong with matching requests.
 
-    With neither ``status`` nor ``rpc_status`` the request is processed and its real answer is sent, changed
-    as the other fields say. With one of them the request is not processed.
+    With ``status``, ``rpc_status`` or ``redirect`` the request is not processed, and a failure is answered.
+    Otherwise it is processed and its real answer is sent, changed as the other fields say.
 
-    :param method: method of the API that it hits, such as ``operations.get``; None for every request.
+    :param method: method that it hits, such as ``operations.get`` or ``token``; None for every request but
+        those for tokens.
     :param name: resource name that it hits; None for every one.
+    :param times: how many requests it hits; None for every one from now on, the default with a ``rate``.
+    :param rate: share of the matching requests that it hits, from 0 to 1; by the emulator's ``seed``.
     :param status: HTTP status. Without a body it is answered with the JSON error that belongs to it, or, if
         no rpc code does (502, for example), with the HTML page of a front end.
     :param rpc_status: rpc code of the JSON error, such as ``FAILED_PRECONDITION``; without ``status`` it
         brings its own HTTP status.
-    :param headers: further headers of the answer, such as ``Retry-After``.
+    :param html: whether the HTML page of a front end is answered where it would be JSON; needs ``status``.
+    :param redirect: URL to send the client to, with 302 unless ``status`` says otherwise.
     :param body: body of the answer, sent as it is; needs ``status``.
+    :param processed: whether the request is processed although a failure is answered.
+    :param headers: further headers of the answer.
     :param content_type: content type of the answer, in place of its own.
-    :param delay: seconds from the request to the answer (or to the drop).
+    :param retry_after: seconds in the header ``Retry-After``.
+    :param retry_after_date: seconds from the answer to the HTTP date in ``Retry-After``; the header ``Date``
+        tells the emulator's time beside it.
+    :param padding: bytes of white space behind the body, which stays valid JSON and grows too large.
+    :param delay: seconds from the request to the answer (or to the drop); ``math.inf`` for a server that hangs.
+    :param body_delay: seconds between the first half of the body and the rest (or the cut, with
+        ``truncate``); ``math.inf`` for a server that hangs there.
     :param drop: ``before``: the connection is closed and the request is not processed; ``after``: the request
         is processed, and the connection is closed without an answer.
     :param truncate: number of bytes of the body to send, under the true ``Content-Length``, before the
         connection is closed.
-    :param times: how many requests it hits; None for every one from now on.
+    :param reset: whether ``drop`` or ``truncate`` resets the connection (RST) instead of closing it in order.
     :raises ValueError: if the fields contradict each other.
     """
 
@@ -48,121 +72,74 @@ class Fault:
     delay: float = 0.0
     drop: str | None = None
     truncate: int | None = None
-    times: int | None = 1
+    times: int | None = _BY_RATE
+    rate: float | None = None
+    html: bool = False
+    redirect: str | None = None
+    processed: bool = False
+    retry_after: int | None = None
+    retry_after_date: float | None = None
+    padding: int = 0
+    body_delay: float = 0.0
+    reset: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a fault that could not do what it says."""
-        self._check_values()
-        self._check_answer()
-        if self.drop is not None and self._changes:
-            raise wrong_value("drop", self.drop, f"no {' or '.join(self._changes)} beside it: nothing is answered")
-        if self.drop is None and not self._changes and not self.delay:
-            raise wrong_value("Fault", "nothing that goes wrong", "a status, body, delay, drop or truncate")
+        """Settle what depends on other fields, and refuse a fault that could not do what it says."""
+        if self.times is _BY_RATE:
+            object.__setattr__(self, "times", 1 if self.rate is None else None)
+        check_fault(self)
+
+    @property
+    def replaces(self) -> bool:
+        """Whether something else is answered than what the service would."""
+        return not (self.status is None and self.rpc_status is None and self.redirect is None)
 
     @property
     def lets_through(self) -> bool:
         """Whether the service processes the request."""
-        return self.status is None and self.rpc_status is None and self.drop != "before"
+        return self.drop != "before" and (self.processed or not self.replaces)
+
+    @property
+    def hangs(self) -> bool:
+        """Whether nothing is ever answered, over a connection that stays open."""
+        return self.delay == math.inf
+
+    @property
+    def kind(self) -> str:
+        """What goes wrong, in a few words, such as ``503 retry-after``: the key of the injected counts."""
+        return describe(self)
 
     def matches(self, method: str | None, name: str | None) -> bool:
-        """Whether the fault hits a request.
+        """Whether the fault is meant for a request.
 
-        :param method: method of the API that the request means.
+        :param method: method that the request means.
         :param name: resource name in its path.
         """
-        return self.method in (None, method) and self.name in (None, name)
+        meant = method not in TOKEN_METHODS if self.method is None else self.method == method
+        return meant and self.name in (None, name)
 
     def answer(self) -> Answer:
-        """Return the answer in place of the real one, where the fault does not let the request through."""
-        if self.body is not None and self.status is not None:
-            return Answer(self.status, self.body)
-        rpc_status = self.rpc_status or RPC_STATUS_OF_HTTP.get(self.status or 0)
-        if rpc_status is None:
-            return html_answer(self.status or 0, "The emulator was told to fail.")
-        return error_answer(rpc_status, "The emulator was told to fail.", self.status)
+        """Return the answer in place of the real one, where the fault replaces it."""
+        if self.redirect is not None:
+            return html_answer(self.status or 302, "The document has moved.", {"Location": self.redirect})
+        status = self.status or 0
+        if self.body is not None:
+            return Answer(status, self.body)
+        rpc_status = self.rpc_status or RPC_STATUS_OF_HTTP.get(status)
+        if rpc_status is None or self.html:
+            return html_answer(status, _WORDS)
+        return error_answer(rpc_status, _WORDS, self.status)
 
-    def change(self, answer: Answer) -> Answer:
+    def change(self, answer: Answer, now: float) -> Answer:
         """Return an answer with the fault's headers and content type.
 
         :param answer: the real answer, or the fault's own.
+        :param now: epoch seconds.
         """
         headers = {**answer.headers, **self.headers}
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(self.retry_after)
+        if self.retry_after_date is not None:
+            headers["Retry-After"] = formatdate(now + self.retry_after_date, usegmt=True)
+            headers.setdefault("Date", formatdate(now, usegmt=True))
         return replace(answer, headers=headers, content_type=self.content_type or answer.content_type)
-
-    @property
-    def _changes(self) -> list[str]:
-        fields = ("status", "rpc_status", "headers", "body", "content_type", "truncate")
-        return [name for name in fields if getattr(self, name) not in (None, {})]
-
-    def _check_values(self) -> None:
-        if self.method is not None:
-            check_method("method", self.method)
-        if self.rpc_status is not None and self.rpc_status not in HTTP_STATUSES:
-            raise wrong_value("rpc_status", self.rpc_status, f"one of {', '.join(HTTP_STATUSES)}")
-        if self.drop not in (None, *DROPS):
-            raise wrong_value("drop", self.drop, f"None or one of {', '.join(DROPS)}")
-        if not (math.isfinite(self.delay) and self.delay >= 0):
-            raise wrong_value("delay", self.delay, "a finite number of seconds, 0 or more")
-        if self.times is not None and self.times < 1:
-            raise wrong_value("times", self.times, "1 or more, or None for every request from now on")
-        if framing := sorted(_FRAMING_HEADERS & {header.lower() for header in self.headers}):
-            raise wrong_value("headers", framing[0], "content_type or truncate for it, the rest is the emulator's")
-
-    def _check_answer(self) -> None:
-        if self.status is not None and not 200 <= self.status <= 599:
-            raise wrong_value("status", self.status, "an HTTP status from 200 to 599")
-        if self.body is None:
-            if self.status is not None and self.status < 400:
-                raise wrong_value("status", self.status, "an error status where there is no body")
-        elif self.status is None or self.rpc_status is not None:
-            raise wrong_value("body", self.body, "a status and no rpc_status beside it")
-        if self.truncate is None:
-            return
-        if self.truncate < 0:
-            raise wrong_value("truncate", self.truncate, "a number of bytes, 0 or more")
-        if self.body is not None and self.truncate >= len(self.body):
-            raise wrong_value("truncate", self.truncate, f"less than the {len(self.body)} bytes of the body")
-
-
-class FaultQueue:
-    """The faults still to come, in the order of injection. Safe to use from several threads."""
-
-    def __init__(self) -> None:
-        """Start without faults."""
-        self._lock = threading.Lock()
-        self._waiting: list[tuple[Fault, int | None]] = []
-
-    def add(self, fault: Fault) -> None:
-        """Add a fault behind the others.
-
-        :param fault: the fault.
-        """
-        with self._lock:
-            self._waiting.append((fault, fault.times))
-
-    def take(self, method: str | None, name: str | None) -> Fault | None:
-        """Use the first fault that hits a request.
-
-        :param method: method of the API that the request means.
-        :param name: resource name in its path.
-        :return: the fault, None if there is none.
-        """
-        with self._lock:
-            for index, (fault, times) in enumerate(self._waiting):
-                if fault.matches(method, name):
-                    self._waiting[index] = (fault, None if times is None else times - 1)
-                    if times == 1:
-                        del self._waiting[index]
-                    return fault
-            return None
-
-
-def check_method(field_name: str, method: str) -> None:
-    """Refuse the name of a method that the API does not have.
-
-    :param field_name: what the value is called.
-    :param method: the name.
-    :raises ValueError: listing the names it could be.
-    """
-    if method not in METHODS:
-        raise wrong_value(field_name, method, f"one of {', '.join(METHODS)}")

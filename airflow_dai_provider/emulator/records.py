@@ -19,6 +19,8 @@ class RecordedRequest:
     :param body: the body.
     :param connection: number of the TCP connection, 1 for the first.
     :param status: the HTTP status sent, None as long as nothing is and where the connection was dropped.
+    :param account: whose token it carries; None without a good one, and without authentication.
+    :param fault: the kind of the fault that it has met, None for one that was treated well.
     """
 
     time: float
@@ -32,6 +34,8 @@ class RecordedRequest:
     body: bytes = field(repr=False)
     connection: int
     status: int | None = None
+    account: str | None = None
+    fault: str | None = None
 
 
 class Recorder:

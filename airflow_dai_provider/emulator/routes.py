@@ -19,6 +19,9 @@ METHODS = (
 )
 """Every method that has an HTTP binding."""
 
+TOKEN_METHODS = ("token", "generateAccessToken", "exchangeToken")
+"""The methods that issue tokens, where authentication is on: OAuth2, IAM credentials, security token service."""
+
 # google.api.http: a variable of several segments is decoded but for the encoded slash, a variable of one
 # segment wholly.
 _KEEP_ENCODED_SLASH = re.compile(rb"(%2F)", re.IGNORECASE)
@@ -36,13 +39,14 @@ class Route:
     methods: Mapping[str, str] = field(default_factory=dict)
 
 
-def find_route(raw_path: str) -> Route:
+def find_route(raw_path: str, *, tokens: bool = False) -> Route:
     """Find where a path leads.
 
     :param raw_path: the path as it stands in the request line, without the query.
+    :param tokens: whether the methods that issue tokens are there.
     :return: the route; one without methods for a path that the API does not have.
     """
-    for pattern, methods, decode in _ROUTES:
+    for pattern, methods, decode in (*_ROUTES, *(_TOKEN_ROUTES if tokens else ())):
         match = pattern.fullmatch(raw_path)
         if match is None:
             continue
@@ -97,4 +101,13 @@ _ROUTES: tuple[tuple[re.Pattern[str], dict[str, str], Callable[[str], str]], ...
         {"GET": "creatives.get", "DELETE": "creatives.delete"},
         _decode_segment,
     ),
+)
+_TOKEN_ROUTES: tuple[tuple[re.Pattern[str], dict[str, str], Callable[[str], str]], ...] = (
+    (re.compile("/token"), {"POST": "token"}, decode_name),
+    (
+        re.compile("/v1/(projects/-/serviceAccounts/[^/]*):generateAccessToken"),
+        {"POST": "generateAccessToken"},
+        decode_name,
+    ),
+    (re.compile("/v1/token"), {"POST": "exchangeToken"}, decode_name),
 )

@@ -1,32 +1,27 @@
 """The emulator as a whole: the service behind an HTTP server in a thread of its own."""
 
-import asyncio
-import threading
+import ssl
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
-from types import TracebackType
-from typing import Self, TypeAlias
 
 from aiohttp import web
 
 from airflow_dai_provider.emulator.api import Api
+from airflow_dai_provider.emulator.auth import CLOUD_PLATFORM, Authentication
+from airflow_dai_provider.emulator.control import CONTROL_PREFIX, Control
 from airflow_dai_provider.emulator.errors import wrong_value
+from airflow_dai_provider.emulator.fault_queue import FaultQueue
 from airflow_dai_provider.emulator.faults import Fault
+from airflow_dai_provider.emulator.identity import Identity
 from airflow_dai_provider.emulator.ingest import State
 from airflow_dai_provider.emulator.plan import Plan, plan_from_url
 from airflow_dai_provider.emulator.records import RecordedRequest, Recorder
 from airflow_dai_provider.emulator.routes import is_operation_name
 from airflow_dai_provider.emulator.service import Service
-
-# The port and the function that ends the server, once it listens.
-_Ready: TypeAlias = Future[tuple[int, Callable[[], object]]]
-
-# How long a stop waits for requests under way; a fault's delay is not worth waiting for.
-_STOP_SECONDS = 0.05
+from airflow_dai_provider.emulator.tls import SelfSigned
 
 
-class DaiEmulator:
+class DaiEmulator(Identity):
     """A local DAI service, for use as a context manager or with :meth:`start` and :meth:`stop`.
 
     Its state and its record of requests stay readable when it is stopped; started again, it serves the same
@@ -37,7 +32,18 @@ class DaiEmulator:
     :param unimplemented: methods that answer UNIMPLEMENTED, such as ``operations.list``.
     :param finished_cancel: answer to a cancel request for a finished operation: ``ok``,
         ``failed_precondition`` or ``not_found``; what DAI does is undocumented.
-    :param clock: epoch seconds; tests inject their own.
+    :param authentication: whether requests need a token, and there are endpoints that issue them.
+    :param token_lifetime: seconds for which a token is good; google-auth renews one 225 s before its end, and so
+        one with a shorter life at every request.
+    :param scopes: scopes of which a token needs one; which DAI wants is undocumented.
+    :param private_key: RSA key (PEM) of the first service account that is asked for, None for a fresh one.
+    :param tls: True to speak TLS with a certificate that does not verify (:attr:`certificate`), a certificate of
+        your own making, or all that TLS needs.
+    :param seed: what decides which requests a fault with a ``rate`` hits, None for a choice of its own.
+    :param control: who may use the control address, and get in by it: clients on this machine (``loopback``),
+        ``any`` that reaches the port, or nobody (``off``).
+    :param clock: epoch seconds; tests inject their own. google-auth signs with the real time, which the clock
+        must be near for a token to be had.
     :param host: address to listen on; without authentication, anything but a loopback address lets others in.
     :param port: port to listen on, 0 for a free one.
     :param max_recorded_requests: how many requests to keep in :attr:`requests`, the oldest going first; None
@@ -52,70 +58,44 @@ class DaiEmulator:
         cancel_seconds: float = 0.0,
         unimplemented: Iterable[str] = (),
         finished_cancel: str = "ok",
+        authentication: bool = False,
+        token_lifetime: int = 3600,
+        scopes: Iterable[str] = (CLOUD_PLATFORM,),
+        private_key: str | None = None,
+        tls: bool | SelfSigned | ssl.SSLContext = False,
+        seed: int | None = None,
+        control: str = "loopback",
         clock: Callable[[], float] = time.time,
         host: str = "127.0.0.1",
         port: int = 0,
         max_recorded_requests: int | None = None,
     ) -> None:
         """Prepare an emulator that does not listen yet."""
-        if not 0 <= port <= 65535:
-            raise wrong_value("port", port, "a number from 0 to 65535")
+        self._certificate = SelfSigned() if tls is True else tls if isinstance(tls, SelfSigned) else None
+        given = tls if isinstance(tls, ssl.SSLContext) else None
+        super().__init__(self._handle, host, port, given if self._certificate is None else self._certificate.context())
+        auth = Authentication(clock, lambda: self.endpoint, token_lifetime, scopes, private_key)
+        self._authentication = auth if authentication else None
         self._recorder = Recorder(max_recorded_requests)
         self._service = Service(clock, Plan(ingest_seconds, cancel_seconds=cancel_seconds), finished_cancel)
-        self._api = Api(self._service, clock, unimplemented, self._recorder)
-        self._bind_host = host
-        self._port = port
-        self._thread: threading.Thread | None = None
-        self._stop_serving: Callable[[], object] | None = None
-
-    def __enter__(self) -> Self:
-        """Start."""
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop."""
-        self.stop()
-
-    def start(self) -> None:
-        """Listen. Returns when requests can be sent.
-
-        :raises OSError: if the address cannot be listened on, for example because the port is busy.
-        :raises RuntimeError: if it listens already.
-        """
-        if self._thread is not None:
-            raise RuntimeError(f"The emulator already listens on {self.host}")
-        ready: _Ready = Future()
-        thread = threading.Thread(target=self._run, args=(ready,), name="dai-emulator", daemon=True)
-        thread.start()
-        try:
-            self._port, self._stop_serving = ready.result()
-        except Exception:
-            thread.join()
-            raise
-        self._thread = thread
-
-    def stop(self) -> None:
-        """Close the socket and all connections and end the thread. Does nothing if it does not listen."""
-        if self._thread is not None and self._stop_serving is not None:
-            self._stop_serving()
-            self._thread.join()
-            self._thread = self._stop_serving = None
+        self._fault_queue = FaultQueue(seed)
+        self._api = Api(self._service, clock, unimplemented, self._recorder, self._fault_queue, self._authentication)
+        self._control = Control(self, control)
 
     @property
-    def host(self) -> str:
-        """``host:port``, what ``DAI_EMULATOR_HOST`` wants; known once the emulator has been started."""
-        if not self._port:
-            raise RuntimeError("The emulator has no port before it is started")
-        host = f"[{self._bind_host}]" if ":" in self._bind_host else self._bind_host
-        return f"{host}:{self._port}"
+    def authentication(self) -> bool:
+        """Whether requests need a token."""
+        return self._authentication is not None
 
     @property
-    def endpoint(self) -> str:
-        """Base URL, such as ``http://127.0.0.1:41234``."""
-        return f"http://{self.host}"
+    def certificate(self) -> str | None:
+        """The certificate (PEM) to be trusted by a client that shall accept it; None unless the emulator made it."""
+        return None if self._certificate is None else self._certificate.pem
+
+    @property
+    def control_endpoint(self) -> str:
+        """Base URL of the control address."""
+        return f"{self.endpoint}{CONTROL_PREFIX}"
 
     def start_ingest(
         self,
@@ -216,26 +196,34 @@ class DaiEmulator:
 
         :param fault: what goes wrong, with which requests, and how often.
         """
-        self._api.faults.add(fault)
+        self._fault_queue.add(fault)
 
-    def _run(self, ready: _Ready) -> None:
-        try:
-            asyncio.run(self._serve(ready))
-        except Exception as error:  # whatever it is, start() must learn of it and not wait for ever
-            if ready.done():
-                raise
-            ready.set_exception(error)
+    def clear_faults(self) -> None:
+        """Have nothing go wrong any more; the counts stay."""
+        self._fault_queue.clear()
 
-    async def _serve(self, ready: _Ready) -> None:
-        stopping = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        # The access log of aiohttp would show queries.
-        server = web.Server(self._api.handle, access_log=None)
-        runner = web.ServerRunner(server, shutdown_timeout=_STOP_SECONDS)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, self._bind_host, self._port).start()
-            ready.set_result((runner.addresses[0][1], lambda: loop.call_soon_threadsafe(stopping.set)))
-            await stopping.wait()
-        finally:
-            await runner.cleanup()
+    @property
+    def faults_injected(self) -> dict[str, int]:
+        """How many requests have been hit, by :attr:`Fault.kind`, such as ``{"503": 2, "reset-after": 1}``."""
+        return self._fault_queue.injected
+
+    @property
+    def faults_waiting(self) -> list[tuple[Fault, int | None]]:
+        """The faults still to come, and how many requests each has left; None for every one."""
+        return self._fault_queue.waiting
+
+    @property
+    def seed(self) -> int:
+        """What decides which requests a fault with a rate hits."""
+        return self._fault_queue.seed
+
+    def reset(self) -> None:
+        """Start anew: no operations, requests and faults, and the methods as at first; accounts and tokens stay."""
+        self._service.reset()
+        self._fault_queue.reset()
+        self._api.reset()
+        self._recorder.forget()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        responsible = self._control if self._control.is_meant_by(request) else self._api
+        return await responsible.handle(request)

@@ -53,6 +53,12 @@ class Service:
         self._ingests: dict[str, Ingest] = {}
         self._by_creative: dict[str, Ingest] = {}
 
+    def reset(self) -> None:
+        """Forget every operation and creative."""
+        with self._lock:
+            self._ingests.clear()
+            self._by_creative.clear()
+
     def start(self, name: str | None, creative: dict[str, object], creative_url: str, plan: Plan) -> dict[str, object]:
         """Start an ingest.
 

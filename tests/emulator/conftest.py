@@ -2,12 +2,18 @@
 
 import http.client
 import json
+import re
+import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import requests
-from emulator_testing import Client, Clock
+from emulator_command import COMMAND, ROOT, Launch, Process, Serve, first_line
+from emulator_testing import Client, Clock, private_key
 
 from airflow_dai_provider.emulator import DaiEmulator
 
@@ -21,6 +27,20 @@ def clock() -> Clock:
 def emulator(clock: Clock) -> Iterator[DaiEmulator]:
     with DaiEmulator(ingest_seconds=10, clock=clock) as running:
         yield running
+
+
+@pytest.fixture
+def guarded() -> Iterator[DaiEmulator]:
+    """Give an emulator that wants tokens; its clock stands still near the real time, which google-auth signs with."""
+    with DaiEmulator(authentication=True, private_key=private_key(), clock=Clock(time.time() // 1)) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _stay_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep google-auth from asking Google, in the background, which regions an account may use."""
+    owner = "google.auth.credentials.CredentialsWithRegionalAccessBoundary"
+    monkeypatch.setattr(f"{owner}._maybe_start_regional_access_boundary_refresh", lambda *_: None, raising=False)
 
 
 @pytest.fixture
@@ -56,3 +76,46 @@ def creative() -> dict[str, Any]:
         "mimeType": "video/mp4",
     }
     return {"adSystem": "tests", "adTitle": "An ad", "mediaFiles": [media]}
+
+
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    """Put back the handlers of the test process that the command replaces."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def launch() -> Iterator[Launch]:
+    """Start the command on a free port."""
+    with ExitStack() as stack:
+
+        def start(*flags: str) -> Process:
+            process = subprocess.Popen(
+                [*COMMAND, "--port", "0", *flags],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+@pytest.fixture
+def serve(launch: Launch) -> Serve:
+    """Start the command on a free port; returns the process and the endpoint it has printed."""
+
+    def start(*flags: str) -> tuple[Process, str]:
+        process = launch(*flags)
+        line = first_line(process)
+        match = re.fullmatch(r"export DAI_EMULATOR_HOST=(127\.0\.0\.1:[1-9]\d*)\n", line)
+        assert match, line
+        return process, f"http://{match[1]}/v1"
+
+    return start

@@ -3,55 +3,18 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from emulator_command import Serve, run
 from emulator_testing import assert_error
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from airflow_dai_provider.emulator import METHODS, DaiEmulator
 from airflow_dai_provider.emulator.__main__ import main
-
-Process = subprocess.Popen[str]
-Serve = Callable[..., tuple[Process, str]]
-COMMAND = [sys.executable, "-W", "error", "-m", "airflow_dai_provider.emulator"]
-ROOT = Path(__file__).parents[2]
-
-
-def run(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *flags], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Start the command on a free port; returns the process and the endpoint it has printed."""
-    with ExitStack() as stack:
-
-        def start(*flags: str) -> tuple[Process, str]:
-            process = subprocess.Popen(
-                [*COMMAND, "--port", "0", *flags],
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            stack.enter_context(process)
-            stack.callback(process.kill)
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            match = re.fullmatch(r"export DAI_EMULATOR_HOST=(127\.0\.0\.1:[1-9]\d*)\n", line)
-            assert match, line
-            return process, f"http://{match[1]}/v1"
-
-        yield start
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -168,15 +131,6 @@ def test_help_tells_how_a_url_chooses(capsys: pytest.CaptureFixture[str]) -> Non
     output = capsys.readouterr().out
     for words in ("outcome=success", "DOWNLOAD_ERROR", "cancel_seconds=2", "ignored", *METHODS):
         assert words in output
-
-
-@pytest.fixture
-def signal_handlers() -> Iterator[None]:
-    """Put back the handlers of the test process that the command replaces."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("signal_handlers")

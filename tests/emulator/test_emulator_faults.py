@@ -219,6 +219,7 @@ def test_fault_comes_before_unimplemented(emulator: DaiEmulator, client: Client)
         ({}, "Fault: got 'nothing that goes wrong'"),
         ({"times": 3}, "nothing that goes wrong"),
         ({"method": "operations.wait", "status": 503}, "method: got 'operations.wait', expected one of operations.get"),
+        ({"method": "operations.wait", "status": 503}, "creatives.delete, token, generateAccessToken"),
         ({"status": 199}, "status: got 199, expected an HTTP status from 200 to 599"),
         ({"status": 600}, "status: got 600"),
         ({"status": 200}, "status: got 200, expected an error status"),
@@ -231,10 +232,39 @@ def test_fault_comes_before_unimplemented(emulator: DaiEmulator, client: Client)
         ({"drop": "before", "truncate": 0}, "expected no truncate"),
         ({"drop": "before", "headers": {"a": "b"}, "rpc_status": "NOT_FOUND"}, "no rpc_status or headers"),
         ({"delay": -1}, "delay: got -1"),
-        ({"delay": float("inf")}, "delay: got inf"),
+        ({"delay": float("nan")}, "delay: got nan"),
+        ({"delay": float("inf"), "status": 503}, "delay: got inf, expected no status beside it: nothing is answered"),
+        ({"body_delay": -1}, "body_delay: got -1"),
+        ({"reset": True}, "reset: got True, expected drop or truncate"),
+        ({"reset": True, "status": 503}, "reset: got True"),
+        ({"rate": 0, "status": 503}, "rate: got 0, expected a share"),
+        ({"rate": 1.1, "status": 503}, "rate: got 1.1"),
+        ({"rate": float("nan"), "status": 503}, "rate: got nan"),
+        ({"html": True}, "html: got True, expected a status"),
+        ({"html": True, "rpc_status": "NOT_FOUND"}, "html: got True"),
+        ({"html": True, "status": 503, "body": b""}, "html: got True"),
+        ({"redirect": "/a", "status": 304}, "status: got 304, expected one of 301, 302, 303, 307, 308"),
+        ({"redirect": "/a", "status": 302, "body": b""}, "redirect: got '/a'"),
+        ({"redirect": "/a", "rpc_status": "NOT_FOUND"}, "redirect: got '/a'"),
+        ({"redirect": "/a\nb"}, "headers: got '/a\\nb', expected printable ASCII"),
+        ({"headers": {"a": "ü"}, "status": 503}, "headers: got 'ü'"),
+        ({"content_type": "a\r\nb: c", "status": 503}, "expected printable ASCII"),
+        ({"processed": True}, "processed: got True, expected a status"),
+        ({"processed": True, "drop": "after"}, "processed: got True"),
+        ({"retry_after": -1, "status": 503}, "retry_after: got -1"),
+        ({"retry_after": 1, "retry_after_date": 1, "status": 503}, "retry_after: got 'several'"),
+        ({"retry_after": 1, "headers": {"Retry-After": "1"}, "status": 503}, "retry_after: got 'several'"),
+        ({"retry_after_date": float("inf"), "status": 503}, "retry_after_date: got inf"),
+        ({"padding": -1}, "padding: got -1"),
+        ({"drop": "after", "padding": 1}, "expected no padding"),
+        ({"drop": "after", "body_delay": 1}, "expected no body_delay"),
         ({"times": 0, "status": 503}, "times: got 0"),
         ({"truncate": -1}, "truncate: got -1"),
         ({"truncate": 2, "status": 200, "body": b"{}"}, "truncate: got 2, expected less than the 2 bytes"),
+        (
+            {"truncate": 5, "status": 200, "body": b"{}", "padding": 3},
+            "truncate: got 5, expected less than the 5 bytes",
+        ),
         ({"headers": {"Content-Length": "3"}, "status": 503}, "headers: got 'content-length'"),
         ({"headers": {"Content-Type": "text/html"}, "status": 503}, "headers: got 'content-type'"),
     ],
@@ -249,3 +279,10 @@ def test_drop_with_a_delay_and_truncated_body_are_fine() -> None:
     assert Fault(drop="after", delay=1).lets_through
     assert not Fault(drop="before").lets_through
     assert not Fault(status=200, body=b"{}", truncate=1).lets_through
+
+
+def test_the_record_tells_which_requests_a_fault_has_hit(emulator: DaiEmulator, client: Client) -> None:
+    emulator.inject(Fault("operations.list", status=503, retry_after=1))
+    for _ in range(2):
+        client.get("operations")
+    assert [request.fault for request in emulator.requests] == ["503 retry-after", None]

@@ -235,6 +235,8 @@ def test_unknown_method_is_refused_and_nothing_switched(emulator: DaiEmulator, c
     for switch in (emulator.unimplement, emulator.implement):
         with pytest.raises(ValueError, match="got 'operations.wait', expected one of .*creatives.delete"):
             switch("operations.list", "operations.wait")
+        with pytest.raises(ValueError, match="got 'token', expected one of .*creatives.delete$"):
+            switch("token")
     assert client.get("operations").status_code == 200
 
 

@@ -14,6 +14,7 @@ from google.api_core import exceptions, path_template
 from google.api_core.operations_v1 import AbstractOperationsClient
 from google.api_core.operations_v1.transports.rest import OperationsRestTransport
 from google.auth.credentials import AnonymousCredentials
+from google.oauth2 import service_account
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
 
 from airflow_dai_provider.emulator import DaiEmulator
@@ -81,10 +82,14 @@ def register_messages(pool: Any) -> None:
 
 @pytest.fixture
 def peer(emulator: DaiEmulator) -> AbstractOperationsClient:
+    return peer_of(emulator, AnonymousCredentials())
+
+
+def peer_of(emulator: DaiEmulator, credentials: Any) -> AbstractOperationsClient:
     message_class("Creative")
     transport = OperationsRestTransport(
         host=emulator.endpoint,
-        credentials=AnonymousCredentials(),
+        credentials=credentials,
         url_scheme="http",
         http_options=HTTP_OPTIONS,
     )
@@ -150,6 +155,32 @@ def test_errors(emulator: DaiEmulator, peer: AbstractOperationsClient) -> None:
         peer.cancel_operation(emulator.start_ingest())
     with pytest.raises(exceptions.BadRequest, match="filter"):
         list(peer.list_operations("operations", "name=x"))
+
+
+def test_with_a_token(guarded: DaiEmulator) -> None:
+    credentials = service_account.Credentials.from_service_account_info(
+        guarded.service_account_key(), scopes=["https://www.googleapis.com/auth/cloud-platform"]
+    )
+    peer = peer_of(guarded, credentials)
+    names = [guarded.start_ingest(seconds=60) for _ in range(3)]
+    assert [operation.name for operation in peer.list_operations("operations", "", page_size=2)] == names
+    peer.cancel_operation(names[0])
+    assert peer.get_operation(names[0]).error.code == 1
+    peer.delete_operation(names[1])
+    with pytest.raises(exceptions.NotFound):
+        peer.get_operation(names[1])
+    assert guarded.tokens_issued == 1
+    guarded.revoke_tokens()
+    assert not peer.get_operation(names[2]).done
+    assert guarded.tokens_issued == 2
+
+
+def test_with_a_token_for_something_else(guarded: DaiEmulator) -> None:
+    credentials = service_account.Credentials.from_service_account_info(
+        guarded.service_account_key(), scopes=["https://www.googleapis.com/auth/devstorage.read_only"]
+    )
+    with pytest.raises(exceptions.Forbidden, match="insufficient authentication scopes"):
+        peer_of(guarded, credentials).get_operation(guarded.start_ingest())
 
 
 @pytest.mark.parametrize(
