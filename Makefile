@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test e2e peers bench lint types build constraints clean
+.PHONY: help demo test e2e soak peers bench lint types build constraints clean
 
 help: ## Say what there is
 	@echo "Airflow $(AIRFLOW); choose another with AIRFLOW=2.11"
@@ -28,6 +28,9 @@ test: $(READY) ## Run the tests that need only Python (ARGS="-k name" to choose)
 
 e2e: $(READY) ## Run the tests on a running Airflow
 	@$(BIN)/pytest tests/e2e $(ARGS)
+
+soak: $(READY) ## Cancel and wait many times under random faults (ARGS="--rounds 100 --waits 0" for less)
+	@$(BIN)/python -W ignore tests/soak $(ARGS)
 
 peers: $(READY) ## Run the hooks through a stock nginx (installs Debian's package if there is none; needs root then)
 	@test -n "$$(PATH=$$PATH:/usr/sbin command -v nginx)" || { echo "Installing nginx from Debian's packages"; \

@@ -1,0 +1,37 @@
+"""``make soak``: many rounds of cancel and wait under random faults, and many deferred waits across a restart."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+
+FAULTS = 0.2
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=1000, help="rounds under faults (default: %(default)s)")
+    parser.add_argument("--waits", type=int, default=300, help="deferred waits, 0 for none (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="which requests are hit (default: another each time)")
+    options = parser.parse_args()
+
+    with tempfile.TemporaryDirectory(prefix="airflow-dai-provider-soak-") as home:
+        # Before anything imports Airflow, which reads it then.
+        os.environ.update(AIRFLOW_HOME=home, AIRFLOW__LOGGING__LOGGING_LEVEL="CRITICAL")
+        logging.disable(logging.CRITICAL)
+        from rounds import play_rounds
+
+        wrong = play_rounds(options.rounds, FAULTS, options.seed)
+    if options.waits:
+        from waits import play_waits
+
+        wrong += play_waits(options.waits, FAULTS, options.seed)
+    print(f"\n{wrong} things went wrong." if wrong else "\nNothing went wrong.")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Whether the requests that the emulator has recorded keep to the retry rule."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+
+from airflow_dai_provider.emulator import RecordedRequest
+
+#: The shortest time between two looks of which the first was answered well: less than the first interval, with its
+#: jitter.
+APART = 0.75
+#: Looks that may come sooner, for each operation: the triggerer's first, after that of the worker, and the last one of
+#: a wait, when its time is up.
+SOONER = 1
+
+
+def requests_against_the_rule(requests: Iterable[RecordedRequest], sooner: int = SOONER) -> list[str]:
+    """
+    Return what should not have been sent.
+
+    A request may follow another of the same kind for the same ingest only when that one has failed, or, for a look,
+    when its time has come. A create may follow another only where that one was refused for being too busy.
+    """
+    by_subject: dict[tuple[str | None, str], list[RecordedRequest]] = defaultdict(list)
+    for request in requests:
+        if request.method in ("operations.get", "operations.cancel", "creatives.create"):
+            by_subject[request.method, request.name or media_url(request)].append(request)
+    wrong = []
+    for (method, subject), sent in by_subject.items():
+        repeats = [first for first, second in zip(sent, sent[1:], strict=False) if not may_follow(first, second)]
+        allowed = sooner if method == "operations.get" else 0
+        wrong += [f"{method} of {subject} again after {first.fault or 'a good answer'}" for first in repeats[allowed:]]
+    return wrong
+
+
+def may_follow(first: RecordedRequest, second: RecordedRequest) -> bool:
+    if first.method == "operations.get":
+        return first.fault is not None or second.time - first.time > APART
+    return first.fault is not None and (first.method == "operations.cancel" or first.status == 429)
+
+
+def media_url(request: RecordedRequest) -> str:
+    return str(json.loads(request.body)["creative"]["mediaFiles"][0]["uri"])

@@ -1,0 +1,233 @@
+"""Rounds of cancel and wait: in the worker, in the triggerer, and by the operator that starts an ingest."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred
+from faults import inject
+from judge import requests_against_the_rule
+from leaks import Leaks
+
+from airflow_dai_provider.emulator import DaiEmulator
+from airflow_dai_provider.hooks.dai import DaiHook
+from airflow_dai_provider.lost_answer import IngestInDoubtError
+from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCreateCreativeOperator
+from airflow_dai_provider.triggers.dai import DaiOperationTrigger
+
+#: Rounds at once, and the rounds without faults to compare with.
+WORKERS = 16
+FAULTLESS = 90
+
+
+@dataclass
+class TaskInstance:
+    """What the operators ask of a task instance."""
+
+    task_id: str = "soak"
+    map_index: int = -1
+    try_number: int = 1
+    max_tries: int = 0
+    pushed: dict[str, Any] = field(default_factory=dict)
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+    def xcom_pull(self, *, key: str, **_: Any) -> Any:
+        return self.pushed.get(key)
+
+
+class Triggerer:
+    """An event loop in a thread of its own, on which all triggers run, as in Airflow's triggerer."""
+
+    def __enter__(self) -> Triggerer:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def fire(self, trigger: DaiOperationTrigger) -> Any:
+        return asyncio.run_coroutine_threadsafe(self._first(trigger), self._loop).result()
+
+    def tasks(self) -> int:
+        """Return how many tasks the loop has left."""
+        return len(asyncio.all_tasks(self._loop))
+
+    async def _first(self, trigger: DaiOperationTrigger) -> Any:
+        return [event.payload async for event in trigger.run()][0]
+
+    async def _end(self) -> None:
+        await self._loop.shutdown_asyncgens()
+        await self._loop.shutdown_default_executor()
+
+
+def media_url(number: int) -> str:
+    return f"https://media.example.com/{number}.mp4?seconds=3600"
+
+
+def cancel_in_worker(emulator: DaiEmulator, triggerer: Triggerer, number: int) -> str | None:
+    """Return what is wrong with a cancel that waits in the worker."""
+    name = emulator.start_ingest(f"operations/worker/{number}", seconds=3600, cancel_seconds=number % 3)
+    ti = TaskInstance()
+    operator = DaiCancelOperationOperator(
+        task_id="soak", operation_name=name, wait_for_completion=True, poll_interval=2, timeout=120
+    )
+    operator.execute({"ti": ti})
+    return wrong_end(emulator, ti, name, "CANCELLED")
+
+
+def cancel_in_triggerer(emulator: DaiEmulator, triggerer: Triggerer, number: int) -> str | None:
+    """Return what is wrong with a cancel that waits in the triggerer, for an ingest that completes in spite of it."""
+    name = emulator.start_ingest(f"operations/triggerer/{number}", seconds=number % 4, cancel="ignored")
+    ti = TaskInstance()
+    operator = DaiCancelOperationOperator(
+        task_id="soak", operation_name=name, wait_for_completion=True, deferrable=True, poll_interval=2, timeout=120
+    )
+    try:
+        operator.execute({"ti": ti})
+    except TaskDeferred as deferred:
+        _, arguments = deferred.trigger.serialize()
+        event = triggerer.fire(DaiOperationTrigger(**arguments))
+        operator.resume_execution(deferred.method_name, {**(deferred.kwargs or {}), "event": event}, {"ti": ti})
+    return wrong_end(emulator, ti, name, "SUCCEEDED")
+
+
+def start_and_give_up(emulator: DaiEmulator, triggerer: Triggerer, number: int) -> str | None:
+    """
+    Return what is wrong with an ingest whose time is up: one was started, and it was cancelled.
+
+    Or the request was lost, and none was started: then it raises IngestInDoubtError.
+    """
+    url = media_url(number)
+    media = {"uri": url, "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
+    ti = TaskInstance()
+    operator = DaiCreateCreativeOperator(
+        task_id="soak", creative={"adSystem": "soak", "mediaFiles": [media]}, poll_interval=1, timeout=3
+    )
+    try:
+        operator.execute({"ti": ti})
+    except IngestInDoubtError:
+        raise
+    except AirflowException as error:
+        if "has not ended within" not in str(error):
+            return f"the wrong failure: {error}"
+    else:
+        return "no failure although the time was up"
+    name = ti.pushed["operation_name"]
+    if not emulator.cancel_requested(name):
+        return f"{name} was not cancelled"
+    return None
+
+
+KINDS = (cancel_in_worker, cancel_in_triggerer, start_and_give_up)
+
+
+def wrong_end(emulator: DaiEmulator, ti: TaskInstance, name: str, state: str) -> str | None:
+    seen = ti.pushed["operation"]["state"]
+    return None if (seen, emulator.state(name)) == (state, state) else f"{name}: {seen} instead of {state}"
+
+
+@dataclass
+class Played:
+    """
+    What came of the rounds.
+
+    :param started: how many ingests were started of each media URL, by the service's own list.
+    :param in_doubt: the media URLs whose task has failed, not knowing whether an ingest was started.
+    """
+
+    emulator: DaiEmulator
+    leaks: Leaks
+    wrong: list[str] = field(default_factory=list)
+    in_doubt: list[str] = field(default_factory=list)
+    started: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    def judge(self) -> dict[str, list[str]]:
+        """Return what went wrong, by the row of the table."""
+        emulator = self.emulator
+        unjustly = [f"an ingest of {url} was started, but not found" for url in self.in_doubt if self.started[url]]
+        return {
+            "wrong outcomes": self.wrong + unjustly,
+            "strays": [name for name, state in emulator.states().items() if state == "RUNNING"],
+            "ingests started twice": [url for url, times in self.started.items() if times > 1],
+            "requests beyond the retry rule": requests_against_the_rule(emulator.requests),
+            **self.leaks.found,
+        }
+
+
+def play(rounds: int, share: float, seed: int | None) -> Played:
+    started = time.monotonic()
+    with DaiEmulator(seed=seed) as emulator:
+        os.environ["DAI_EMULATOR_HOST"] = emulator.host
+        inject(emulator, share)
+        played = Played(emulator, Leaks())
+        with Triggerer() as triggerer:
+
+            def one(number: int) -> None:
+                kind = KINDS[number % len(KINDS)]
+                try:
+                    problem = kind(emulator, triggerer, number)
+                except IngestInDoubtError:
+                    played.in_doubt.append(media_url(number))
+                except Exception as error:  # whatever it is, it is a wrong outcome
+                    played.wrong.append(f"{kind.__name__} {number}: {type(error).__name__}: {error}")
+                else:
+                    played.wrong += [problem] if problem else []
+
+            with ThreadPoolExecutor(WORKERS) as pool:
+                for done, _ in enumerate(pool.map(one, range(rounds)), 1):
+                    if done % 100 == 0:
+                        print(f"  {done} of {rounds} rounds, {time.monotonic() - started:.0f} s", flush=True)
+            tasks = triggerer.tasks()
+        played.leaks.look(tasks)
+        played.seconds = time.monotonic() - started
+    with emulator:  # again, without faults
+        emulator.clear_faults()
+        os.environ["DAI_EMULATOR_HOST"] = emulator.host
+        with DaiHook() as hook:
+            urls = [operation.ingest.creative_url or "" for operation in hook.list_operations() if operation.ingest]
+    played.started.update(url for url in urls if url.endswith("?seconds=3600"))
+    return played
+
+
+def play_rounds(rounds: int, share: float, seed: int | None) -> int:
+    """Play and print the table; return how many things went wrong."""
+    print(f"{rounds} rounds with {share:.0%} of all requests failing, {WORKERS} at once", flush=True)
+    calm = play(FAULTLESS, 0, seed)
+    played = play(rounds, share, seed)
+    sent = len(played.emulator.requests)
+    faults = played.emulator.faults_injected
+    minimum = len(calm.emulator.requests) / FAULTLESS
+    problems = played.judge()
+    rows = {
+        "seconds": f"{played.seconds:.0f}",
+        "seed": played.emulator.seed,
+        "requests": sent,
+        "faults injected": f"{sum(faults.values())} ({sum(faults.values()) / sent:.1%} of the requests)",
+        **{f"  {kind}": number for kind, number in sorted(faults.items())},
+        "requests per round": f"{sent / rounds:.2f}, {sent / rounds / minimum:.2f} x the {minimum:.2f} without faults",
+        "starts in doubt, rightly": len(played.in_doubt),
+        **{label: len(found) for label, found in problems.items()},
+        "wrong without faults": sum(map(len, calm.judge().values())),
+    }
+    for label, value in rows.items():
+        print(f"  {label:<34} {value}")
+    for label, found in (problems | calm.judge()).items():
+        for problem in found[:10]:
+            print(f"  WRONG, {label}: {problem}", file=sys.stderr)
+    return sum(map(len, problems.values())) + sum(map(len, calm.judge().values()))
