@@ -33,7 +33,7 @@ from airflow_dai_provider.outcome import (
 from airflow_dai_provider.polling import FIRST_INTERVAL, MAX_OUTAGE, WaitTimeoutError, describe_look
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
     from airflow_dai_provider.hooks.dai import DaiHook
     from airflow_dai_provider.operation import Operation
@@ -81,7 +81,7 @@ class DaiOperationSensor(BaseSensorOperator):
     def __init__(
         self,
         *,
-        operation_name: str,
+        operation_name: str | XComArg,
         expected_states: Collection[str | OperationState] | str | None = (
             OperationState.CANCELLED.value,
             OperationState.SUCCEEDED.value,
@@ -95,7 +95,7 @@ class DaiOperationSensor(BaseSensorOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.operation_name = operation_name
+        self.operation_name: Any = operation_name  # a string, once it is rendered
         self.expected_states = expected_states
         self.missing_ok = missing_ok
         self.cancel_on_kill = cancel_on_kill

@@ -25,7 +25,7 @@ from airflow_dai_provider.outcome import (
 from airflow_dai_provider.polling import WaitTimeoutError, check_seconds
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
     from airflow_dai_provider.hooks.dai import DaiHook
     from airflow_dai_provider.operation import Operation
@@ -75,7 +75,7 @@ class DaiCancelOperationOperator(BaseOperator):
     def __init__(
         self,
         *,
-        operation_name: str,
+        operation_name: str | XComArg,
         wait_for_completion: bool = False,
         expected_states: Collection[str | OperationState] | str | None = None,
         missing_ok: bool = False,
@@ -88,7 +88,7 @@ class DaiCancelOperationOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.operation_name = operation_name
+        self.operation_name: Any = operation_name  # a string, once it is rendered
         self.wait_for_completion = wait_for_completion
         self.expected_states = expected_states
         self.missing_ok = missing_ok

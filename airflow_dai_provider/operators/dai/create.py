@@ -29,7 +29,7 @@ from airflow_dai_provider.redact import url_secrets
 from airflow_dai_provider.resumption import StartedIngest, TaskMemory, can_go_on_with
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
     from airflow_dai_provider.hooks.dai import DaiHook
     from airflow_dai_provider.operation import Operation
@@ -93,8 +93,8 @@ class DaiCreateCreativeOperator(BaseOperator):
     def __init__(
         self,
         *,
-        creative: Mapping[str, Any],
-        dynamic_creative_info: Mapping[str, Any] | None = None,
+        creative: Mapping[str, Any] | XComArg,
+        dynamic_creative_info: Mapping[str, Any] | XComArg | None = None,
         wait_for_completion: bool = True,
         cancel_on_kill: bool = True,
         cancel_on_failure: bool = True,
@@ -107,8 +107,8 @@ class DaiCreateCreativeOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.creative = creative
-        self.dynamic_creative_info = dynamic_creative_info
+        self.creative: Any = creative  # JSON objects, once they are rendered
+        self.dynamic_creative_info: Any = dynamic_creative_info
         self.wait_for_completion = wait_for_completion
         self.cancel_on_kill = cancel_on_kill
         self.cancel_on_failure = cancel_on_failure
