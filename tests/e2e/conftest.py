@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+import report
 from stack import Airflow2Stack, Airflow3Stack, make_stack
 
 from airflow_dai_provider.emulator import DaiEmulator
@@ -22,7 +24,7 @@ def emulator() -> Iterator[DaiEmulator]:
         yield emulator
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def airflow(emulator: DaiEmulator) -> Iterator[Airflow2Stack | Airflow3Stack]:
     home = ROOT / ".airflow" / f"e2e-{version('apache-airflow')}"
     with make_stack(home, collect_dags(home.with_suffix(".dags")), {"DAI_EMULATOR_HOST": emulator.host}) as stack:
@@ -38,3 +40,13 @@ def collect_dags(folder: Path) -> Path:
     assert first is not None
     (folder / "readme.py").write_text(first[1])
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the table of the rows that were played, and keep it."""
+    played = config.stash.get(report.PLAYED, None)
+    if played:
+        table = report.table(played)
+        (ROOT / ".airflow" / f"rows-{version('apache-airflow')}.md").write_text(table + "\n")
+        terminalreporter.section(f"rows on Airflow {version('apache-airflow')}")
+        terminalreporter.write_line(table)
