@@ -1,0 +1,159 @@
+"""
+The DAGs of the rows, each twice: with only the operator's own guards, and within the rings that the README recommends.
+
+``<name>__own`` is the ingest alone. ``<name>__rings`` has the DAG's failure callback and a teardown beside it, and one
+of them a Deadline. The sweep is a DAG by itself. Which row is played on which DAG, and how: ``rows.py`` of the tests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, task
+
+from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
+from airflow_dai_provider.operators.dai import (
+    DaiCancelOperationOperator,
+    DaiCancelStrayOperationsOperator,
+    DaiCreateCreativeOperator,
+)
+from airflow_dai_provider.sensors.dai import DaiOperationSensor
+
+NAME = "{{ ti.xcom_pull(task_ids='ingest', key='operation_name') }}"
+#: What happens after these many seconds happens by itself: a failure, a time limit.
+SOON = 8
+WAITS_NOT = {"wait_for_completion": False}
+
+
+def creative(url: str) -> dict[str, Any]:
+    return {
+        "adSystem": "rows",
+        "mediaFiles": [{"uri": url, "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}],
+    }
+
+
+def ingest(url: str = "{{ params.url }}", **kwargs: Any) -> DaiCreateCreativeOperator:
+    return DaiCreateCreativeOperator(task_id="ingest", creative=creative(url), poll_interval=2, **kwargs)
+
+
+@task
+def work(params: dict) -> None:
+    """Do what another task of the DAG does while the ingest runs."""
+    if params["work"] == "raise":
+        raise RuntimeError("the original failure")
+    if params["work"] == "skip":
+        raise AirflowSkipException("nothing to do")
+    time.sleep(600)
+
+
+@contextmanager
+def dag(name: str, guards: str, *, setup: bool = False, teardown: bool = True, **kwargs: Any) -> Iterator[DAG]:
+    """Make a DAG; whatever is in it, its task ``ingest`` gets the rings if ``guards`` says so."""
+    if guards == "rings":
+        kwargs["on_failure_callback"] = DaiCancelOperationNotifier(ingest_task_ids="ingest")
+    params = {"url": "https://media.example.com/ad.mp4", "urls": [], "work": "sleep"}
+    with DAG(f"{name}__{guards}", schedule=None, params=params, max_active_runs=100, **kwargs) as made:
+        yield made
+        if guards == "rings" and teardown:
+            start, last = made.get_task("ingest"), made.leaves
+            cancel = DaiCancelOperationOperator(task_id="cancel", operation_name=NAME)
+            # After all other tasks: after the start alone, it would cancel an ingest that nobody waits for at once.
+            upstream = last if setup else {start, *last}
+            list(upstream) >> cancel.as_teardown(setups=[start] if setup else [])
+
+
+for guards in ("own", "rings"):
+    with dag("waits", guards):
+        ingest()
+    with dag("waits_with_retry", guards):
+        ingest(retries=1, retry_delay=timedelta(seconds=1))
+    with dag("waits_with_retry_callback", guards):
+        ingest(retries=1, retry_delay=timedelta(seconds=1), on_retry_callback=DaiCancelOperationNotifier())
+    with dag("waits_for_retry", guards):
+        ingest(retries=1, retry_delay=timedelta(minutes=10), timeout=SOON)
+    with dag("raises", guards):
+        ingest(timeout=SOON)
+    with dag("raises_with_retry", guards):
+        ingest(timeout=3 * SOON, retries=1, retry_delay=timedelta(seconds=1))
+    with dag("times_out", guards):
+        ingest(execution_timeout=timedelta(seconds=2 * SOON))
+    with dag("run_times_out", guards, dagrun_timeout=timedelta(seconds=3 * SOON)):
+        ingest()
+
+    with dag("defers", guards):
+        ingest(deferrable=True)
+    with dag("defers_and_raises", guards):
+        ingest(deferrable=True, timeout=SOON)
+    with dag("defers_and_raises_later", guards):
+        ingest(deferrable=True, timeout=3 * SOON)
+    with dag("defers_and_times_out", guards):
+        ingest(deferrable=True, execution_timeout=timedelta(seconds=2 * SOON))
+    with dag("defers_and_run_times_out", guards, dagrun_timeout=timedelta(seconds=3 * SOON)):
+        ingest(deferrable=True)
+
+    with dag("then_work", guards):
+        ingest(**WAITS_NOT) >> work()
+    with dag("setup_then_work", guards, setup=True):
+        ingest(**WAITS_NOT) >> work()
+    with dag("setup_then_deferred", guards, setup=True):
+        ingest(**WAITS_NOT) >> DaiOperationSensor(task_id="work", operation_name=NAME, deferrable=True)
+    with dag("setup_waits", guards, setup=True):
+        ingest() >> work()
+    with dag("then_rescheduled", guards):
+        ingest(**WAITS_NOT) >> DaiOperationSensor(
+            task_id="work", operation_name=NAME, mode="reschedule", poke_interval=15
+        )
+
+    # A mapped task has no one name for a teardown; what it can have is the callback.
+    with dag("mapped", guards, teardown=False):
+
+        @task
+        def creatives(params: dict) -> list[dict]:
+            return [creative(url) for url in params["urls"]]
+
+        ring = {"on_failure_callback": DaiCancelOperationNotifier()} if guards == "rings" else {}
+        DaiCreateCreativeOperator.partial(task_id="ingest", poll_interval=2, **ring).expand(creative=creatives())
+
+    # "Wrong file, fix the DAG, clear": what is fixed is a variable.
+    with dag("fixed", guards):
+        ingest("{{ var.value.get(params.url) }}")
+
+with dag("late", "own"):
+    ingest()
+try:
+    from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference
+except ImportError:
+    pass
+else:
+    late = DeadlineAlert(
+        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        interval=timedelta(seconds=3 * SOON),
+        callback=AsyncCallback(DaiCancelOperationNotifier, kwargs={"ingest_task_ids": "ingest"}),
+    )
+    with dag("late", "rings", deadline=late):
+        ingest()
+
+# Many runs that fail at once, and nothing but the DAG's callback to cancel what each has started.
+with DAG(
+    "burst",
+    schedule=None,
+    params={"url": "https://media.example.com/ad.mp4"},
+    max_active_runs=100,
+    max_active_tasks=12,
+    on_failure_callback=DaiCancelOperationNotifier(ingest_task_ids="ingest"),
+):
+    ingest(timeout=1, cancel_on_failure=False)
+
+with DAG("sweep", schedule=None, params={"older_than": 60, "spare": []}, render_template_as_native_obj=True):
+    DaiCancelStrayOperationsOperator(
+        task_id="sweep",
+        older_than="{{ params.older_than }}",
+        spare="{{ params.spare }}",
+        wait_for_completion=True,
+        max_cancellations=100,
+        poll_interval=2,
+    )

@@ -1,0 +1,171 @@
+"""Plays all rows on one running Airflow, phase by phase, and keeps what has come of each."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+from disturbances import DISTURBANCES, TOGETHER, TRIGGERER_STALLED
+from guards import Act, acts
+from play import PATIENCE, Play, Service, Stack
+from rows import LEAK, ROWS, UNHARMED, Row
+from stack import StackError, wait_until
+
+from airflow_dai_provider.emulator import DaiEmulator
+
+AIRFLOW = int(version("apache-airflow").split(".")[0])
+#: Plays at a time: more than two processors bear well, and fewer than Airflow's slots, of which teardowns need some.
+CROWD = 12
+
+#: Seconds after its event at which an ingest that still runs, with no guard expected, counts as leaked.
+LEAK_SECONDS = 30
+
+#: What Airflow needs to play that many rows in one file.
+SETTINGS = {
+    "AIRFLOW__CORE__PARALLELISM": "24",
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
+    "AIRFLOW__SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "10",
+}
+
+
+@dataclass
+class Outcome:
+    """What came of a row with some guards: its play, and why it could not be played, if so."""
+
+    row: Row
+    play: Play
+    problem: str = ""
+    #: What each stray was at the end of all plays, before the sweep, and after it.
+    before_sweep: dict[str, str] = field(default_factory=dict)
+    after_sweep: dict[str, str] = field(default_factory=dict)
+    cancels: dict[str, list[float]] = field(default_factory=dict)
+    acts: list[Act] = field(default_factory=list)
+    healthy: dict[str, str] = field(default_factory=dict)
+
+    def take(self, emulator: DaiEmulator, said: list[Act]) -> None:
+        """Take down what has become of the ingests, soon after the event: later ones can hit whatever still runs."""
+        self.before_sweep = {name: str(emulator.state(name).value) for name in self.play.strays}
+        self.healthy = {name: str(emulator.state(name).value) for name in self.play.healthy}
+        self.count(said)
+
+    def count(self, said: list[Act]) -> None:
+        """Take down who has requested what, now."""
+        names = {*self.play.strays, *self.play.healthy}
+        self.cancels = {name: self.play.service.cancels(name) for name in self.play.strays}
+        self.acts = [act for act in said if act.operation in names]
+
+    @property
+    def leaks_as_expected(self) -> bool:
+        return not self.problem and self.row.expected(self.play.guards, AIRFLOW) == LEAK
+
+    @property
+    def leaks(self) -> bool:
+        return any(state != "CANCELLED" for state in self.before_sweep.values())
+
+    @property
+    def requests(self) -> int:
+        return sum(len(times) for times in self.cancels.values())
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds from the event to the first request that cancelled the last of the strays."""
+        if self.leaks or not self.play.strays:
+            return None
+        return max(self.cancels[name][0] for name in self.play.strays) - self.play.event_time
+
+    @property
+    def guard(self) -> str:
+        """The guard that came first, as far as the logs tell."""
+        if not self.play.strays:
+            return UNHARMED
+        if self.leaks:
+            return LEAK
+        return next((act.guard for act in self.acts if act.operation in self.play.strays), "unknown")
+
+
+def rows_of_this_airflow(wanted: Iterable[str]) -> list[Row]:
+    wanted = set(wanted)
+    return [row for row in ROWS if row.id in wanted and row.expected("own", AIRFLOW) is not None]
+
+
+def play_all(airflow: Stack, service: Service, rows: list[Row]) -> dict[tuple[str, str], Outcome]:
+    """Play the rows: those that disturb nobody together, the others one phase after the other."""
+    played: dict[tuple[str, str], Outcome] = {}
+    for phase in dict.fromkeys(row.phase for row in rows):
+        outcomes = [
+            Outcome(row, Play(airflow, service, row.id, row.dag, guards))
+            for row in rows
+            if row.phase == phase
+            for guards in ("own", "rings")
+        ]
+        started = time.monotonic()
+        _play_phase(airflow, phase, outcomes)
+        _settle(airflow, service.emulator, outcomes)
+        print(f"{phase}: {len(outcomes)} plays in {time.monotonic() - started:.0f} s", flush=True)
+        played |= {(outcome.row.id, outcome.play.guards): outcome for outcome in outcomes}
+    said = acts(airflow.home)
+    for outcome in played.values():
+        outcome.count(said)
+    return played
+
+
+def _settle(airflow: Stack, emulator: DaiEmulator, outcomes: list[Outcome]) -> None:
+    """Wait until the guards have done what is expected of them, and the others have had time; take it down."""
+
+    def settled() -> bool:
+        return not any(
+            emulator.state(name) == "RUNNING"
+            for outcome in outcomes
+            if not outcome.problem and not outcome.leaks_as_expected
+            for name in outcome.play.strays
+        )
+
+    # Where it is in vain, the test of that row says which ingest still runs.
+    with suppress(StackError):
+        wait_until("the guards", settled, PATIENCE, 1)
+    leaks = [outcome.play.event_time for outcome in outcomes if outcome.leaks_as_expected]
+    time.sleep(max(0.0, max(leaks, default=0.0) + LEAK_SECONDS - time.time()))
+    said = acts(airflow.home)
+    for outcome in outcomes:
+        outcome.take(emulator, said)
+
+
+def _play_phase(airflow: Stack, phase: str, outcomes: list[Outcome]) -> None:
+    steps = [(outcome, _steps(outcome)) for outcome in outcomes]
+    with ThreadPoolExecutor(CROWD if phase == TOGETHER or phase in DISTURBANCES else 1) as crowd:
+        for disturb in DISTURBANCES.get(phase, ()):
+            list(crowd.map(_next_step, steps))
+            disturb(airflow)
+        list(crowd.map(_all_steps, steps))
+    if phase == TRIGGERER_STALLED:
+        airflow.kill_component("second-triggerer")
+
+
+def _steps(outcome: Outcome) -> Iterator[None]:
+    yield from outcome.row.play(outcome.play) or ()
+
+
+def _next_step(step: tuple[Outcome, Iterator[None]]) -> None:
+    outcome, steps = step
+    if outcome.problem:
+        return
+    try:
+        next(steps, None)
+    except Exception as error:
+        outcome.problem = "".join(traceback.format_exception_only(error))
+
+
+def _all_steps(step: tuple[Outcome, Iterator[None]]) -> None:
+    outcome, steps = step
+    if outcome.problem:
+        return
+    try:
+        for _ in steps:
+            pass
+    except Exception as error:
+        outcome.problem = "".join(traceback.format_exception_only(error))

@@ -1,0 +1,213 @@
+"""What happens in each row: the events, as a user, the machine or a time limit brings them about."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from play import Play
+
+from airflow_dai_provider.emulator import Fault
+
+#: As in dags/rows.py.
+SOON = 8
+
+Event = Callable[[Play], Iterator[None] | None]
+
+
+def stray(play: Play) -> None:
+    """Have the play's first ingest be the one that must not be left running."""
+    play.strays = [play.ingest().name]
+
+
+def raises(play: Play) -> None:
+    """Let the wait take longer than the operator's own ``timeout``."""
+    play.start()
+    play.happens(at=play.ingest().created + SOON)
+    stray(play)
+    play.log_says("has not ended within")
+    play.task_is("failed")
+
+
+def times_out(play: Play) -> None:
+    """Let the task take longer than its ``execution_timeout``."""
+    play.start()
+    stray(play)
+    play.happens(at=play.task_started() + 2 * SOON)
+    play.log_says("AirflowTaskTimeout")
+    play.task_is("failed")
+
+
+def raises_twice(play: Play) -> None:
+    """Fail in both tries: the first leaves the ingest to the second, which has to cancel it."""
+    play.start()
+    stray(play)
+    play.task_is("failed", tries=2)
+    # On Airflow 2 the second try has started an ingest of its own.
+    play.strays = [started.name for started in play.service.ingests(play.url)]
+    play.happens(at=play.task_started() + 3 * SOON)
+
+
+def trigger_fails(play: Play) -> None:
+    """Have the wait in the triggerer end with an error, while the ingest runs."""
+    play.start()
+    name = play.waits("deferred").name
+    stray(play)
+    play.happens()
+    play.service.emulator.inject(Fault("operations.get", name, rpc_status="PERMISSION_DENIED", times=None))
+    play.log_says("PERMISSION_DENIED")
+    play.task_is("failed")
+
+
+def run_times_out(play: Play) -> None:
+    play.start()
+    play.ingest()
+    stray(play)
+    play.run_is("failed")
+    play.happens(at=play.airflow.run_started(play.dag_id, play.run_id) + 3 * SOON)
+
+
+def marked(state: str, waiting: str = "running", task: str = "ingest", **params: str) -> Event:
+    """Return the event: a user marks a task while it runs, or is in another state."""
+
+    def play(play: Play) -> None:
+        play.start(**params)
+        play.waits(waiting, task)
+        stray(play)
+        play.mark(state, task)
+
+    return play
+
+
+def killed(task: str = "ingest", *, worker: bool = False) -> Event:
+    """Return the event: the process of a task is lost, and no retry is left."""
+
+    def play(play: Play) -> None:
+        play.start()
+        play.waits(task=task)
+        stray(play)
+        play.kill(task, worker=worker)
+        play.task_is("failed", task=task)
+
+    return play
+
+
+def killed_and_retried(play: Play, *, worker: bool = False) -> None:
+    """Lose the process; the next try goes on with the ingest, which nobody may cancel then."""
+    play.start(seconds=75)
+    play.waits()
+    play.kill(worker=worker)
+    play.healthy = [play.ingest().name]
+    play.task_is("success", tries=2)
+    play.run_is("success")
+
+
+def lost_and_called_back(play: Play) -> None:
+    """Lose the worker where an ``on_retry_callback`` comes late: it may cancel the first ingest, not what runs then."""
+    play.start(seconds=75)
+    play.waits()
+    play.kill(worker=True)
+    play.task_is("success", tries=2)
+    *earlier, last = [started.name for started in play.service.ingests(play.url)]
+    play.strays, play.healthy = earlier, [last]
+    logs = play.airflow.component_logs()
+    names = [*earlier, last]
+    assert any(f"Leaving {n} alone" in logs or f"cancellation of {n}" in logs for n in names), "no callback has come"
+
+
+def raised_and_retried(play: Play) -> None:
+    """Fail once while the ingest runs; the next try goes on with it."""
+    play.start(seconds=35)
+    play.happens(at=play.ingest().created + 3 * SOON)
+    play.healthy = [play.ingest().name]
+    play.log_says("Leaving operations/")
+    play.task_is("success", tries=2)
+
+
+def cleared(waiting: str, play: Play) -> None:
+    """Clear the task while it waits: its ingest is cancelled, or the next try goes on with it; that one ends well."""
+    play.start(seconds=60)
+    play.waits(waiting)
+    play.clear()
+    play.task_is("success", tries=2)
+    *earlier, last = [started.name for started in play.service.ingests(play.url)]
+    play.strays, play.healthy = earlier, [last]
+
+
+def fixed_and_cleared(play: Play) -> None:
+    """Lose the process that ingests the wrong file; fix the DAG; clear."""
+    right = play.media(1, seconds=40)
+    variable = f"row-{play.row}-{play.guards}"
+    play.airflow.set_variable(variable, play.media(0))
+    play.run_id = play.airflow.trigger(play.dag_id, {"url": variable})
+    play.waits()
+    stray(play)
+    play.kill()
+    play.run_is("failed")
+    play.airflow.set_variable(variable, right)
+    play.airflow.clear(play.dag_id, play.run_id, "ingest")
+    play.healthy = [play.ingest(1).name]
+    assert play.ingest(1).url == right
+    play.task_is("success", tries=2)
+
+
+def work_fails(what: str, state: str, play: Play) -> None:
+    """Let another task of the run fail, or skip, while the ingest runs that nobody waits for."""
+    play.start(work=what)
+    stray(play)
+    play.task_is("running", state, task="work")
+    play.happens()
+    play.task_is(state, task="work")
+    if what == "raise":
+        play.log_says("the original failure", "work")
+
+
+def run_marked_failed(waiting: str, play: Play) -> None:
+    play.start()
+    if waiting == "up_for_retry":
+        play.task_is(waiting)
+    else:
+        play.waits(waiting)
+    stray(play)
+    play.happens()
+    play.airflow.mark_run(play.dag_id, play.run_id, "failed")
+    play.task_is("skipped" if waiting == "up_for_retry" else "failed")
+
+
+def run_deleted(play: Play) -> None:
+    """Delete a run while its task is still there; Airflow has it marked failed before that."""
+    play.start()
+    play.waits()
+    stray(play)
+    play.happens()
+    play.airflow.mark_run(play.dag_id, play.run_id, "failed")
+    play.delete()
+
+
+def mapped(strike: Callable[[Play], None], play: Play) -> None:
+    """Strike one of three mapped tasks; its siblings' ingests go on to their end."""
+    urls = [play.media(0, seconds=60), play.media(1), play.media(2, seconds=60)]
+    play.start(urls=urls)
+    play.ingest(2)
+    by_url = {started.url: started.name for started in play.service.ingests(play.url)}
+    play.strays = [by_url.pop(urls[1])]
+    play.healthy = list(by_url.values())
+    strike(play)
+
+
+def second_is_marked(play: Play) -> None:
+    play.happens()
+    play.airflow.mark(play.dag_id, play.run_id, "ingest", "failed", 1)
+
+
+def second_loses_its_worker(play: Play) -> None:
+    play.kill(map_index=1, worker=True)
+
+
+def too_late(play: Play) -> None:
+    """Let the run take longer than it may; nothing fails."""
+    play.start()
+    play.waits()
+    stray(play)
+    play.happens(at=play.airflow.run_started(play.dag_id, play.run_id) + 3 * SOON)
+    time.sleep(max(0.0, play.event_time - time.time()))

@@ -1,0 +1,73 @@
+"""The table of the rows: what was measured, as it stands in the README."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import pytest
+from played import Outcome
+from rows import LEAK, UNHARMED
+
+#: Where the outcomes are kept for the end of the session.
+PLAYED = pytest.StashKey[Mapping[tuple[str, str], Outcome]]()
+
+HEAD = (
+    "| row | what happens | the operator alone | with the rings | and with the sweep |",
+    "|---|---|---|---|---|",
+)
+
+
+def table(played: Mapping[tuple[str, str], Outcome]) -> str:
+    """Return the table in Markdown, one line for each row, and below it how many leaks there are."""
+    ids = dict.fromkeys(row for row, _ in played)
+    lines = [_line(played[row, "own"], played[row, "rings"]) for row in ids]
+    return "\n".join([*HEAD, *lines, "", *_summary(played.values())])
+
+
+def guards_of(markdown: str) -> dict[str, list[str]]:
+    """Return what a text with the table says of each row but for timings and requests: the guard or the leak."""
+    _, _, below = markdown.partition("\n".join(HEAD))
+    rows = [line.strip("|").split("|") for line in below.strip().partition("\n\n")[0].splitlines()]
+    return {cells[0].strip(): [_words(cell) for cell in cells[-3:]] for cells in rows if len(cells) == 5}
+
+
+def _line(own: Outcome, rings: Outcome) -> str:
+    return f"| {own.row.id} | {own.row.what} | {_cell(own)} | {_cell(rings)} | {_swept(rings)} |"
+
+
+def _cell(outcome: Outcome) -> str:
+    if outcome.problem:
+        return "not played"
+    if outcome.leaks:
+        return f"**{LEAK}**"
+    if not outcome.play.strays:
+        return UNHARMED
+    plural = "" if outcome.requests == 1 else "s"
+    return f"{outcome.guard}, {outcome.seconds:.0f} s, {outcome.requests} request{plural}"
+
+
+def _swept(outcome: Outcome) -> str:
+    if outcome.problem or not outcome.after_sweep:
+        return "not played" if outcome.problem or outcome.play.strays else ""
+    if "RUNNING" in outcome.after_sweep.values():
+        return f"**{LEAK}**"
+    return "sweep" if outcome.leaks else ""
+
+
+def _summary(outcomes: Iterable[Outcome]) -> list[str]:
+    by_guards = {
+        guards: [outcome for outcome in outcomes if outcome.play.guards == guards] for guards in ("own", "rings")
+    }
+    columns = (("the operator alone", "own", "before_sweep"), ("with the rings", "rings", "before_sweep"),
+               ("and with the sweep", "rings", "after_sweep"))  # fmt: skip
+    return [f"Strays, {title}: {_named(by_guards[guards], when)}." for title, guards, when in columns]
+
+
+def _named(outcomes: Iterable[Outcome], when: str) -> str:
+    leaking = [outcome.row.id for outcome in outcomes if "RUNNING" in getattr(outcome, when).values()]
+    return f"{len(leaking)}" + (f" ({', '.join(leaking)})" if leaking else "")
+
+
+def _words(cell: str) -> str:
+    return re.sub(r", -?\d+ s, \d+ requests?", "", cell).strip(" *|")

@@ -1,0 +1,141 @@
+"""
+The rows of the table of failures: what happens, on which DAG, and which guard is expected to cancel the ingest.
+
+Each is played twice, on ``<dag>__own`` (the operator's own guards) and on ``<dag>__rings`` (the recommended ones around
+it); see ``dags/rows.py``. The events are in ``plays.py`` and ``disturbances.py``.
+
+To play one row: ``make e2e ARGS="-k row_7b-"``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import disturbances
+import plays
+from disturbances import ALONE, API_SERVER_DOWN, SCHEDULER_LOST, TOGETHER, TRIGGERER_DOWN, TRIGGERER_STALLED
+from plays import Event
+
+#: What becomes of an ingest that no guard cancels, and of one that none may cancel.
+LEAK = "leaks"
+UNHARMED = "unharmed"
+
+#: Who cancels, as ``guards.py`` reads it in the logs.
+KILL = "on_kill"
+TRIGGER = "trigger on_kill"
+OPERATOR = "operator"
+CALLBACK = "task callback"
+NEXT_TRY = "next try"
+DAG_CALLBACK = "DAG callback"
+TEARDOWN = "teardown"
+DEADLINE = "Deadline"
+RINGS = f"{TEARDOWN}|{DAG_CALLBACK}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    A row.
+
+    :param id: its number in the table of failures; a word after it tells apart several ways to play it.
+    :param own: the guards of which one comes first, ``|`` between them, with the operator's own guards only.
+    :param rings: the same within the rings.
+    :param own_2: what differs on Airflow 2, or None where the row cannot be played there.
+    :param phase: with which others it is played at the same time.
+    """
+
+    id: str
+    what: str
+    dag: str
+    play: Event
+    own: str
+    rings: str
+    own_2: str | None = ""
+    rings_2: str | None = ""
+    phase: str = TOGETHER
+
+    def expected(self, guards: str, airflow: int) -> str | None:
+        on_2 = self.own_2 if guards == "own" else self.rings_2
+        on_3 = self.own if guards == "own" else self.rings
+        return on_3 if airflow >= 3 or on_2 == "" else on_2
+
+
+ROWS = (
+    Row("1", "the task raises, no retry left", "raises", plays.raises, OPERATOR, OPERATOR),
+    Row("1-deferred", "the same after a deferral", "defers_and_raises", plays.raises, OPERATOR, OPERATOR),
+    Row("2", "it raises, and its retry goes on with the ingest", "raises_with_retry",
+        plays.raised_and_retried, UNHARMED, UNHARMED, None, None),
+    Row("2-again", "the retry raises too", "raises_with_retry", plays.raises_twice, OPERATOR, OPERATOR),
+    Row("3-failed", "the running task is marked failed", "waits", plays.marked("failed"), KILL, KILL),
+    Row("3-success", "it is marked success", "waits", plays.marked("success"), KILL, KILL),
+    Row("3-mapped", "one of three mapped tasks is marked failed", "mapped",
+        partial(plays.mapped, plays.second_is_marked), KILL, KILL),
+    Row("4", "the running task is cleared", "waits", partial(plays.cleared, "running"),
+        f"{KILL}|{UNHARMED}", f"{KILL}|{UNHARMED}"),
+    Row("5", "`execution_timeout`", "times_out", plays.times_out, OPERATOR, OPERATOR),
+    Row("6", "`dagrun_timeout`, task running", "run_times_out", plays.run_times_out, KILL, f"{KILL}|{RINGS}"),
+    Row("7", "the task process is SIGKILLed, no retries", "waits", plays.killed(), LEAK, RINGS),
+    Row("7b", "the same, and its retry goes on with the ingest", "waits_with_retry",
+        plays.killed_and_retried, UNHARMED, UNHARMED),
+    Row("7-fixed", "SIGKILL; the DAG had the wrong file, is fixed, the task cleared", "fixed",
+        plays.fixed_and_cleared, NEXT_TRY, RINGS),
+    Row("8", "task and worker are lost, no retries", "waits", plays.killed(worker=True),
+        CALLBACK, f"{CALLBACK}|{RINGS}"),
+    Row("8-retry", "the same, and the retry goes on with the ingest", "waits_with_retry",
+        partial(plays.killed_and_retried, worker=True), UNHARMED, UNHARMED),
+    Row("8-callback", "the same, with an `on_retry_callback` that comes late", "waits_with_retry_callback",
+        plays.lost_and_called_back, f"{UNHARMED}|{CALLBACK}", f"{UNHARMED}|{CALLBACK}"),
+    Row("9-failed", "the deferred task is marked failed", "defers", plays.marked("failed", "deferred"),
+        TRIGGER, f"{TRIGGER}|{RINGS}"),
+    Row("9-success", "it is marked success", "defers", plays.marked("success", "deferred"),
+        TRIGGER, f"{TRIGGER}|{RINGS}"),
+    Row("9-cleared", "it is cleared", "defers", partial(plays.cleared, "deferred"),
+        f"{TRIGGER}|{UNHARMED}", f"{TRIGGER}|{UNHARMED}"),
+    Row("10b", "`execution_timeout` while deferred", "defers_and_times_out", plays.times_out, OPERATOR, OPERATOR),
+    Row("11", "the wait in the triggerer ends with an error", "defers", plays.trigger_fails, OPERATOR, OPERATOR),
+    Row("13", "`dagrun_timeout` while deferred", "defers_and_run_times_out", plays.run_times_out,
+        TRIGGER, f"{TRIGGER}|{RINGS}"),
+    Row("14", "another task fails", "then_work", partial(plays.work_fails, "raise", "failed"), LEAK, RINGS),
+    Row("15-raises", "a task between setup and teardown raises", "setup_then_work",
+        partial(plays.work_fails, "raise", "failed"), LEAK, RINGS),
+    Row("15-marked", "it is marked failed", "setup_then_work", plays.marked("failed", task="work", work="sleep"),
+        LEAK, RINGS),
+    Row("15-killed", "its process is SIGKILLed", "setup_then_work", plays.killed("work"), LEAK, RINGS),
+    Row("15-worker", "its worker is lost", "setup_then_work", plays.killed("work", worker=True), LEAK, RINGS),
+    Row("15-deferred", "it is deferred and marked failed", "setup_then_deferred",
+        plays.marked("failed", "deferred", task="work"), LEAK, RINGS),
+    Row("15a", "the ingest is the setup, and its worker is lost", "setup_waits", plays.killed(worker=True),
+        CALLBACK, f"{CALLBACK}|{DAG_CALLBACK}"),
+    Row("16", "a Deadline passes, and nothing fails", "late", plays.too_late, LEAK, DEADLINE, None, None),
+    Row("17", "a rescheduled sensor is marked failed between pokes", "then_rescheduled",
+        plays.marked("failed", "up_for_reschedule", task="work"), LEAK, RINGS),
+    Row("18", "the whole run is marked failed", "waits", partial(plays.run_marked_failed, "running"),
+        KILL, f"{KILL}|{RINGS}"),
+    Row("18-deferred", "the same while deferred", "defers", partial(plays.run_marked_failed, "deferred"),
+        TRIGGER, f"{TRIGGER}|{RINGS}"),
+    Row("18b", "the run is marked failed and deleted", "waits", plays.run_deleted, KILL, KILL),
+    Row("19b", "the run is marked failed while the task waits for its retry", "waits_for_retry",
+        partial(plays.run_marked_failed, "up_for_retry"), LEAK, TEARDOWN),
+    Row("19d", "a skip after the start", "then_work", partial(plays.work_fails, "skip", "skipped"), LEAK, TEARDOWN),
+    Row("19e", "one of three mapped tasks loses its worker", "mapped",
+        partial(plays.mapped, plays.second_loses_its_worker), LEAK, f"{CALLBACK}|{DAG_CALLBACK}"),
+    Row("lost", "the answer to create is lost; the ingest is found, then the task marked failed", "waits",
+        disturbances.answer_lost, KILL, f"{KILL}|{RINGS}", phase=ALONE),
+    Row("lost-for-good", "the answer is lost, and the server has no list", "waits",
+        disturbances.answer_lost_for_good, LEAK, LEAK, phase=ALONE),
+    Row("10", "deferral timeout, with the triggerer down", "defers_and_raises_later", disturbances.deferral_times_out,
+        OPERATOR, OPERATOR, phase=TRIGGERER_DOWN),
+    Row("12", "the triggerer is killed and started again", "defers", disturbances.lives_through,
+        UNHARMED, UNHARMED, phase=TRIGGERER_DOWN),
+    Row("19c-failed", "a deferred task is marked failed while the triggerer is down", "defers",
+        partial(disturbances.marked_without_triggerer, "failed"), TRIGGER, RINGS, phase=TRIGGERER_DOWN),
+    Row("19c-success", "it is marked success then", "defers",
+        partial(disturbances.marked_without_triggerer, "success"), TRIGGER, TEARDOWN, phase=TRIGGERER_DOWN),
+    Row("12b", "the triggerer stalls, and another takes over", "defers", disturbances.lives_through_a_stall,
+        UNHARMED, UNHARMED, phase=TRIGGERER_STALLED),
+    Row("20", "the API server is down", "waits", disturbances.api_server_lost,
+        f"{KILL}|{CALLBACK}", f"{KILL}|{CALLBACK}|{RINGS}", None, None, API_SERVER_DOWN),
+    Row("19", "the scheduler is lost, and another started", "waits", disturbances.scheduler_lost,
+        f"{KILL}|{UNHARMED}", f"{KILL}|{UNHARMED}", phase=SCHEDULER_LOST),
+)  # fmt: skip

@@ -1,0 +1,254 @@
+"""What the Airflows under test have in common: a home, an environment, processes, and the logs they write."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from processes import Process, end_sessions, processes_of
+from stack_logs import WrittenLogs
+from stack_waits import StackError, wait_until
+
+LOOPBACK = "127.0.0.1"
+#: The triggerer lets 10 s pass before it ends, even when it has nothing to do; there is nothing to wait for.
+STOP_SECONDS = {"triggerer": 1}
+#: How long a process waits for another's write to the SQLite database before it gives up, and mostly dies.
+LOCK_SECONDS = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind((LOOPBACK, 0))
+        return int(sock.getsockname()[1])
+
+
+class AirflowStack(WrittenLogs):
+    """
+    What both Airflows have in common: a home, an environment, and processes that are stopped by group.
+
+    :param home: AIRFLOW_HOME; made anew at each start, with a copy of a migrated database that is kept beside it.
+    :param dags: the folder with the DAG files.
+    :param env: further environment variables.
+    """
+
+    components: Mapping[str, list[str]]
+
+    def __init__(self, home: Path, dags: Path, env: Mapping[str, str] | None = None) -> None:
+        self.home = home.resolve()
+        self.migrated = self.home.parent / f"migrated-{version('apache-airflow')}.db"
+        self.port = free_port()
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("AIRFLOW", "GOOGLE_", "DAI_")) and not key.lower().endswith("_proxy")
+        }
+        self.env = inherited | self._settings(dags.resolve()) | dict(env or {})
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._sessions: set[int] = set()
+
+    def _settings(self, dags: Path) -> dict[str, str]:
+        return {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "AIRFLOW_HOME": str(self.home),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+            "AIRFLOW__CORE__FERNET_KEY": urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self._database(LOCK_SECONDS),
+            "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
+        }
+
+    def _database(self, lock_seconds: float) -> str:
+        return f"sqlite:///{self.home}/airflow.db?timeout={lock_seconds}"
+
+    def _env_of(self, component: str) -> dict[str, str]:  # noqa: ARG002 (another Airflow's components differ)
+        return self.env
+
+    def __enter__(self) -> AirflowStack:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Make an empty home, start every component, and wait until all are healthy."""
+        shutil.rmtree(self.home, ignore_errors=True)
+        self.home.mkdir(parents=True)
+        database = self.home / "airflow.db"
+        if self.migrated.exists():
+            shutil.copyfile(self.migrated, database)
+        else:
+            self.airflow("db", "migrate")
+            shutil.copyfile(database, f"{self.migrated}.{os.getpid()}")
+            Path(f"{self.migrated}.{os.getpid()}").replace(self.migrated)
+        for component in self.components:
+            self.start_component(component)
+        self._wait_until_healthy()
+
+    def stop(self) -> None:
+        """Stop every process that was started here, with its children."""
+        for process in self.processes.values():
+            _signal_group(process, signal.SIGTERM)
+        for component, process in self.processes.items():
+            try:
+                process.wait(STOP_SECONDS.get(component, 20))
+            except subprocess.TimeoutExpired:
+                if component not in STOP_SECONDS:
+                    print(f"{component} did not stop in time and is killed", file=sys.stderr)
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
+        end_sessions(*self._sessions)
+        self.processes.clear()
+        self._sessions.clear()
+
+    def start_component(self, component: str) -> None:
+        """Start a component; ``second-triggerer`` is another triggerer."""
+        arguments = self.components[component.removeprefix("second-")]
+        with (self.home / f"{component}.log").open("ab") as log:
+            self.processes[component] = subprocess.Popen(
+                [self._airflow_command(), *arguments],
+                env=self._env_of(component.removeprefix("second-")),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._sessions.add(self.processes[component].pid)
+
+    def kill_component(self, component: str, how: signal.Signals = signal.SIGKILL) -> None:
+        process = self.processes.pop(component)
+        _signal_group(process, how)
+        process.wait()
+
+    def restart_component(self, component: str) -> None:
+        """Start a component again that was killed, and wait until all are healthy."""
+        self.start_component(component)
+        self._wait_until_healthy()
+
+    def lose_scheduler(self) -> None:
+        """Kill the scheduler alone; what it runs becomes an orphan and goes on."""
+        process = self.processes.pop("scheduler")
+        process.kill()
+        process.wait()
+
+    def pause_component(self, component: str) -> None:
+        """Stop a component with all its processes until :meth:`resume_component`."""
+        _signal_group(self.processes[component], signal.SIGSTOP)
+
+    def resume_component(self, component: str) -> None:
+        _signal_group(self.processes[component], signal.SIGCONT)
+
+    def kill_task(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, *, worker: bool = False) -> None:
+        """
+        Kill the process of a running task, as the kernel does when memory runs out.
+
+        :param worker: first the process that looks after it, as when the machine is lost.
+        """
+        mark = self._process_title(dag_id, run_id, task_id, map_index)
+
+        def found() -> list[Process]:
+            return [process for process in processes_of(*self._sessions) if mark in process.title]
+
+        (process,) = wait_until(f"the process {mark!r}", found, 20, 0.2)
+        if worker:
+            (supervisor,) = [other for other in processes_of(*self._sessions) if other.pid == process.parent]
+            supervisor.kill()
+        process.kill()
+
+    def check_alive(self) -> None:
+        """Raise StackError when a component has ended by itself."""
+        for component, process in self.processes.items():
+            if process.poll() is not None:
+                log = (self.home / f"{component}.log").read_text(errors="replace")
+                raise StackError(f"{component} has ended with {process.returncode}:\n{log[-2000:]}")
+
+    def airflow(self, *arguments: str) -> str:
+        """Run an ``airflow`` command to its end and return what it printed."""
+        done = subprocess.run(
+            [self._airflow_command(), *arguments], env=self.env, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise StackError(f"airflow {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def _airflow_command(self) -> str:
+        return str(Path(sys.executable).with_name("airflow"))
+
+    def _wait_until_healthy(self) -> None:
+        raise NotImplementedError
+
+    def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
+        """Start a run and return its id."""
+        raise NotImplementedError
+
+    def run_state(self, dag_id: str, run_id: str) -> str:
+        raise NotImplementedError
+
+    def run_started(self, dag_id: str, run_id: str) -> float:
+        """Return when a run has started, in seconds of the epoch."""
+        raise NotImplementedError
+
+    def mark(self, dag_id: str, run_id: str, task_id: str, state: str, map_index: int = -1) -> None:
+        """Mark a task, as a user does."""
+        raise NotImplementedError
+
+    def mark_run(self, dag_id: str, run_id: str, state: str) -> None:
+        """Mark a run, as a user does."""
+        raise NotImplementedError
+
+    def clear(self, dag_id: str, run_id: str, task_id: str) -> None:
+        """Clear a task and what comes after it, as a user does."""
+        raise NotImplementedError
+
+    def delete_run(self, dag_id: str, run_id: str) -> None:
+        raise NotImplementedError
+
+    def set_variable(self, key: str, value: str) -> None:
+        raise NotImplementedError
+
+    def _process_title(self, dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+        """Return what only the title of that task's process has in it."""
+        raise NotImplementedError
+
+    def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """Return ``{"task_id", "map_index", "state", "try_number", "start_date"}`` of each task instance."""
+        raise NotImplementedError
+
+    def wait_for_run(self, dag_id: str, run_id: str, seconds: float = 120) -> str:
+        """Return the state in which a run has ended."""
+
+        def ended() -> str | None:
+            self.check_alive()
+            state = self.run_state(dag_id, run_id)
+            return state if state in ("success", "failed") else None
+
+        return str(wait_until(f"the end of {dag_id} {run_id}", ended, seconds))
+
+    def task_states(self, dag_id: str, run_id: str) -> dict[str, str]:
+        """Return the state by task id; ``task[0]`` for a map index."""
+        return {
+            ti["task_id"] + (f"[{ti['map_index']}]" if ti["map_index"] >= 0 else ""): ti["state"]
+            for ti in self.task_instances(dag_id, run_id)
+        }
+
+
+def _signal_group(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, how)
+    except ProcessLookupError:
+        return

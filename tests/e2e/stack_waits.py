@@ -1,0 +1,21 @@
+"""Waiting for something under test, for so long and no longer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+class StackError(Exception):
+    """The Airflow under test did not do what was asked of it in time."""
+
+
+def wait_until(what: str, check: Callable[[], Any], seconds: float, pause: float = 0.5) -> Any:
+    """Return the first true result of ``check``; raise StackError when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while not (result := check()):
+        if time.monotonic() > deadline:
+            raise StackError(f"waited {seconds:g} s for {what}, in vain")
+        time.sleep(pause)
+    return result

@@ -1,0 +1,135 @@
+"""Every row of the table of failures, played on a running Airflow: who cancels, how soon, and that no other is hit."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import report
+from play import PATIENCE, Service, Stack
+from played import AIRFLOW, SETTINGS, Outcome, play_all, rows_of_this_airflow
+from rows import ROWS, Row
+from stack import make_stack, wait_until
+
+from airflow_dai_provider.emulator import DaiEmulator
+
+ROOT = Path(__file__).resolve().parents[2]
+HOME = ROOT / ".airflow" / f"rows-{version('apache-airflow')}"
+MANY = 50
+HEALTHY_BESIDE = 5
+
+
+@dataclass
+class Stage:
+    """A running Airflow, a service, what was played on them, and an ingest that the sweep is told to spare."""
+
+    airflow: Stack
+    service: Service
+    spared: str
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    dags = HOME.with_suffix(".dags")
+    shutil.rmtree(dags, ignore_errors=True)
+    dags.mkdir(parents=True)
+    shutil.copy(Path(__file__).parent / "dags" / "rows.py", dags)
+    logging.getLogger("airflow_dai_provider.emulator").setLevel(logging.WARNING)
+    with DaiEmulator() as emulator:
+        env = {"DAI_EMULATOR_HOST": emulator.host, **SETTINGS}
+        with make_stack(HOME, dags, env) as airflow:
+            airflow.wait_for_dags("waits__own", "sweep")
+            yield Stage(airflow, Service(emulator), emulator.start_ingest(seconds=7200))
+
+
+@pytest.fixture(scope="module")
+def played(request: pytest.FixtureRequest, stage: Stage) -> dict[tuple[str, str], Outcome]:
+    """Play the rows that were chosen."""
+    parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    chosen = [chosen["row"].id for chosen in parameters if "row" in chosen]
+    outcomes = play_all(stage.airflow, stage.service, rows_of_this_airflow(chosen))
+    request.config.stash[report.PLAYED] = outcomes
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def swept(stage: Stage, played: dict[tuple[str, str], Outcome]) -> dict[str, str]:
+    """Sweep behind all rows; return what became of a young ingest and of one to be spared."""
+    emulator = stage.service.emulator
+    time.sleep(15)
+    young = emulator.start_ingest(seconds=7200)
+    run = stage.airflow.trigger("sweep", {"older_than": 15, "spare": [stage.spared]})
+    assert stage.airflow.wait_for_run("sweep", run, PATIENCE) == "success"
+    for outcome in played.values():
+        outcome.after_sweep = {name: emulator.state(name) for name in outcome.play.strays}
+    return {"young": emulator.state(young), "spared": emulator.state(stage.spared)}
+
+
+@pytest.mark.parametrize("guards", ["own", "rings"])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"row_{row.id}")
+def test_row(played: dict[tuple[str, str], Outcome], row: Row, guards: str) -> None:
+    expected = row.expected(guards, AIRFLOW)
+    if expected is None:
+        pytest.skip(f"Airflow {AIRFLOW} does not have this, or it cannot be played there")
+    outcome = played[row.id, guards]
+    assert not outcome.problem
+    assert outcome.guard in expected.split("|"), outcome.acts
+    assert [outcome.healthy[name] for name in outcome.play.healthy] == ["SUCCEEDED"] * len(outcome.play.healthy)
+
+
+def test_the_sweep_leaves_no_stray_and_spares_the_healthy(
+    played: dict[tuple[str, str], Outcome], swept: dict[str, str]
+) -> None:
+    left = {outcome.row.id: outcome.after_sweep for outcome in played.values()}
+    assert [row for row, states in left.items() if "RUNNING" in states.values()] == []
+    assert swept == {"young": "RUNNING", "spared": "RUNNING"}
+
+
+def test_the_readme_tells_what_was_measured(played: dict[tuple[str, str], Outcome], swept: dict[str, str]) -> None:
+    """Its timings can differ, and where several guards are near each other, which one was first."""
+    told = report.guards_of((ROOT / "README.md").read_text())
+    if AIRFLOW < 3 or not told:
+        pytest.skip("the README has no table of this Airflow")
+    measured = report.guards_of(report.table(played))
+    for row, cells in measured.items():
+        for guards, said, seen in zip(("own", "rings"), told[row], cells, strict=False):
+            expected = str(played[row, guards].row.expected(guards, AIRFLOW)).split("|")
+            assert said == seen or {said, seen} <= set(expected), (
+                f"row {row}, {guards}: {said} is told, {seen} was seen"
+            )
+        assert told[row][2] == cells[2]
+    if len(measured) == len(rows_of_this_airflow(row.id for row in ROWS)):
+        assert told.keys() == measured.keys()
+
+
+def test_many_runs_that_fail_at_once(stage: Stage) -> None:
+    """The DAG's callback alone cancels each run's own ingest, and none of other runs; repeats do no harm."""
+    airflow, service = stage.airflow, stage.service
+    healthy_url, failing_url = "https://media.example.com/burst/healthy/", "https://media.example.com/burst/failing/"
+    beside = [
+        airflow.trigger("waits__rings", {"url": f"{healthy_url}{number}.mp4?seconds=150"})
+        for number in range(HEALTHY_BESIDE)
+    ]
+    wait_until("the healthy ones", lambda: len(service.ingests(healthy_url)) == HEALTHY_BESIDE, PATIENCE)
+    runs = [
+        airflow.trigger("burst", {"url": f"{failing_url}{number}.mp4?seconds=7200&cancel_seconds=1"})
+        for number in range(MANY)
+    ]
+    assert [airflow.wait_for_run("burst", run, 400) for run in runs] == ["failed"] * MANY
+
+    def cancelled() -> bool:
+        return all(service.cancels(ingest.name) for ingest in service.ingests(failing_url))
+
+    wait_until("the cancels", cancelled, PATIENCE, 1)
+    assert len(service.ingests(failing_url)) == MANY
+    assert [airflow.wait_for_run("waits__rings", run, 300) for run in beside] == ["success"] * HEALTHY_BESIDE
+    emulator = service.emulator
+    assert [emulator.state(ingest.name) for ingest in service.ingests(healthy_url)] == ["SUCCEEDED"] * HEALTHY_BESIDE
+    requests = [len(service.cancels(ingest.name)) for ingest in service.ingests(failing_url)]
+    print(f"{MANY} runs failed at once: {sum(requests)} cancel requests, at most {max(requests)} for one ingest")
