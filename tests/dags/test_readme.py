@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import requests
 from airflow.providers.common.compat.sdk import DAG
 
 from airflow_dai_provider.emulator import DaiEmulator
+from airflow_dai_provider.errors import Code
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from airflow_dai_provider.operators.dai import (
     DaiCancelOperationOperator,
@@ -165,3 +168,31 @@ def test_every_link_within_the_project_leads_somewhere() -> None:
             assert link[1:] in anchors
         elif "://" not in link:
             assert (ROOT / link).exists()
+
+
+#: Messages of Airflow's own, and one that is put together of single words.
+NOT_OURS = ("Sensor has timed out", "The conn_id", "isn't defined", "is FAILED with error")
+
+
+def test_every_message_of_the_troubleshooting_is_one_of_ours() -> None:
+    table = README[README.index("| the message says |") :].split("\n\n")[0]
+    messages = [cell for row in table.splitlines()[2:] for cell in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+    ours = "\n".join(words for path in sorted((ROOT / "airflow_dai_provider").rglob("*.py")) for words in strings(path))
+    assert len(messages) > 50
+    for message in messages:
+        for part in filter(None, (part.strip() for part in message.split("..."))):
+            if code := re.fullmatch(r"answered \S+ ([A-Z_]+)(?:: (.*))?", part):
+                assert code[1] in set(Code)
+                assert (code[2] or "") in ours
+            elif not part.startswith(NOT_OURS):
+                words = re.sub(r"^Invalid (\w+).*", r"\1", part)
+                assert words.strip("'") in ours, part
+
+
+def strings(path: Path) -> Iterator[str]:
+    """Yield the literals of a module, those of an f-string with its gaps closed."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(value.value) if isinstance(value, ast.Constant) else "" for value in node.values)
+        elif isinstance(node, ast.Constant | ast.arg):
+            yield str(node.value) if isinstance(node, ast.Constant) else node.arg
