@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow.triggers.base import BaseTrigger
-from asgiref.sync import sync_to_async
+from airflow import __version__ as airflow_version
 
-#: Whether Airflow calls ``on_kill`` of a trigger (3.3 and later); before, it only cancels the coroutine.
-TRIGGERS_HAVE_ON_KILL = hasattr(BaseTrigger, "on_kill")
+_AIRFLOW = tuple(map(int, airflow_version.split(".")[:2]))
+
+#: Whether Airflow calls ``on_kill`` of a trigger; before, it only cancels the coroutine.
+TRIGGERS_HAVE_ON_KILL = _AIRFLOW >= (3, 3)
+#: Whether a task can leave something for its next try, in the task state store.
+TRIES_HAVE_MEMORY = _AIRFLOW >= (3, 3)
 
 
 async def task_instance_state(ti: Any) -> str | None:
@@ -16,10 +19,14 @@ async def task_instance_state(ti: Any) -> str | None:
     Return the state of a task instance, from the triggerer.
 
     :param ti: what Airflow has set as the trigger's ``task_instance``.
-    :return: the state; None for one without a state, and for one that is gone.
+    :return: the state; None for one without a state, and for one that is gone; on Airflow 2 also where it is that of a
+        later try, which waits for an ingest of its own.
     """
     if ti is None:
         raise LookupError("Airflow has told the trigger no task instance.")
+    # Imported here, since operators ask this module too, and their DAG files are parsed often.
+    from asgiref.sync import sync_to_async
+
     return await sync_to_async(_state, thread_sensitive=False)(ti)
 
 
@@ -42,7 +49,7 @@ def _state_in_database(ti: Any) -> str | None:
 
     with create_session() as session:
         found = session.get(TaskInstance, (ti.dag_id, ti.task_id, ti.run_id, ti.map_index))
-        return found.state if found else None
+        return found.state if found and found.try_number == ti.try_number else None
 
 
 def run_task_states(dag_id: str, run_id: str, task_ids: list[str] | None = None) -> dict[str, Any]:

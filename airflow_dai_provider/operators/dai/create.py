@@ -27,6 +27,7 @@ from airflow_dai_provider.polling import WaitTimeoutError, check_seconds
 from airflow_dai_provider.pushed import push_operation
 from airflow_dai_provider.redact import url_secrets
 from airflow_dai_provider.resumption import StartedIngest, TaskMemory, can_go_on_with
+from airflow_dai_provider.version_compat import TRIES_HAVE_MEMORY
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
@@ -119,14 +120,13 @@ class DaiCreateCreativeOperator(BaseOperator):
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
         if cancel_on_failure:
-            # A new list, and after the base's constructor: that one's list can be the one in default_args.
-            given = self.on_failure_callback or ()
-            self.on_failure_callback = [
-                _CancelWhatIsLeft(
-                    gcp_conn_id=gcp_conn_id, impersonation_chain=impersonation_chain, api_endpoint=api_endpoint
-                ),
-                *([given] if callable(given) else given),
-            ]
+            guard = _CancelWhatIsLeft(
+                gcp_conn_id=gcp_conn_id, impersonation_chain=impersonation_chain, api_endpoint=api_endpoint
+            )
+            # New lists, and after the base's constructor: the ones it has can be those in default_args.
+            self.on_failure_callback = [guard, *_callbacks(self.on_failure_callback)]
+            if not TRIES_HAVE_MEMORY:
+                self.on_retry_callback = [guard, *_callbacks(self.on_retry_callback)]
 
     def render_template_fields(self, context: Context, jinja_env: Any = None) -> None:
         """Render, and keep what signs a media URL out of the log and of the rendered fields that the UI shows."""
@@ -277,8 +277,12 @@ class DaiCreateCreativeOperator(BaseOperator):
         return self._guard
 
 
+def _callbacks(given: Any) -> Sequence[Any]:
+    return [given] if callable(given) else given or ()
+
+
 class _CancelWhatIsLeft(DaiCancelOperationNotifier):
-    """The failure callback that the operator adds to its own, for the worker that is lost."""
+    """The callback that the operator adds to its own, for the worker that is lost."""
 
     def notify(self, context: Context) -> None:
         """Cancel, unless the operator has seen to its ingest in this same process."""

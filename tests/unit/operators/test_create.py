@@ -790,7 +790,19 @@ class TestCallback:
         assert sorted(called) == ["default", "own"]
 
     def test_there_is_none_without_the_guard(self) -> None:
-        assert not make(cancel_on_failure=False).on_failure_callback
+        task = make(cancel_on_failure=False)
+        assert not task.on_failure_callback
+        assert not task.on_retry_callback
+
+    def test_a_lost_try_is_cancelled_where_the_next_cannot_go_on_with_its_ingest(self, airflow_2: bool) -> None:
+        default = [print]
+        with DAG("retried", schedule=None, default_args={"on_retry_callback": default}):
+            task = make()
+        assert [type(callback).__name__ for callback in task.on_retry_callback] == [
+            *(["_CancelWhatIsLeft"] if airflow_2 else []),
+            "builtin_function_or_method",
+        ]
+        assert default == [print]
 
     def test_it_reaches_the_endpoint_of_the_task(self) -> None:
         (callback,) = make(gcp_conn_id="x", impersonation_chain=["a", "b"], api_endpoint="e").on_failure_callback
