@@ -222,7 +222,10 @@ class Operation:
         if self.state is OperationState.FAILED:
             words += f" with error {self.error_code}: {redact_urls(self.error_message or 'no message')}"
         ingest = self.ingest
-        return f"{words} ({ingest})" if ingest else words
+        if ingest is None:
+            return words
+        # The metadata of a cancelled one still tells what the ingest did before.
+        return f"{words} (last: {ingest})" if self.state is OperationState.CANCELLED else f"{words} ({ingest})"
 
 
 def _field(data: Mapping[str, Any], key: str, kind: type[Any]) -> Any:

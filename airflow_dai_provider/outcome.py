@@ -98,7 +98,9 @@ def task_errors(consequence: str = "") -> Iterator[None]:
         code = error_code(error)
         if code is None:
             raise
-        raise task_error(code, error_message(error), consequence) from error
+        # The message says what was asked and answered. Behind the frames of our own code nobody would find it: Airflow's
+        # log page, which opens at its end, leaves out a cause that has none.
+        raise task_error(code, error_message(error), consequence) from error.with_traceback(None)
 
 
 def task_error(code: Code, message: str, consequence: str = "") -> AirflowException:

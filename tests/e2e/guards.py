@@ -34,9 +34,9 @@ def acts(home: Path) -> list[Act]:
 
 def _acts_in(path: Path) -> Iterator[Act]:
     lines = path.read_text(errors="replace").splitlines()
-    called = "DAG callback"
+    called = "callback"
     for line in lines:
-        # What the dag processor says before it calls one.
+        # What the dag processor of Airflow 3 says before it calls one; that of Airflow 2 says nothing.
         if "Executing Task callback" in line or "Executing on_failure dag callback" in line:
             called = "task callback" if "Task callback" in line else "DAG callback"
         if "Requested the cancellation of" not in line:

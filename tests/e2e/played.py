@@ -121,8 +121,8 @@ def _settle(airflow: Stack, emulator: DaiEmulator, outcomes: list[Outcome]) -> N
         return not any(
             emulator.state(name) == "RUNNING"
             for outcome in outcomes
-            if not outcome.problem and not outcome.leaks_as_expected
-            for name in outcome.play.strays
+            if not outcome.problem
+            for name in [*outcome.play.healthy, *([] if outcome.leaks_as_expected else outcome.play.strays)]
         )
 
     # Where it is in vain, the test of that row says which ingest still runs.

@@ -52,21 +52,23 @@ def _swept(outcome: Outcome) -> str:
         return "not played" if outcome.problem or outcome.play.strays else ""
     if "RUNNING" in outcome.after_sweep.values():
         return f"**{LEAK}**"
-    return "sweep" if outcome.leaks else ""
+    if not outcome.leaks:
+        return ""
+    return "sweep" if set(outcome.after_sweep.values()) == {"CANCELLED"} else "ended by itself"
 
 
 def _summary(outcomes: Iterable[Outcome]) -> list[str]:
-    by_guards = {
-        guards: [outcome for outcome in outcomes if outcome.play.guards == guards] for guards in ("own", "rings")
-    }
-    columns = (("the operator alone", "own", "before_sweep"), ("with the rings", "rings", "before_sweep"),
-               ("and with the sweep", "rings", "after_sweep"))  # fmt: skip
-    return [f"Strays, {title}: {_named(by_guards[guards], when)}." for title, guards, when in columns]
+    own, rings = ([outcome for outcome in outcomes if outcome.play.guards == guards] for guards in ("own", "rings"))
+    left = [outcome for outcome in rings if "RUNNING" in outcome.after_sweep.values()]
+    return [
+        f"Strays, the operator alone: {_named([outcome for outcome in own if outcome.leaks])}.",
+        f"Strays, with the rings: {_named([outcome for outcome in rings if outcome.leaks])}.",
+        f"Strays, and with the sweep: {_named(left)}.",
+    ]
 
 
-def _named(outcomes: Iterable[Outcome], when: str) -> str:
-    leaking = [outcome.row.id for outcome in outcomes if "RUNNING" in getattr(outcome, when).values()]
-    return f"{len(leaking)}" + (f" ({', '.join(leaking)})" if leaking else "")
+def _named(leaking: list[Outcome]) -> str:
+    return f"{len(leaking)}" + (f" ({', '.join(outcome.row.id for outcome in leaking)})" if leaking else "")
 
 
 def _words(cell: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 import requests
 from emulator_command import COMMAND, ROOT, Launch, Process, Serve, first_line
 from emulator_testing import Client, Clock, private_key
+from google.auth import credentials
 
 from airflow_dai_provider.emulator import DaiEmulator
 
@@ -39,8 +40,9 @@ def guarded() -> Iterator[DaiEmulator]:
 @pytest.fixture(autouse=True)
 def _stay_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep google-auth from asking Google, in the background, which regions an account may use."""
-    owner = "google.auth.credentials.CredentialsWithRegionalAccessBoundary"
-    monkeypatch.setattr(f"{owner}._maybe_start_regional_access_boundary_refresh", lambda *_: None, raising=False)
+    # Versions before that do not.
+    if owner := getattr(credentials, "CredentialsWithRegionalAccessBoundary", None):
+        monkeypatch.setattr(owner, "_maybe_start_regional_access_boundary_refresh", lambda *_: None)
 
 
 @pytest.fixture

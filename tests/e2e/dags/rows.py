@@ -37,7 +37,9 @@ def creative(url: str) -> dict[str, Any]:
 
 
 def ingest(url: str = "{{ params.url }}", **kwargs: Any) -> DaiCreateCreativeOperator:
-    return DaiCreateCreativeOperator(task_id="ingest", creative=creative(url), poll_interval=2, **kwargs)
+    # Airflow 2 makes a retry of a clear, with its delay.
+    defaults = {"poll_interval": 2, "retry_delay": timedelta(seconds=1)}
+    return DaiCreateCreativeOperator(task_id="ingest", creative=creative(url), **{**defaults, **kwargs})
 
 
 @task
@@ -70,15 +72,15 @@ for guards in ("own", "rings"):
     with dag("waits", guards):
         ingest()
     with dag("waits_with_retry", guards):
-        ingest(retries=1, retry_delay=timedelta(seconds=1))
+        ingest(retries=1)
     with dag("waits_with_retry_callback", guards):
-        ingest(retries=1, retry_delay=timedelta(seconds=1), on_retry_callback=DaiCancelOperationNotifier())
+        ingest(retries=1, on_retry_callback=DaiCancelOperationNotifier())
     with dag("waits_for_retry", guards):
         ingest(retries=1, retry_delay=timedelta(minutes=10), timeout=SOON)
     with dag("raises", guards):
         ingest(timeout=SOON)
     with dag("raises_with_retry", guards):
-        ingest(timeout=3 * SOON, retries=1, retry_delay=timedelta(seconds=1))
+        ingest(timeout=3 * SOON, retries=1)
     with dag("times_out", guards):
         ingest(execution_timeout=timedelta(seconds=2 * SOON))
     with dag("run_times_out", guards, dagrun_timeout=timedelta(seconds=3 * SOON)):

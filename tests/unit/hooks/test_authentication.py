@@ -210,9 +210,8 @@ def test_a_connection_authorises_every_call_with_one_token(
     *_, ended = drive(("get_operation", NAME), ("cancel_operation", NAME), ("wait_for_operation", NAME))
 
     assert ended.state == guarded.state(NAME) == "CANCELLED"
-    own = [method for method in methods(guarded) if method is not None]  # None: the workload asks who it is
-    assert own == [*fetched, "operations.get", "operations.cancel", "operations.get"]
-    assert accounts(guarded) - {None} == {account}
+    assert methods(guarded) == [*fetched, "operations.get", "operations.cancel", "operations.get"]
+    assert accounts(guarded) == {account}
     assert guarded.tokens_issued == len(fetched)
     assert refused(guarded) == []
 
@@ -500,7 +499,7 @@ def test_a_workload_that_the_pool_does_not_know(
     connect(credential_config_file=config, dai_api_endpoint=guarded.endpoint)
     with shown.fails(exceptions.Unauthenticated, "Error code invalid_grant: The audience is not the provider"):
         drive(("get_operation", NAME))
-    assert methods(guarded)[1:] == ["exchangeToken"]  # the workload has asked who it is before
+    assert methods(guarded) == ["exchangeToken"]
 
 
 @pytest.mark.parametrize("call", ["get_operation", "cancel_operation", "wait_for_operation"])
@@ -816,7 +815,7 @@ def test_a_renewal_that_fails_for_a_moment_ends_no_wait(
 def wait_for_all(
     names: list[str], time: SharedTime, monkeypatch: pytest.MonkeyPatch, shown: Shown, seed: int | None = None
 ) -> list[Any]:
-    """Wait for each in a hook of its own, as the triggers of one triggerer do."""
+    """Wait for each in a hook of its own, as the triggers of one triggerer do; return operations and errors."""
     chance = random.Random(seed)  # noqa: S311 - for jitter
     monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(time.sleep))
     monkeypatch.setattr(DaiAsyncHook, "_random", staticmethod((lambda: 0.0) if seed is None else chance.random))
@@ -826,7 +825,7 @@ def wait_for_all(
             return await hook.wait_for_operation(name, poll_interval=120)
 
     async def main() -> list[Any]:
-        return await asyncio.gather(*(time.outlast(wait(name)) for name in names))
+        return await asyncio.gather(*(time.outlast(wait(name)) for name in names), return_exceptions=True)
 
     operations = run(main())
     shown.add(operations)
@@ -888,33 +887,41 @@ def test_two_hundred_waits_outlive_a_revocation(
     assert methods(robot).count("operations.get") == time.slept + WAITS + len(refused(robot))
 
 
+@pytest.mark.parametrize(
+    ("way", "method", "status", "answer"),
+    [
+        (key_json, "token", 400, {"error": "invalid_grant", "error_description": "Invalid grant: account not found"}),
+        (federation_text, "generateAccessToken", 403, {"error": {"code": 403, "message": "account not found"}}),
+    ],
+)
 def test_two_hundred_waits_learn_together_that_the_account_is_gone(
-    robot: DaiEmulator, clock: Clock, monkeypatch: pytest.MonkeyPatch, shown: Shown
+    guarded: DaiEmulator,
+    connect: Callable[..., None],
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    shown: Shown,
+    tmp_path: Path,
+    way: Callable[..., dict[str, Any]],
+    method: str,
+    status: int,
+    answer: object,
 ) -> None:
-    names = [robot.start_ingest() for _ in range(WAITS)]
-    answer = json.dumps({"error": "invalid_grant", "error_description": "Invalid grant: account not found"}).encode()
+    connect(dai_api_endpoint=guarded.endpoint, **way(guarded, tmp_path, monkeypatch))
+    names = [guarded.start_ingest() for _ in range(WAITS)]
 
     def delete() -> None:
-        robot.inject(Fault("token", status=400, body=answer, times=None))
-        robot.revoke_tokens()
+        guarded.inject(Fault(method, status=status, body=json.dumps(answer).encode(), times=None))
+        guarded.inject(Fault("operations.get", status=401, times=None))
 
-    time = SharedTime(clock, WAITS, {100: delete})
-    monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(time.sleep))
+    errors = wait_for_all(names, SharedTime(clock, WAITS, {100: delete}), monkeypatch, shown)
 
-    async def wait(name: str) -> Any:
-        async with DaiAsyncHook() as hook:
-            return await hook.wait_for_operation(name, poll_interval=120)
-
-    async def main() -> list[Any]:
-        return await asyncio.gather(*(time.outlast(wait(name)) for name in names), return_exceptions=True)
-
-    errors = run(main())
     for error in errors:
         shown.add_error(error)
     assert {type(error) for error in errors} == {exceptions.Unauthenticated}
-    assert all("account not found" in str(error) for error in errors)
-    assert robot.tokens_issued == 1
-    assert set(robot.states().values()) == {"RUNNING"}
+    assert [str(error) for error in errors if "for want of a token" not in str(error)] == []
+    assert [str(error) for error in errors if "account not found" not in str(error)] == []
+    assert guarded.tokens_issued == (1 if way is key_json else 2)
+    assert set(guarded.states().values()) == {"RUNNING"}
 
 
 # The kill path

@@ -52,7 +52,7 @@ class TestRequest:
         assert [request.method for request in emulator.requests] == [CANCEL, GET]
         assert log.ours == [
             f"Requested the cancellation of {NAME}.",
-            f"{NAME} is CANCELLED (ingest PROCESSING).",
+            f"{NAME} is CANCELLED (last: ingest PROCESSING).",
         ]
         assert ti.pushed == {}
 

@@ -230,7 +230,7 @@ class TestWait:
             "finished": {"operations/stubborn": "SUCCEEDED", "operations/bad": "FAILED"},
         }
         assert pushed_report(ti) == report
-        assert "operations/slow is CANCELLED (ingest PROCESSING)." in log.ours
+        assert "operations/slow is CANCELLED (last: ingest PROCESSING)." in log.ours
         assert log.ours[-1] == "4 stray: 0 requested, 2 cancelled, 2 finished meanwhile, 0 refused, 0 left."
 
     def test_looks_are_quick_at_first_and_then_one_per_interval(

@@ -1,0 +1,116 @@
+"""Airflow's pages as a person sees them, each cut to the part that is of interest."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from playwright.sync_api import FloatRect, Locator, Page, expect, sync_playwright
+
+#: So wide that a log line has room, and so that what is cut out is no wider than a README.
+VIEWPORT = {"width": 1280, "height": 1000}
+#: Pixels of the picture per pixel of the page: text stays sharp where a README is shown larger or smaller.
+SCALE = 1.25
+COLORS = 64
+#: Milliseconds for a page to show what it has to.
+TIMEOUT = 20_000
+#: Airflow keeps these choices of a user in the browser.
+PREFERENCES = "localStorage.setItem('log_wrap', 'true')"
+
+
+class Pages:
+    """
+    Takes pictures of the pages of one Airflow.
+
+    :param page: the browser's page.
+    :param base_url: where Airflow's API server is.
+    :param folder: where the pictures go.
+    """
+
+    def __init__(self, page: Page, base_url: str, folder: Path) -> None:
+        self._page = page
+        self._base_url = base_url
+        self._folder = folder
+
+    def graph(self, name: str, dag_id: str, run_id: str, *task_ids: str) -> Path:
+        """Take the graph of a run, when all of its tasks have succeeded."""
+        self._open(dag_id, run_id)
+        self._page.get_by_label("Show Graph").click()
+        nodes = [self._page.locator(".react-flow__node").filter(has_text=task_id) for task_id in task_ids]
+        for node in nodes:
+            expect(node).to_contain_text("success")
+        picture = self._take(name, *nodes, margin=16)
+        # Airflow remembers it for the next page.
+        self._page.get_by_label("Show Grid").click()
+        return picture
+
+    def log(self, name: str, dag_id: str, run_id: str, task_id: str, *says: str) -> Path:
+        """Take the log of a task, from the head of its page to its last line; the frames of exceptions are closed."""
+        self._open(dag_id, run_id, "tasks", task_id)
+        log = self._page.get_by_test_id("virtualized-list")
+        last = self._page.get_by_test_id(re.compile("^(group-header|virtualized-item)-")).last
+        for text in says:
+            expect(log).to_contain_text(text)
+        for exception in reversed(log.locator("details[open] > summary").all()):
+            exception.click()
+        return self._take(name, self._page.get_by_test_id("header-card"), last)
+
+    def xcom(self, name: str, dag_id: str, run_id: str, task_id: str, *says: str) -> Path:
+        """Take the XComs of a task, with their JSON unfolded."""
+        self._open(dag_id, run_id, "tasks", task_id, "xcom")
+        self._page.get_by_test_id("expand-all-button").click()
+        table = self._page.get_by_role("table")
+        for text in says:
+            expect(table).to_contain_text(text)
+        return self._take(name, self._page.get_by_test_id("header-card"), table)
+
+    def _open(self, *parts: str) -> None:
+        dag_id, run_id, *rest = (quote(part, safe="") for part in parts)
+        self._page.goto("/".join((self._base_url, "dags", dag_id, "runs", run_id, *rest)))
+
+    def _take(self, name: str, *parts: Locator, margin: float = 4) -> Path:
+        """Take the rectangle that holds these parts of the page, in few colours."""
+        clip = self._settled(parts, margin)
+        picture = self._folder / f"{name}.png"
+        self._page.screenshot(path=picture, clip=clip, animations="disabled")
+        options = ["--force", "--strip", "--speed", "1", "--output", str(picture)]
+        subprocess.run(["pngquant", *options, str(COLORS), str(picture)], check=True)
+        return picture
+
+    def _settled(self, parts: Sequence[Locator], margin: float) -> FloatRect:
+        """Return the rectangle around the parts, once it has stopped to move."""
+        for part in parts:
+            expect(part).to_be_visible()
+        before: FloatRect | None = None
+        while (now := _around(parts, margin)) != before:
+            before = now
+            self._page.wait_for_timeout(700)
+        return now
+
+
+@contextmanager
+def browsing(base_url: str, folder: Path) -> Iterator[Pages]:
+    """Yield the pages of an Airflow in a headless Chromium."""
+    folder.mkdir(parents=True, exist_ok=True)
+    expect.set_options(timeout=TIMEOUT)
+    chromium = shutil.which("chromium") or "chromium"
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=chromium) as browser:
+        context = browser.new_context(viewport=VIEWPORT, device_scale_factor=SCALE, color_scheme="light")
+        context.set_default_timeout(TIMEOUT)
+        context.add_init_script(PREFERENCES)
+        yield Pages(context.new_page(), base_url, folder)
+
+
+def _around(parts: Sequence[Locator], margin: float) -> FloatRect:
+    """Return the rectangle around these parts of a page, with a margin."""
+    boxes = [box for part in parts if (box := part.bounding_box())]
+    left = min(box["x"] for box in boxes) - margin
+    top = min(box["y"] for box in boxes) - margin
+    right = max(box["x"] + box["width"] for box in boxes) + margin
+    bottom = max(box["y"] + box["height"] for box in boxes) + margin
+    return {"x": left, "y": top, "width": right - left, "height": bottom - top}

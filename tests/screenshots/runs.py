@@ -1,0 +1,70 @@
+"""The runs of the examples that the pictures show, each played to its end on a real Airflow."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from airflow_dai_provider.emulator import DaiEmulator
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "e2e"))
+from stack import Airflow3Stack, StackError, make_stack, wait_until  # noqa: E402
+
+MEDIA = "https://media.example.com/ad.mp4"
+OPERATION = "operations/my-ingest"
+ENDS = {"cancel_ingest": "success", "ingest": "failed", "cancel_and_wait": "failed"}
+
+
+@contextmanager
+def playing() -> Iterator[tuple[DaiEmulator, Airflow3Stack]]:
+    """Yield a local DAI service, and an Airflow that runs the examples on it."""
+    with DaiEmulator() as emulator:
+        environment = {"DAI_EMULATOR_HOST": emulator.host}
+        stack = make_stack(ROOT / ".airflow" / "screenshots", ROOT / "dags_examples", environment)
+        if not isinstance(stack, Airflow3Stack):
+            raise StackError("the stack of Airflow 2 has no web server")
+        with stack:
+            stack.wait_for_dags(*ENDS)
+            yield emulator, stack
+
+
+def play(emulator: DaiEmulator, stack: Airflow3Stack) -> dict[str, str]:
+    """
+    Run the examples, and return the id of each one's run by the id of its DAG.
+
+    :raises StackError: when a run did not end as it should have, so that its pictures would mislead.
+    """
+    runs = {
+        "cancel_ingest": stack.trigger("cancel_ingest", {"media_url": f"{MEDIA}?seconds=3600&cancel_seconds=8"}),
+        "ingest": stack.trigger("ingest", {"media_url": f"{MEDIA}?seconds=3600"}),
+    }
+    mark_when_deferred(emulator, stack, runs["ingest"])
+    ended = {dag_id: stack.wait_for_run(dag_id, run_id) for dag_id, run_id in runs.items()}
+    # From here on nothing can be cancelled.
+    emulator.unimplement("operations.cancel")
+    emulator.start_ingest(OPERATION, seconds=3600, creative_url=MEDIA)
+    runs["cancel_and_wait"] = stack.trigger("cancel_and_wait", {"operation": OPERATION})
+    ended["cancel_and_wait"] = stack.wait_for_run("cancel_and_wait", runs["cancel_and_wait"])
+    if ended != ENDS:
+        raise StackError(f"expected the runs to end as {ENDS}, but they ended as {ended}")
+    return runs
+
+
+def mark_when_deferred(emulator: DaiEmulator, stack: Airflow3Stack, run_id: str) -> None:
+    """Mark the waiting task failed, as a user does, and wait until its ingest is cancelled."""
+
+    def deferred() -> bool:
+        return stack.task_states("ingest", run_id)["ingest"] == "deferred"
+
+    def looked_at() -> bool:
+        # Airflow tells a trigger of a mark only when a triggerer has taken it up.
+        return any(request.method == "operations.get" and request.name == name for request in emulator.requests)
+
+    wait_until("the ingest to be deferred", deferred, 60)
+    name = str(stack.xcom("ingest", run_id, "ingest", "operation_name"))
+    wait_until("the triggerer to look at it", looked_at, 60)
+    stack.mark("ingest", run_id, "ingest", "failed")
+    wait_until("the ingest to be cancelled", lambda: emulator.state(name) == "CANCELLED", 60)
