@@ -15,7 +15,6 @@ import certifi
 import requests
 from asgiref.sync import sync_to_async
 from google.auth.credentials import AnonymousCredentials, Credentials
-from google.auth.transport.requests import Request as AuthRequest
 from requests.utils import prepend_scheme_if_needed, select_proxy
 from yarl import URL
 
@@ -23,6 +22,7 @@ from airflow_dai_provider import rest
 from airflow_dai_provider.errors import Code, ServiceError
 from airflow_dai_provider.hooks.dai.identity import (
     TOKEN_ERRORS,
+    TokenRequest,
     client_headers,
     no_answer,
     refuse_plain_http,
@@ -57,6 +57,8 @@ class Token:
         self._headers: dict[str, str] | None = None if self.renewable else {}
         self._renew_at = float("inf")
         self._fetching: asyncio.Task[None] | None = None
+        #: Whether the last fetch met an answer that a repeat can change.
+        self.may_heal = False
 
     async def headers(self) -> Mapping[str, str]:
         """
@@ -95,8 +97,11 @@ class Token:
     def _fetch(self) -> None:
         fetched = time.time()
         with requests.Session() as session:
-            request = AuthRequest(session)
-            self._credentials.refresh(lambda *args, **kwargs: request(*args, **{"timeout": self._timeout} | kwargs))
+            request = TokenRequest(session, self._timeout)
+            try:
+                self._credentials.refresh(request)
+            finally:
+                self.may_heal = request.may_heal
         headers: dict[str, str] = {}
         self._credentials.apply(headers)
         expiry = self._credentials.expiry
@@ -183,7 +188,7 @@ class AiohttpTransport:
                 await self.token.renew(refused)
             return await self.token.headers()
         except TOKEN_ERRORS as error:
-            raise token_error(request, error) from error
+            raise token_error(request, error, may_heal=self.token.may_heal) from error
 
     async def _send(self, request: rest.Request[T], headers: Mapping[str, str]) -> T:
         try:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import platform
+from contextlib import suppress
 from typing import Any
 
+import requests
 from airflow import __version__ as airflow_version
+from google.auth import transport
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.exceptions import GoogleAuthError, RefreshError, TransportError
+from google.auth.transport.requests import Request as AuthRequest
 
 from airflow_dai_provider import __version__, rest
 from airflow_dai_provider.endpoint import EMULATOR_VARIABLE, Endpoint
@@ -16,6 +21,37 @@ from airflow_dai_provider.redact import redact_urls
 
 #: What can come out of ``Credentials.refresh``, which reads the token service's answer unchecked.
 TOKEN_ERRORS = (GoogleAuthError, OSError, TypeError, ValueError, LookupError, AttributeError)
+
+#: The most characters of a token service's words that are shown: they can be the page of a front end.
+_MAX_WORDS = 500
+
+
+class TokenRequest(AuthRequest):
+    """
+    Asks the token services for google-auth, and remembers what the last one answered.
+
+    google-auth itself calls only some of their errors retryable: none of those of impersonation and federation.
+
+    :param session: the session to use.
+    :param timeout: seconds that one request may take.
+    """
+
+    def __init__(self, session: requests.Session, timeout: float) -> None:
+        super().__init__(session)
+        self._timeout = timeout
+        self._status = 0
+
+    @property
+    def may_heal(self) -> bool:
+        """Whether the last answer was one that a repeat can change."""
+        return self._status in (408, 429) or self._status >= 500
+
+    def __call__(self, *args: Any, **kwargs: Any) -> transport.Response:
+        """Send a request."""
+        self._status = 0
+        response: transport.Response = super().__call__(*args, **{"timeout": self._timeout} | kwargs)  # type: ignore[no-untyped-call]
+        self._status = response.status
+        return response
 
 
 def client_headers(library: str) -> dict[str, str]:
@@ -64,17 +100,32 @@ def no_authorities(request: rest.Request[Any], error: OSError) -> ServiceError:
     return ServiceError(f"{request} was not sent: {error}", Code.FAILED_PRECONDITION)
 
 
-def token_error(request: rest.Request[Any], error: Exception) -> ServiceError:
-    """Return the error for a request that was not sent, since one of ``TOKEN_ERRORS`` came instead of a token."""
+def token_error(request: rest.Request[Any], error: Exception, *, may_heal: bool) -> ServiceError:
+    """
+    Return the error for a request that was not sent, since one of ``TOKEN_ERRORS`` came instead of a token.
+
+    :param error: keeps its words only; the answer that google-auth keeps in it can hold a token, and shows in a
+        traceback. Many waits can share it.
+    :param may_heal: whether the last answer of a token service was one that a repeat can change.
+    """
     if isinstance(error, OSError):
         return no_authorities(request, error)
     if not isinstance(error, GoogleAuthError):
         words = f"{request} was not sent: the token service did not answer as it should"
         return ServiceError(words, Code.UNAVAILABLE, sent=False)
-    words = f"{request} was not sent, for want of a token: {redact_urls(str(error.args[0] if error.args else error))}"
-    if isinstance(error, TransportError) or error.retryable:
+    error.args = (_reason(error),)
+    words = f"{request} was not sent, for want of a token: {redact_urls(error.args[0])}"
+    if isinstance(error, TransportError) or error.retryable or may_heal:
         return ServiceError(words, Code.UNAVAILABLE, sent=False)
     return ServiceError(words, Code.UNAUTHENTICATED)
+
+
+def _reason(error: GoogleAuthError) -> str:
+    """Return the library's words, and those of the API that it has asked, which it keeps back."""
+    words, *answer = error.args or (error,)
+    with suppress(ValueError, TypeError, LookupError):
+        words = f"{words}: {json.loads(answer[0])['error']['message']}"
+    return str(words)[:_MAX_WORDS]
 
 
 class _HeldToken(Credentials):
@@ -92,6 +143,8 @@ class _HeldToken(Credentials):
         raise RefreshError("the token at hand was refused, and there is no time to fetch another")
 
     def before_request(self, request: Any, method: str, url: str, headers: dict[str, str]) -> None:  # noqa: ARG002
+        if self._credentials.token is None:
+            raise RefreshError("there is no token at hand, and no time to fetch one")
         self._credentials.apply(headers)
 
 

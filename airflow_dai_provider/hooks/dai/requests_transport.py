@@ -5,8 +5,8 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, TypeVar
 
 import requests
@@ -14,13 +14,13 @@ import urllib3.exceptions
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import AuthorizedSession
-from google.auth.transport.requests import Request as AuthRequest
 
 from airflow_dai_provider import rest
 from airflow_dai_provider.endpoint import Endpoint
 from airflow_dai_provider.errors import Code, ServiceError
 from airflow_dai_provider.hooks.dai.identity import (
     TOKEN_ERRORS,
+    TokenRequest,
     client_headers,
     no_answer,
     no_authorities,
@@ -54,7 +54,7 @@ class RequestsTransport:
         self._anonymous = isinstance(credentials, AnonymousCredentials)
         refuse_plain_http(endpoint, credentials)
         self._auth_session = requests.Session()
-        self._auth_request = AuthRequest(self._auth_session)
+        self._auth_request = TokenRequest(self._auth_session, timeout)
         # A 401 is answered in call(), once; the session's own way makes three requests and two refreshes of it.
         self.session = AuthorizedSession(credentials, refresh_status_codes=(), auth_request=self._auth_request)
         # Given with each request, since the credentials add a word to one of these and would replace the session's.
@@ -71,6 +71,12 @@ class RequestsTransport:
         """Close the connections."""
         self.session.close()
         self._auth_session.close()
+
+    def fetch_first_token(self, request: rest.Request[Any]) -> None:
+        """Fetch a token if there has been none yet; the next call finds out what prevents it."""
+        if not self._anonymous and self.session.credentials.token is None:
+            with suppress(ServiceError):
+                self._renew(request)
 
     def call(self, request: rest.Request[T]) -> T:
         """
@@ -91,15 +97,15 @@ class RequestsTransport:
     def _renew(self, request: rest.Request[Any]) -> None:
         """Fetch a token."""
         try:
-            self.session.credentials.refresh(partial(self._auth_request, timeout=self.timeout))
+            self.session.credentials.refresh(self._auth_request)
         except TOKEN_ERRORS as error:
-            raise token_error(request, error) from error
+            raise token_error(request, error, may_heal=self._auth_request.may_heal) from error
 
     def _send(self, request: rest.Request[T]) -> T:
         try:
             answer = self._exchange(request)
         except GoogleAuthError as error:
-            raise token_error(request, error) from error
+            raise token_error(request, error, may_heal=self._auth_request.may_heal) from error
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             raise self._transport_error(request, error) from error
         except OSError as error:

@@ -155,7 +155,7 @@ class DaiHook(GoogleBaseHook):
         Prepare a cancel request that can be sent from a signal handler.
 
         It has a session of its own and the token that this hook holds when it is sent: then nothing is looked up,
-        no token is fetched, and nothing is repeated.
+        no token is fetched, and nothing is repeated. A hook that has no token yet fetches one now.
 
         :param name: ``operations/...``.
         :param timeout: seconds that connecting, and then the answer, may take.
@@ -163,6 +163,8 @@ class DaiHook(GoogleBaseHook):
         :raises InvalidNameError: for a name that cannot be one.
         """
         request = rest.cancel_operation(name)
+        # A kill can come before the first call has fetched one.
+        self._get_transport().fetch_first_token(request)
         transport = RequestsTransport(self.endpoint, held_token(self.get_credentials()), timeout)
 
         def send() -> None:
