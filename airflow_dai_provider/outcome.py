@@ -98,8 +98,8 @@ def task_errors(consequence: str = "") -> Iterator[None]:
         code = error_code(error)
         if code is None:
             raise
-        # The message says what was asked and answered. Behind the frames of our own code nobody would find it: Airflow's
-        # log page, which opens at its end, leaves out a cause that has none.
+        # The message says what was asked and answered. Behind the frames of our own code nobody would find it:
+        # Airflow's log page, which opens at its end, leaves out a cause that has none.
         raise task_error(code, error_message(error), consequence) from error.with_traceback(None)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import requests
-from airflow.providers.common.compat.sdk import DAG
+from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.errors import Code
@@ -39,8 +39,13 @@ TASKS = (DaiCancelOperationOperator, DaiOperationSensor, DaiCreateCreativeOperat
 
 def names() -> dict[str, Any]:
     """Return what a snippet may use without importing it."""
-    known: dict[str, Any] = {task.__name__: task for task in TASKS}
-    known |= {"DAG": DAG, "DaiCancelOperationNotifier": DaiCancelOperationNotifier, "timedelta": timedelta}
+    known: dict[str, Any] = {kind.__name__: kind for kind in TASKS}
+    known |= {
+        "task": task,
+        "DAG": DAG,
+        "DaiCancelOperationNotifier": DaiCancelOperationNotifier,
+        "timedelta": timedelta,
+    }
     try:
         from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference
     except ImportError:  # Airflow 2 has no such alerts
@@ -72,10 +77,10 @@ def test_the_first_dag_and_its_test(emulator: DaiEmulator, run_dag: Any) -> None
     assert emulator.state(name) == "CANCELLED"
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_every_parameter_is_in_a_table(task: Any) -> None:
-    table = README[README.index(f"| `{task.__name__}` | default |") :].split("\n\n")[0]
-    code = task.__init__.__wrapped__ if hasattr(task.__init__, "__wrapped__") else task.__init__
+@pytest.mark.parametrize("kind", TASKS)
+def test_every_parameter_is_in_a_table(kind: Any) -> None:
+    table = README[README.index(f"| `{kind.__name__}` | default |") :].split("\n\n")[0]
+    code = kind.__init__.__wrapped__ if hasattr(kind.__init__, "__wrapped__") else kind.__init__
     for parameter in code.__kwdefaults__ or {}:
         assert f"`{parameter}`" in table
 

@@ -22,6 +22,11 @@ from airflow_dai_provider.emulator import DaiEmulator
 PACKAGE = "google.ads.dai.v1"
 SERVICE = "google.longrunning.Operations"
 GET, LIST, CANCEL = "/v1/{name=operations/**}", "/v1/{name=operations}", "/v1/{name=operations/**}:cancel"
+
+encoding = pytest.mark.skipif(
+    "%20" not in path_template.transcode([{"method": "get", "uri": GET}], name="operations/a b")["uri"],
+    reason="this version of Google's library does not encode names yet",
+)
 HTTP_OPTIONS = {
     f"{SERVICE}.ListOperations": [{"method": "get", "uri": LIST}],
     f"{SERVICE}.GetOperation": [{"method": "get", "uri": GET}],
@@ -133,6 +138,7 @@ def test_list_with_paging(emulator: DaiEmulator, peer: AbstractOperationsClient,
     assert list(peer.list_operations("operations", "done=false")) == []
 
 
+@encoding
 def test_cancel_sends_no_body(emulator: DaiEmulator, peer: AbstractOperationsClient) -> None:
     name = emulator.start_ingest("operations/a:cancel")
     peer.cancel_operation(name)
@@ -183,6 +189,7 @@ def test_with_a_token_for_something_else(guarded: DaiEmulator) -> None:
         peer_of(guarded, credentials).get_operation(guarded.start_ingest())
 
 
+@encoding
 @pytest.mark.parametrize(
     "name",
     [
@@ -205,6 +212,7 @@ def test_paths_of_googles_path_template(emulator: DaiEmulator, client: Client, n
     assert emulator.cancel_requested(name) == 1
 
 
+@encoding
 def test_encoded_slash_stays_encoded(emulator: DaiEmulator, client: Client) -> None:
     """A decoder must keep %2F, so a name with a literal %2F is found under its once and twice encoded form."""
     name = emulator.start_ingest("operations/a%2Fb")

@@ -18,6 +18,7 @@ from urllib.parse import parse_qs
 
 import pytest
 from airflow import __version__ as airflow_version
+from google.auth import credentials
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook, aiohttp_transport
@@ -47,8 +48,9 @@ def live_on(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
         "google.auth._helpers.utcnow", lambda: datetime.fromtimestamp(clock(), UTC).replace(tzinfo=None)
     )
     monkeypatch.setattr("google.auth._exponential_backoff.time", SimpleNamespace(sleep=lambda _: None))
-    owner = "google.auth.credentials.CredentialsWithRegionalAccessBoundary"
-    monkeypatch.setattr(f"{owner}._maybe_start_regional_access_boundary_refresh", lambda *_: None, raising=False)
+    # Versions before that do not ask.
+    if owner := getattr(credentials, "CredentialsWithRegionalAccessBoundary", None):
+        monkeypatch.setattr(owner, "_maybe_start_regional_access_boundary_refresh", lambda *_: None)
 
 
 def mask_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
