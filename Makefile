@@ -27,7 +27,7 @@ test: $(READY) ## Run the tests that need only Python (ARGS="-k name" to choose)
 	@$(BIN)/coverage report --fail-under=$(if $(ARGS),0,95)
 
 e2e: $(READY) ## Run the tests on a running Airflow
-	@$(BIN)/pytest tests/e2e $(ARGS)
+	@$(BIN)/pytest $(if $(filter tests/%,$(ARGS)),,tests/e2e) $(ARGS)
 
 soak: $(READY) ## Cancel and wait many times under random faults (ARGS="--rounds 100 --waits 0" for less)
 	@$(BIN)/python -W ignore tests/soak $(ARGS)

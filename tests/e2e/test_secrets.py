@@ -1,0 +1,61 @@
+"""A run that authenticates with a key: nothing secret is in any file that Airflow has written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import pytest
+from stack import Airflow2Stack, Airflow3Stack, make_stack, wait_until
+
+from airflow_dai_provider.emulator import DaiEmulator
+
+ROOT = Path(__file__).resolve().parents[2]
+SIGNATURE = "dGhlLXNpZ25hdHVyZS1vZi10aGUtbWVkaWE"
+
+
+@pytest.fixture(scope="module")
+def google() -> Iterator[DaiEmulator]:
+    with DaiEmulator(authentication=True) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="module")
+def authenticated(google: DaiEmulator) -> Iterator[Airflow2Stack | Airflow3Stack]:
+    extra = {"keyfile_dict": json.dumps(google.service_account_key()), "dai_api_endpoint": google.endpoint}
+    connection = {"conn_type": "google_cloud_platform", "extra": extra}
+    env = {"AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": json.dumps(connection), "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG"}
+    home = ROOT / ".airflow" / f"secrets-{version('apache-airflow')}"
+    with make_stack(home, Path(__file__).parent / "authenticated_dags", env) as stack:
+        stack.wait_for_dags("given_up", "cancelled")
+        yield stack
+
+
+def test_nothing_secret_is_written(authenticated: Airflow2Stack | Airflow3Stack, google: DaiEmulator) -> None:
+    given_up, cancelled = authenticated.trigger("given_up"), authenticated.trigger("cancelled")
+    assert authenticated.wait_for_run("given_up", given_up, 180) == "failed"
+    assert authenticated.wait_for_run("cancelled", cancelled, 180) == "success"
+    wait_until("both cancels", lambda: set(google.states().values()) == {"CANCELLED"}, 60)
+
+    tokens = {request.headers["authorization"].partition(" ")[2] for request in google.requests if request.account}
+    assertions = {
+        value
+        for request in google.requests
+        if request.method == "token"
+        for value in parse_qs(request.body.decode()).get("assertion", [])
+    }
+    key = google.service_account_key()["private_key"].splitlines()[1:-1]
+    secrets = {"token": tokens, "JWT": assertions, "key": set(key)}
+    assert all(secrets.values())
+
+    files = {path: path.read_bytes() for path in authenticated.home.rglob("*") if path.is_file()}
+    logs = {path: content for path, content in files.items() if path.suffix == ".log"}
+    assert any(b"Requested the cancellation" in content for content in logs.values())
+    for kind, values in secrets.items():
+        found = [path.name for path, content in files.items() if any(value.encode() in content for value in values)]
+        assert found == [], f"a {kind} is in {found}"
+    # The database holds the DAG file itself, signature and all.
+    assert [path.name for path, content in logs.items() if SIGNATURE.encode() in content] == []
