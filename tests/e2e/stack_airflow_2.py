@@ -35,8 +35,14 @@ class Airflow2Stack(AirflowStack):
 
     def _wait_until_healthy(self) -> None:
         os.environ.update({key: value for key, value in self.env.items() if key.startswith("AIRFLOW")})
+        from airflow import settings
         from airflow.jobs.job import Job
         from airflow.utils.session import create_session
+
+        # Another stack of this process may have had another database.
+        settings.dispose_orm()
+        settings.configure_vars()
+        settings.configure_orm()
 
         def healthy() -> bool:
             with create_session() as session:
