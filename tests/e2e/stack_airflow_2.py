@@ -11,6 +11,13 @@ from typing import Any
 from stack_base import AirflowStack
 from stack_waits import wait_until
 
+#: For what needs several tasks at once. Airflow's own tests run this executor on SQLite, too; locks can cost a try.
+CONCURRENT = {
+    "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+    "AIRFLOW__CORE__PARALLELISM": "8",
+    "_AIRFLOW__SKIP_DATABASE_EXECUTOR_COMPATIBILITY_CHECK": "1",
+}
+
 
 class Airflow2Stack(AirflowStack):
     """Airflow 2: scheduler (with its dag processor) and triggerer, asked through the metadata database."""
@@ -22,10 +29,7 @@ class Airflow2Stack(AirflowStack):
 
     def _settings(self, dags: Path) -> dict[str, str]:
         return super()._settings(dags) | {
-            "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
-            "AIRFLOW__CORE__PARALLELISM": "8",
-            # Airflow's own tests run this executor on SQLite, too.
-            "_AIRFLOW__SKIP_DATABASE_EXECUTOR_COMPATIBILITY_CHECK": "1",
+            "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor",
             "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "12",
             "AIRFLOW__SCHEDULER__LOCAL_TASK_JOB_HEARTBEAT_SEC": "2",
             "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "3",

@@ -16,6 +16,7 @@ from play import PATIENCE, Service, Stack
 from played import AIRFLOW, SETTINGS, Outcome, play_all, rows_of_this_airflow
 from rows import ROWS, Row
 from stack import make_stack, wait_until
+from stack_airflow_2 import CONCURRENT
 
 from airflow_dai_provider.emulator import DaiEmulator
 
@@ -42,7 +43,7 @@ def stage() -> Iterator[Stage]:
     shutil.copy(Path(__file__).parent / "dags" / "rows.py", dags)
     logging.getLogger("airflow_dai_provider.emulator").setLevel(logging.WARNING)
     with DaiEmulator() as emulator:
-        env = {"DAI_EMULATOR_HOST": emulator.host, **SETTINGS}
+        env = {"DAI_EMULATOR_HOST": emulator.host, **SETTINGS, **(CONCURRENT if AIRFLOW < 3 else {})}
         with make_stack(HOME, dags, env) as airflow:
             airflow.wait_for_dags("waits__own", "sweep")
             yield Stage(airflow, Service(emulator), emulator.start_ingest(seconds=7200))
