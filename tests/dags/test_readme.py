@@ -60,7 +60,7 @@ def names() -> dict[str, Any]:
 @pytest.mark.parametrize("code", SNIPPETS, ids=[f"snippet {number}" for number in range(1, len(SNIPPETS) + 1)])
 def test_a_snippet_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "DeadlineAlert" in code and "DeadlineAlert" not in names():
-        code = ""
+        pytest.skip("Airflow 2 has no Deadline alerts")
     (tmp_path / "cancel_dai_ingest.py").write_text(SNIPPETS[0])
     monkeypatch.syspath_prepend(tmp_path)
     with DAG("readme", schedule=None):
