@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import sys
 import threading
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, TaskDeferred
 from faults import inject
 from judge import requests_against_the_rule
 from leaks import Leaks
@@ -75,6 +76,11 @@ class Triggerer:
         await self._loop.shutdown_default_executor()
 
 
+def execute(operator: BaseOperator, ti: TaskInstance) -> None:
+    """Execute it past Airflow's guard against calls from without, which on 2.11 breaks in any but the main thread."""
+    inspect.unwrap(type(operator).execute)(operator, {"ti": ti})
+
+
 def media_url(number: int) -> str:
     return f"https://media.example.com/{number}.mp4?seconds=3600"
 
@@ -86,7 +92,7 @@ def cancel_in_worker(emulator: DaiEmulator, triggerer: Triggerer, number: int) -
     operator = DaiCancelOperationOperator(
         task_id="soak", operation_name=name, wait_for_completion=True, poll_interval=2, timeout=120
     )
-    operator.execute({"ti": ti})
+    execute(operator, ti)
     return wrong_end(emulator, ti, name, "CANCELLED")
 
 
@@ -98,7 +104,7 @@ def cancel_in_triggerer(emulator: DaiEmulator, triggerer: Triggerer, number: int
         task_id="soak", operation_name=name, wait_for_completion=True, deferrable=True, poll_interval=2, timeout=120
     )
     try:
-        operator.execute({"ti": ti})
+        execute(operator, ti)
     except TaskDeferred as deferred:
         _, arguments = deferred.trigger.serialize()
         event = triggerer.fire(DaiOperationTrigger(**arguments))
@@ -119,7 +125,7 @@ def start_and_give_up(emulator: DaiEmulator, triggerer: Triggerer, number: int) 
         task_id="soak", creative={"adSystem": "soak", "mediaFiles": [media]}, poll_interval=1, timeout=3
     )
     try:
-        operator.execute({"ti": ti})
+        execute(operator, ti)
     except IngestInDoubtError:
         raise
     except AirflowException as error:
