@@ -164,7 +164,7 @@ class DaiOperationSensor(BaseSensorOperator):
             self._accept_missing(error)
             return None
         except WaitTimeoutError as error:
-            raise_task_timeout(self, self.timeout, str(error))
+            raise_task_timeout(self, str(error))
             raise AirflowSensorTimeout(f"{error}. {self.operation_name} may still run.") from error
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -175,7 +175,7 @@ class DaiOperationSensor(BaseSensorOperator):
         except AirflowException as error:
             if ended_at_deadline(next_kwargs):
                 error = AirflowSensorTimeout(f"{self.operation_name} may still run: {error}.")
-                raise_task_timeout(self, self.timeout, str(error))
+                raise_task_timeout(self, str(error))
             elif next_method == FAILED_DEFERRAL:
                 error = AirflowException(f"{self.operation_name} may still run: {error}.")
             self._raise_as_in_poke_mode(error)
@@ -191,17 +191,12 @@ class DaiOperationSensor(BaseSensorOperator):
             if not self.silent_fail or isinstance(error, AirflowFailException):
                 self._raise_as_in_poke_mode(error)
             self.log.warning("The first look has failed: %s", error)
-        self.log.info("Waiting for %s in the triggerer.", self.operation_name)
         return defer_wait(
             self,
             self.operation_name,
-            timeout=self.timeout,
             poll_interval=max(self._longest_interval(), FIRST_INTERVAL),
             max_outage=None if self.silent_fail else MAX_OUTAGE,
             cancel_on_kill=self.cancel_on_kill,
-            gcp_conn_id=self.gcp_conn_id,
-            impersonation_chain=self.impersonation_chain,
-            api_endpoint=self.api_endpoint,
         )
 
     def _longest_interval(self) -> float:

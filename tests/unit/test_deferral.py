@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowTaskTimeout, BaseOperator, TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
 
 from airflow_dai_provider.deferral import BACKSTOP, TRIGGER_TIMEOUTS, defer_wait, raise_task_timeout
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
@@ -18,8 +18,8 @@ from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 
 
-def make_task(**arguments: Any) -> BaseOperator:
-    return BaseOperator(task_id="wait", **arguments)
+def make_task(**arguments: Any) -> DaiCancelOperationOperator:
+    return DaiCancelOperationOperator(task_id="wait", operation_name="operations/a", api_endpoint="a.test", **arguments)
 
 
 @pytest.mark.parametrize(
@@ -37,11 +37,12 @@ def make_task(**arguments: Any) -> BaseOperator:
 def test_the_sooner_deadline_counts(execution_timeout: timedelta | None, timeout: float, limit: float) -> None:
     before = time.time()
     with pytest.raises(TaskDeferred) as deferred:
-        defer_wait(make_task(execution_timeout=execution_timeout), "operations/a", timeout=timeout, poll_interval=7.0)
+        defer_wait(make_task(execution_timeout=execution_timeout, timeout=timeout), "operations/a", poll_interval=7.0)
 
     trigger = deferred.value.trigger
     assert isinstance(trigger, DaiOperationTrigger)
     assert (trigger.operation_name, trigger.poll_interval, trigger.timeout) == ("operations/a", 7.0, limit)
+    assert (trigger.gcp_conn_id, trigger.api_endpoint) == ("google_cloud_default", "a.test")
     assert before <= trigger.started <= time.time()
     assert deferred.value.method_name == "execute_complete"
     assert deferred.value.timeout == timedelta(seconds=limit + BACKSTOP)
@@ -53,12 +54,12 @@ def test_airflow_itself_ends_it_later_than_the_trigger() -> None:
 
 @pytest.mark.parametrize("execution_timeout", [None, timedelta(seconds=101), timedelta(seconds=100)], ids=str)
 def test_it_was_not_the_execution_timeout(execution_timeout: timedelta | None) -> None:
-    raise_task_timeout(make_task(execution_timeout=execution_timeout), 100.0, "It took too long.")
+    raise_task_timeout(make_task(execution_timeout=execution_timeout, timeout=100.0), "It took too long.")
 
 
 def test_it_was_the_execution_timeout() -> None:
     with pytest.raises(AirflowTaskTimeout, match="It took too long. The execution_timeout of the task has passed."):
-        raise_task_timeout(make_task(execution_timeout=timedelta(seconds=99)), 100.0, "It took too long.")
+        raise_task_timeout(make_task(execution_timeout=timedelta(seconds=99), timeout=100.0), "It took too long.")
 
 
 def test_what_this_version_of_airflow_says_is_known(airflow_2: bool) -> None:

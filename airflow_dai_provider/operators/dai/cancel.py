@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, conf
 
 from airflow_dai_provider.cancellation import request_cancellation
-from airflow_dai_provider.deferral import FAILED_DEFERRAL, defer_wait, ended_at_deadline, raise_task_timeout
+from airflow_dai_provider.deferral import FAILED_DEFERRAL, ended_at_deadline, raise_task_timeout, wait_or_defer
 from airflow_dai_provider.errors import PERMANENT
 from airflow_dai_provider.event import read_event
 from airflow_dai_provider.metrics import time_cancel
@@ -116,8 +116,11 @@ class DaiCancelOperationOperator(BaseOperator):
                 requested = self._clock()
                 operation = self._cancel(hook, name)
                 if self.wait_for_completion:
-                    ended = operation if operation and operation.done else self._wait(hook, name, requested)
-                    return self._finish(context, ended, requested)
+                    if not (operation and operation.done):
+                        operation = wait_or_defer(
+                            self, hook, name, poll_interval=self.poll_interval, resume_with={"requested": requested}
+                        )
+                    return self._finish(context, operation, requested)
         except OperationNotFoundError as error:
             self._accept_missing(error)
         return name
@@ -130,7 +133,7 @@ class DaiCancelOperationOperator(BaseOperator):
         except OperationNotFoundError as error:
             self._accept_missing(error)
         except WaitTimeoutError as error:
-            raise_task_timeout(self, self.timeout, str(error))
+            raise_task_timeout(self, str(error))
             raise AirflowException(f"{error}. {name} may still run.") from error
         return name
 
@@ -143,24 +146,8 @@ class DaiCancelOperationOperator(BaseOperator):
                 raise
             message = f"{self.operation_name} may still run: {error}."
             if ended_at_deadline(next_kwargs):
-                raise_task_timeout(self, self.timeout, message)
+                raise_task_timeout(self, message)
             raise AirflowException(message) from error
-
-    def _wait(self, hook: DaiHook, name: str, requested: float) -> Operation:
-        """Wait for the end here, or defer the task."""
-        if not self.deferrable:
-            return hook.wait_for_operation(name, timeout=self.timeout, poll_interval=self.poll_interval)
-        self.log.info("Waiting for %s in the triggerer.", name)
-        return defer_wait(
-            self,
-            name,
-            timeout=self.timeout,
-            resume_with={"requested": requested},
-            poll_interval=self.poll_interval,
-            gcp_conn_id=self.gcp_conn_id,
-            impersonation_chain=self.impersonation_chain,
-            api_endpoint=self.api_endpoint,
-        )
 
     def _finish(self, context: Context, operation: Operation, requested: float | None) -> str:
         """Say how the operation has ended, and check that it was expected."""

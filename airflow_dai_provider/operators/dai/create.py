@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_dai_provider.creative import check_creative, creative_digest, media_urls
-from airflow_dai_provider.deferral import FAILED_DEFERRAL, defer_wait, ended_at_deadline, raise_task_timeout
+from airflow_dai_provider.deferral import FAILED_DEFERRAL, ended_at_deadline, raise_task_timeout, wait_or_defer
 from airflow_dai_provider.event import read_event
 from airflow_dai_provider.ingest_guard import IngestGuard
 from airflow_dai_provider.lost_answer import IngestInDoubtError, find_started, in_doubt
@@ -144,7 +144,7 @@ class DaiCreateCreativeOperator(BaseOperator):
             adopted = self._reattach(context, hook)
             name = adopted or self._start(context, hook)
             if self.wait_for_completion:
-                return self._conclude(context, self._wait(hook, name, bool(adopted)), bool(adopted))
+                return self._conclude(context, self._wait(hook, name, adopted=bool(adopted)), bool(adopted))
             self._forget(context)
             return name
 
@@ -153,7 +153,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         try:
             return self._conclude(context, read_event(event), adopted)
         except WaitTimeoutError as error:
-            raise_task_timeout(self, self.timeout, str(error))
+            raise_task_timeout(self, str(error))
             raise AirflowException(f"{error}.") from error
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -163,7 +163,7 @@ class DaiCreateCreativeOperator(BaseOperator):
                 return super().resume_execution(next_method, next_kwargs, context)
             except AirflowException as error:
                 if next_method == FAILED_DEFERRAL and ended_at_deadline(next_kwargs):
-                    raise_task_timeout(self, self.timeout, f"The ingest has not ended in time: {error}.")
+                    raise_task_timeout(self, f"The ingest has not ended in time: {error}.")
                 raise
 
     def on_kill(self) -> None:
@@ -229,21 +229,14 @@ class DaiCreateCreativeOperator(BaseOperator):
         self._guarding().take(hook, name)
         push_operation(context["ti"], name, self._clock())
 
-    def _wait(self, hook: DaiHook, name: str, adopted: bool) -> Operation:
-        """Wait for the end here, or defer the task."""
-        if not self.deferrable:
-            return hook.wait_for_operation(name, timeout=self.timeout, poll_interval=self.poll_interval)
-        self.log.info("Waiting for %s in the triggerer.", name)
-        return defer_wait(
+    def _wait(self, hook: DaiHook, name: str, *, adopted: bool) -> Operation:
+        return wait_or_defer(
             self,
+            hook,
             name,
-            timeout=self.timeout,
-            resume_with={"adopted": adopted},
             poll_interval=self.poll_interval,
+            resume_with={"adopted": adopted},
             cancel_on_kill=self.cancel_on_kill,
-            gcp_conn_id=self.gcp_conn_id,
-            impersonation_chain=self.impersonation_chain,
-            api_endpoint=self.api_endpoint,
         )
 
     def _conclude(self, context: Context, operation: Operation, adopted: bool) -> str:
