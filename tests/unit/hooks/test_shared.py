@@ -311,6 +311,7 @@ def test_all_that_are_cancelled_while_a_token_is_fetched_leave_nothing_behind(
     tokens.gate = Gate()
 
     async def main() -> None:
+        before = asyncio.all_tasks()
         look = asyncio.create_task(DaiAsyncHook().get_operation("operations/a"))
         await until(lambda: tokens.asked)
         for _ in range(cancels):
@@ -320,7 +321,7 @@ def test_all_that_are_cancelled_while_a_token_is_fetched_leave_nothing_behind(
         tokens.gate.open()
         with pytest.raises(asyncio.CancelledError):
             await look
-        await asyncio.sleep(0.05)
+        await until(lambda: asyncio.all_tasks() <= before)
 
     run(main())
     assert emulator.requests == []

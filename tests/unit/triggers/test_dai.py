@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.hooks.dai import DaiAsyncHook
+from airflow_dai_provider.hooks.dai import DaiAsyncHook, shared
 from airflow_dai_provider.polling import MAX_OUTAGE
 from airflow_dai_provider.triggers import dai
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
@@ -421,9 +421,7 @@ class Killing:
 
 async def all_kills_done() -> None:
     """Wait for what goes on when the triggerer has turned to something else."""
-    if dai._KILLS:
-        await asyncio.wait(set(dai._KILLS))
-    await asyncio.sleep(0.005)
+    await until(lambda: not dai._KILLS and not shared._CLOSING)
 
 
 async def kill_by_itself(trigger: DaiOperationTrigger) -> float:
@@ -673,12 +671,13 @@ def test_one_that_is_killed_while_its_token_is_fetched(
     name = emulator.start_ingest()
 
     async def main() -> None:
+        before = asyncio.all_tasks()
         kill = asyncio.create_task(killing(make_trigger(name, cancel_on_kill=cancel_on_kill), lambda: tokens.asked))
         await until(lambda: killing.cancels > 2 or kill.done())
         assert tokens.gate
         tokens.gate.open()
         await kill
-        await asyncio.sleep(0.02)
+        await until(lambda: asyncio.all_tasks() <= before)
 
     with TinyServer(tokens.respond) as server:
         key = tokens.key(f"{server.endpoint}/token")
