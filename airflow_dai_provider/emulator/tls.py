@@ -16,7 +16,7 @@ _KEY_BITS = 2048
 
 
 class SelfSigned:
-    """A certificate that is its own authority, with a fresh key that never leaves the process.
+    """A certificate that is its own authority, with a fresh key.
 
     Clients refuse it, unless :attr:`pem` is written to a file that they are told to trust.
 
@@ -33,6 +33,11 @@ class SelfSigned:
     def pem(self) -> str:
         """The certificate, without its key."""
         return self._made[0]
+
+    @property
+    def private_key_pem(self) -> str:
+        """The key, for a server in another process."""
+        return self._made[1]
 
     def context(self) -> ssl.SSLContext:
         """Return what a server needs of it."""

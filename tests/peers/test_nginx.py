@@ -12,18 +12,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from google.api_core import exceptions
 
-from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.emulator import DaiEmulator, Fault, SelfSigned
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 
 NAMES = (
@@ -81,7 +76,9 @@ def proxy(emulator: DaiEmulator, tmp_path_factory: pytest.TempPathFactory) -> It
     """Run nginx before the emulator."""
     assert NGINX, "nginx is not installed; make peers installs it"
     folder = tmp_path_factory.mktemp("nginx")
-    write_certificate(folder)
+    certificate = SelfSigned()
+    (folder / "certificate.pem").write_text(certificate.pem)
+    (folder / "key.pem").write_text(certificate.private_key_pem)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -96,28 +93,6 @@ def proxy(emulator: DaiEmulator, tmp_path_factory: pytest.TempPathFactory) -> It
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(10)
-
-
-def write_certificate(folder: Path) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
 
 
 def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the asynchronous half share: a clean event loop, time that passes when told to, tiny servers."""
+"""What the tests of the asynchronous half share: a clean event loop, time that passes when told to, tokens."""
 
 from __future__ import annotations
 
@@ -6,28 +6,26 @@ import asyncio
 import gc
 import json
 import os
-import socket
-import ssl
 import threading
 import warnings
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+
+from airflow_dai_provider.emulator import SelfSigned
 
 if TYPE_CHECKING:
     from conftest import Clock
+
+    from tests.unit.hooks.tiny_server import Exchange
 
 T = TypeVar("T")
 
@@ -99,7 +97,14 @@ def trust_few(monkeypatch: pytest.MonkeyPatch) -> None:
 def _one_authority() -> Path:
     folder = Path(os.environ["AIRFLOW_HOME"]) / "authority"
     folder.mkdir()
-    return make_authority(folder)[0]
+    return write_authority(folder, SelfSigned())
+
+
+def write_authority(folder: Path, certificate: SelfSigned) -> Path:
+    """Write the file that a client is to trust."""
+    authority = folder / "ca.pem"
+    authority.write_text(certificate.pem)
+    return authority
 
 
 def define_connection(monkeypatch: pytest.MonkeyPatch, conn_id: str = "google_cloud_default", **extra: object) -> None:
@@ -140,102 +145,6 @@ class Gate:
             await asyncio.sleep(0.001)
         self.open()
         assert not self.blocked, "The event loop stood still."
-
-
-@dataclass(frozen=True)
-class TinyRequest:
-    """A request that reached a tiny server; ``path`` is the target of the request line."""
-
-    http_method: str
-    path: str
-    headers: Mapping[str, str]
-    body: bytes
-
-
-class Exchange(BaseHTTPRequestHandler):
-    """One connection to a tiny server."""
-
-    protocol_version = "HTTP/1.1"
-    server: TinyServer
-
-    def handle_one_request(self) -> None:
-        try:
-            super().handle_one_request()
-        except OSError:  # the client has hung up, or does not like the certificate
-            self.close_connection = True
-
-    def _take(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.requests.append(TinyRequest(self.command, self.path, headers, body))
-        self.server.respond(self)
-
-    do_GET = do_POST = do_CONNECT = _take
-
-    def answer(self, status: int, body: object = b"", **headers: str) -> None:
-        """Send a whole answer; a body that is not bytes is sent as JSON."""
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response_only(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def raw(self, content: bytes) -> None:
-        """Send these bytes as they are, and close the connection afterwards."""
-        self.wfile.write(content)
-        self.close_connection = True
-
-    def tunnel_to_itself(self, context: ssl.SSLContext) -> None:
-        """Answer a CONNECT, and speak as the server at the other end from then on."""
-        self.send_response_only(200)
-        self.end_headers()
-        self.request = context.wrap_socket(self.connection, server_side=True)
-        self.setup()
-        self.close_connection = False
-
-    def finish(self) -> None:
-        super().finish()
-        if isinstance(self.request, ssl.SSLSocket):
-            self.request.close()
-
-    def log_message(self, *_: object) -> None:
-        """Keep quiet."""
-
-
-class TinyServer(ThreadingHTTPServer):
-    """A server on a free port of 127.0.0.1 that answers as ``respond`` does, over TLS where a context is given."""
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, respond: Callable[[Exchange], None], context: ssl.SSLContext | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), Exchange)
-        if context:
-            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
-        self.respond = respond
-        self.requests: list[TinyRequest] = []
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
-
-    def handle_error(self, *_: object) -> None:
-        """Keep quiet about a client that breaks off, which is what some tests want."""
-
-    @property
-    def host(self) -> str:
-        return f"127.0.0.1:{self.server_port}"
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://{self.host}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
 
 
 @dataclass
@@ -294,37 +203,3 @@ def private_key_pem() -> bytes:
     return private_key().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-def make_authority(folder: Path, *hosts: str) -> tuple[Path, ssl.SSLContext]:
-    """Return the file of a self-signed certificate for 127.0.0.1 and these hosts, and what a server needs of it."""
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
-    alternatives = [x509.IPAddress(ip_address("127.0.0.1")), *map(x509.DNSName, hosts)]
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(private_key().public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(private_key(), hashes.SHA256())
-        .public_bytes(serialization.Encoding.PEM)
-    )
-    authority, both = folder / "ca.pem", folder / "server.pem"
-    authority.write_bytes(certificate)
-    both.write_bytes(private_key_pem() + certificate)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(both)
-    return authority, context
-
-
-@contextmanager
-def refusing_port() -> Iterator[int]:
-    """Give a port at which every connection is refused."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        yield reserved.getsockname()[1]

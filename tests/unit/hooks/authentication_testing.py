@@ -11,17 +11,16 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qs
 
 import pytest
-from airflow import __version__ as airflow_version
 from google.auth import credentials
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook, aiohttp_transport
+from tests.airflow_versions import secrets_maskers
 from tests.unit.hooks.async_testing import let_time_pass, private_key_pem, run, trust_few
 
 if TYPE_CHECKING:
@@ -55,10 +54,7 @@ def live_on(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
 
 def mask_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep Airflow from masking what it knows to be secret: nothing of it must be there in the first place."""
-    of_airflow_2 = ("airflow.utils.log.secrets_masker",)
-    of_airflow_3 = ("airflow._shared.secrets_masker", "airflow.sdk._shared.secrets_masker")
-    for module in of_airflow_2 if airflow_version.startswith("2.") else of_airflow_3:
-        masker = import_module(module)._secrets_masker()
+    for masker in secrets_maskers():
         monkeypatch.setattr(masker, "replacer", None)
         monkeypatch.setattr(masker, "add_mask", lambda *_, **__: None)
 

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import ssl
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +13,7 @@ import pytest
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiHook
+from tests.unit.hooks.tiny_server import TinyServer, refusing_port
 
 if TYPE_CHECKING:
     from conftest import Clock
@@ -26,101 +22,11 @@ if TYPE_CHECKING:
 _OUTSIDE = ("GOOGLE_", "CLOUDSDK_", "GCE_", "AIRFLOW_CONN_", "DAI_", "REQUESTS_CA_", "CURL_CA_", "NETRC", "SSL_")
 
 
-class Exchange(BaseHTTPRequestHandler):
-    """One connection to a tiny server."""
-
-    protocol_version = "HTTP/1.1"
-    server: TinyServer
-
-    def handle_one_request(self) -> None:
-        try:
-            super().handle_one_request()
-        except ConnectionError:
-            self.close_connection = True
-
-    def finish(self) -> None:
-        super().finish()
-        self.server.hung_up.set()
-
-    def _take(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.requests.append(TinyRequest(self.command, self.path, headers, body))
-        self.server.respond(self)
-
-    do_GET = do_POST = do_DELETE = do_CONNECT = _take
-
-    def answer(self, status: int, body: bytes | object = b"", **headers: str) -> None:
-        """Send a whole answer; a body that is not bytes is sent as JSON."""
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response_only(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def raw(self, content: bytes) -> None:
-        """Send these bytes as they are, and close the connection."""
-        self.wfile.write(content)
-        self.close_connection = True
-
-    def log_message(self, *_: object) -> None:
-        """Keep quiet."""
-
-
-@dataclass(frozen=True)
-class TinyRequest:
-    """A request that reached a tiny server; ``path`` is the target of the request line."""
-
-    http_method: str
-    path: str
-    headers: Mapping[str, str]
-    body: bytes
-
-
-class TinyServer(ThreadingHTTPServer):
-    """A server on a free port of 127.0.0.1 that answers as ``respond`` does."""
-
-    daemon_threads = True
-
-    def __init__(self, respond: Callable[[Exchange], None]) -> None:
-        super().__init__(("127.0.0.1", 0), Exchange)
-        self.respond = respond
-        self.requests: list[TinyRequest] = []
-        self.hung_up = threading.Event()
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
-
-    def handshake_with(self, context: ssl.SSLContext) -> None:
-        """Speak TLS from now on."""
-        self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
-
-    def handle_error(self, *_: object) -> None:
-        """Keep quiet about a client that breaks off, which is what some tests want."""
-
-    @property
-    def host(self) -> str:
-        return f"127.0.0.1:{self.server_port}"
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://{self.host}"
-
-    def __enter__(self) -> TinyServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
-
-
 @pytest.fixture
 def closed_port() -> Iterator[int]:
     """Give a port at which every connection is refused."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        yield reserved.getsockname()[1]
+    with refusing_port() as port:
+        yield port
 
 
 @pytest.fixture(autouse=True)
@@ -141,10 +47,10 @@ def emulator(clock: Clock) -> Iterator[DaiEmulator]:
 
 
 @pytest.fixture
-def tiny_server() -> Iterator[Callable[[Callable[[Exchange], None]], TinyServer]]:
+def tiny_server() -> Iterator[Callable[..., TinyServer]]:
     """Give a function that starts a server which answers every request as the given function does."""
     with ExitStack() as stack:
-        yield lambda respond: stack.enter_context(TinyServer(respond))
+        yield lambda respond, context=None: stack.enter_context(TinyServer(respond, context))
 
 
 @pytest.fixture(scope="module")

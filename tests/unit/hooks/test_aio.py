@@ -19,15 +19,8 @@ from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.names import InvalidNameError
 from airflow_dai_provider.operation import Operation, OperationState
 from airflow_dai_provider.polling import MAX_OUTAGE, WaitTimeoutError
-from tests.unit.hooks.async_testing import (
-    Exchange,
-    TinyServer,
-    define_connection,
-    let_time_pass,
-    refusing_port,
-    run,
-    trust_few,
-)
+from tests.unit.hooks.async_testing import define_connection, let_time_pass, run, trust_few
+from tests.unit.hooks.tiny_server import Exchange, TinyServer, refusing_port
 
 if TYPE_CHECKING:
     from conftest import Clock, Log

@@ -21,24 +21,22 @@ from google.auth import credentials as google_credentials
 from google.auth.credentials import AnonymousCredentials
 
 from airflow_dai_provider import rest
-from airflow_dai_provider.emulator import DaiEmulator
+from airflow_dai_provider.emulator import DaiEmulator, SelfSigned
 from airflow_dai_provider.endpoint import Endpoint
 from airflow_dai_provider.errors import Code, ServiceError
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook, aiohttp_transport
 from airflow_dai_provider.hooks.dai.aiohttp_transport import MAX_CONNECTIONS, AiohttpTransport
 from tests.unit.hooks.async_testing import (
-    Exchange,
     Gate,
-    TinyServer,
     TokenService,
     define_connection,
     let_time_pass,
-    make_authority,
-    refusing_port,
     run,
     trust_few,
     until,
+    write_authority,
 )
+from tests.unit.hooks.tiny_server import Exchange, TinyServer, refusing_port
 
 if TYPE_CHECKING:
     from conftest import Clock, Log
@@ -379,10 +377,10 @@ def test_the_impersonation_chain(
     chain: Any,
     by: str,
 ) -> None:
-    authority, context = make_authority(tmp_path, "iamcredentials.googleapis.com")
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
+    certificate = SelfSigned(["iamcredentials.googleapis.com"])
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(write_authority(tmp_path, certificate)))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    iam = Iam(context)
+    iam = Iam(certificate.context())
     if by == "connection":
         robot(impersonation_chain=chain if isinstance(chain, str) else ",".join(chain))
     arguments = {"impersonation_chain": chain} if by == "argument" else {}
@@ -492,13 +490,13 @@ def test_no_proxy_is_used_where_the_environment_says_so(
 def test_https_goes_through_the_tunnel_of_a_proxy(
     robot: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: TokenService
 ) -> None:
-    authority, context = make_authority(tmp_path, "dai.example")
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
+    certificate = SelfSigned(["dai.example"])
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(write_authority(tmp_path, certificate)))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     def respond(exchange: Exchange) -> None:
         if exchange.command == "CONNECT":
-            exchange.tunnel_to_itself(context)
+            exchange.tunnel_to_itself(certificate.context())
         else:
             exchange.answer(200, {"name": NAME})
 
@@ -548,9 +546,9 @@ def test_the_password_of_a_proxy_is_not_shown(
 @pytest.fixture
 def tls(tmp_path: Path) -> Iterator[tuple[TinyServer, Path]]:
     """Give a server that speaks TLS, and the file of the authority that vouches for it."""
-    authority, context = make_authority(tmp_path)
-    with TinyServer(lambda exchange: exchange.answer(200, {"name": NAME}), context) as server:
-        yield server, authority
+    certificate = SelfSigned(["127.0.0.1"])
+    with TinyServer(lambda exchange: exchange.answer(200, {"name": NAME}), certificate.context()) as server:
+        yield server, write_authority(tmp_path, certificate)
 
 
 def test_an_authority_of_ones_own(

@@ -22,7 +22,9 @@ from airflow_dai_provider.operation import OperationState
 from airflow_dai_provider.polling import MAX_OUTAGE, WaitTimeoutError
 
 if TYPE_CHECKING:
-    from conftest import Clock, Exchange, Log, TinyServer
+    from conftest import Clock, Log
+
+    from tests.unit.hooks.tiny_server import Exchange, TinyServer
 
 NAME = "operations/ingest"
 URL = "https://media.example/ad.mp4"

@@ -18,16 +18,8 @@ from airflow_dai_provider.endpoint import Endpoint
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
 from airflow_dai_provider.hooks.dai.aiohttp_transport import MAX_CONNECTIONS, AiohttpTransport
 from airflow_dai_provider.hooks.dai.shared import lease
-from tests.unit.hooks.async_testing import (
-    Gate,
-    TinyServer,
-    TokenService,
-    define_connection,
-    let_time_pass,
-    run,
-    trust_few,
-    until,
-)
+from tests.unit.hooks.async_testing import Gate, TokenService, define_connection, let_time_pass, run, trust_few, until
+from tests.unit.hooks.tiny_server import TinyServer
 
 if TYPE_CHECKING:
     from conftest import Clock

@@ -7,40 +7,38 @@ import gzip
 import json
 import logging
 import re
-import ssl
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 from google.api_core import exceptions
 from google.auth import jwt
 from google.auth.credentials import AnonymousCredentials
 from google.oauth2.service_account import Credentials
 
 from airflow_dai_provider import rest
-from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.emulator import DaiEmulator, Fault, SelfSigned
 from airflow_dai_provider.endpoint import Endpoint
 from airflow_dai_provider.errors import Code, ServiceError
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.hooks.dai import requests_transport as transport_module
 from airflow_dai_provider.hooks.dai.requests_transport import RequestsTransport
 from airflow_dai_provider.names import InvalidNameError
+from tests.unit.hooks.async_testing import private_key_pem, write_authority
 
 if TYPE_CHECKING:
-    from conftest import Exchange, Log, TinyServer
+    from conftest import Log
+
+    from tests.unit.hooks.tiny_server import Exchange, TinyServer
 
 NAME = "operations/ingest"
 EMAIL = "robot@project.iam.gserviceaccount.com"
@@ -93,25 +91,17 @@ class Google:
 
 
 @pytest.fixture(scope="module")
-def private_key() -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
-
-
-@pytest.fixture(scope="module")
-def key_and_server(private_key: rsa.RSAPrivateKey, one_tiny_server: TinyServer) -> tuple[dict[str, str], TinyServer]:
+def key_and_server(one_tiny_server: TinyServer) -> tuple[dict[str, str], TinyServer]:
     """
     Give a key and the token server that it names.
 
     They are the same for all tests: Airflow remembers every key it has seen, to mask it, and slows down with each.
     """
-    pem = private_key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
     key = {
         "type": "service_account",
         "project_id": "project",
         "private_key_id": "k1",
-        "private_key": pem.decode(),
+        "private_key": private_key_pem().decode(),
         "client_email": EMAIL,
         "client_id": "1",
         "token_uri": f"{one_tiny_server.endpoint}/token",
@@ -1071,38 +1061,11 @@ def test_the_password_of_a_proxy_is_not_shown(
 
 
 @pytest.fixture
-def tls_server(
-    private_key: rsa.RSAPrivateKey,
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
-    tmp_path: Path,
-) -> tuple[TinyServer, Path]:
+def tls_server(tiny_server: Callable[..., TinyServer], tmp_path: Path) -> tuple[TinyServer, Path]:
     """Give a server that speaks TLS, and the file with its own certificate."""
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(private_key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(private_key, hashes.SHA256())
-    )
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    key = private_key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path, both = tmp_path / "ca.pem", tmp_path / "server.pem"
-    path.write_bytes(pem)
-    both.write_bytes(key + pem)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(both)
-    server = tiny_server(lambda exchange: exchange.answer(200, {"name": NAME}))
-    server.handshake_with(context)
-    return server, path
+    certificate = SelfSigned()
+    server = tiny_server(lambda exchange: exchange.answer(200, {"name": NAME}), certificate.context())
+    return server, write_authority(tmp_path, certificate)
 
 
 def test_https_with_an_authority_of_ones_own(

@@ -26,7 +26,8 @@ from airflow.providers.common.compat.sdk import (
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.operators.dai import XCOM_REPORT, DaiCancelStrayOperationsOperator
-from tests.unit.hooks.async_testing import TinyServer, TokenService
+from tests.unit.hooks.async_testing import TokenService
+from tests.unit.hooks.tiny_server import TinyServer
 
 LIST, GET, CANCEL = "operations.list", "operations.get", "operations.cancel"
 HOUR = 3600.0

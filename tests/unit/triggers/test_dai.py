@@ -19,7 +19,8 @@ from airflow_dai_provider.polling import MAX_OUTAGE
 from airflow_dai_provider.triggers import dai
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL
-from tests.unit.hooks.async_testing import Gate, TinyServer, TokenService, define_connection, run, until
+from tests.unit.hooks.async_testing import Gate, TokenService, define_connection, run, until
+from tests.unit.hooks.tiny_server import TinyServer
 
 if TYPE_CHECKING:
     from conftest import Clock, Log
