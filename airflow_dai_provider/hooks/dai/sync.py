@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from copy import copy
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
 from random import random
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
-from airflow.providers.common.compat.sdk import BaseHook
-from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
 from google.api_core import exceptions
-from google.auth.transport.requests import AuthorizedSession
 
 from airflow_dai_provider import metrics, rest
-from airflow_dai_provider.endpoint import Endpoint, emulator_endpoint, service_endpoint
 from airflow_dai_provider.errors import Repeats, ServiceError
 from airflow_dai_provider.hooks.dai.api_errors import api_error
+from airflow_dai_provider.hooks.dai.base import DaiBaseHook
 from airflow_dai_provider.hooks.dai.identity import held_token
 from airflow_dai_provider.hooks.dai.requests_transport import RequestsTransport
 from airflow_dai_provider.operation import Operation
-from airflow_dai_provider.polling import Wait, check_seconds, describe_look
+from airflow_dai_provider.polling import Wait, describe_look
 
 T = TypeVar("T")
 
 
-class DaiHook(GoogleBaseHook):
+class DaiHook(DaiBaseHook):
     """
     Talk to the DAI service with the credentials of a Google Cloud connection.
 
@@ -57,87 +49,6 @@ class DaiHook(GoogleBaseHook):
     _sleep: Callable[[float], None] = staticmethod(time.sleep)
     _clock: Callable[[], float] = staticmethod(time.monotonic)
     _random: Callable[[], float] = staticmethod(random)
-
-    def __init__(
-        self,
-        gcp_conn_id: str = "google_cloud_default",
-        impersonation_chain: str | Sequence[str] | None = None,
-        api_endpoint: str | None = None,
-        timeout: float = 10.0,
-        *,
-        retry_timeout: float = 60.0,
-        **kwargs: Any,
-    ) -> None:
-        self.api_endpoint = api_endpoint
-        self.timeout = check_seconds("timeout", timeout)
-        self.retry_timeout = check_seconds("retry_timeout", retry_timeout, zero=True)
-        self._emulator = emulator_endpoint(api_endpoint, os.environ)
-        self._transport: RequestsTransport | None = None
-        if self._emulator is None:
-            super().__init__(gcp_conn_id=gcp_conn_id, impersonation_chain=impersonation_chain, **kwargs)
-        else:
-            self._init_for_emulator(gcp_conn_id)
-
-    def _init_for_emulator(self, gcp_conn_id: str) -> None:
-        """Stand in for ``GoogleBaseHook.__init__``, which fails where the connection does not exist."""
-        BaseHook.__init__(self)
-        self.gcp_conn_id = gcp_conn_id
-        self.impersonation_chain = None
-        self.quota_project_id = None
-        self.extras = {"is_anonymous": True}
-        self._cached_credentials = None
-        self._cached_project_id = None
-
-    @cached_property
-    def endpoint(self) -> Endpoint:
-        """
-        The endpoint that counts.
-
-        :raises ValueError: when what was configured is no endpoint.
-        """
-        if self._emulator:
-            return self._emulator
-        universe = os.environ.get("GOOGLE_CLOUD_UNIVERSE_DOMAIN") or "googleapis.com"
-        return service_endpoint(self.api_endpoint, self.extras, universe)
-
-    @cached_property
-    def sharing_key(self) -> Hashable:
-        """What two hooks have in common that can share a session and a token: endpoint, connection, account."""
-        identity = [self.extras, self.impersonation_chain, self.quota_project_id]
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
-        return self.endpoint, digest, self.timeout
-
-    def get_conn(self) -> AuthorizedSession:
-        """
-        Return the authorised ``requests`` session, which is made once and kept for the hook's life.
-
-        :raises ValueError: when a token would leave this machine over plain HTTP.
-        :raises google.auth.exceptions.DefaultCredentialsError: when the connection gives no credentials.
-        """
-        return self._get_transport().session
-
-    def sibling(self) -> DaiHook:
-        """
-        Return a hook with the same connection, looked up already, and a session of its own: one for another thread.
-
-        The credentials are shared, and with them the token.
-        """
-        self.get_credentials()
-        sibling = copy(self)
-        sibling._transport = None
-        return sibling
-
-    def close(self) -> None:
-        """Close the session; the next call opens another."""
-        if self._transport:
-            self._transport.close()
-            self._transport = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def cancel_operation(self, name: str) -> None:
         """
@@ -332,8 +243,3 @@ class DaiHook(GoogleBaseHook):
                 self.log.warning("%s; attempt %d, next in %.1f s", error, repeats.attempts, seconds)
                 metrics.count_repeat()
             self._sleep(seconds)
-
-    def _get_transport(self) -> RequestsTransport:
-        if self._transport is None:
-            self._transport = RequestsTransport(self.endpoint, self.get_credentials(), self.timeout)
-        return self._transport
