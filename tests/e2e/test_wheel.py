@@ -1,14 +1,17 @@
-"""The wheel, installed into an environment of its own, is a provider that Airflow knows."""
+"""The sdist, and the wheel that is built of it: in an environment of its own it is a provider that Airflow knows."""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
+import tarfile
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.metadata import Metadata
 
 ROOT = Path(__file__).resolve().parents[2]
 UV = ROOT / ".venvs" / "uv" / "bin" / "uv"
@@ -16,16 +19,37 @@ MAJOR_MINOR = ".".join(version("apache-airflow").split(".")[:2])
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder with the sdist, and the wheel that is built of it."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run([UV, "build", "--quiet", "--out-dir", folder, ROOT], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    (wheel,) = dist.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def unpacked(dist: Path) -> Path:
+    """Return the sdist's own folder."""
+    (sdist,) = dist.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(dist, filter="data")
+    return dist / sdist.name.removesuffix(".tar.gz")
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the bin folder of a fresh environment with the wheel and its pinned dependencies."""
-    folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([UV, "build", "--quiet", "--wheel", "--out-dir", folder, ROOT], check=True)
-    (wheel,) = folder.glob("*.whl")
-    subprocess.run([UV, "venv", "--quiet", folder / "env"], check=True)
+    env = tmp_path_factory.mktemp("wheel") / "env"
+    subprocess.run([UV, "venv", "--quiet", env], check=True)
     pins = ROOT / "constraints" / f"airflow-{MAJOR_MINOR}.txt"
-    install = [UV, "pip", "install", "--quiet", "--compile-bytecode", "--python", folder / "env" / "bin" / "python"]
+    install = [UV, "pip", "install", "--quiet", "--compile-bytecode", "--python", env / "bin" / "python"]
     subprocess.run([*install, "-r", pins, wheel], check=True)
-    return folder / "env" / "bin"
+    return env / "bin"
 
 
 def environment(home: Path, dags: Path) -> dict[str, str]:
@@ -35,6 +59,37 @@ def environment(home: Path, dags: Path) -> dict[str, str]:
         "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
         "COLUMNS": "300",
     }
+
+
+def test_the_archives_hold_what_they_should(wheel: Path, unpacked: Path) -> None:
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "airflow_dai_provider").rglob("*.py")}
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        assert names == sources | {"airflow_dai_provider/py.typed"}
+        (info,) = {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" in name}
+        text = archive.read(f"{info}/METADATA")
+        entry_points = archive.read(f"{info}/entry_points.txt").decode()
+    assert "provider_info = airflow_dai_provider.get_provider_info:get_provider_info" in entry_points
+    assert (unpacked / "PKG-INFO").read_bytes() == text
+    metadata = Metadata.from_email(text, validate=True)
+    assert metadata.license_expression == "Apache-2.0"
+    assert metadata.description_content_type == "text/markdown"
+    assert "Documentation" in (metadata.project_urls or {})
+    assert "Framework :: Apache Airflow :: Provider" in (metadata.classifiers or [])
+    kept = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [name for name in kept if not name.startswith(".ci/") and not (unpacked / name).is_file()] == []
+
+
+def test_all_tests_pass_on_the_wheel(installed: Path, unpacked: Path, tmp_path: Path) -> None:
+    """Those of the sdist, whose own copy of the package is put out of reach."""
+    (unpacked / "airflow_dai_provider").rename(tmp_path / "sources")
+    command = [installed / "python", "-m", "pytest", "--quiet", "-p", "no:cacheprovider"]
+    with (tmp_path / "output").open("w+") as output:
+        code = subprocess.run(
+            command, cwd=unpacked, env=environment(tmp_path, tmp_path), stdout=output, stderr=output, check=False
+        ).returncode
+        output.seek(0)
+        assert code == 0, output.read()
 
 
 def test_a_users_own_project(installed: Path, tmp_path: Path) -> None:
@@ -70,6 +125,10 @@ def test_airflow_knows_the_provider_and_its_examples_import(installed: Path, tmp
         return done.stdout
 
     assert "airflow-dai-provider" in airflow("providers", "list")
+    assert "airflow_dai_provider.triggers.dai" in airflow("providers", "triggers")
+    assert "airflow_dai_provider.notifications.dai.DaiCancelOperationNotifier" in airflow("providers", "notifications")
+    # No connection type and no extra link of its own.
+    assert "airflow_dai_provider" not in airflow("providers", "hooks") + airflow("providers", "links")
     assert "Cancel ingests" in airflow("providers", "get", "airflow-dai-provider", "--full")
     airflow("db", "migrate")
     airflow("dags", "reserialize")

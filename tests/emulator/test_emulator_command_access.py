@@ -185,7 +185,8 @@ def test_bad_flags(capsys: pytest.CaptureFixture[str], flags: list[str], words: 
     assert words in errors
 
 
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit):
         main(["--help"])
     output = capsys.readouterr().out
