@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 from pages import Pages, browsing
@@ -44,6 +45,7 @@ def take_all(pages: Pages, runs: dict[str, str]) -> list[Path]:
         pages.xcom("xcom", "cancel_ingest", cancel, "wait", '"state": "CANCELLED"'),
         pages.log("killed", "ingest", ingest, "ingest", "in the triggerer", "Requested the cancellation"),
         pages.log("unimplemented", "cancel_and_wait", refused, "cancel", "UNIMPLEMENTED", f"{OPERATION} may still run"),
+        pages.provider("provider", "airflow-dai-provider", "Video Creative Ingest", version("airflow-dai-provider")),
     ]
 
 

@@ -69,6 +69,15 @@ class Pages:
             expect(table).to_contain_text(text)
         return self._take(name, self._page.get_by_test_id("header-card"), table)
 
+    def provider(self, name: str, package: str, *says: str) -> Path:
+        """Take a package's row of the list of providers, with the head of the table."""
+        self._page.goto(f"{self._base_url}/providers")
+        rows = self._page.get_by_role("row")
+        row = rows.filter(has_text=package)
+        for text in says:
+            expect(row).to_contain_text(text)
+        return self._take(name, rows.first, row)
+
     def _open(self, *parts: str) -> None:
         dag_id, run_id, *rest = (quote(part, safe="") for part in parts)
         self._page.goto("/".join((self._base_url, "dags", dag_id, "runs", run_id, *rest)))
