@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import pytest
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiHook
+from tests.unit.hooks.async_testing import define_connection
 from tests.unit.hooks.tiny_server import TinyServer, refusing_port
 
 if TYPE_CHECKING:
@@ -55,20 +56,19 @@ def tiny_server() -> Iterator[Callable[..., TinyServer]]:
 
 @pytest.fixture(scope="module")
 def one_tiny_server() -> Iterator[TinyServer]:
-    """Give a server for all tests of a module; each sets what it answers."""
+    """
+    Give a server for all tests of a module; each sets what it answers.
+
+    A token service on it keeps its key: Airflow remembers every key it has seen, to mask it, and slows down with each.
+    """
     with TinyServer(lambda exchange: exchange.answer(500)) as server:
         yield server
 
 
 @pytest.fixture
 def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Give a function that defines the connection ``google_cloud_default`` by its extra."""
-
-    def define(**extra: object) -> None:
-        connection = {"conn_type": "google_cloud_platform", "extra": extra}
-        monkeypatch.setenv("AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT", json.dumps(connection))
-
-    return define
+    """Give a function that defines a connection, ``google_cloud_default`` unless it is named, by its extra."""
+    return partial(define_connection, monkeypatch)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.names import InvalidNameError
 from airflow_dai_provider.operation import Operation, OperationState
 from airflow_dai_provider.polling import MAX_OUTAGE, WaitTimeoutError
-from tests.unit.hooks.async_testing import define_connection, let_time_pass, run, trust_few
+from tests.unit.hooks.async_testing import let_time_pass, run, trust_few
 from tests.unit.hooks.tiny_server import Exchange, TinyServer, refusing_port
 
 if TYPE_CHECKING:
@@ -39,12 +39,6 @@ def slept(monkeypatch: pytest.MonkeyPatch, fake_time: Clock) -> list[float]:
 def emulator(clock: Clock) -> Iterator[DaiEmulator]:
     with DaiEmulator(ingest_seconds=1e9, clock=clock) as running:
         yield running
-
-
-@pytest.fixture
-def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    monkeypatch.delenv("DAI_EMULATOR_HOST", raising=False)
-    return lambda **extra: define_connection(monkeypatch, **extra)
 
 
 def look(kind: str, method: str, name: str, **arguments: Any) -> Operation | None:

@@ -29,7 +29,6 @@ from airflow_dai_provider.hooks.dai.aiohttp_transport import MAX_CONNECTIONS, Ai
 from tests.unit.hooks.async_testing import (
     Gate,
     TokenService,
-    define_connection,
     let_time_pass,
     run,
     trust_few,
@@ -61,22 +60,10 @@ def emulator(clock: Clock) -> Iterator[DaiEmulator]:
 
 
 @pytest.fixture
-def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    return lambda **extra: define_connection(monkeypatch, **extra)
-
-
-@pytest.fixture(scope="module")
-def token_server() -> Iterator[TinyServer]:
-    """Give one server for all tests: Airflow remembers every key it has seen, to mask it, and slows down with each."""
-    with TinyServer(lambda exchange: exchange.answer(500)) as server:
-        yield server
-
-
-@pytest.fixture
-def tokens(token_server: TinyServer, log: Log, caplog: pytest.LogCaptureFixture) -> Iterator[TokenService]:
+def tokens(one_tiny_server: TinyServer, log: Log, caplog: pytest.LogCaptureFixture) -> Iterator[TokenService]:
     """Give a token service; after the test, nothing secret of it is in the log, debug lines included."""
     service = TokenService()
-    token_server.respond = service.respond
+    one_tiny_server.respond = service.respond
     caplog.set_level("DEBUG")
     yield service
     with_tracebacks = map(logging.Formatter().format, caplog.get_records("call"))
@@ -85,12 +72,12 @@ def tokens(token_server: TinyServer, log: Log, caplog: pytest.LogCaptureFixture)
 
 @pytest.fixture
 def robot(
-    tokens: TokenService, token_server: TinyServer, emulator: DaiEmulator, connect: Callable[..., None]
+    tokens: TokenService, one_tiny_server: TinyServer, emulator: DaiEmulator, connect: Callable[..., None]
 ) -> Callable[..., None]:
     """Let the connection be a key, to the emulator; more can be said about it."""
 
     def define(**extra: object) -> None:
-        key = tokens.key(f"{token_server.endpoint}/token")
+        key = tokens.key(f"{one_tiny_server.endpoint}/token")
         connect(**{"keyfile_dict": key, "dai_api_endpoint": emulator.endpoint, **extra})
 
     define()

@@ -18,7 +18,7 @@ from airflow_dai_provider.endpoint import Endpoint
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
 from airflow_dai_provider.hooks.dai.aiohttp_transport import MAX_CONNECTIONS, AiohttpTransport
 from airflow_dai_provider.hooks.dai.shared import lease
-from tests.unit.hooks.async_testing import Gate, TokenService, define_connection, let_time_pass, run, trust_few, until
+from tests.unit.hooks.async_testing import Gate, TokenService, let_time_pass, run, trust_few, until
 from tests.unit.hooks.tiny_server import TinyServer
 
 if TYPE_CHECKING:
@@ -38,27 +38,15 @@ def emulator(clock: Clock) -> Iterator[DaiEmulator]:
 
 
 @pytest.fixture
-def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    monkeypatch.delenv("DAI_EMULATOR_HOST", raising=False)
-    return lambda conn_id="google_cloud_default", **extra: define_connection(monkeypatch, conn_id, **extra)
-
-
-@pytest.fixture(scope="module")
-def token_server() -> Iterator[TinyServer]:
-    with TinyServer(lambda exchange: exchange.answer(500)) as server:
-        yield server
-
-
-@pytest.fixture
-def tokens(token_server: TinyServer) -> TokenService:
+def tokens(one_tiny_server: TinyServer) -> TokenService:
     service = TokenService()
-    token_server.respond = service.respond
+    one_tiny_server.respond = service.respond
     return service
 
 
 @pytest.fixture
-def key(tokens: TokenService, token_server: TinyServer) -> dict[str, str]:
-    return tokens.key(f"{token_server.endpoint}/token")
+def key(tokens: TokenService, one_tiny_server: TinyServer) -> dict[str, str]:
+    return tokens.key(f"{one_tiny_server.endpoint}/token")
 
 
 def bearers(emulator: DaiEmulator) -> set[str | None]:
