@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from airflow_dai_provider.emulator import SelfSigned
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import TaskDeferred
     from conftest import Clock
 
     from tests.unit.hooks.tiny_server import Exchange
@@ -58,6 +59,20 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     if left:
         pytest.fail("Left behind: " + "; ".join(left))
     return result
+
+
+def fire(deferred: TaskDeferred) -> Any:
+    """Run the trigger of a deferred task, as it is after its way through the metadata database; return its event."""
+    from airflow_dai_provider.triggers.dai import DaiOperationTrigger
+
+    _, arguments = deferred.trigger.serialize()
+    trigger = DaiOperationTrigger(**json.loads(json.dumps(arguments)))
+
+    async def main() -> list[Any]:
+        return [event.payload async for event in trigger.run()]
+
+    (payload,) = run(main())
+    return json.loads(json.dumps(payload))
 
 
 @contextmanager

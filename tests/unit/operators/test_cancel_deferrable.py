@@ -21,8 +21,7 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import XCOM_OPERATION, DaiCancelOperationOperator
 from airflow_dai_provider.outcome import OperationNotFoundError, UnexpectedEndError
 from airflow_dai_provider.polling import MAX_OUTAGE
-from airflow_dai_provider.triggers.dai import DaiOperationTrigger
-from tests.unit.hooks.async_testing import let_time_pass, run, trust_few
+from tests.unit.hooks.async_testing import fire, let_time_pass, trust_few
 
 if TYPE_CHECKING:
     from conftest import Clock, Log
@@ -54,18 +53,6 @@ def slow(make_emulator: Any) -> DaiEmulator:
 def make(**options: Any) -> DaiCancelOperationOperator:
     defaults = {"operation_name": NAME, "wait_for_completion": True, "timeout": TIMEOUT}
     return DaiCancelOperationOperator(task_id="cancel", **{**defaults, **options})
-
-
-def fire(deferred: TaskDeferred) -> Any:
-    """Run the trigger of a deferred task, as it is after its way through the metadata database; return its event."""
-    _, arguments = deferred.trigger.serialize()
-    trigger = DaiOperationTrigger(**json.loads(json.dumps(arguments)))
-
-    async def main() -> list[Any]:
-        return [event.payload async for event in trigger.run()]
-
-    (payload,) = run(main())
-    return json.loads(json.dumps(payload))
 
 
 def whole(context: Any, *, deferrable: bool, **options: Any) -> Any:

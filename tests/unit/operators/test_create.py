@@ -25,8 +25,8 @@ from airflow_dai_provider.operators.dai import XCOM_OPERATION, DaiCreateCreative
 from airflow_dai_provider.outcome import UnexpectedEndError
 from airflow_dai_provider.polling import MAX_OUTAGE
 from airflow_dai_provider.resumption import KEY
-from airflow_dai_provider.triggers.dai import DaiOperationTrigger
-from tests.unit.hooks.async_testing import let_time_pass, run, trust_few
+from airflow_dai_provider.version_compat import TRIES_HAVE_MEMORY
+from tests.unit.hooks.async_testing import fire, let_time_pass, trust_few
 
 if TYPE_CHECKING:
     from conftest import Clock, Log
@@ -100,18 +100,6 @@ def slow(make_emulator: Any) -> DaiEmulator:
 
 def make(url: str = URL, **options: Any) -> DaiCreateCreativeOperator:
     return DaiCreateCreativeOperator(task_id="ingest", **{"creative": creative(url), **options})
-
-
-def fire(deferred: TaskDeferred) -> Any:
-    """Run the trigger of a deferred task, as it is after its way through the metadata database; return its event."""
-    _, arguments = deferred.trigger.serialize()
-    trigger = DaiOperationTrigger(**json.loads(json.dumps(arguments)))
-
-    async def main() -> list[Any]:
-        return [event.payload async for event in trigger.run()]
-
-    (payload,) = run(main())
-    return json.loads(json.dumps(payload))
 
 
 def execute(context: Any, **options: Any) -> Any:
@@ -794,12 +782,12 @@ class TestCallback:
         assert not task.on_failure_callback
         assert not task.on_retry_callback
 
-    def test_a_lost_try_is_cancelled_where_the_next_cannot_go_on_with_its_ingest(self, airflow_2: bool) -> None:
+    def test_a_lost_try_is_cancelled_where_the_next_cannot_go_on_with_its_ingest(self) -> None:
         default = [print]
         with DAG("retried", schedule=None, default_args={"on_retry_callback": default}):
             task = make()
         assert [type(callback).__name__ for callback in task.on_retry_callback] == [
-            *(["_CancelWhatIsLeft"] if airflow_2 else []),
+            *([] if TRIES_HAVE_MEMORY else ["_CancelWhatIsLeft"]),
             "builtin_function_or_method",
         ]
         assert default == [print]
@@ -809,18 +797,15 @@ class TestCallback:
         assert (callback.gcp_conn_id, callback.impersonation_chain, callback.api_endpoint) == ("x", ["a", "b"], "e")
 
 
-def test_a_retry_on_a_real_airflow(slow: DaiEmulator, run_dag: Any, airflow_2: bool, monkeypatch: Any) -> None:
+def test_a_retry_on_a_real_airflow(slow: DaiEmulator, run_dag: Any) -> None:
     """What Airflow itself keeps between two tries: on 3.3 the second goes on with the ingest of the first."""
     with DAG("retried", schedule=None, start_date=timezone.datetime(2026, 1, 1)) as dag:
         make(timeout=50, retries=1, retry_delay=0)
     slow.inject(Fault(GET, status=503, times=None))
     slow.inject(Fault(CREATE, status=429))
     assert run_dag(dag).tasks == {"ingest": "failed"}
-    if airflow_2:
-        assert len(slow.states()) == 2
-    else:
-        assert len(slow.states()) == 1
-        assert slow.cancel_requested(the(slow)) == 1
+    assert len(slow.states()) == (1 if TRIES_HAVE_MEMORY else 2)
+    assert [slow.cancel_requested(name) for name in slow.states()] == [1] * len(slow.states())
 
 
 def test_every_string_field_is_templated() -> None:

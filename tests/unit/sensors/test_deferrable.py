@@ -27,8 +27,7 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.outcome import UnexpectedEndError
 from airflow_dai_provider.polling import MAX_OUTAGE
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
-from airflow_dai_provider.triggers.dai import DaiOperationTrigger
-from tests.unit.hooks.async_testing import let_time_pass, run, trust_few
+from tests.unit.hooks.async_testing import fire, let_time_pass, trust_few
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException
@@ -67,18 +66,6 @@ def context(ti: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, airflow_2: b
 def make_sensor(**options: Any) -> DaiOperationSensor:
     defaults = {"operation_name": NAME, "poke_interval": POKE_INTERVAL, "timeout": TIMEOUT}
     return DaiOperationSensor(task_id="wait", **{**defaults, **options})
-
-
-def fire(deferred: TaskDeferred) -> Any:
-    """Run the trigger of a deferred task, as it is after its way through the metadata database; return its event."""
-    _, arguments = deferred.trigger.serialize()
-    trigger = DaiOperationTrigger(**json.loads(json.dumps(arguments)))
-
-    async def main() -> list[Any]:
-        return [event.payload async for event in trigger.run()]
-
-    (payload,) = run(main())
-    return json.loads(json.dumps(payload))
 
 
 def in_poke_mode(make: Callable[[], DaiOperationSensor], context: Any, _: Clock) -> Any:
