@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 
 from airflow_dai_provider.cancellation import request_cancellation
 from airflow_dai_provider.outcome import describe_error
@@ -91,14 +91,17 @@ class IngestGuard:
             if not self.has_nothing_to_do:
                 self._cancel_after(failure, context, make_hook)
             raise
-        self.settle()
+        # Not settled: without a wait the ingest runs on, and the task can still fail, in what comes after execute.
+        self._cancel_now = None
 
     def _cancel_after(self, failure: BaseException, context: Context, make_hook: Callable[[], DaiHook]) -> None:
         names: list[str] = []
         try:
             names = self._names(context)
-            if names and _next_try_goes_on(context, failure):
+            if names and not self.killed and _next_try_goes_on(context, failure, names):
                 self._log.info("Leaving %s to the next try.", ", ".join(names))
+                # Airflow 3 kills the task after a time limit, too, and while slow callbacks run.
+                self._cancel_now = None
             elif names:
                 with make_hook() as hook:
                     for name in names:
@@ -112,11 +115,21 @@ class IngestGuard:
         """Return the ingest of this try; a task that was deferred finds it in its XCom."""
         if self._operation_name:
             return [self._operation_name]
-        return [str(name) for name in names_pushed_by_task_instance(context, self._log)]
+        names = [str(name) for name in names_pushed_by_task_instance(context, self._log)]
+        if not names and (earlier := TaskMemory(context).recall()):
+            # Left by an earlier try to this one, which has failed before it could go on with it.
+            names = [earlier.operation_name]
+        return names
 
 
-def _next_try_goes_on(context: Context, failure: BaseException) -> bool:
+def _next_try_goes_on(context: Context, failure: BaseException, names: list[str]) -> bool:
     """Whether there is another try, which finds this one's ingest."""
     retried = isinstance(failure, Exception | AirflowTaskTimeout) and not isinstance(failure, AirflowFailException)
     ti = context["ti"]
-    return retried and TaskMemory(context).lasts and ti.try_number <= ti.max_tries
+    if not retried or ti.try_number > ti.max_tries:
+        return False
+    try:
+        kept = TaskMemory(context).recall()
+    except AirflowException:
+        return False
+    return kept is not None and names == [kept.operation_name]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_dai_provider.errors import PERMANENT, ServiceError, may_have_acted
-from airflow_dai_provider.outcome import error_code, error_message
+from airflow_dai_provider.outcome import describe_error, error_code
 from airflow_dai_provider.redact import redact_urls
 
 if TYPE_CHECKING:
@@ -55,21 +55,22 @@ def find_started(
     log.warning("%s An ingest of %s may have started; looking for it.", what, subject)
     reason = ""
     for pause in PAUSES:
-        sleep(pause)
         try:
+            sleep(pause)
             found = {
                 operation.name: operation
                 for operation in hook.list_operations(page_size=PAGE_SIZE)
                 if _matches(operation, urls, sent - CLOCK_SKEW)
             }
         except Exception as error:
-            if error_code(error) is None:
-                raise
-            reason = f"the operations cannot be listed: {error_message(error)}"
-            if error_code(error) in PERMANENT:
+            reason = f"the operations cannot be listed: {describe_error(error)}"
+            if error_code(error) in {None, *PERMANENT}:
                 break
-            log.warning("%s", error_message(error))
+            log.warning("%s", describe_error(error))
             continue
+        except BaseException as interruption:
+            # A time limit, or a kill before Airflow 3: after it, Airflow would try again, and start a second one.
+            raise _doubt(what, subject, f"looking for it was interrupted: {interruption}.") from interruption
         if len(found) > 1:
             reason = f"these were created since then: {', '.join(sorted(found))}."
             break
@@ -77,7 +78,11 @@ def find_started(
             log.info("Found %s by its media URL and create time; taking it for the task's own.", operation)
             return operation
         reason = f"no such operation has appeared within {sum(PAUSES):g} s."
-    raise IngestInDoubtError(
+    raise _doubt(what, subject, reason)
+
+
+def _doubt(what: str, subject: str, reason: str) -> IngestInDoubtError:
+    return IngestInDoubtError(
         f"{what} An ingest of {subject} may run under an unknown name: {reason} No other was started, and a retry "
         "would not know better. See what runs before you clear the task, or leave it to the sweep."
     )

@@ -84,8 +84,11 @@ def names_pushed_by_tasks(context: Context, task_ids: Iterable[str], log: Any) -
     """
     ti = _task_instance(context)
     ended = _end_of_run(context)
+    known = getattr(context.get("dag"), "task_ids", None)
 
     def names_of(task_id: str) -> list[object]:
+        if known is not None and task_id not in known:
+            raise AirflowException(f"the DAG {ti.dag_id} has no such task, but {', '.join(sorted(known))}.")
         if not is_dag_callback(context) and task_id == ti.task_id:
             return names_pushed_by_task_instance(context, log)
         if is_dag_callback(context):
@@ -111,10 +114,15 @@ def names_pushed_by_deadline(context: Context, task_ids: Iterable[str] | None) -
     run = run_of_deadline(context)
     if run is None:
         raise AirflowException("Airflow has passed no run to this callback. Give the notifier operation_name.")
-    instances = (
-        run.instances() if task_ids is None else [one for task_id in task_ids for one in run.instances_of(task_id)]
-    )
-    return [name for task_id, index in instances for name in _or_error(task_id, _names, run, task_id, index)]
+
+    def names_of(task_id: str) -> list[object]:
+        if not (instances := run.instances_of(task_id)):
+            raise AirflowException(f"{run} has no such task.")
+        return [name for one in instances for name in _or_error(task_id, _names, run, *one)]
+
+    if task_ids is not None:
+        return [name for task_id in task_ids for name in _or_error(task_id, names_of, task_id)]
+    return [name for one in run.instances() for name in _or_error(one[0], _names, run, *one)]
 
 
 def run_of_deadline(context: Context) -> Run | None:
@@ -184,7 +192,12 @@ def _pushed_until(ended: float, ti: Any, task_id: str, names: list[object], log:
         times |= pushed_at if isinstance(pushed_at, dict) else {}
     late = [name for name in names if isinstance(name, str) and times.get(name, 0.0) > ended]
     for name in late:
-        log.info("Leaving %s alone: %s has started it after the end of the run, which was cleared.", name, task_id)
+        # Nothing tells this apart from a task that was starting its ingest when a time limit ended the run.
+        log.warning(
+            "Leaving %s alone: %s has started it after the end of the run, so probably after it was cleared.",
+            name,
+            task_id,
+        )
     return [name for name in names if name not in late]
 
 

@@ -1,4 +1,4 @@
-"""What differs between Airflow 2 and 3 and is not in ``airflow.providers.common.compat``."""
+"""What differs between the versions of Airflow and is not in ``airflow.providers.common.compat``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ async def task_instance_state(ti: Any) -> str | None:
     Return the state of a task instance, from the triggerer.
 
     :param ti: what Airflow has set as the trigger's ``task_instance``.
-    :return: the state; None for one without a state, and for one that is gone; on Airflow 2 also where it is that of a
-        later try, which waits for an ingest of its own.
+    :return: the state; None for one without a state, and for one that is gone; before Airflow 3.3 also where it is a
+        later try that is deferred, which waits for an ingest of its own.
     """
     if ti is None:
         raise LookupError("Airflow has told the trigger no task instance.")
@@ -40,7 +40,21 @@ def _state(ti: Any) -> str | None:
     )
     key = ti.task_id if ti.map_index is None or ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
     state = states.get(ti.run_id, {}).get(key)
-    return None if state is None else str(getattr(state, "value", state))
+    if state is None or (state == "deferred" and not TRIES_HAVE_MEMORY and _of_later_try(ti)):
+        return None
+    return str(getattr(state, "value", state))
+
+
+def _of_later_try(ti: Any) -> bool:
+    """
+    Whether another try than this one has started the ingest that the task waits for.
+
+    Airflow tells the triggerer no try number; the task does, see :func:`airflow_dai_provider.pushed.push_operation`.
+    """
+    from airflow_dai_provider.pushed import XCOM_TRY_NUMBER
+
+    index = -1 if ti.map_index is None else ti.map_index
+    return run_xcom(ti.dag_id, ti.run_id, ti.task_id, index, XCOM_TRY_NUMBER) not in (None, ti.try_number)
 
 
 def _state_in_database(ti: Any) -> str | None:

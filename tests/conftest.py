@@ -332,7 +332,9 @@ def run_dag(metadata_database: None, no_sleep: Clock, monkeypatch: pytest.Monkey
     def run(dag: Any, conf: dict[str, Any] | None = None, *, stop_when_waiting: bool = False) -> Run:
         from airflow.models import DagRun
 
-        _register(dag)
+        from tests.airflow_versions import register
+
+        register(dag)
         with monkeypatch.context() as patches, suppress(StillWaitingError):
             if stop_when_waiting:
                 patches.setattr(time, "sleep", stop)
@@ -341,16 +343,3 @@ def run_dag(metadata_database: None, no_sleep: Clock, monkeypatch: pytest.Monkey
         return Run(dag.dag_id, last.run_id)
 
     return run
-
-
-def _register(dag: Any) -> None:
-    """Write the DAG to the metadata database, as Airflow 3 expects of one that is not in the DAGs folder."""
-    if _is_airflow_2():
-        return
-    from airflow.dag_processing.bundles.manager import DagBundlesManager
-    from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
-
-    DagBundlesManager().sync_bundles_to_db()
-    bag = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
-    bag.bag_dag(dag)
-    sync_bag_to_db(bag, "dags-folder", None)

@@ -144,17 +144,23 @@ class DaiOperationSensor(BaseSensorOperator):
         check_expected_states(self.expected_states)
         try:
             with task_errors():
-                operation = self.hook.get_operation(check_operation_name(self.operation_name))
+                name = check_operation_name(self.operation_name)
+                self._watch_for_kill(name)
+                operation = self.hook.get_operation(name)
         except OperationNotFoundError as error:
             self._accept_missing(error)
             return PokeReturnValue(is_done=True)
         if not operation.done:
-            if self.cancel_on_kill and not self._guard:
-                self._guard = IngestGuard(on_kill=True, on_failure=False, log=self.log)
-                self._guard.take(self.hook, operation.name)
             self._last_look = operation
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self._accept(operation))
+
+    def _watch_for_kill(self, name: str) -> None:
+        """Be ready for a kill before the first look, which can take a minute when the service is away."""
+        if self.cancel_on_kill and not self._guard:
+            guard = IngestGuard(on_kill=True, on_failure=False, log=self.log)
+            guard.take(self.hook, name)
+            self._guard = guard
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any] | None:  # noqa: ARG002
         """Go on when the wait in the triggerer is over; return the operation's dict, or None for a missing one."""

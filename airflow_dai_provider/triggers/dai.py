@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
+from airflow_dai_provider.cancellation import async_request_cancellation
 from airflow_dai_provider.event import error_event, operation_event
 from airflow_dai_provider.polling import MAX_OUTAGE
 from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL, task_instance_state
@@ -153,11 +154,10 @@ class DaiOperationTrigger(BaseTrigger):
                 if await task_instance_state(self.task_instance) == "deferred":
                     self.log.info("Leaving %s alone: its task is still deferred.", self.operation_name)
                     return
-                await own.cancel_operation(self.operation_name)
+                self.log.info("The task that waits for %s was killed.", self.operation_name)
+                await async_request_cancellation(own, self.operation_name, self.log)
         except Exception:
             self.log.exception("%s may still run: its task was killed, but it was not cancelled", self.operation_name)
-        else:
-            self.log.info("Requested the cancellation of %s: its task was killed.", self.operation_name)
 
     def _make_hook(self) -> DaiAsyncHook:
         """Make the hook, in a thread, since what it imports is heavy."""

@@ -8,18 +8,15 @@ from typing import Any
 
 import pytest
 
+from tests.airflow_versions import dag_bag, deadline_names
+
 FOLDER = Path(__file__).parents[2] / "dags_examples"
 FILES = sorted(FOLDER.glob("*.py"))
 NAMED = ("operations/my-ingest", "operations/ad-1", "operations/ad-2")
 
 
 def load(path: Path) -> Any:
-    try:
-        from airflow.dag_processing.dagbag import DagBag
-    except ImportError:  # Airflow 2
-        from airflow.models.dagbag import DagBag
-
-    bag = DagBag(str(path))
+    bag = dag_bag(str(path))
     assert bag.import_errors == {}
     assert list(bag.dags) == [path.stem]
     return bag.dags[path.stem]
@@ -251,10 +248,10 @@ def test_the_callback_of_a_dag(emulator: Any, run_dag: Any, log: Any, airflow_2:
     assert "XComs cannot be read here: dag.test() of Airflow 3" in log.text
 
 
-def test_within_its_deadline(make_emulator: Any, run_dag: Any, airflow_2: bool) -> None:
+def test_within_its_deadline(make_emulator: Any, run_dag: Any) -> None:
     emulator = make_emulator(**QUICK)
     dag = load(FOLDER / "cancel_on_deadline.py")
-    assert airflow_2 or dag.deadline
+    assert bool(getattr(dag, "deadline", None)) is bool(deadline_names())
     # dag.test() of Airflow 3.3 cannot end a run well that has a Deadline alert; no deadline passes in it anyway.
     dag.deadline = None
     run = run_dag(dag)

@@ -19,6 +19,7 @@ import pytest
 import requests
 from airflow.providers.common.compat.sdk import DAG, task
 
+import airflow_dai_provider
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.errors import Code
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
@@ -28,6 +29,7 @@ from airflow_dai_provider.operators.dai import (
     DaiCreateCreativeOperator,
 )
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
+from tests.airflow_versions import deadline_names
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -46,21 +48,13 @@ def names() -> dict[str, Any]:
         "DaiCancelOperationNotifier": DaiCancelOperationNotifier,
         "timedelta": timedelta,
     }
-    try:
-        from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference
-    except ImportError:  # Airflow 2 has no such alerts
-        return known
-    return known | {
-        "AsyncCallback": AsyncCallback,
-        "DeadlineAlert": DeadlineAlert,
-        "DeadlineReference": DeadlineReference,
-    }
+    return known | deadline_names()
 
 
 @pytest.mark.parametrize("code", SNIPPETS, ids=[f"snippet {number}" for number in range(1, len(SNIPPETS) + 1)])
 def test_a_snippet_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "DeadlineAlert" in code and "DeadlineAlert" not in names():
-        pytest.skip("Airflow 2 has no Deadline alerts")
+        pytest.skip("This Airflow has no Deadline alerts")
     (tmp_path / "cancel_dai_ingest.py").write_text(SNIPPETS[0])
     monkeypatch.syspath_prepend(tmp_path)
     with DAG("readme", schedule=None):
@@ -182,7 +176,8 @@ NOT_OURS = ("Sensor has timed out", "The conn_id", "isn't defined", "is FAILED w
 def test_every_message_of_the_troubleshooting_is_one_of_ours() -> None:
     table = README[README.index("| the message says |") :].split("\n\n")[0]
     messages = [cell for row in table.splitlines()[2:] for cell in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
-    ours = "\n".join(words for path in sorted((ROOT / "airflow_dai_provider").rglob("*.py")) for words in strings(path))
+    sources = sorted(Path(airflow_dai_provider.__file__).parent.rglob("*.py"))
+    ours = "\n".join(words for path in sources for words in strings(path))
     assert len(messages) > 50
     for message in messages:
         for part in filter(None, (part.strip() for part in message.split("..."))):

@@ -17,13 +17,11 @@ README = Path(__file__).parents[2] / "README.md"
 #: What a worker does: cancel one ingest and wait for it, in the worker and, for another, on an event loop.
 WORK = """
 import asyncio
-from airflow import __version__
-if not __version__.startswith("2."):  # as its components do when they start
-    from airflow.sdk.observability.metrics import stats_utils
-    from airflow.sdk.observability.stats import initialize
-    initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=True)
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCancelStrayOperationsOperator
+from tests.airflow_versions import start_metrics
+
+start_metrics()
 
 class TaskInstance:
     task_id, try_number = "cancel", 1
@@ -59,7 +57,9 @@ def test_what_a_statsd_listener_gets() -> None:
             "AIRFLOW__METRICS__STATSD_PORT": str(listener.getsockname()[1]),
             "AIRFLOW__METRICS__STATSD_PREFIX": "airflow",
         }
-        done = subprocess.run([sys.executable, "-c", WORK], env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", WORK], env=env, cwd=README.parent, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         received = receive(listener)
 

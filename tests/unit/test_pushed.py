@@ -163,7 +163,7 @@ def test_real_task_instances_answer_as_the_stand_in_does(run_dag: Any) -> None:
 
         @task
         def collect(**context: Any) -> dict[str, list[object]]:
-            task_ids = ["start_ingest", "single", "silent", "never"]
+            task_ids = ["start_ingest", "single", "silent"]
             of_dag: Any = {**context, "reason": "task_failure"}
             of_index: Any = {**context, "ti": OfIndex(context["ti"], 1)}
             return {
@@ -280,7 +280,7 @@ class TestDeadline:
             pytest.param({("a", i): name for i, name in enumerate((A, B, C))}, ["a"], [A, B, C], id="mapped"),
             pytest.param({("a", 2): A, ("a", 10): B}, ["a"], [A, B], id="mapped-in-order"),
             pytest.param({("a", -1): A, ("b", -1): B}, ["b", "a"], [B, A], id="in-the-order-given"),
-            pytest.param({("a", -1): A}, ["never"], [], id="none-such"),
+            pytest.param({("a", -1): A, ("never", -1): None}, ["never"], [], id="none-pushed"),
             pytest.param({("a", -1): A}, [], [], id="none-named"),
             pytest.param({("a", -1): A, ("a_1", -1): B}, ["a"], [A], id="one-beside-a-numbered-one"),
             pytest.param({("a_1", -1): A, ("a_2", -1): B}, ["a_1"], [A], id="numbered"),
@@ -351,7 +351,8 @@ class TestDeadline:
                 of_run = {"dag_id": dag_run.dag_id, "dag_run_id": dag_run.run_id}
                 context: Any = {"dag_run": of_run, "deadline": {}}
                 return {
-                    "named": names_pushed_by_deadline(context, ["start_1", "start", "never", "odd"]),
+                    "named": names_pushed_by_deadline(context, ["start_1", "start", "odd"]),
+                    "no such task": list(map(str, names_pushed_by_deadline(context, ["never"]))),
                     "run": names_pushed_by_deadline(context, None),
                 }
 
@@ -361,6 +362,9 @@ class TestDeadline:
         assert ran.state == "success"
         assert ran.xcom("collect") == {
             "named": ["operations/single", A, B, C],
+            "no such task": [
+                f"What never has pushed cannot be read: the run {ran.run_id} of pushed_by_deadline has no such task."
+            ],
             "run": [A, B, C, "operations/single"],
         }
 

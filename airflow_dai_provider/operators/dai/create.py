@@ -136,17 +136,18 @@ class DaiCreateCreativeOperator(BaseOperator):
 
     def execute(self, context: Context) -> str:
         """Start the ingest, or go on with that of an earlier try; wait if told to; return the operation's name."""
-        with task_errors():
+        with self._guarding().watch(context, self._make_hook), task_errors():
+            # Watched, too: an earlier try can have left its ingest to this one.
             check_creative(self.creative, self.dynamic_creative_info)
             check_seconds("poll_interval", self.poll_interval)
             check_seconds("timeout", self.timeout)
-        with self._guarding().watch(context, self._make_hook), task_errors(), self._make_hook() as hook:
-            adopted = self._reattach(context, hook)
-            name = adopted or self._start(context, hook)
-            if self.wait_for_completion:
-                return self._conclude(context, self._wait(hook, name, adopted=bool(adopted)), bool(adopted))
-            self._forget(context)
-            return name
+            with self._make_hook() as hook:
+                adopted = self._reattach(context, hook)
+                name = adopted or self._start(context, hook)
+                if self.wait_for_completion:
+                    return self._conclude(context, self._wait(hook, name, adopted=bool(adopted)), bool(adopted))
+                self._forget(context)
+                return name
 
     def execute_complete(self, context: Context, event: Any = None, adopted: bool = False) -> str:
         """Go on when the wait in the triggerer is over; return the operation's name."""
@@ -220,7 +221,10 @@ class DaiCreateCreativeOperator(BaseOperator):
             try:
                 self._own(context, hook, find_started(hook, urls, sent, what, self._sleep, self.log).name)
             except IngestInDoubtError as doubt:
-                self.log.error("%s", doubt)  # noqa: TRY400 - the interruption is what the user has to see
+                # Instead of the interruption, whose words it has: after that one Airflow would try again.
+                raise doubt from interruption
+            except Exception:
+                self.log.exception("The name of what has started could not be handed over")
             raise
 
     def _own(self, context: Context, hook: DaiHook, name: str) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.notifier import BaseNotifier
 
-#: Airflow 2 has no Deadline alerts.
-deadlines = pytest.mark.skipif(not hasattr(BaseNotifier, "__await__"), reason="Airflow 2 has no Deadline alerts")
+from tests.airflow_versions import CallbackTrigger, serialize_xcom
+
+#: Airflow 2 and 3.0 have no Deadline alerts.
+deadlines = pytest.mark.skipif(CallbackTrigger is None, reason="This Airflow has no Deadline alerts")
 
 
 def deadline_context(conf: Mapping[str, Any] | None = None) -> Any:
@@ -49,11 +50,9 @@ class Triggerer:
 
     def has(self, task_id: str, map_index: int = -1, **pushed: Any) -> None:
         """Say that the run has a task instance, and what that has pushed."""
-        from airflow.sdk.serde import serialize
-
         self.instances.add((task_id, map_index))
         for key, value in pushed.items():
-            self.pushed[task_id, map_index, key] = serialize(value)
+            self.pushed[task_id, map_index, key] = serialize_xcom(value)
 
     def send(self, message: Any) -> Any:
         from airflow.sdk.execution_time.comms import GetTaskStates, GetXCom, TaskStatesResult, XComResult

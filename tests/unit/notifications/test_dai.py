@@ -178,7 +178,7 @@ class TestPushed:
             ({}, {}, "the task instance has pushed none"),
             ({}, {"reason": "task_failure"}, "the run has pushed none"),
             ({"ingest_task_ids": ["start_ingest", "publish"]}, {}, "start_ingest, publish has pushed none"),
-            ({"ingest_task_ids": "never"}, {"reason": "task_failure"}, "never has pushed none"),
+            ({"ingest_task_ids": "publish"}, {"reason": "task_failure"}, "publish has pushed none"),
             ({"ingest_task_ids": "{{ none }}"}, {}, "no task has pushed none"),
             ({"operation_name": ""}, {}, "operation_name is empty"),
         ],
@@ -196,6 +196,16 @@ class TestPushed:
         assert log.ours == [f"No operation to cancel: {source}."]
         assert emulator.requests == []
 
+    @pytest.mark.parametrize("reason", [{}, {"reason": "task_failure"}], ids=["task", "dag"])
+    def test_a_task_id_of_no_task_does_not_pass_for_nothing(
+        self, emulator: DaiEmulator, context: Any, ti: Any, reason: dict[str, str]
+    ) -> None:
+        ti.of_other_task("start_ingest", "operation_name", emulator.start_ingest(A))
+        words = "What strat_ingest has pushed cannot be read: the DAG a_dag has no such task, but publish, start_ingest"
+        with pytest.raises(AirflowException, match=words):
+            DaiCancelOperationNotifier(ingest_task_ids=["strat_ingest", "start_ingest"]).notify(context(**reason))
+        assert emulator.cancel_requested(A) == 1
+
     @pytest.mark.usefixtures("fake_time", "metadata_database")
     def test_nothing_to_cancel_needs_no_connection(self, context: Any, log: Any) -> None:
         DaiCancelOperationNotifier().notify(context())
@@ -208,6 +218,9 @@ class TestRendering:
             ["operations/{{ letter }}"], ["{{ task }}"], gcp_conn_id="conn_{{ letter }}", api_endpoint="{{ nothing }}"
         )
         before = {name: getattr(notifier, name) for name in notifier.template_fields}
+        with DAG("many_runs", schedule=None) as dag:
+            for letter in "abc":
+                BaseOperator(task_id=f"task_{letter}")
         for letter in "abc":
             named, pushed = emulator.start_ingest(f"operations/{letter}"), emulator.start_ingest()
             bystander = emulator.start_ingest()
@@ -215,7 +228,7 @@ class TestRendering:
             ti.xcom_push("operation_name", pushed)
             ti.of_other_task("other", "operation_name", bystander)
             emulator.forget_requests()
-            notifier(context(ti=ti, letter=letter, task=ti.task_id, nothing=""))
+            notifier(context(ti=ti, dag=dag, letter=letter, task=ti.task_id, nothing=""))
             assert [request.name for request in emulator.requests] == [named, pushed]
             assert emulator.state(bystander) == "RUNNING"
         assert {name: getattr(notifier, name) for name in notifier.template_fields} == before

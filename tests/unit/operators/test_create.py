@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +21,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_dai_provider import deferral
 from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.lost_answer import PAUSES, IngestInDoubtError
 from airflow_dai_provider.operators.dai import XCOM_OPERATION, DaiCreateCreativeOperator
 from airflow_dai_provider.outcome import UnexpectedEndError
@@ -795,6 +797,127 @@ class TestCallback:
     def test_it_reaches_the_endpoint_of_the_task(self) -> None:
         (callback,) = make(gcp_conn_id="x", impersonation_chain=["a", "b"], api_endpoint="e").on_failure_callback
         assert (callback.gcp_conn_id, callback.impersonation_chain, callback.api_endpoint) == ("x", ["a", "b"], "e")
+
+
+def interrupt_create(patches: pytest.MonkeyPatch) -> None:
+    """Let a time limit end each start when the service has done its part."""
+    create = DaiHook.create_creative
+
+    def interrupted(hook: DaiHook, *args: Any) -> None:
+        create(hook, *args)
+        raise AirflowTaskTimeout("Timeout, PID: 1")
+
+    patches.setattr(DaiHook, "create_creative", interrupted)
+
+
+def fail(*_: Any, **__: Any) -> None:
+    raise RuntimeError("something is broken")
+
+
+class TestLeftToTheNextTry:
+    """An ingest is left only to a next try that will know of it."""
+
+    @pytest.mark.parametrize("what", ["xcom", "store", "time limit"])
+    def test_not_to_one_that_does_not(
+        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, monkeypatch: pytest.MonkeyPatch, what: str
+    ) -> None:
+        ti.max_tries = 1
+        with monkeypatch.context() as patches:
+            if what == "xcom":
+                patches.setattr(type(ti), "xcom_push", fail)
+            elif what == "store":
+                patches.setattr(store, "set", fail)
+            else:
+                interrupt_create(patches)
+            with pytest.raises((AirflowException, RuntimeError, AirflowTaskTimeout)):
+                execute(context, timeout=10)
+        first = the(slow)
+        assert slow.cancel_requested(first) == 1
+        ti.try_number = 2
+        ti.pushed.clear()
+        second = execute(context)
+        assert slow.states()[second] == "SUCCEEDED"
+
+    def test_not_when_the_task_was_killed(self, slow: DaiEmulator, context: Any, ti: Any, between_looks: Any) -> None:
+        ti.max_tries = 1
+        slow.inject(Fault(CANCEL, status=503))
+        operator = make(timeout=20)
+        between_looks(operator.on_kill)
+        with pytest.raises(AirflowException, match="has not ended"):
+            operator.execute(context)
+        assert slow.cancel_requested(the(slow)) == 1
+
+    def test_a_next_try_that_cannot_go_on_with_it_cancels_it(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
+        ti.max_tries = 1
+        with pytest.raises(AirflowException, match="has not ended"):
+            execute(context, timeout=10)
+        assert slow.cancel_requested(the(slow)) == 0
+        ti.try_number = 2
+        ti.pushed.clear()  # as Airflow does
+        with pytest.raises(AirflowFailException, match="Invalid creative"):
+            execute(context, creative={"adSystem": "x"})
+        assert slow.cancel_requested(the(slow)) == 1
+
+    @pytest.mark.skipif(not TRIES_HAVE_MEMORY, reason="before Airflow 3.3 the failing try cancels")
+    def test_after_a_time_limit(self, slow: DaiEmulator, run_dag: Any, between_looks: Any) -> None:
+        """Airflow 3 calls on_kill after a time limit, when the ingest is left to the next try already."""
+
+        def time_is_up() -> None:
+            raise AirflowTaskTimeout("Timeout, PID: 1")
+
+        between_looks(time_is_up)
+        with DAG("timed", schedule=None, start_date=timezone.datetime(2026, 1, 1)) as dag:
+            make(execution_timeout=timedelta(hours=1), retries=1, retry_delay=0)
+        assert run_dag(dag).tasks == {"ingest": "success"}
+        assert (slow.states()[the(slow)], slow.cancel_requested(the(slow))) == ("SUCCEEDED", 0)
+
+
+class TestInterruptedInDoubt:
+    """After an interruption that Airflow retries, a second ingest would be started."""
+
+    def test_in_the_start(self, slow: DaiEmulator, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        slow.inject(Fault(LIST, rpc_status="UNIMPLEMENTED"))
+        interrupt_create(monkeypatch)
+        with pytest.raises(IngestInDoubtError, match="interrupted: Timeout, PID: 1"):
+            execute(context)
+
+    @pytest.mark.parametrize("error", [AirflowTaskTimeout("Timeout, PID: 1"), RuntimeError("Timeout, PID: 1")])
+    def test_in_the_search(
+        self,
+        slow: DaiEmulator,
+        context: Any,
+        clock: Clock,
+        monkeypatch: pytest.MonkeyPatch,
+        error: BaseException,
+    ) -> None:
+        slow.inject(Fault(CREATE, drop="after"))
+        slow.inject(Fault(LIST, status=503, times=None))
+
+        def sleep(seconds: float) -> None:
+            clock.sleep(seconds)
+            if seconds == 5.0:
+                raise error
+
+        monkeypatch.setattr(DaiCreateCreativeOperator, "_sleep", staticmethod(sleep))
+        with pytest.raises(IngestInDoubtError, match="media.example.com/ad.mp4.*: .*Timeout, PID: 1"):
+            execute(context)
+        assert count(slow, CREATE) == 1
+
+    def test_an_xcom_that_cannot_be_pushed_does_not_hide_it(
+        self, slow: DaiEmulator, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        interrupt_create(monkeypatch)
+        monkeypatch.setattr(type(ti), "xcom_push", fail)
+        with pytest.raises(AirflowTaskTimeout):
+            execute(context)
+        assert slow.cancel_requested(the(slow)) == 1
+
+
+def test_a_failure_after_execute(slow: DaiEmulator, run_dag: Any) -> None:
+    with DAG("post", schedule=None, start_date=timezone.datetime(2026, 1, 1)) as dag:
+        make(wait_for_completion=False, post_execute=fail)
+    assert run_dag(dag).tasks == {"ingest": "failed"}
+    assert slow.cancel_requested(the(slow)) == 1
 
 
 def test_a_retry_on_a_real_airflow(slow: DaiEmulator, run_dag: Any) -> None:

@@ -22,9 +22,11 @@ from airflow.providers.common.compat.sdk import (
 from google.api_core.exceptions import GoogleAPICallError
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.operation import OperationState
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
+from tests.airflow_versions import VERSION
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException
@@ -390,8 +392,14 @@ class TestKill:
         sensor.on_kill()
         assert emulator.cancel_requested(NAME) == 0
 
-    def test_before_it_has_looked(self) -> None:
-        DaiOperationSensor(task_id="wait", operation_name=NAME, cancel_on_kill=True).on_kill()
+    def test_before_its_first_look_has_succeeded(self, emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A look can take a minute when the service is away."""
+        name = emulator.start_ingest()
+        emulator.inject(Fault(method="operations.get", status=503))
+        sensor = DaiOperationSensor(task_id="wait", operation_name=name, cancel_on_kill=True)
+        monkeypatch.setattr(DaiHook, "_sleep", staticmethod(lambda _: sensor.on_kill()))
+        sensor.poke({})
+        assert emulator.cancel_requested(name) == 1
 
 
 class TestParameters:
@@ -445,6 +453,8 @@ class TestRun:
 
     @MODES
     def test_it_takes_what_cancel_returns(self, emulator: DaiEmulator, run_dag: Any, clock: Any, mode: str) -> None:
+        if mode == "reschedule" and VERSION == (3, 0):
+            pytest.skip("dag.test() of Airflow 3.0 breaks at the second poke of any sensor in this mode")
         emulator.start_ingest(NAME, cancel_seconds=30)
         clock.step = 1
         with DAG(f"sensor_after_cancel_{mode}", schedule=None, params={"operation": NAME}) as dag:

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.triggers.base import BaseTrigger
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, shared
@@ -461,8 +462,8 @@ def state(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     return define
 
 
-def test_this_version_of_airflow(airflow_2: bool) -> None:
-    assert TRIGGERS_HAVE_ON_KILL is not airflow_2
+def test_this_version_of_airflow() -> None:
+    assert TRIGGERS_HAVE_ON_KILL is hasattr(BaseTrigger, "on_kill")
 
 
 @pytest.mark.parametrize("of_task", ["failed", "success", "removed", "running", "scheduled", "up_for_retry", None])
@@ -695,6 +696,17 @@ def test_one_that_is_killed_in_the_middle_of_a_look(
     emulator.inject(Fault(method="operations.get", delay=0.5))
     run(killing(make_trigger(name, cancel_on_kill=True), lambda: emulator.requests))
     assert emulator.cancel_requested(name) == 1
+
+
+def test_one_that_is_killed_when_its_operation_has_ended(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, state: Any, log: Log
+) -> None:
+    name = emulator.start_ingest(seconds=0.0)
+    emulator.inject(Fault(method="operations.cancel", rpc_status="FAILED_PRECONDITION"))
+    state("failed")
+    run(make_trigger(name, cancel_on_kill=True).on_kill())  # type: ignore[arg-type]
+    assert log.errors == []
+    assert any("had already finished, there is nothing to cancel" in line for line in log.ours)
 
 
 def test_a_killed_one_harms_no_other(
