@@ -9,10 +9,13 @@ from collections.abc import Iterator, Mapping
 # Begins at the slashes: to look for the scheme too takes quadratic time on a long word.
 _URL = re.compile(r"://(?:(?P<user>[^\s/?#]*)@)?(?P<rest>[^\s?#]*)(?:[?#](?P<query>\S*))?")
 
+# A query whose URL has no scheme, or white space before or in it; what is left of it tells that something was there.
+_QUERY = re.compile(r"(?P<mark>[?&#])(?P<query>[^\s=?&#]*=\S*)")
+
 
 def redact_urls(text: str) -> str:
     """Take user, query and fragment from every URL in a text."""
-    return _URL.sub(r"://\g<rest>", text)
+    return _QUERY.sub(r"\g<mark>...", _URL.sub(r"://\g<rest>", text))
 
 
 def url_secrets(value: object) -> Iterator[str]:
@@ -20,6 +23,8 @@ def url_secrets(value: object) -> Iterator[str]:
     if isinstance(value, str):
         for url in _URL.finditer(value):
             yield from filter(None, (url["user"], url["query"]))
+        for untidy in _QUERY.finditer(_URL.sub(r"://\g<rest>", value)):
+            yield untidy["query"]
     elif isinstance(value, Mapping | list | tuple):
         for item in value.values() if isinstance(value, Mapping) else value:
             yield from url_secrets(item)

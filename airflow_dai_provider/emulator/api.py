@@ -188,5 +188,5 @@ def _require_empty(body: bytes) -> None:
 def _parse(body: bytes) -> object:
     try:
         return json.loads(body)
-    except ValueError:  # covers what is no JSON and what is no UTF-8
+    except (ValueError, RecursionError):  # the former covers what is no JSON and what is no UTF-8
         raise ApiError("INVALID_ARGUMENT", "Invalid JSON payload received.") from None

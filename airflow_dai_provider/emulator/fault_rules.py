@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from airflow_dai_provider.emulator.faults import Fault
 
 DROPS = ("before", "after")
+#: Seconds; a date that is further away does not fit into the header.
+_CENTURY = 3.15e9
 REDIRECTS = (301, 302, 303, 307, 308)
 _FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding", "content-type"})
 # What does not change the answer, and so makes sense where there is none.
@@ -115,8 +117,8 @@ def _check_headers(fault: "Fault") -> None:
         raise wrong_value("retry_after", "several", "one of retry_after, retry_after_date and the header itself")
     if fault.retry_after is not None and fault.retry_after < 0:
         raise wrong_value("retry_after", fault.retry_after, "a number of seconds, 0 or more")
-    if fault.retry_after_date is not None and not math.isfinite(fault.retry_after_date):
-        raise wrong_value("retry_after_date", fault.retry_after_date, "a number of seconds")
+    if fault.retry_after_date is not None and not abs(fault.retry_after_date) <= _CENTURY:
+        raise wrong_value("retry_after_date", fault.retry_after_date, "a number of seconds, less than a century")
 
 
 def _check_answer(fault: "Fault") -> None:

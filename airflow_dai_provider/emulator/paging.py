@@ -11,7 +11,7 @@ from airflow_dai_provider.emulator.errors import ApiError
 DEFAULT_PAGE_SIZE = 100
 LARGEST_PAGE_SIZE = 1000
 _FILTER = re.compile(r"\s*done\s*=\s*(true|false)\s*")
-_TOKEN = re.compile(r"after:(\d+):(True|False|None)", re.ASCII)
+_TOKEN = re.compile(r"after:(\d{1,18}):(True|False|None)", re.ASCII)
 
 
 @dataclass(frozen=True)

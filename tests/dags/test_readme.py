@@ -169,8 +169,14 @@ def test_every_link_within_the_project_leads_somewhere() -> None:
             assert (ROOT / link).exists()
 
 
-#: Messages of Airflow's own, and one that is put together of single words.
-NOT_OURS = ("Sensor has timed out", "The conn_id", "isn't defined", "is FAILED with error")
+#: Messages of Airflow's and requests' own, and one that is put together of single words.
+NOT_OURS = (
+    "Could not find a suitable TLS",
+    "Sensor has timed out",
+    "The conn_id",
+    "isn't defined",
+    "is FAILED with error",
+)
 
 
 def test_every_message_of_the_troubleshooting_is_one_of_ours() -> None:

@@ -255,6 +255,7 @@ def test_fault_comes_before_unimplemented(emulator: DaiEmulator, client: Client)
         ({"retry_after": 1, "retry_after_date": 1, "status": 503}, "retry_after: got 'several'"),
         ({"retry_after": 1, "headers": {"Retry-After": "1"}, "status": 503}, "retry_after: got 'several'"),
         ({"retry_after_date": float("inf"), "status": 503}, "retry_after_date: got inf"),
+        ({"retry_after_date": 1e300, "status": 503}, "retry_after_date: got 1e+300"),
         ({"padding": -1}, "padding: got -1"),
         ({"drop": "after", "padding": 1}, "expected no padding"),
         ({"drop": "after", "body_delay": 1}, "expected no body_delay"),

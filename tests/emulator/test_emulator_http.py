@@ -1,5 +1,6 @@
 """Routing by the raw path, the record of requests, UNIMPLEMENTED, and the server's life."""
 
+import base64
 import gc
 import logging
 import socket
@@ -357,3 +358,22 @@ def test_several_threads_at_once(emulator: DaiEmulator, client: Client) -> None:
     assert emulator.cancel_requested(name) == 80
     assert len(emulator.states()) == 81
     assert emulator.connections == 8
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "sent"),
+    [
+        ("POST", "/v1/creatives", {"data": b"[" * 100_000}),
+        (
+            "GET",
+            "/v1/operations",
+            {"params": {"pageToken": base64.urlsafe_b64encode(b"after:" + b"9" * 5000 + b":None")}},
+        ),
+    ],
+    ids=["nested", "digits"],
+)
+def test_what_python_itself_cannot_read_is_refused_in_json(
+    emulator: DaiEmulator, method: str, path: str, sent: dict[str, Any]
+) -> None:
+    answer = requests.request(method, f"{emulator.endpoint}{path}", timeout=10, **sent)
+    assert (answer.status_code, answer.json()["error"]["status"]) == (400, "INVALID_ARGUMENT")

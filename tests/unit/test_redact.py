@@ -39,6 +39,10 @@ SECRET = "5ec7e7" * 20
         pytest.param("https://a:b@h/v and s3://c:d@i/w?e", "https://h/v and s3://i/w", id="two URLs"),
         pytest.param("(1)https://h/v?sig=1", "(1)https://h/v", id="scheme after another character"),
         pytest.param("://h?sig=1", "://h", id="nothing before the slashes"),
+        pytest.param("//h/ad.mp4?sig=1", "//h/ad.mp4?...", id="no scheme but a query"),
+        pytest.param("https:\\/\\/h/ad.mp4?sig=1", "https:\\/\\/h/ad.mp4?...", id="escaped slashes"),
+        pytest.param("https://h/my ad.mp4?a=1&sig=1", "https://h/my ad.mp4?...", id="space in the path"),
+        pytest.param("https://h/ad.mp4?title=my ad&sig=1", "https://h/ad.mp4 ad&...", id="space in the query"),
     ],
 )
 def test_takes_user_query_and_fragment_and_nothing_else(text: str, expected: str) -> None:
@@ -54,6 +58,7 @@ def test_takes_user_query_and_fragment_and_nothing_else(text: str, expected: str
         pytest.param("://" * 13_000, id="slashes"),
         pytest.param("https://" + "a" * 40_000, id="host"),
         pytest.param("https://a@" + "a@" * 20_000, id="at signs"),
+        pytest.param("?a" * 20_000, id="question marks"),
     ],
 )
 def test_takes_time_in_proportion_to_the_text(text: str) -> None:
@@ -140,6 +145,8 @@ def test_short_repr_never_shows_a_secret_however_long_the_url_is(wrap: Any, secr
         ("https://user:word@h/?sig=1 and ftp://h/#f", ["user:word", "sig=1", "f"]),
         ({"a": ["https://h?a", ("https://h?b",)], "b": 3, "c": None}, ["a", "b"]),
         ("no url?really", []),
+        ("//h/ad.mp4?sig=1&x=2", ["sig=1&x=2"]),
+        ("https://h/my ad.mp4?title=my ad&sig=1", ["title=my", "sig=1"]),
         ("https://h/ad.mp4", []),
         (None, []),
     ],

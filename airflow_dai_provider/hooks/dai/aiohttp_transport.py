@@ -25,6 +25,7 @@ from airflow_dai_provider.hooks.dai.identity import (
     TokenRequest,
     client_headers,
     no_answer,
+    not_sent,
     refuse_plain_http,
     token_error,
 )
@@ -36,6 +37,8 @@ T = TypeVar("T")
 
 #: The most connections of one session; a look that finds all of them busy waits for one.
 MAX_CONNECTIONS = 50
+#: Those of them that looks leave to cancel requests.
+KEPT_FREE = 10
 #: Seconds that a connection is kept for the next look: longer than the default interval between two of them.
 KEEP_ALIVE = 90.0
 #: A token is renewed this many seconds before it expires, or in the last tenth of its life if that is later.
@@ -127,6 +130,9 @@ class AiohttpTransport:
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
         self._proxy: str | None = None
+        # Waited for before a request's time begins to run.
+        self._looks = asyncio.Semaphore(MAX_CONNECTIONS - KEPT_FREE)
+        self._changes = asyncio.Semaphore(KEPT_FREE)
 
     async def open(self) -> Self:
         """
@@ -144,6 +150,9 @@ class AiohttpTransport:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=client_headers(f"aiohttp/{aiohttp.__version__}"),
             skip_auto_headers={"Content-Type"},
+            # As much as http.client takes.
+            max_line_size=65536,
+            max_field_size=65536,
             timeout=self._timeout,
         )
         return self
@@ -192,9 +201,13 @@ class AiohttpTransport:
 
     async def _send(self, request: rest.Request[T], headers: Mapping[str, str]) -> T:
         try:
-            answer = await self._exchange(request, headers)
+            async with self._looks if request.http_method == "GET" else self._changes:
+                answer = await self._exchange(request, headers)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._transport_error(request, error) from error
+        except ValueError as error:
+            # Without the cause, which can hold the token.
+            raise not_sent(request, error) from None
         return rest.read_answer(request, answer, datetime.now(UTC))
 
     async def _exchange(self, request: rest.Request[Any], headers: Mapping[str, str]) -> rest.Answer:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
+import re
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import requests
+import urllib3
 from airflow import __version__ as airflow_version
 from google.auth import transport
 from google.auth.credentials import AnonymousCredentials, Credentials
@@ -24,6 +28,9 @@ TOKEN_ERRORS = (GoogleAuthError, OSError, TypeError, ValueError, LookupError, At
 
 #: The most characters of a token service's words that are shown: they can be the page of a front end.
 _MAX_WORDS = 500
+#: What a token looks like: Google's access tokens, every JWT, and whatever stands in the header.
+_TOKEN = re.compile(r"\b(ya29\.|eyJ|Bearer )\S*")
+_CHUNK = 64 * 1024
 
 
 class TokenRequest(AuthRequest):
@@ -38,6 +45,9 @@ class TokenRequest(AuthRequest):
 
     def __init__(self, session: requests.Session, timeout: float) -> None:
         super().__init__(session)
+        # Without this, requests replaces the token with a password from ~/.netrc, or adds one.
+        session.auth = keep_headers
+        session.hooks["response"].append(self._read)
         self._timeout = timeout
         self._status = 0
 
@@ -46,12 +56,43 @@ class TokenRequest(AuthRequest):
         """Whether the last answer was one that a repeat can change."""
         return self._status in (408, 429) or self._status >= 500
 
-    def __call__(self, *args: Any, **kwargs: Any) -> transport.Response:
-        """Send a request."""
+    def __call__(
+        self,
+        url: str,
+        method: str = "GET",
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> transport.Response:
+        """
+        Send a request; follow no redirect, and read a bounded answer for a bounded time.
+
+        :raises google.auth.exceptions.RefreshError: when a credential would leave this machine over plain HTTP.
+        """
         self._status = 0
-        response: transport.Response = super().__call__(*args, **{"timeout": self._timeout} | kwargs)  # type: ignore[no-untyped-call]
+        secret = body is not None or "authorization" in {name.lower() for name in headers or ()}
+        if secret and not Endpoint(url).may_see_token:
+            raise RefreshError(f"Refusing to send credentials to {redact_urls(url)} over plain HTTP: use https")
+        seconds = timeout or self._timeout
+        options = {"allow_redirects": False, "stream": True} | kwargs
+        response: transport.Response = super().__call__(url, method, body, headers, seconds, **options)  # type: ignore[no-untyped-call]
         self._status = response.status
+        if 300 <= response.status < 400:
+            raise RefreshError("the token service answered with a redirect, which is not followed with credentials")
         return response
+
+    def _read(self, answer: requests.Response, **_: Any) -> None:
+        """Read an answer before anybody else does, who would read a large or slow one to its end."""
+        deadline = time.monotonic() + self._timeout
+        with answer:
+            try:
+                body = read_body(answer.raw, lambda: time.monotonic() > deadline)
+            except urllib3.exceptions.HTTPError as error:
+                raise requests.exceptions.ConnectionError(f"the answer cannot be read: {error}") from error
+        if len(body) > rest.MAX_ANSWER_BYTES:
+            raise requests.exceptions.ConnectionError(f"the answer is larger than {rest.MAX_ANSWER_BYTES} bytes")
+        answer._content, answer._content_consumed = body, True  # type: ignore[attr-defined]
 
 
 def client_headers(library: str) -> dict[str, str]:
@@ -95,6 +136,28 @@ def no_answer(
     return ServiceError(words, Code.DEADLINE_EXCEEDED if timed_out else Code.UNAVAILABLE, sent=sent)
 
 
+def not_sent(request: rest.Request[Any], error: Exception) -> ServiceError:
+    """Return the error for a request that the library cannot make, such as one with a token that fits in no header."""
+    return ServiceError(f"{request} was not sent: {_without_tokens(error)}", Code.FAILED_PRECONDITION)
+
+
+def read_body(raw: urllib3.BaseHTTPResponse, late: Callable[[], bool]) -> bytes:
+    """Read as it arrives, so that neither a large nor a slow answer holds the task."""
+    body = bytearray()
+    while chunk := raw.read1(_CHUNK, decode_content=True):
+        body += chunk
+        if len(body) > rest.MAX_ANSWER_BYTES:
+            break
+        if late():
+            raise urllib3.exceptions.TimeoutError("the answer did not end in time")
+    return bytes(body[: rest.MAX_ANSWER_BYTES + 1])
+
+
+def keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Authorise a request by the headers that it has."""
+    return request
+
+
 def no_authorities(request: rest.Request[Any], error: OSError) -> ServiceError:
     """Return the error for a request that was not sent, since the certificate authorities cannot be read."""
     return ServiceError(f"{request} was not sent: {error}", Code.FAILED_PRECONDITION)
@@ -125,7 +188,11 @@ def _reason(error: GoogleAuthError) -> str:
     words, *answer = error.args or (error,)
     with suppress(ValueError, TypeError, LookupError):
         words = f"{words}: {json.loads(answer[0])['error']['message']}"
-    return str(words)[:_MAX_WORDS]
+    return _without_tokens(words)
+
+
+def _without_tokens(words: object) -> str:
+    return _TOKEN.sub(r"\1...", str(words))[:_MAX_WORDS]
 
 
 class _HeldToken(Credentials):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,15 +23,27 @@ from airflow_dai_provider.hooks.dai.identity import (
     TOKEN_ERRORS,
     TokenRequest,
     client_headers,
+    keep_headers,
     no_answer,
     no_authorities,
+    not_sent,
+    read_body,
     refuse_plain_http,
     token_error,
 )
 
 T = TypeVar("T")
 
-_CHUNK = 64 * 1024
+#: The parts of OpenSSL that complain about a bundle of authorities; of a connection, it is always ``SSL``.
+_UNREADABLE = ("X509", "PEM", "ASN1")
+#: What requests says before it sends anything.
+_NEVER_MADE = (
+    requests.exceptions.InvalidHeader,
+    requests.exceptions.InvalidJSONError,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.InvalidURL,
+    requests.exceptions.MissingSchema,
+)
 _NEVER_CONNECTED = (
     urllib3.exceptions.NewConnectionError,
     urllib3.exceptions.ConnectTimeoutError,
@@ -63,7 +76,7 @@ class RequestsTransport:
         # that, and fails on an odd address.
         self.session.get_redirect_target = _no_redirect  # type: ignore[method-assign,assignment]
         # Without this, requests replaces the token with a password from ~/.netrc.
-        self.session.auth = _keep_headers
+        self.session.auth = keep_headers
         # A proxy from the environment is honoured, but what is meant for this machine does not leave it.
         self._proxies = {"http": None, "https": None, "all": None} if endpoint.is_loopback else None
 
@@ -102,12 +115,17 @@ class RequestsTransport:
             raise token_error(request, error, may_heal=self._auth_request.may_heal) from error
 
     def _send(self, request: rest.Request[T]) -> T:
+        # What the caller is handling already is a context of our errors, and no cause of them.
+        handled = sys.exception()
         try:
             answer = self._exchange(request)
         except GoogleAuthError as error:
             raise token_error(request, error, may_heal=self._auth_request.may_heal) from error
+        except _NEVER_MADE as error:
+            # Without the cause, which can hold the token.
+            raise not_sent(request, error) from None
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise self._transport_error(request, error) from error
+            raise self._transport_error(request, error, handled) from error
         except OSError as error:
             raise no_authorities(request, error) from error
         return rest.read_answer(request, answer, datetime.now(UTC))
@@ -125,11 +143,17 @@ class RequestsTransport:
         ) as response:
             # Counted from here: the token and the first byte have had their own time, and what has come is kept.
             deadline = time.monotonic() + self.timeout
-            return rest.Answer(response.status_code, response.headers, _read_body(response.raw, deadline))
+            body = read_body(response.raw, lambda: time.monotonic() > deadline)
+            return rest.Answer(response.status_code, response.headers, body)
 
-    def _transport_error(self, request: rest.Request[Any], error: Exception) -> ServiceError:
+    def _transport_error(
+        self, request: rest.Request[Any], error: Exception, handled: BaseException | None
+    ) -> ServiceError:
         """Say what an error of the library means: whether it can heal, and whether the service may have acted."""
-        chain = list(_chain(error))
+        chain = list(_chain(error, handled))
+        for link in chain:
+            if isinstance(link, ssl.SSLError) and link.library in _UNREADABLE:
+                return no_authorities(request, link)
         return no_answer(
             request,
             self.endpoint,
@@ -140,29 +164,13 @@ class RequestsTransport:
         )
 
 
-def _read_body(raw: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
-    """Read as it arrives, so that neither a large nor a slow answer holds the task."""
-    body = bytearray()
-    while chunk := raw.read1(_CHUNK, decode_content=True):
-        body += chunk
-        if len(body) > rest.MAX_ANSWER_BYTES:
-            break
-        if time.monotonic() > deadline:
-            raise urllib3.exceptions.TimeoutError("the answer did not end in time")
-    return bytes(body[: rest.MAX_ANSWER_BYTES + 1])
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what caused it, down to the root."""
+def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what caused it, down to the root; not what was being handled before."""
     link: BaseException | None = error
-    while link is not None:
+    while link is not None and link is not handled:
         yield link
         link = link.__cause__ or link.__context__
 
 
 def _no_redirect(_: requests.Response) -> None:
     """Say that there is nowhere to go."""
-
-
-def _keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request

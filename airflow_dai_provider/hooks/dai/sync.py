@@ -40,7 +40,8 @@ class DaiHook(DaiBaseHook):
     :param gcp_conn_id: the Google Cloud connection.
     :param impersonation_chain: service account(s) to impersonate, as in every Google operator.
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own.
-    :param timeout: seconds that one request may take.
+    :param timeout: seconds that one request may take to connect, for each piece of the answer's headers to come, and
+        for its body to end.
     :param retry_timeout: seconds after which one call is not repeated again; 0 for no repeat at all.
     :raises ValueError: for a timeout that is no positive number, and for a bad endpoint.
     """
@@ -106,14 +107,16 @@ class DaiHook(DaiBaseHook):
         :raises google.api_core.exceptions.GoogleAPICallError: also ``MethodNotImplemented`` on a server without list.
         """
         token: str | None = None
+        seen: set[str] = set()
         while True:
             page = self._call(rest.list_operations(filter_, page_size, token))
             yield from page.operations
             if page.next_page_token is None:
                 return
-            if page.next_page_token == token:
-                raise exceptions.Unknown(f"operations.list answered the same page token twice: {token}")
+            if page.next_page_token in seen:
+                raise exceptions.Unknown(f"operations.list answered the same page token twice: {page.next_page_token}")
             token = page.next_page_token
+            seen.add(token)
 
     def delete_operation(self, name: str) -> None:
         """
