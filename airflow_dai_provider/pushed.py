@@ -16,12 +16,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowException, Context
 
 from airflow_dai_provider.names import InvalidNameError, check_operation_name
-
-XCOM_OPERATION_NAME = "operation_name"
-XCOM_TRY_NUMBER = "operation_try_number"
-#: ``{operation name: seconds of the epoch}``
-XCOM_PUSHED_AT = "operation_pushed_at"
-XCOM_RETURN_VALUE = "return_value"
+from airflow_dai_provider.xcoms import XCOM_OPERATION_NAME, XCOM_PUSHED_AT, XCOM_RETURN_VALUE, XCOM_TRY_NUMBER
 
 #: Seconds by which the clock of a worker may be ahead of Airflow's.
 CLOCK_SKEW = 2.0

@@ -6,6 +6,8 @@ from typing import Any
 
 from airflow import __version__ as airflow_version
 
+from airflow_dai_provider.xcoms import XCOM_TRY_NUMBER
+
 _AIRFLOW = tuple(map(int, airflow_version.split(".")[:2]))
 
 #: Whether Airflow calls ``on_kill`` of a trigger; before, it only cancels the coroutine.
@@ -51,8 +53,6 @@ def _of_later_try(ti: Any) -> bool:
 
     Airflow tells the triggerer no try number; the task does, see :func:`airflow_dai_provider.pushed.push_operation`.
     """
-    from airflow_dai_provider.pushed import XCOM_TRY_NUMBER
-
     index = -1 if ti.map_index is None else ti.map_index
     return run_xcom(ti.dag_id, ti.run_id, ti.task_id, index, XCOM_TRY_NUMBER) not in (None, ti.try_number)
 

@@ -1,8 +1,9 @@
 """Operators for ingests of Google's Video Creative Ingest API (DAI)."""
 
-from airflow_dai_provider.operators.dai.cancel import XCOM_OPERATION, DaiCancelOperationOperator
+from airflow_dai_provider.operators.dai.cancel import DaiCancelOperationOperator
 from airflow_dai_provider.operators.dai.create import DaiCreateCreativeOperator
-from airflow_dai_provider.operators.dai.stray import XCOM_REPORT, DaiCancelStrayOperationsOperator
+from airflow_dai_provider.operators.dai.stray import DaiCancelStrayOperationsOperator
+from airflow_dai_provider.xcoms import XCOM_OPERATION, XCOM_REPORT
 
 __all__ = [
     "XCOM_OPERATION",

@@ -23,15 +23,13 @@ from airflow_dai_provider.outcome import (
     task_errors,
 )
 from airflow_dai_provider.polling import WaitTimeoutError, check_seconds
+from airflow_dai_provider.xcoms import XCOM_OPERATION
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
     from airflow_dai_provider.hooks.dai import DaiHook
     from airflow_dai_provider.operation import Operation
-
-#: The XCom in which an operator that has waited leaves what the service reported: ``Operation.to_dict()``.
-XCOM_OPERATION = "operation"
 
 
 class DaiCancelOperationOperator(BaseOperator):

@@ -21,13 +21,13 @@ from airflow_dai_provider.ingest_guard import IngestGuard
 from airflow_dai_provider.lost_answer import IngestInDoubtError, find_started, in_doubt
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from airflow_dai_provider.operation import OperationState
-from airflow_dai_provider.operators.dai.cancel import XCOM_OPERATION
 from airflow_dai_provider.outcome import accept_end, error_message, task_errors
 from airflow_dai_provider.polling import WaitTimeoutError, check_seconds
 from airflow_dai_provider.pushed import push_operation
 from airflow_dai_provider.redact import url_secrets
 from airflow_dai_provider.resumption import StartedIngest, TaskMemory, can_go_on_with
 from airflow_dai_provider.version_compat import TRIES_HAVE_MEMORY
+from airflow_dai_provider.xcoms import XCOM_OPERATION
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg

@@ -17,14 +17,13 @@ from airflow_dai_provider.polling import Wait, check_seconds
 from airflow_dai_provider.sweep.crew import MAX_CONCURRENCY, Crew
 from airflow_dai_provider.sweep.report import SweepReport, some_of
 from airflow_dai_provider.sweep.selection import PassedOver, Selection, check_count, check_flag
+from airflow_dai_provider.xcoms import XCOM_REPORT
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_dai_provider.hooks.dai import DaiHook
 
-#: The XCom in which a sweep leaves its report, also when it fails.
-XCOM_REPORT = "report"
 #: How many operations one request lists. An answer has to stay below ``rest.MAX_ANSWER_BYTES``.
 PAGE_SIZE = 100
 
