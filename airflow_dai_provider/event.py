@@ -2,7 +2,8 @@
 What a wait in the triggerer reports to its task: the payload of the trigger's event.
 
 It is one of ``{"status": "ended", "operation": Operation.to_dict()}``, ``{"status": "timeout", "message": str}`` and
-``{"status": "error", "code": str | None, "message": str}``, where the code is that of the service's error.
+``{"status": "error", "code": str | None, "message": str}``, where the code is that of the service's error; each with
+the ``operation_name`` that the trigger waits for.
 """
 
 from __future__ import annotations
@@ -18,29 +19,37 @@ from airflow_dai_provider.polling import WaitTimeoutError
 from airflow_dai_provider.redact import short_repr
 
 
-def operation_event(operation: Operation) -> dict[str, Any]:
+def operation_event(operation_name: str, operation: Operation) -> dict[str, Any]:
     """Return the payload for an operation that has ended."""
-    return {"status": "ended", "operation": operation.to_dict()}
+    return {"operation_name": operation_name, "status": "ended", "operation": operation.to_dict()}
 
 
-def error_event(error: Exception) -> dict[str, Any]:
+def error_event(operation_name: str, error: Exception) -> dict[str, Any]:
     """Return the payload for a wait that has broken off."""
+    event = {"operation_name": operation_name}
     if isinstance(error, WaitTimeoutError):
-        return {"status": "timeout", "message": str(error)}
-    return {"status": "error", "code": error_code(error), "message": describe_error(error)}
+        return event | {"status": "timeout", "message": str(error)}
+    return event | {"status": "error", "code": error_code(error), "message": describe_error(error)}
 
 
-def read_event(event: object, consequence: str = "") -> Operation:
+def read_event(event: object, operation_name: str | None, consequence: str = "") -> Operation:
     """
     Return the operation that an event reports.
 
     :param event: what Airflow hands to the resumed task.
+    :param operation_name: what the task waits for. On SQLite, Airflow gives a trigger the number of one that it has
+        just deleted, and the event of the one to the task of the other.
     :param consequence: a sentence for the message that says what an error leaves behind.
     :raises WaitTimeoutError: when the wait has timed out.
     :raises AirflowFailException: for an error that a retry cannot heal.
     :raises AirflowException: for any other error, and when the event is none of ours.
     """
     match event:
+        case {"operation_name": str(other)} if operation_name not in (None, other):
+            raise AirflowException(
+                f"Airflow has passed the event of {other} to this task, which waits for {operation_name}. "
+                f"{consequence}".strip()
+            )
         case {"status": "ended", "operation": dict(data)}:
             try:
                 return Operation.from_dict(data)

@@ -165,7 +165,7 @@ class DaiOperationSensor(BaseSensorOperator):
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any] | None:  # noqa: ARG002
         """Go on when the wait in the triggerer is over; return the operation's dict, or None for a missing one."""
         try:
-            return self._accept(read_event(event))
+            return self._accept(read_event(event, self.operation_name))
         except OperationNotFoundError as error:
             self._accept_missing(error)
             return None

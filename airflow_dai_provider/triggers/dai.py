@@ -141,9 +141,9 @@ class DaiOperationTrigger(BaseTrigger):
             )
         except Exception as error:
             self.log.warning("The wait for %s is over: %s", self.operation_name, error)
-            return error_event(error)
+            return error_event(self.operation_name, error)
         self.log.info("%s.", operation)
-        return operation_event(operation)
+        return operation_event(self.operation_name, operation)
 
     async def _cancel_unless_deferred(self) -> None:
         """Request the cancellation, on a session held for this alone, unless the task still waits elsewhere."""

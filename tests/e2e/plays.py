@@ -124,6 +124,15 @@ def raised_and_retried(play: Play) -> None:
     play.task_is("success", tries=2)
 
 
+def timed_out_and_retried(play: Play) -> None:
+    """Let the first try take too long while the ingest runs; Airflow kills it, and the next goes on with the ingest."""
+    play.start(seconds=3 * SOON)
+    play.healthy = [play.ingest().name]
+    play.happens(at=play.task_started() + 2 * SOON)
+    play.log_says("Leaving operations/")
+    play.task_is("success", tries=2)
+
+
 def cleared(waiting: str, play: Play) -> None:
     """Clear the task while it waits: its ingest is cancelled, or the next try goes on with it; that one ends well."""
     play.start(seconds=60)

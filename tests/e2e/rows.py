@@ -78,6 +78,8 @@ ROWS = (
     Row("4", "the running task is cleared", "waits", partial(plays.cleared, "running"),
         f"{KILL}|{UNHARMED}", f"{KILL}|{UNHARMED}"),
     Row("5", "`execution_timeout`", "times_out", plays.times_out, OPERATOR, OPERATOR),
+    Row("5-retry", "the same, and its retry goes on with the ingest", "times_out_with_retry",
+        plays.timed_out_and_retried, UNHARMED, UNHARMED, None, None),
     Row("6", "`dagrun_timeout`, task running", "run_times_out", plays.run_times_out, KILL, f"{KILL}|{RINGS}"),
     Row("7", "the task process is SIGKILLed, no retries", "waits", plays.killed(), LEAK, RINGS, "callback"),
     Row("7b", "the same, and its retry goes on with the ingest", "waits_with_retry",

@@ -94,9 +94,9 @@ def test_the_sweep_leaves_no_stray_and_spares_the_healthy(
 
 def test_the_readme_tells_what_was_measured(played: dict[tuple[str, str], Outcome], swept: dict[str, str]) -> None:
     """Its timings can differ, and where several guards are near each other, which one was first."""
-    told = report.guards_of((ROOT / "README.md").read_text())
-    if AIRFLOW < 3 or not told:
+    if AIRFLOW < 3:
         pytest.skip("the README has no table of this Airflow")
+    told = report.guards_of((ROOT / "README.md").read_text())
     measured = report.guards_of(report.table(played))
     for row, cells in measured.items():
         for guards, said, seen in zip(("own", "rings"), told[row], cells, strict=False):

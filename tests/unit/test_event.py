@@ -62,26 +62,41 @@ def sent(event: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 def test_an_end_arrives_as_it_was(end: dict[str, Any]) -> None:
     operation = Operation.from_api(end)
-    event = sent(operation_event(operation))
-    assert set(event) == {"status", "operation"}
+    event = sent(operation_event(operation.name, operation))
+    assert set(event) == {"operation_name", "status", "operation"}
     assert event["status"] == "ended"
-    assert read_event(event) == operation
-    assert read_event(event).state in set(OperationState) - {OperationState.RUNNING}
+    assert read_event(event, NAME) == operation
+    assert read_event(event, NAME).state in set(OperationState) - {OperationState.RUNNING}
+
+
+@pytest.mark.parametrize("error", [None, WaitTimeoutError("x"), CLASSES[Code.NOT_FOUND]("x")])
+def test_that_of_another_operation_says_nothing_about_this_one(error: Exception | None) -> None:
+    other = Operation.from_api({"name": "operations/other", "done": True, "response": {}})
+    event = sent(error_event(other.name, error) if error else operation_event(other.name, other))
+    words = f"has passed the event of operations/other to this task, which waits for {NAME}. It may still run."
+    with pytest.raises(AirflowException, match=words) as caught:
+        read_event(event, NAME, "It may still run.")
+    assert not isinstance(caught.value, AirflowFailException)
 
 
 def test_a_timeout_arrives_as_one() -> None:
-    event = sent(error_event(WaitTimeoutError("a has not ended within 5 s")))
-    assert event == {"status": "timeout", "message": "a has not ended within 5 s"}
+    event = sent(error_event(NAME, WaitTimeoutError("a has not ended within 5 s")))
+    assert event == {"operation_name": NAME, "status": "timeout", "message": "a has not ended within 5 s"}
     with pytest.raises(WaitTimeoutError, match="^a has not ended within 5 s$"):
-        read_event(event)
+        read_event(event, NAME)
 
 
 @pytest.mark.parametrize("code", Code)
 def test_each_code_ends_the_task_as_it_would_without_a_trigger(code: Code) -> None:
-    event = sent(error_event(CLASSES[code](f"operations.get of {NAME} answered")))
-    assert event == {"status": "error", "code": code.value, "message": f"operations.get of {NAME} answered"}
+    event = sent(error_event(NAME, CLASSES[code](f"operations.get of {NAME} answered")))
+    assert event == {
+        "operation_name": NAME,
+        "status": "error",
+        "code": code.value,
+        "message": f"operations.get of {NAME} answered",
+    }
     with pytest.raises(AirflowException, match=f"operations.get of {NAME} answered") as caught:
-        read_event(event, f"{NAME} may still run.")
+        read_event(event, NAME, f"{NAME} may still run.")
     assert isinstance(caught.value, AirflowFailException) == (code in PERMANENT)
     assert isinstance(caught.value, OperationNotFoundError) == (code is Code.NOT_FOUND)
     assert (f"{NAME} may still run." in str(caught.value)) == (code is not Code.NOT_FOUND)
@@ -103,18 +118,18 @@ def test_each_code_ends_the_task_as_it_would_without_a_trigger(code: Code) -> No
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
 def test_errors_of_other_kinds(error: Exception, code: str | None, words: str) -> None:
-    event = sent(error_event(error))
+    event = sent(error_event(NAME, error))
     assert (event["status"], event["code"]) == ("error", code)
     assert words in event["message"]
     with pytest.raises(AirflowException) as caught:
-        read_event(event)
+        read_event(event, NAME)
     assert isinstance(caught.value, AirflowFailException) == (code in PERMANENT)
 
 
 @pytest.mark.parametrize("code", [None, "", "NEWLY_INVENTED", "unavailable"])
 def test_a_code_that_is_not_known_may_heal(code: str | None) -> None:
     with pytest.raises(AirflowException, match="It broke") as caught:
-        read_event({"status": "error", "code": code, "message": "It broke"})
+        read_event({"status": "error", "code": code, "message": "It broke"}, NAME)
     assert not isinstance(caught.value, AirflowFailException)
 
 
@@ -142,7 +157,7 @@ def test_what_is_no_event_of_ours_is_refused(event: Any) -> None:
     with pytest.raises(
         AirflowException, match="Expected the event of DaiOperationTrigger, got .* a may still run"
     ) as caught:
-        read_event(event, "a may still run.")
+        read_event(event, NAME, "a may still run.")
     assert not isinstance(caught.value, AirflowFailException)
 
 
@@ -151,11 +166,11 @@ def test_what_is_no_event_of_ours_is_refused(event: Any) -> None:
 )
 def test_an_operation_that_cannot_be_read_is_refused(data: Any) -> None:
     with pytest.raises(AirflowException, match="an event that cannot be read"):
-        read_event({"status": "ended", "operation": data})
+        read_event({"status": "ended", "operation": data}, NAME)
 
 
 def test_what_is_refused_is_not_shown_whole() -> None:
     with pytest.raises(AirflowException) as caught:
-        read_event({"status": "?", "operation": {"url": "https://a.b/c?sig=s1gn4ture"}, "more": "x" * 5000})
+        read_event({"status": "?", "operation": {"url": "https://a.b/c?sig=s1gn4ture"}, "more": "x" * 5000}, NAME)
     assert "s1gn4ture" not in str(caught.value)
     assert len(str(caught.value)) < 600

@@ -127,7 +127,7 @@ class DaiCancelOperationOperator(BaseOperator):
         """Go on when the wait in the triggerer is over; return the operation's name."""
         name: str = self.operation_name
         try:
-            return self._finish(context, read_event(event, f"{name} may still run."), requested)
+            return self._finish(context, read_event(event, name, f"{name} may still run."), requested)
         except OperationNotFoundError as error:
             self._accept_missing(error)
         except WaitTimeoutError as error:

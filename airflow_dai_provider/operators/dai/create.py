@@ -149,10 +149,12 @@ class DaiCreateCreativeOperator(BaseOperator):
                 self._forget(context)
                 return name
 
-    def execute_complete(self, context: Context, event: Any = None, adopted: bool = False) -> str:
+    def execute_complete(
+        self, context: Context, event: Any = None, adopted: bool = False, operation_name: str | None = None
+    ) -> str:
         """Go on when the wait in the triggerer is over; return the operation's name."""
         try:
-            return self._conclude(context, read_event(event), adopted)
+            return self._conclude(context, read_event(event, operation_name), adopted)
         except WaitTimeoutError as error:
             raise_task_timeout(self, str(error))
             raise AirflowException(f"{error}.") from error
@@ -239,7 +241,7 @@ class DaiCreateCreativeOperator(BaseOperator):
             hook,
             name,
             poll_interval=self.poll_interval,
-            resume_with={"adopted": adopted},
+            resume_with={"adopted": adopted, "operation_name": name},
             cancel_on_kill=self.cancel_on_kill,
         )
 

@@ -83,6 +83,8 @@ for guards in ("own", "rings"):
         ingest(timeout=3 * SOON, retries=1)
     with dag("times_out", guards):
         ingest(execution_timeout=timedelta(seconds=2 * SOON))
+    with dag("times_out_with_retry", guards):
+        ingest(execution_timeout=timedelta(seconds=2 * SOON), retries=1)
     with dag("run_times_out", guards, dagrun_timeout=timedelta(seconds=3 * SOON)):
         ingest()
 

@@ -913,6 +913,19 @@ class TestInterruptedInDoubt:
         assert slow.cancel_requested(the(slow)) == 1
 
 
+def test_the_event_of_another_ingest_is_not_believed(slow: DaiEmulator, context: Any, ti: Any) -> None:
+    """Airflow can mix up two triggers on SQLite."""
+    ti.max_tries = 1
+    with pytest.raises(TaskDeferred) as deferred:
+        make(deferrable=True).execute(context)
+    ended = {"name": "operations/other", "state": "SUCCEEDED"}
+    event = {"operation_name": "operations/other", "status": "ended", "operation": ended}
+    kwargs = {**(deferred.value.kwargs or {}), "event": event}
+    with pytest.raises(AirflowException, match=f"event of operations/other .* waits for {the(slow)}"):
+        make(deferrable=True).resume_execution(deferred.value.method_name, kwargs, context)
+    assert slow.cancel_requested(the(slow)) == 0, "The next try goes on with it."
+
+
 def test_a_failure_after_execute(slow: DaiEmulator, run_dag: Any) -> None:
     with DAG("post", schedule=None, start_date=timezone.datetime(2026, 1, 1)) as dag:
         make(wait_for_completion=False, post_execute=fail)

@@ -188,7 +188,7 @@ def test_an_end(emulator: DaiEmulator, make_trigger: MakeTrigger, state: str, lo
 
     event = fire(make_trigger(name))
 
-    assert set(event) == {"status", "operation"}
+    assert set(event) == {"operation_name", "status", "operation"}
     assert event["status"] == "ended"
     assert (event["operation"]["name"], event["operation"]["state"]) == (name, state)
     assert any(f"{name} is {state}" in line or state in line for line in log.ours)
@@ -219,7 +219,7 @@ def test_an_error(
 
     event = fire(make_trigger(name))
 
-    assert set(event) == {"status", "code", "message"}
+    assert set(event) == {"operation_name", "status", "code", "message"}
     assert (event["status"], event["code"]) == ("error", code)
     assert words in event["message"]
     assert any(f"The wait for {name} is over" in line for line in log.ours)
@@ -279,7 +279,7 @@ def test_the_time_is_up(emulator: DaiEmulator, make_trigger: MakeTrigger, clock:
 
     event = fire(make_trigger(name, timeout=50))
 
-    assert set(event) == {"status", "message"}
+    assert set(event) == {"operation_name", "status", "message"}
     assert event["status"] == "timeout"
     assert f"{name} has not ended within 50 s" in event["message"]
     assert clock.now - began == pytest.approx(50)
