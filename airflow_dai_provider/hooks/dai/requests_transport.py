@@ -36,14 +36,8 @@ T = TypeVar("T")
 
 #: The parts of OpenSSL that complain about a bundle of authorities; of a connection, it is always ``SSL``.
 _UNREADABLE = ("X509", "PEM", "ASN1")
-#: What requests says before it sends anything.
-_NEVER_MADE = (
-    requests.exceptions.InvalidHeader,
-    requests.exceptions.InvalidJSONError,
-    requests.exceptions.InvalidSchema,
-    requests.exceptions.InvalidURL,
-    requests.exceptions.MissingSchema,
-)
+#: What requests, and http.client below it, say before they send anything; later errors are of their own kinds.
+_NEVER_MADE = (ValueError, requests.exceptions.InvalidJSONError)
 _NEVER_CONNECTED = (
     urllib3.exceptions.NewConnectionError,
     urllib3.exceptions.ConnectTimeoutError,
