@@ -234,6 +234,7 @@ def test_nothing_is_left_open(emulator: DaiEmulator, connect: Callable[..., None
         Fault(status=302, body=b"", headers={"Location": "/"}),
     ]
 
+    gc.collect()  # what earlier tests have left is not of this one
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
         with DaiHook(api_endpoint=emulator.endpoint) as hook:
