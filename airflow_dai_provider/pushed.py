@@ -235,6 +235,13 @@ def _names(ti: Any, task_id: str, map_index: int | None) -> list[object]:
 
 def _pull(ti: Any, task_id: str, key: str, map_index: int | None) -> list[Any]:
     """Return the values that a task has pushed under a key; None as the map index means every one."""
+    from airflow_dai_provider.version_compat import gets_xcoms
+
+    if not gets_xcoms():
+        raise NoXComsError(
+            "XComs cannot be read here: the dag processor of Airflow 3.0 does not answer for them. Give the notifier "
+            "operation_name without an XCom in it, guard the ingest with a teardown, or use Airflow 3.1 or later."
+        )
     try:
         if map_index is None:
             # A list of task ids without map indexes gives every map index, on Airflow 2 and 3 alike.

@@ -10,7 +10,7 @@ from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 
 try:
-    from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference
+    from airflow.sdk.definitions.deadline import AsyncCallback, DeadlineAlert, DeadlineReference
 except ImportError:
     guard = {}
 else:

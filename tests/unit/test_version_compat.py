@@ -12,7 +12,12 @@ from airflow.providers.common.compat.sdk import DAG, task
 from airflow.triggers.base import BaseTrigger
 
 from airflow_dai_provider.pushed import push_operation
-from airflow_dai_provider.version_compat import TRIES_HAVE_MEMORY, TRIGGERS_HAVE_ON_KILL, task_instance_state
+from airflow_dai_provider.version_compat import (
+    TRIES_HAVE_MEMORY,
+    TRIGGERS_HAVE_ON_KILL,
+    gets_xcoms,
+    task_instance_state,
+)
 from tests.airflow_versions import HAS_SYNC_CALLBACKS, VERSION, CallbackTrigger, deadline_names
 
 
@@ -21,6 +26,20 @@ def test_what_came_with_3_3() -> None:
     assert TRIES_HAVE_MEMORY is has_store
     assert TRIGGERS_HAVE_ON_KILL is hasattr(BaseTrigger, "on_kill")
     assert has_store is (VERSION >= (3, 3))
+
+
+@pytest.mark.skipif(VERSION < (3,), reason="Airflow 2 reads the metadata database")
+@pytest.mark.parametrize(("process", "gets"), [("worker", True), ("dag processor", VERSION >= (3, 1))])
+def test_whether_a_process_gets_xcoms(monkeypatch: pytest.MonkeyPatch, process: str, gets: bool) -> None:
+    from airflow.dag_processing.processor import ToDagProcessor
+    from airflow.sdk.execution_time import task_runner
+    from airflow.sdk.execution_time.comms import ToTask
+    from pydantic import TypeAdapter
+
+    messages: Any = ToTask if process == "worker" else ToDagProcessor
+    comms = SimpleNamespace(body_decoder=TypeAdapter(messages))
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", comms, raising=False)
+    assert gets_xcoms() is gets
 
 
 def test_nothing_is_skipped_that_this_airflow_has() -> None:

@@ -129,7 +129,7 @@ for guards in ("own", "rings"):
 with dag("late", "own"):
     ingest()
 try:
-    from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference
+    from airflow.sdk.definitions.deadline import AsyncCallback, DeadlineAlert, DeadlineReference
 except ImportError:
     pass
 else:
