@@ -285,6 +285,7 @@ class _CancelWhatIsLeft(DaiCancelOperationNotifier):
 
     def notify(self, context: Context) -> None:
         """Cancel, unless the operator has seen to its ingest in this same process."""
-        guard = getattr(context.get("task"), "_guard", None)
+        # Not the task of the context itself, which on Airflow 3.0 is another copy than the one that was executed.
+        guard = getattr(getattr(context.get("ti"), "task", None), "_guard", None)
         if guard is None or not guard.has_nothing_to_do:
             super().notify(context)
