@@ -22,9 +22,12 @@ demo: $(READY) ## Cancel ingests of a local DAI service through a real Airflow, 
 	@$(BIN)/python -W ignore tests/e2e/demo.py
 
 test: $(READY) ## Run the tests that need only Python (ARGS="-k name" to choose)
-	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest $(ARGS)
-	@$(BIN)/coverage report --fail-under=$(if $(ARGS),0,95)
+ifdef ARGS
+	@$(BIN)/pytest $(ARGS)
+else
+	@$(BIN)/pytest --numprocesses auto --maxprocesses 4 --cov --cov-report term --cov-fail-under 95
+	@$(BIN)/coverage report --include "*/operation.py,*/rest.py" --fail-under 100
+endif
 
 e2e: $(READY) ## Run the tests on a running Airflow
 	@$(BIN)/pytest $(if $(filter tests/%,$(ARGS)),,tests/e2e) $(ARGS)

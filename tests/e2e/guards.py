@@ -60,7 +60,8 @@ def _guard(path: Path, logger: str, reason: str) -> str | None:
     """
     where = path.as_posix()
     if path.name.endswith("triggerer.log"):
-        return "Deadline" if "notifications" in logger else "another"
+        # On Airflow 3.1 what a callback says is the triggerer's own.
+        return "Deadline" if "notifications" in logger or "triggerer_job_runner" in logger else "another"
     if "trigger" in path.name:
         return "trigger on_kill"
     task = re.search(r"/dag_id=(\w+)/.*/task_id=(\w+)/", where)

@@ -18,7 +18,8 @@ from stack import StackError, wait_until
 
 from airflow_dai_provider.emulator import DaiEmulator
 
-AIRFLOW = int(version("apache-airflow").split(".")[0])
+MAJOR, MINOR = map(int, version("apache-airflow").split(".")[:2])
+AIRFLOW = (MAJOR, MINOR)
 #: Plays at a time: more than two processors bear well, and fewer than Airflow's slots, of which teardowns need some.
 CROWD = 12
 

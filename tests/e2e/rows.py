@@ -9,7 +9,8 @@ To play one row: ``make e2e ARGS="-k row_7b-"``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import disturbances
@@ -31,6 +32,14 @@ DAG_CALLBACK = "DAG callback"
 TEARDOWN = "teardown"
 DEADLINE = "Deadline"
 RINGS = f"{TEARDOWN}|{DAG_CALLBACK}"
+#: The dag processor of Airflow 2 does not say whose callback it runs.
+A_CALLBACK = "callback"
+
+#: The first versions of Airflow that have something, to say what is otherwise before them.
+MEMORY = (3, 3)
+DEADLINES = (3, 1)
+AIRFLOW_3 = (3, 0)
+NOT_PLAYED = (None, None)
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class Row:
     :param id: its number in the table of failures; a word after it tells apart several ways to play it.
     :param own: the guards of which one comes first, ``|`` between them, with the operator's own guards only.
     :param rings: the same within the rings.
-    :param own_2: what differs on Airflow 2, or None where the row cannot be played there.
+    :param before: both as they are before a version of Airflow; None where the row cannot be played there.
     :param phase: with which others it is played at the same time.
     """
 
@@ -51,25 +60,23 @@ class Row:
     play: Event
     own: str
     rings: str
-    own_2: str | None = ""
-    rings_2: str | None = ""
+    before: Mapping[tuple[int, int], tuple[str | None, str | None]] = field(default_factory=dict)
     phase: str = TOGETHER
 
-    def expected(self, guards: str, airflow: int) -> str | None:
+    def expected(self, guards: str, airflow: tuple[int, int]) -> str | None:
         """Return the guards of which one comes first, ``|`` between them; None where the row cannot be played."""
-        on_2 = self.own_2 if guards == "own" else self.rings_2
-        on_3 = self.own if guards == "own" else self.rings
-        if airflow >= 3 or on_2 != "":
-            return on_3 if airflow >= 3 else on_2
-        # Its dag processor does not say whose callback it runs.
-        return f"{on_3}|callback" if "callback" in on_3 else on_3
+        own, rings = next((self.before[v] for v in sorted(self.before) if airflow < v), (self.own, self.rings))
+        expected = own if guards == "own" else rings
+        if airflow < AIRFLOW_3 and expected and A_CALLBACK in expected:
+            return f"{expected}|{A_CALLBACK}"
+        return expected
 
 
 ROWS = (
     Row("1", "the task raises, no retry left", "raises", plays.raises, OPERATOR, OPERATOR),
     Row("1-deferred", "the same after a deferral", "defers_and_raises", plays.raises, OPERATOR, OPERATOR),
     Row("2", "it raises, and its retry goes on with the ingest", "raises_with_retry",
-        plays.raised_and_retried, UNHARMED, UNHARMED, None, None),
+        plays.raised_and_retried, UNHARMED, UNHARMED, {MEMORY: NOT_PLAYED}),
     Row("2-again", "the retry raises too", "raises_with_retry", plays.raises_twice, OPERATOR, OPERATOR),
     Row("3-failed", "the running task is marked failed", "waits", plays.marked("failed"), KILL, f"{KILL}|{RINGS}"),
     Row("3-success", "it is marked success", "waits", plays.marked("success"), KILL, f"{KILL}|{RINGS}"),
@@ -79,17 +86,21 @@ ROWS = (
         f"{KILL}|{UNHARMED}", f"{KILL}|{UNHARMED}"),
     Row("5", "`execution_timeout`", "times_out", plays.times_out, OPERATOR, OPERATOR),
     Row("5-retry", "the same, and its retry goes on with the ingest", "times_out_with_retry",
-        plays.timed_out_and_retried, UNHARMED, UNHARMED, None, None),
+        plays.timed_out_and_retried, UNHARMED, UNHARMED, {MEMORY: NOT_PLAYED}),
     Row("6", "`dagrun_timeout`, task running", "run_times_out", plays.run_times_out, KILL, f"{KILL}|{RINGS}"),
-    Row("7", "the task process is SIGKILLed, no retries", "waits", plays.killed(), LEAK, RINGS, "callback"),
+    Row("7", "the task process is SIGKILLed, no retries", "waits", plays.killed(), LEAK, RINGS,
+        {AIRFLOW_3: (A_CALLBACK, RINGS)}),
     Row("7b", "the same, and its retry goes on with the ingest", "waits_with_retry",
-        plays.killed_and_retried, UNHARMED, UNHARMED, "callback", "callback"),
+        plays.killed_and_retried, UNHARMED, UNHARMED,
+        {MEMORY: (CALLBACK, CALLBACK)}),
     Row("7-fixed", "SIGKILL; the DAG had the wrong file, is fixed, the task cleared", "fixed",
-        plays.fixed_and_cleared, NEXT_TRY, f"{RINGS}|{NEXT_TRY}", "callback"),
+        plays.fixed_and_cleared, NEXT_TRY, f"{RINGS}|{NEXT_TRY}",
+        {AIRFLOW_3: (A_CALLBACK, RINGS), MEMORY: (LEAK, RINGS)}),
     Row("8", "task and worker are lost, no retries", "waits", plays.killed(worker=True),
         CALLBACK, f"{CALLBACK}|{RINGS}"),
     Row("8-retry", "the same, and the retry goes on with the ingest", "waits_with_retry",
-        partial(plays.killed_and_retried, worker=True), UNHARMED, UNHARMED, "callback", "callback"),
+        partial(plays.killed_and_retried, worker=True), UNHARMED, UNHARMED,
+        {MEMORY: (CALLBACK, CALLBACK)}),
     Row("8-callback", "the same, with an `on_retry_callback` that comes late", "waits_with_retry_callback",
         plays.lost_and_called_back, f"{UNHARMED}|{CALLBACK}", f"{UNHARMED}|{CALLBACK}"),
     Row("9-failed", "the deferred task is marked failed", "defers", plays.marked("failed", "deferred"),
@@ -113,7 +124,8 @@ ROWS = (
         plays.marked("failed", "deferred", task="work"), LEAK, RINGS),
     Row("15a", "the ingest is the setup, and its worker is lost", "setup_waits", plays.killed(worker=True),
         CALLBACK, f"{CALLBACK}|{DAG_CALLBACK}"),
-    Row("16", "a Deadline passes, and nothing fails", "late", plays.too_late, LEAK, DEADLINE, None, None),
+    Row("16", "a Deadline passes, and nothing fails", "late", plays.too_late, LEAK, DEADLINE,
+        {DEADLINES: NOT_PLAYED}),
     Row("17", "a rescheduled sensor is marked failed between pokes", "then_rescheduled",
         plays.marked("failed", "up_for_reschedule", task="work"), LEAK, RINGS),
     Row("18", "the whole run is marked failed", "waits", partial(plays.run_marked_failed, "running"),
@@ -122,10 +134,12 @@ ROWS = (
         TRIGGER, f"{TRIGGER}|{RINGS}"),
     Row("18b", "the run is marked failed and deleted", "waits", plays.run_deleted, KILL, KILL),
     Row("19b", "the run is marked failed while the task waits for its retry", "waits_for_retry",
-        partial(plays.run_marked_failed, "up_for_retry"), LEAK, TEARDOWN, OPERATOR, OPERATOR),
+        partial(plays.run_marked_failed, "up_for_retry"), LEAK, TEARDOWN,
+        {MEMORY: (OPERATOR, OPERATOR)}),
     Row("19d", "a skip after the start", "then_work", partial(plays.work_fails, "skip", "skipped"), LEAK, TEARDOWN),
     Row("19e", "one of three mapped tasks loses its worker", "mapped",
-        partial(plays.mapped, plays.second_loses_its_worker), LEAK, f"{CALLBACK}|{DAG_CALLBACK}", "callback"),
+        partial(plays.mapped, plays.second_loses_its_worker), LEAK, f"{CALLBACK}|{DAG_CALLBACK}",
+        {AIRFLOW_3: (A_CALLBACK, A_CALLBACK)}),
     Row("lost", "the answer to create is lost; the ingest is found, then the task marked failed", "waits",
         disturbances.answer_lost, KILL, f"{KILL}|{RINGS}", phase=ALONE),
     Row("lost-for-good", "the answer is lost, and the server has no list", "waits",
@@ -135,13 +149,15 @@ ROWS = (
     Row("12", "the triggerer is killed and started again", "defers", disturbances.lives_through,
         UNHARMED, UNHARMED, phase=TRIGGERER_DOWN),
     Row("19c-failed", "a deferred task is marked failed while the triggerer is down", "defers",
-        partial(disturbances.marked_without_triggerer, "failed"), TRIGGER, RINGS, LEAK, phase=TRIGGERER_DOWN),
+        partial(disturbances.marked_without_triggerer, "failed"), TRIGGER, RINGS,
+        {AIRFLOW_3: (LEAK, RINGS)}, phase=TRIGGERER_DOWN),
     Row("19c-success", "it is marked success then", "defers",
-        partial(disturbances.marked_without_triggerer, "success"), TRIGGER, TEARDOWN, LEAK, phase=TRIGGERER_DOWN),
+        partial(disturbances.marked_without_triggerer, "success"), TRIGGER, TEARDOWN,
+        {AIRFLOW_3: (LEAK, TEARDOWN)}, phase=TRIGGERER_DOWN),
     Row("12b", "the triggerer stalls, and another takes over", "defers", disturbances.lives_through_a_stall,
         UNHARMED, UNHARMED, phase=TRIGGERER_STALLED),
     Row("20", "the API server is down", "waits", disturbances.api_server_lost,
-        f"{KILL}|{CALLBACK}", f"{KILL}|{CALLBACK}|{RINGS}", None, None, API_SERVER_DOWN),
+        f"{KILL}|{CALLBACK}", f"{KILL}|{CALLBACK}|{RINGS}", {AIRFLOW_3: NOT_PLAYED}, API_SERVER_DOWN),
     Row("19", "the scheduler is lost, and another started", "waits", disturbances.scheduler_lost,
         f"{KILL}|{UNHARMED}", f"{KILL}|{UNHARMED}", phase=SCHEDULER_LOST),
 )  # fmt: skip

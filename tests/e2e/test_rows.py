@@ -14,7 +14,7 @@ import pytest
 import report
 from play import PATIENCE, Service, Stack
 from played import AIRFLOW, SETTINGS, Outcome, play_all, rows_of_this_airflow
-from rows import ROWS, Row
+from rows import AIRFLOW_3, MEMORY, ROWS, Row
 from stack import make_stack, wait_until
 from stack_airflow_2 import CONCURRENT
 
@@ -43,7 +43,7 @@ def stage() -> Iterator[Stage]:
     shutil.copy(Path(__file__).parent / "dags" / "rows.py", dags)
     logging.getLogger("airflow_dai_provider.emulator").setLevel(logging.WARNING)
     with DaiEmulator() as emulator:
-        env = {"DAI_EMULATOR_HOST": emulator.host, **SETTINGS, **(CONCURRENT if AIRFLOW < 3 else {})}
+        env = {"DAI_EMULATOR_HOST": emulator.host, **SETTINGS, **(CONCURRENT if AIRFLOW < AIRFLOW_3 else {})}
         with make_stack(HOME, dags, env) as airflow:
             airflow.wait_for_dags("waits__own", "sweep")
             yield Stage(airflow, Service(emulator), emulator.start_ingest(seconds=7200))
@@ -77,7 +77,7 @@ def swept(stage: Stage, played: dict[tuple[str, str], Outcome]) -> dict[str, str
 def test_row(played: dict[tuple[str, str], Outcome], row: Row, guards: str) -> None:
     expected = row.expected(guards, AIRFLOW)
     if expected is None:
-        pytest.skip(f"Airflow {AIRFLOW} does not have this, or it cannot be played there")
+        pytest.skip(f"Airflow {AIRFLOW[0]}.{AIRFLOW[1]} does not have this, or it cannot be played there")
     outcome = played[row.id, guards]
     assert not outcome.problem
     assert outcome.guard in expected.split("|"), outcome.acts
@@ -94,7 +94,7 @@ def test_the_sweep_leaves_no_stray_and_spares_the_healthy(
 
 def test_the_readme_tells_what_was_measured(played: dict[tuple[str, str], Outcome], swept: dict[str, str]) -> None:
     """Its timings can differ, and where several guards are near each other, which one was first."""
-    if AIRFLOW < 3:
+    if AIRFLOW < MEMORY:
         pytest.skip("the README has no table of this Airflow")
     told = report.guards_of((ROOT / "README.md").read_text())
     measured = report.guards_of(report.table(played))
