@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 
 from airflow_dai_provider.cancellation import request_cancellation
+from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from airflow_dai_provider.outcome import describe_error
 from airflow_dai_provider.pushed import names_pushed_by_task_instance
 from airflow_dai_provider.resumption import TaskMemory
@@ -133,3 +134,14 @@ def _next_try_goes_on(context: Context, failure: BaseException, names: list[str]
     except AirflowException:
         return False
     return kept is not None and names == [kept.operation_name]
+
+
+class CancelWhatIsLeft(DaiCancelOperationNotifier):
+    """The callback that the operator adds to its own, for the worker that is lost."""
+
+    def notify(self, context: Context) -> None:
+        """Cancel, unless the operator has seen to its ingest in this same process."""
+        # Not the task of the context itself, which on Airflow 3.0 is another copy than the one that was executed.
+        guard = getattr(getattr(context.get("ti"), "task", None), "_guard", None)
+        if guard is None or not guard.has_nothing_to_do:
+            super().notify(context)

@@ -78,11 +78,6 @@ class TaskMemory:
         if self.lasts:
             self._store.set(KEY, {"operation_name": ingest.operation_name, "digest": ingest.digest})
 
-    def forget(self) -> None:
-        """Leave nothing."""
-        if self.lasts:
-            self._store.delete(KEY)
-
 
 def can_go_on_with(earlier: StartedIngest, hook: DaiHook, digest: str, log: Any) -> bool:
     """

@@ -17,9 +17,8 @@ from airflow.providers.common.compat.sdk import (
 from airflow_dai_provider.creative import check_creative, creative_digest, media_urls
 from airflow_dai_provider.deferral import FAILED_DEFERRAL, ended_at_deadline, raise_task_timeout, wait_or_defer
 from airflow_dai_provider.event import read_event
-from airflow_dai_provider.ingest_guard import IngestGuard
+from airflow_dai_provider.ingest_guard import CancelWhatIsLeft, IngestGuard
 from airflow_dai_provider.lost_answer import IngestInDoubtError, find_started, in_doubt
-from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from airflow_dai_provider.operation import OperationState
 from airflow_dai_provider.outcome import accept_end, error_message, task_errors
 from airflow_dai_provider.polling import WaitTimeoutError, check_seconds
@@ -49,9 +48,9 @@ class DaiCreateCreativeOperator(BaseOperator):
     that one of a *mapped* task: give ``DaiCancelOperationNotifier()`` to ``.partial()`` or to the DAG). What a task
     itself cannot see to is in the README's table of guards.
 
-    A retry on Airflow 3.3 or later goes on with the ingest that an earlier try has started, if the creative is the same
-    and it still runs; another creative's is cancelled first. Before 3.3, a failing try cancels, and the next starts
-    anew.
+    A retry on Airflow 3.3 or later, or a task that is cleared, goes on with the ingest that an earlier try has started,
+    if the creative is the same and it still runs; another creative's is cancelled first. Before 3.3, a failing try
+    cancels, and the next starts anew.
 
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/creatives/create
 
@@ -120,7 +119,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
         if cancel_on_failure:
-            guard = _CancelWhatIsLeft(
+            guard = CancelWhatIsLeft(
                 gcp_conn_id=gcp_conn_id, impersonation_chain=impersonation_chain, api_endpoint=api_endpoint
             )
             # New lists, and after the base's constructor: the ones it has can be those in default_args.
@@ -146,7 +145,6 @@ class DaiCreateCreativeOperator(BaseOperator):
                 name = adopted or self._start(context, hook)
                 if self.wait_for_completion:
                     return self._conclude(context, self._wait(hook, name, adopted=bool(adopted)), bool(adopted))
-                self._forget(context)
                 return name
 
     def execute_complete(
@@ -257,15 +255,7 @@ class DaiCreateCreativeOperator(BaseOperator):
                 return self._conclude(context, self._wait(hook, name, adopted=False), adopted=False)
         context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict())
         accept_end(operation, frozenset({OperationState.SUCCEEDED}))
-        self._forget(context)
         return operation.name
-
-    def _forget(self, context: Context) -> None:
-        """Leave nothing for another try, after success."""
-        try:
-            TaskMemory(context).forget()
-        except Exception:
-            self.log.exception("What was kept for a retry could not be deleted; it will not be taken for one that runs")
 
     def _digest(self, hook: DaiHook) -> str:
         return creative_digest(self.creative, self.dynamic_creative_info, hook.endpoint.url)
@@ -278,14 +268,3 @@ class DaiCreateCreativeOperator(BaseOperator):
 
 def _callbacks(given: Any) -> Sequence[Any]:
     return [given] if callable(given) else given or ()
-
-
-class _CancelWhatIsLeft(DaiCancelOperationNotifier):
-    """The callback that the operator adds to its own, for the worker that is lost."""
-
-    def notify(self, context: Context) -> None:
-        """Cancel, unless the operator has seen to its ingest in this same process."""
-        # Not the task of the context itself, which on Airflow 3.0 is another copy than the one that was executed.
-        guard = getattr(getattr(context.get("ti"), "task", None), "_guard", None)
-        if guard is None or not guard.has_nothing_to_do:
-            super().notify(context)

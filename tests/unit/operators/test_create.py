@@ -59,10 +59,6 @@ class Store:
         self._check()
         self.kept[key] = json.loads(json.dumps(value))
 
-    def delete(self, key: str) -> None:
-        self._check()
-        self.kept.pop(key, None)
-
     def _check(self) -> None:
         if self.broken:
             raise RuntimeError("the API server is away")
@@ -165,7 +161,7 @@ both = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker"
 class TestStart:
     @both
     def test_it_starts_waits_and_returns_the_name(
-        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, log: Log, clock: Clock, deferrable: bool
+        self, slow: DaiEmulator, context: Any, ti: Any, log: Log, clock: Clock, deferrable: bool
     ) -> None:
         began = clock.now
         name = execute(context, deferrable=deferrable)
@@ -177,7 +173,6 @@ class TestStart:
         pushed = ti.pushed["ingest", -1, XCOM_OPERATION]
         assert (pushed["name"], pushed["state"]) == (name, "SUCCEEDED")
         assert pushed["ingest"]["gv_registry_id"]
-        assert store.kept == {}
         assert SECRET not in json.dumps(list(ti.pushed.values())) + log.text
 
     def test_what_the_service_gets(self, slow: DaiEmulator, context: Any) -> None:
@@ -189,14 +184,13 @@ class TestStart:
 
     @both
     def test_without_waiting_the_ingest_runs_on(
-        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, deferrable: bool
+        self, slow: DaiEmulator, context: Any, ti: Any, deferrable: bool
     ) -> None:
         operator = make(wait_for_completion=False, deferrable=deferrable)
         name = operator.execute(context)
         assert slow.states() == {name: "RUNNING"}
         assert count(slow, GET) == 0
         assert XCOM_OPERATION not in [key for _, _, key in ti.pushed]
-        assert store.kept == {}
         # Airflow kills a task whose success callback takes too long: that is no reason to cancel.
         operator.on_kill()
         assert slow.cancel_requested(name) == 0
@@ -576,7 +570,7 @@ class TestRetry:
 
     @both
     def test_it_goes_on_with_an_equal_one(
-        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, log: Log, deferrable: bool
+        self, slow: DaiEmulator, context: Any, ti: Any, log: Log, deferrable: bool
     ) -> None:
         self.fail_first_try(context, ti, deferrable=deferrable)
         assert slow.cancel_requested(the(slow)) == 0
@@ -585,7 +579,27 @@ class TestRetry:
         assert slow.states() == {name: "SUCCEEDED"}
         assert slow.cancel_requested(name) == 0
         assert (ti.pushed["ingest", -1, "operation_name"], ti.pushed["ingest", -1, "operation_try_number"]) == (name, 2)
-        assert store.kept == {}
+
+    def test_it_goes_on_with_one_that_it_does_not_wait_for(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
+        """The first try can have failed in what comes after ``execute``."""
+        ti.max_tries = 1
+        name = execute(context, wait_for_completion=False)
+        ti.try_number = 2
+        assert execute(context, wait_for_completion=False) == name
+        assert slow.states() == {name: "RUNNING"}
+        assert slow.cancel_requested(name) == 0
+
+    def test_another_creatives_that_nobody_has_waited_for_is_cancelled(self, slow: DaiEmulator, context: Any) -> None:
+        """The task has succeeded, with the wrong file; the DAG is fixed, and the task cleared."""
+        wrong = execute(context, wait_for_completion=False)
+        right = execute(context, wait_for_completion=False, url="https://media.example.com/right.mp4")
+        assert right != wrong
+        assert [slow.cancel_requested(name) for name in (wrong, right)] == [1, 0]
+
+    def test_a_cleared_one_that_has_succeeded_starts_anew(self, slow: DaiEmulator, context: Any) -> None:
+        first = execute(context)
+        second = execute(context)
+        assert slow.states() == {first: "SUCCEEDED", second: "SUCCEEDED"}
 
     def test_the_last_try_cancels(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
         self.fail_first_try(context, ti)
@@ -658,7 +672,7 @@ class TestRetry:
 
     @both
     def test_one_that_ends_cancelled_is_replaced_once(
-        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, between_looks: Any, deferrable: bool
+        self, slow: DaiEmulator, context: Any, ti: Any, between_looks: Any, deferrable: bool
     ) -> None:
         """The kill of an earlier try can come after this one has gone on with its ingest."""
         self.fail_first_try(context, ti)
@@ -673,7 +687,6 @@ class TestRetry:
             name = execute(context)
         assert slow.states() == {first: "CANCELLED", name: "SUCCEEDED"}
         assert ti.pushed["ingest", -1, "operation_name"] == name
-        assert store.kept == {}
 
     def test_but_only_once(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
         self.fail_first_try(context, ti)
@@ -789,7 +802,7 @@ class TestCallback:
         with DAG("retried", schedule=None, default_args={"on_retry_callback": default}):
             task = make()
         assert [type(callback).__name__ for callback in task.on_retry_callback] == [
-            *([] if TRIES_HAVE_MEMORY else ["_CancelWhatIsLeft"]),
+            *([] if TRIES_HAVE_MEMORY else ["CancelWhatIsLeft"]),
             "builtin_function_or_method",
         ]
         assert default == [print]
