@@ -44,7 +44,7 @@ DaiCancelStrayOperationsOperator(
 
 
 def test_what_a_statsd_listener_gets() -> None:
-    with DaiEmulator() as emulator, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+    with DaiEmulator(ingest_seconds=3600) as emulator, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.settimeout(0.5)
         for name in ("operations/a", "operations/b", "operations/c"):

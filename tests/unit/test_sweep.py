@@ -109,7 +109,11 @@ class TestSelection:
         verdict = judge(operation(), **filters)
         assert isinstance(verdict, Stray) if picked else verdict is PassedOver.OTHER_URL
 
-    @pytest.mark.parametrize("spare", [NAME, [NAME], (NAME, "operations/b"), {NAME}, {"operations/b", NAME}], ids=repr)
+    @pytest.mark.parametrize(
+        "spare",
+        [NAME, [NAME], (NAME, "operations/b"), {NAME}, {"operations/b", NAME}],
+        ids=["a name", "a list", "a tuple", "a set", "a set of two"],
+    )
     def test_names_to_spare(self, spare: Any) -> None:
         assert judge(operation(), spare=spare) is PassedOver.SPARED
         assert isinstance(judge(operation("operations/a/b"), spare=spare), Stray)
