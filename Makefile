@@ -54,8 +54,9 @@ lint: $(READY) ## Check style
 	@$(BIN)/ruff check $(CHECKED)
 	@$(BIN)/ruff format --check $(CHECKED)
 
-types: $(READY) ## Check types
+types: $(READY) ## Check types, also those that a user's own project sees
 	@$(BIN)/mypy
+	@$(BIN)/mypy tests/e2e/typed_project.py
 
 build: $(READY) ## Build the wheel and the sdist into dist/
 	@$(UV) build --python $(BIN)/python -q
