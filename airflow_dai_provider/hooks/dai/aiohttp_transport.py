@@ -1,20 +1,19 @@
-"""One ``aiohttp`` session and one token, shared by every wait on an event loop, and what the library's errors mean."""
+"""One ``aiohttp`` session, shared by every wait on an event loop, and what the library's errors mean."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 import certifi
 import requests
 from asgiref.sync import sync_to_async
-from google.auth.credentials import AnonymousCredentials, Credentials
 from requests.utils import prepend_scheme_if_needed, select_proxy
 from yarl import URL
 
@@ -22,15 +21,17 @@ from airflow_dai_provider import rest
 from airflow_dai_provider.errors import Code, ServiceError
 from airflow_dai_provider.hooks.dai.identity import (
     TOKEN_ERRORS,
-    TokenRequest,
     client_headers,
     no_answer,
     not_sent,
     refuse_plain_http,
     token_error,
 )
+from airflow_dai_provider.hooks.dai.token import Token
 
 if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
+
     from airflow_dai_provider.endpoint import Endpoint
 
 T = TypeVar("T")
@@ -41,76 +42,6 @@ MAX_CONNECTIONS = 50
 KEPT_FREE = 10
 #: Seconds that a connection is kept for the next look: longer than the default interval between two of them.
 KEEP_ALIVE = 90.0
-#: A token is renewed this many seconds before it expires, or in the last tenth of its life if that is later.
-RENEW_BEFORE = 225.0
-
-
-class Token:
-    """
-    The authorisation of one set of credentials, fetched in a thread, once for everybody who waits for it.
-
-    :param credentials: what authorises; anonymous credentials give no header.
-    :param timeout: seconds that one request for it may take.
-    """
-
-    def __init__(self, credentials: Credentials, timeout: float) -> None:
-        self._credentials = credentials
-        self._timeout = timeout
-        self.renewable = not isinstance(credentials, AnonymousCredentials)
-        self._headers: dict[str, str] | None = None if self.renewable else {}
-        self._renew_at = float("inf")
-        self._fetching: asyncio.Task[None] | None = None
-        #: Whether the last fetch met an answer that a repeat can change.
-        self.may_heal = False
-
-    async def headers(self) -> Mapping[str, str]:
-        """
-        Return the headers that authorise a request.
-
-        :raises google.auth.exceptions.GoogleAuthError: when no token can be had.
-        """
-        if self._headers is None or time.time() >= self._renew_at:
-            await self.renew(self._headers)
-        return self._headers or {}
-
-    async def renew(self, refused: Mapping[str, str] | None) -> None:
-        """
-        Fetch a token, unless somebody else has replaced the refused one meanwhile.
-
-        :param refused: the headers that are of no use any more, as :meth:`headers` gave them.
-        :raises google.auth.exceptions.GoogleAuthError: when no token can be had; all who wait for it learn of it.
-        """
-        if self._headers is not refused:
-            return
-        if self._fetching is None:
-            self._fetching = asyncio.create_task(sync_to_async(self._fetch, thread_sensitive=False)())
-            self._fetching.add_done_callback(self._fetched)
-        await asyncio.shield(self._fetching)
-
-    async def close(self) -> None:
-        """Wait for a fetch under way, whose thread cannot be stopped."""
-        if self._fetching:
-            await asyncio.wait({self._fetching})
-
-    def _fetched(self, fetching: asyncio.Task[None]) -> None:
-        self._fetching = None
-        if not fetching.cancelled():
-            fetching.exception()  # looked at here too, since all who waited may be gone
-
-    def _fetch(self) -> None:
-        fetched = time.time()
-        with requests.Session() as session:
-            request = TokenRequest(session, self._timeout)
-            try:
-                self._credentials.refresh(request)
-            finally:
-                self.may_heal = request.may_heal
-        headers: dict[str, str] = {}
-        self._credentials.apply(headers)
-        expiry = self._credentials.expiry
-        expires = expiry.replace(tzinfo=UTC).timestamp() if expiry else float("inf")
-        self._renew_at = max(expires - RENEW_BEFORE, fetched + 0.9 * (expires - fetched))
-        self._headers = headers
 
 
 class AiohttpTransport:
@@ -138,13 +69,17 @@ class AiohttpTransport:
         """
         Open the session; certificates are read in a thread.
 
-        :raises ServiceError: when they cannot be read.
+        :raises ServiceError: when they cannot be read, or the environment names a proxy that cannot be used.
         """
         try:
             context, self._proxy = await sync_to_async(self._read_environment, thread_sensitive=False)()
         except OSError as error:
             message = f"The certificate authorities cannot be read: {error}"
             raise ServiceError(message, Code.FAILED_PRECONDITION) from error
+        except ValueError:
+            # Without the cause, which can hold the proxy's password.
+            message = f"Nothing was sent to {self.endpoint.url}: the environment's proxy is no http:// or https:// URL."
+            raise ServiceError(message, Code.FAILED_PRECONDITION) from None
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=context, keepalive_timeout=KEEP_ALIVE),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -172,7 +107,7 @@ class AiohttpTransport:
             raise FileNotFoundError(f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names {bundle}, which does not exist")
         context = ssl.create_default_context(**{"capath" if bundle.is_dir() else "cafile": str(bundle)})  # type: ignore[arg-type]
         proxy = None if self.endpoint.is_loopback else select_proxy(self.endpoint.url, settings["proxies"])
-        return context, prepend_scheme_if_needed(proxy, "http") if proxy else None
+        return context, _proxy_url(proxy) if proxy else None
 
     async def call(self, request: rest.Request[T]) -> T:
         """
@@ -235,6 +170,14 @@ class AiohttpTransport:
             timed_out=isinstance(error, TimeoutError),
             sent=not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError),
         )
+
+
+def _proxy_url(proxy: str) -> str:
+    url: str = prepend_scheme_if_needed(proxy, "http")
+    if urlsplit(url).scheme not in ("http", "https"):
+        # aiohttp would speak HTTP to it all the same.
+        raise ValueError
+    return url
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> bytes:

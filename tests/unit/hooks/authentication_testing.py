@@ -19,7 +19,7 @@ import pytest
 from google.auth import credentials
 
 from airflow_dai_provider.emulator import DaiEmulator
-from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook, aiohttp_transport
+from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook, token
 from tests.airflow_versions import secrets_maskers
 from tests.unit.hooks.async_testing import let_time_pass, private_key_pem, run, trust_few
 
@@ -42,7 +42,7 @@ def live_on(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     trust_few(monkeypatch)
     mask_nothing(monkeypatch)
     let_time_pass(monkeypatch, clock)
-    monkeypatch.setattr(aiohttp_transport, "time", SimpleNamespace(time=clock))
+    monkeypatch.setattr(token, "time", SimpleNamespace(time=clock))
     monkeypatch.setattr(
         "google.auth._helpers.utcnow", lambda: datetime.fromtimestamp(clock(), UTC).replace(tzinfo=None)
     )

@@ -24,7 +24,7 @@ from airflow_dai_provider import rest
 from airflow_dai_provider.emulator import DaiEmulator, SelfSigned
 from airflow_dai_provider.endpoint import Endpoint
 from airflow_dai_provider.errors import Code, ServiceError
-from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook, aiohttp_transport
+from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook, token
 from airflow_dai_provider.hooks.dai.aiohttp_transport import MAX_CONNECTIONS, AiohttpTransport
 from tests.unit.hooks.async_testing import (
     Gate,
@@ -143,8 +143,8 @@ def test_a_token_is_renewed_before_it_expires(
     name = emulator.start_ingest()
     tokens.expires_in = expires_in
     passed = 0.0
-    real_time = aiohttp_transport.time.time
-    monkeypatch.setattr(aiohttp_transport, "time", type("Time", (), {"time": lambda: real_time() + passed}))
+    real_time = token.time.time
+    monkeypatch.setattr(token, "time", type("Time", (), {"time": lambda: real_time() + passed}))
 
     async def main() -> None:
         nonlocal passed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,21 @@ def test_a_proxy_that_requests_cannot_use(connect: Connect, monkeypatch: pytest.
         pytest.raises(exceptions.FailedPrecondition, match="was not sent: Missing dependencies for SOCKS"),
     ):
         hook.get_operation(NAME)
+
+
+@pytest.mark.parametrize("proxy", ["socks5://robot:s3cret@127.0.0.1:9", "garbage://x", "http://robot:s3cret@h st"])
+def test_a_proxy_that_the_triggerer_cannot_use(connect: Connect, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    connect(is_anonymous=True, num_retries=0)
+
+    async def main() -> None:
+        async with DaiAsyncHook(api_endpoint="https://dai.example") as hook:
+            await hook.get_operation(NAME)
+
+    expected = "^400 Nothing was sent to https://dai.example: the environment's proxy is no http"
+    with pytest.raises(exceptions.FailedPrecondition, match=expected) as caught:
+        run(main())
+    assert "cret" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_number_that_json_has_not(emulator: DaiEmulator, once: DaiHook) -> None:
