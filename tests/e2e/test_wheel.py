@@ -84,7 +84,7 @@ def test_the_archives_hold_what_they_should(wheel: Path, unpacked: Path) -> None
 def test_all_tests_pass_on_the_wheel(installed: Path, unpacked: Path, tmp_path: Path) -> None:
     """Those of the sdist, whose own copy of the package is put out of reach."""
     (unpacked / "airflow_dai_provider").rename(tmp_path / "sources")
-    command = [installed / "python", "-m", "pytest", "--quiet", "-p", "no:cacheprovider"]
+    command = [installed / "python", "-m", "pytest", "--quiet", "-p", "no:cacheprovider", "--numprocesses", "auto"]
     with (tmp_path / "output").open("w+") as output:
         code = subprocess.run(
             command, cwd=unpacked, env=environment(tmp_path, tmp_path), stdout=output, stderr=output, check=False
