@@ -1,4 +1,4 @@
-"""The table of the rows: what was measured, as it stands in the README."""
+"""The table of the rows: what was measured, as it stands in docs/guards.md."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def table(played: Mapping[tuple[str, str], Outcome]) -> str:
 
 
 def guards_of(markdown: str) -> dict[str, list[str]]:
-    """Return what a text with the table says of each row but for timings and requests: the guard or the leak."""
+    """Return what the first table in a text says of each row but for timings and requests: the guard or the leak."""
     _, _, below = markdown.partition("\n".join(HEAD))
     rows = [line.strip("|").split("|") for line in below.strip().partition("\n\n")[0].splitlines()]
     return {cells[0].strip(): [_words(cell) for cell in cells[-3:]] for cells in rows if len(cells) == 5}
