@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from airflow_dai_provider.hooks.dai import DaiHook
 
-#: Seconds that connecting, and then the answer, may take on a kill: Airflow 3 ends the process 5 s after it.
-KILL_TIMEOUT = 1.8
+#: Seconds that connecting, the beginning of the answer, and its end may each take on a kill: Airflow 3 ends the process
+#: 5 s after it.
+KILL_TIMEOUT = 1.2
 
 
 class IngestGuard:

@@ -24,7 +24,7 @@ def count_ended(state: OperationState) -> None:
 
 
 def time_cancel(seconds: float) -> None:
-    """Time a cancel from its request until its end was seen: ``dai.cancel_duration``, in milliseconds."""
+    """Time a cancel from its request until it was seen: ``dai.cancel_duration``, in milliseconds."""
     _stats().timing("dai.cancel_duration", timedelta(seconds=seconds))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
@@ -25,8 +26,7 @@ _ADVICE = {
     Code.PERMISSION_DENIED: "The account of the connection has no access: Google must have allow-listed it for DAI.",
     Code.UNAUTHENTICATED: "The service, or the token service, refused the credentials of the connection.",
     Code.NOT_FOUND: (
-        "The service does not know the operation: is the name right, and of this endpoint? Finished operations "
-        "expire; missing_ok=True accepts that."
+        "The service does not know it: is the name right, and of this endpoint? Finished operations expire."
     ),
 }
 
@@ -75,6 +75,20 @@ def accept_end(operation: Operation, expected: frozenset[OperationState] | None)
     if expected is None or operation.state in expected:
         return operation
     raise UnexpectedEndError(f"{operation}, but this task accepts only {', '.join(sorted(expected))}.")
+
+
+def accept_missing(error: OperationNotFoundError, log: Any, meaning: str, *, missing_ok: bool) -> None:
+    """
+    Take an operation that the service does not know for one that does not run, if the task is told to.
+
+    :param log: says so.
+    :param meaning: a sentence on what that means for the task.
+    :param missing_ok: the task's parameter of that name.
+    :raises OperationNotFoundError: when it is not told to.
+    """
+    if not missing_ok:
+        raise OperationNotFoundError(f"{error} missing_ok=True accepts that.") from error.__cause__
+    log.info("%s %s", error, meaning)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Cancel as the teardown of an ingest: whatever happens between its start and its end, it is not left running."""
+"""Cancel as the teardown of an ingest: whatever its tasks do between its start and its end, it is not left running."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from airflow_dai_provider.outcome import (
     OperationNotFoundError,
     UnexpectedEndError,
     accept_end,
+    accept_missing,
     check_expected_states,
     task_errors,
 )
@@ -49,8 +50,8 @@ class DaiOperationSensor(BaseSensorOperator):
     :param expected_states: the ends to accept: ``"CANCELLED"``, ``"SUCCEEDED"``, ``"FAILED"``; None accepts each
         (templated). Any other end fails the task with the ingest's reason.
     :param missing_ok: whether an operation that the service does not know ends the wait, with None as the result.
-    :param cancel_on_kill: whether the operation is cancelled when a user marks the waiting task failed or success, or
-        clears it, while it is deferred or occupies a worker (not between the pokes of ``mode="reschedule"``, when
+    :param cancel_on_kill: whether the operation is cancelled when the waiting task is killed: marked, cleared, or ended
+        with its run, while it is deferred or occupies a worker (not between the pokes of ``mode="reschedule"``, when
         Airflow runs nothing of it).
     :param deferrable: whether to wait in the triggerer, which holds no worker slot; ``poke_interval`` is then the
         longest time between two looks, the first ones being quicker.
@@ -212,10 +213,7 @@ class DaiOperationSensor(BaseSensorOperator):
         return self.max_wait.total_seconds() if self.max_wait else max(self.timeout, self.poke_interval)
 
     def _accept_missing(self, error: OperationNotFoundError) -> None:
-        """Take an operation that the service does not know for the end of the wait, if told to."""
-        if not self.missing_ok:
-            raise error
-        self.log.info("%s The wait is over, since missing_ok is set.", error)
+        accept_missing(error, self.log, "The wait is over, since missing_ok is set.", missing_ok=self.missing_ok)
 
     def _accept(self, operation: Operation) -> dict[str, Any]:
         """Return the sensor's result, when the operation has ended as expected."""

@@ -38,9 +38,9 @@ class DaiOperationTrigger(BaseTrigger):
     :param poll_interval: the most seconds between two looks.
     :param started: when the wait began, in seconds of the epoch; now, if it is not given.
     :param timeout: seconds to wait at most, counted from ``started``, or None for no limit.
-    :param max_outage: seconds that the service may stay out of reach, or None for no limit.
-    :param cancel_on_kill: whether the operation is cancelled when a user marks the deferred task or clears it. It is
-        not when the triggerer stops, restarts or hands over.
+    :param max_outage: seconds that the service may stay out of reach (300), or None for no limit.
+    :param cancel_on_kill: whether the operation is cancelled when the deferred task is killed: marked, cleared, or
+        ended with its run. It is not when the triggerer stops, restarts or hands over.
     :param gcp_conn_id: the Google Cloud connection.
     :param impersonation_chain: service account(s) to impersonate.
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own.

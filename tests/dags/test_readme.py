@@ -51,6 +51,7 @@ def names() -> dict[str, Any]:
     return known | deadline_names()
 
 
+@pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("code", SNIPPETS, ids=[f"snippet {number}" for number in range(1, len(SNIPPETS) + 1)])
 def test_a_snippet_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "DeadlineAlert" in code and "DeadlineAlert" not in names():
@@ -120,7 +121,7 @@ def test_the_commands_of_the_local_service(tmp_path: Path) -> None:
     starts = [line for line in COMMANDS if line.startswith("python -m airflow_dai_provider.emulator")]
     assert len(starts) == 2
     for line in starts:
-        arguments = shlex.split(line)[1:]
+        arguments = shlex.split(line.removesuffix(" &"))[1:]
         port = arguments.index("--port") + 1 if "--port" in arguments else None
         arguments = [*arguments[:port], "0", *arguments[port + 1 :]] if port else [*arguments, "--port", "0"]
         # Not killed by -W error, nor found by another test's proxy.

@@ -31,6 +31,10 @@ DaiCancelOperationOperator(
     task_id="cancel", operation_name="operations/a", wait_for_completion=True
 ).execute({"ti": TaskInstance()})
 
+DaiCancelOperationOperator(
+    task_id="too_late", operation_name="operations/done", wait_for_completion=True
+).execute({"ti": TaskInstance()})
+
 async def main():
     async with DaiAsyncHook() as hook:
         await hook.cancel_operation("operations/b")
@@ -49,6 +53,7 @@ def test_what_a_statsd_listener_gets() -> None:
         listener.settimeout(0.5)
         for name in ("operations/a", "operations/b", "operations/c"):
             emulator.start_ingest(name)
+        emulator.start_ingest("operations/done", seconds=0)
         emulator.inject(Fault("operations.cancel", "operations/a", status=503))
         env = os.environ | {
             "DAI_EMULATOR_HOST": emulator.host,
@@ -65,9 +70,10 @@ def test_what_a_statsd_listener_gets() -> None:
 
     counted = Counter({name: int(value) for name, value, kind in received if kind == "c"})
     assert counted == {
-        "airflow.dai.cancel_requested": 3,
-        "airflow.dai.looks": 3,
+        "airflow.dai.cancel_requested": 4,
+        "airflow.dai.looks": 4,
         "airflow.dai.operation_ended.cancelled": 2,
+        "airflow.dai.operation_ended.succeeded": 1,
         "airflow.dai.repeats": 1,
     }
     ((timer, milliseconds, _),) = [line for line in received if line[2] == "ms"]
@@ -76,7 +82,8 @@ def test_what_a_statsd_listener_gets() -> None:
     assert [(name, value) for name, value, kind in received if kind == "g"] == [("airflow.dai.strays_found", "1")]
     documented = README.read_text()
     for name, _, _ in received:
-        metric = name.removeprefix("airflow.").replace(".cancelled", ".<state>")
+        metric = name.removeprefix("airflow.")
+        metric = re.sub(r"ended\.\w+", "ended.<state>", metric)
         assert f"`{metric}`" in documented
 
 

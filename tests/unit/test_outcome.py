@@ -136,7 +136,7 @@ def test_an_error_of_the_service_becomes_one_of_a_task(kind: type[api.GoogleAPIC
         (api.MethodNotImplemented, "This server does not support the method, and a retry cannot help"),
         (api.PermissionDenied, "allow-listed"),
         (api.Unauthenticated, "refused the credentials"),
-        (api.NotFound, "missing_ok=True"),
+        (api.NotFound, "Finished operations expire"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -70,7 +70,7 @@ class DaiHook(DaiBaseHook):
         no token is fetched, and nothing is repeated. A hook that has no token yet fetches one now.
 
         :param name: ``operations/...``.
-        :param timeout: seconds that connecting, and then the answer, may take.
+        :param timeout: seconds that connecting, the beginning of the answer, and its end may each take.
         :return: sends the request; raises ``google.api_core.exceptions.GoogleAPICallError`` as a call of the hook does.
         :raises InvalidNameError: for a name that cannot be one.
         """

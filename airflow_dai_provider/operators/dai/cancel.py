@@ -18,6 +18,7 @@ from airflow_dai_provider.operation import OperationState
 from airflow_dai_provider.outcome import (
     OperationNotFoundError,
     accept_end,
+    accept_missing,
     check_expected_states,
     error_code,
     task_errors,
@@ -150,17 +151,15 @@ class DaiCancelOperationOperator(BaseOperator):
     def _finish(self, context: Context, operation: Operation, requested: float | None) -> str:
         """Say how the operation has ended, and check that it was expected."""
         self.log.info("%s.", operation)
-        if requested is not None:
+        if requested is not None and operation.state is OperationState.CANCELLED:
             time_cancel(self._clock() - requested)
         context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict())
         accept_end(operation, check_expected_states(self.expected_states))
         return operation.name
 
     def _accept_missing(self, error: OperationNotFoundError) -> None:
-        """Take an operation that the service does not know for one that no longer runs, if told to."""
-        if not self.missing_ok:
-            raise error
-        self.log.info("%s Nothing is left to cancel, and missing_ok is set.", error)
+        meaning = "Nothing is left to cancel, and missing_ok is set."
+        accept_missing(error, self.log, meaning, missing_ok=self.missing_ok)
 
     def _cancel(self, hook: DaiHook, name: str) -> Operation | None:
         """Request the cancellation; return what the service then reports, or None when that cannot be seen yet."""

@@ -48,7 +48,7 @@ class DaiCreateCreativeOperator(BaseOperator):
     that one of a *mapped* task: give ``DaiCancelOperationNotifier()`` to ``.partial()`` or to the DAG). What a task
     itself cannot see to is in the README's table of guards.
 
-    A retry on Airflow 3.3 or later, or a task that is cleared, goes on with the ingest that an earlier try has started,
+    The next try on Airflow 3.3 or later, also after a clear, goes on with the ingest that an earlier one has started,
     if the creative is the same and it still runs; another creative's is cancelled first. Before 3.3, a failing try
     cancels, and the next starts anew.
 

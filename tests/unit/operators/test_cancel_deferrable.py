@@ -127,7 +127,7 @@ LATER = ({"method": "operations.cancel", "content_type": "application/json"},
     [
         ({"rpc_status": "UNIMPLEMENTED"}, AirflowFailException, "a retry cannot help"),
         ({"status": 403}, AirflowFailException, "allow-listed"),
-        ({"status": 404}, OperationNotFoundError, "does not know the operation"),
+        ({"status": 404}, OperationNotFoundError, "does not know it"),
         ({"status": 503}, AirflowException, "may still run"),
     ],
 )

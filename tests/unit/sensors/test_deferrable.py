@@ -155,7 +155,7 @@ TABLE: dict[str, Row] = {
         options={"expected_states": ["CANCELLED"]},
         words="accepts only CANCELLED",
     ),
-    **at_once_and_later("missing", **HOPELESS, faults=(for_ever(status=404),), words="does not know the operation"),
+    **at_once_and_later("missing", **HOPELESS, faults=(for_ever(status=404),), words="does not know it"),
     **at_once_and_later("missing but fine", plain="None", faults=(for_ever(status=404),), options={"missing_ok": True}),
     **at_once_and_later(
         "unimplemented", **HOPELESS, faults=(for_ever(rpc_status="UNIMPLEMENTED"),), words="a retry cannot"
