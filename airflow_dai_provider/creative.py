@@ -50,9 +50,9 @@ def media_urls(creative: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(file["uri"] for field in _MEDIA_FIELDS for file in creative.get(field) or ())
 
 
-def creative_digest(creative: Mapping[str, Any], dynamic_creative_info: Mapping[str, Any] | None, url: str) -> str:
-    """Return what two submissions have in common only when they are the same, to the same endpoint."""
-    submitted = json.dumps([creative, dynamic_creative_info, url], sort_keys=True)
+def creative_digest(creative: Mapping[str, Any], dynamic_creative_info: Mapping[str, Any] | None) -> str:
+    """Return what two submissions have in common only when they are the same."""
+    submitted = json.dumps([creative, dynamic_creative_info], sort_keys=True)
     return hashlib.sha256(submitted.encode()).hexdigest()
 
 

@@ -13,6 +13,7 @@ from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from airflow_dai_provider.outcome import describe_error
 from airflow_dai_provider.pushed import names_pushed_by_task_instance
 from airflow_dai_provider.resumption import TaskMemory
+from airflow_dai_provider.version_compat import KILLS_AFTER_DEFERRAL
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -70,16 +71,19 @@ class IngestGuard:
         The task can be anywhere, so nothing of Airflow is asked here, and nothing that the task uses is touched.
         """
         self.killed = True
+        self._send_prepared("its task was killed")
+
+    def _send_prepared(self, reason: str) -> None:
+        """Send the cancel request that has been prepared, if there is one."""
         cancel, self._cancel_now = self._cancel_now, None
         if cancel is None:
             return
         try:
             cancel()
         except Exception as error:
-            reason = describe_error(error)
-            self._log.error("%s may still run: its task was killed, but %s", self._operation_name, reason)
+            self._log.error("%s may still run: %s, but %s", self._operation_name, reason, describe_error(error))
         else:
-            self._log.info("Requested the cancellation of %s: its task was killed.", self._operation_name)
+            self._log.info("Requested the cancellation of %s: %s.", self._operation_name, reason)
             self._settled = True
 
     @contextmanager
@@ -88,9 +92,13 @@ class IngestGuard:
         try:
             yield
         except TaskDeferred:
+            if KILLS_AFTER_DEFERRAL:
+                # The trigger is on guard now.
+                self._cancel_now = None
             raise
         except BaseException as failure:
-            if not self.has_nothing_to_do:
+            timed_out = isinstance(failure, AirflowTaskTimeout) and self._on_kill and not self._settled
+            if timed_out or not self.has_nothing_to_do:
                 self._cancel_after(failure, context, make_hook)
             raise
         # Not settled: without a wait the ingest runs on, and the task can still fail, in what comes after execute.
@@ -98,6 +106,7 @@ class IngestGuard:
 
     def _cancel_after(self, failure: BaseException, context: Context, make_hook: Callable[[], DaiHook]) -> None:
         names: list[str] = []
+        asked = False
         try:
             names = self._names(context)
             if names and not self.killed and _next_try_goes_on(context, failure, names):
@@ -106,12 +115,16 @@ class IngestGuard:
                 self._cancel_now = None
             elif names:
                 with make_hook() as hook:
+                    asked = True
                     for name in names:
                         request_cancellation(hook, name, self._log)
                 self.settle()
         except Exception as error:
             ingest = ", ".join(names) or "An ingest of this task"
             self._log.error("%s may still run: it could not be cancelled: %s", ingest, describe_error(error))
+            if not asked:
+                # Airflow may be away, and not the service: what was prepared for a kill needs no connection.
+                self._send_prepared("its task has failed")
 
     def _names(self, context: Context) -> list[str]:
         """Return the ingest of this try; a task that was deferred finds it in its XCom."""

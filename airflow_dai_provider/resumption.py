@@ -8,7 +8,7 @@ the result of a cleared task, cancels nothing, and does not defer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from airflow_dai_provider.hooks.dai import DaiHook
 
-#: The key in the task state store; its value is ``{"operation_name": str, "digest": str}``.
+#: The key in the task state store; its value is ``{"operation_name": str, "endpoint": str, "digest": str}``.
 KEY = "dai_ingest"
 
 
@@ -31,10 +31,12 @@ class StartedIngest:
     An ingest that a try of the task has started.
 
     :param operation_name: ``operations/...``.
+    :param endpoint: the base URL of the service that runs it.
     :param digest: of what was submitted, see :func:`airflow_dai_provider.creative.creative_digest`.
     """
 
     operation_name: str
+    endpoint: str
     digest: str
 
 
@@ -66,9 +68,9 @@ class TaskMemory:
         except Exception as error:
             raise AirflowException(f"Whether an earlier try's ingest runs cannot be read: {error}") from error
         match found:
-            case {"operation_name": str(name), "digest": str(digest)}:
+            case {"operation_name": str(name), "endpoint": str(endpoint), "digest": str(digest)}:
                 try:
-                    return StartedIngest(check_operation_name(name), digest)
+                    return StartedIngest(check_operation_name(name), endpoint, digest)
                 except InvalidNameError:
                     return None
         return None
@@ -76,7 +78,12 @@ class TaskMemory:
     def remember(self, ingest: StartedIngest) -> None:
         """Leave an ingest for the next try."""
         if self.lasts:
-            self._store.set(KEY, {"operation_name": ingest.operation_name, "digest": ingest.digest})
+            self._store.set(KEY, asdict(ingest))
+
+    def forget(self) -> None:
+        """Leave nothing."""
+        if self.lasts:
+            self._store.delete(KEY)
 
 
 def can_go_on_with(earlier: StartedIngest, hook: DaiHook, digest: str, log: Any) -> bool:

@@ -12,6 +12,8 @@ _AIRFLOW = tuple(map(int, airflow_version.split(".")[:2]))
 
 #: Whether Airflow calls ``on_kill`` of a trigger; before, it only cancels the coroutine.
 TRIGGERS_HAVE_ON_KILL = _AIRFLOW >= (3, 3)
+#: Whether Airflow can kill the process of a task that has deferred, when it does not end at once.
+KILLS_AFTER_DEFERRAL = _AIRFLOW < (3, 0)
 #: Whether a task can leave something for its next try, in the task state store.
 TRIES_HAVE_MEMORY = _AIRFLOW >= (3, 3)
 

@@ -107,6 +107,7 @@ class DaiOperationSensor(BaseSensorOperator):
 
     #: Made by the process that pokes, if a kill is to cancel.
     _guard: IngestGuard | None = None
+    _killed = False
 
     @cached_property
     def hook(self) -> DaiHook:
@@ -137,6 +138,7 @@ class DaiOperationSensor(BaseSensorOperator):
 
     def on_kill(self) -> None:
         """Request the cancellation, if told to, when the poking task is killed; Airflow calls this in a handler."""
+        self._killed = True
         if self._guard:
             self._guard.kill()
 
@@ -162,6 +164,9 @@ class DaiOperationSensor(BaseSensorOperator):
             guard = IngestGuard(on_kill=True, on_failure=False, log=self.log)
             guard.take(self.hook, name)
             self._guard = guard
+            if self._killed:
+                # While the hook was being made.
+                guard.kill()
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any] | None:  # noqa: ARG002
         """Go on when the wait in the triggerer is over; return the operation's dict, or None for a missing one."""

@@ -94,13 +94,12 @@ def test_media_urls() -> None:
 
 def test_the_digest_tells_submissions_apart() -> None:
     digests = [
-        creative_digest(GOOD, None, "https://a"),
-        creative_digest(GOOD, None, "https://b"),
-        creative_digest(GOOD, {}, "https://a"),
-        creative_digest({**GOOD, "adTitle": "x"}, None, "https://a"),
-        creative_digest(media(uri=URL + "2"), None, "https://a"),
+        creative_digest(GOOD, None),
+        creative_digest(GOOD, {}),
+        creative_digest({**GOOD, "adTitle": "x"}, None),
+        creative_digest(media(uri=URL + "2"), None),
     ]
     assert len(set(digests)) == len(digests)
     assert "s1gn4ture" not in "".join(digests)
     reordered = dict(reversed(list(GOOD.items())))
-    assert creative_digest(reordered, None, "https://a") == digests[0]
+    assert creative_digest(reordered, None) == digests[0]

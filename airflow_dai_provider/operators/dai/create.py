@@ -19,6 +19,7 @@ from airflow_dai_provider.deferral import FAILED_DEFERRAL, ended_at_deadline, ra
 from airflow_dai_provider.event import read_event
 from airflow_dai_provider.ingest_guard import CancelWhatIsLeft, IngestGuard
 from airflow_dai_provider.lost_answer import IngestInDoubtError, find_started, in_doubt
+from airflow_dai_provider.metrics import count_ended
 from airflow_dai_provider.operation import OperationState
 from airflow_dai_provider.outcome import accept_end, error_message, task_errors
 from airflow_dai_provider.polling import WaitTimeoutError, check_seconds
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
     from airflow_dai_provider.hooks.dai import DaiHook
     from airflow_dai_provider.operation import Operation
+
+#: Seconds after which an ingest that a try has gone on with, and that ends cancelled, was not cancelled by a guard of
+#: an earlier try: such a guard comes within seconds, and the end of a cancel is seen within a look or two.
+LATE_GUARD = 180.0
 
 
 class DaiCreateCreativeOperator(BaseOperator):
@@ -127,11 +132,16 @@ class DaiCreateCreativeOperator(BaseOperator):
             if not TRIES_HAVE_MEMORY:
                 self.on_retry_callback = [guard, *_callbacks(self.on_retry_callback)]
 
-    def render_template_fields(self, context: Context, jinja_env: Any = None) -> None:
-        """Render, and keep what signs a media URL out of the log and of the rendered fields that the UI shows."""
-        super().render_template_fields(context, jinja_env)
-        for secret in url_secrets(self.creative):
-            mask_secret(secret)
+    def _do_render_template_fields(self, parent: Any, *args: Any, **kwargs: Any) -> None:
+        """
+        Render, and keep what signs a media URL out of the log and of the rendered fields that the UI shows.
+
+        The one method that Airflow calls for a mapped task, too.
+        """
+        super()._do_render_template_fields(parent, *args, **kwargs)
+        if parent is self:  # and not a part of a field
+            for secret in url_secrets(self.creative):
+                mask_secret(secret)
 
     def execute(self, context: Context) -> str:
         """Start the ingest, or go on with that of an earlier try; wait if told to; return the operation's name."""
@@ -141,14 +151,15 @@ class DaiCreateCreativeOperator(BaseOperator):
             check_seconds("poll_interval", self.poll_interval)
             check_seconds("timeout", self.timeout)
             with self._make_hook() as hook:
-                adopted = self._reattach(context, hook)
-                name = adopted or self._start(context, hook)
+                found = self._reattach(context, hook)
+                adopted = self._clock() if found else None
+                name = found or self._start(context, hook)
                 if self.wait_for_completion:
-                    return self._conclude(context, self._wait(hook, name, adopted=bool(adopted)), bool(adopted))
+                    return self._conclude(context, self._wait(hook, name, adopted), adopted)
                 return name
 
     def execute_complete(
-        self, context: Context, event: Any = None, adopted: bool = False, operation_name: str | None = None
+        self, context: Context, event: Any = None, adopted: float | None = None, operation_name: str | None = None
     ) -> str:
         """Go on when the wait in the triggerer is over; return the operation's name."""
         try:
@@ -185,9 +196,14 @@ class DaiCreateCreativeOperator(BaseOperator):
         earlier = TaskMemory(context).recall()
         if earlier is None:
             return None
+        if earlier.endpoint != hook.endpoint.url:
+            # It cannot be looked at, nor cancelled, here; and another operation can have its name here.
+            message = "%s may still run at %s: an earlier try has started it there. Starting anew at %s."
+            self.log.warning(message, earlier.operation_name, earlier.endpoint, hook.endpoint.url)
+            return None
         # Guarded before it is looked at: if that fails, nobody else sees to it.
         self._own(context, hook, earlier.operation_name)
-        if can_go_on_with(earlier, hook, self._digest(hook), self.log):
+        if can_go_on_with(earlier, hook, self._digest(), self.log):
             return earlier.operation_name
         self._guarding().settle()
         return None
@@ -197,10 +213,10 @@ class DaiCreateCreativeOperator(BaseOperator):
         if self._guarding().killed:
             raise AirflowException("The task is being killed; no ingest was started.")
         operation = self._create(context, hook)
-        self.log.info("%s.", operation)
         self._own(context, hook, operation.name)
+        self.log.info("%s.", operation)
         try:
-            TaskMemory(context).remember(StartedIngest(operation.name, self._digest(hook)))
+            TaskMemory(context).remember(StartedIngest(operation.name, hook.endpoint.url, self._digest()))
         except Exception:
             self.log.exception("The next try will not know of %s", operation.name)
         return operation.name
@@ -233,7 +249,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         self._guarding().take(hook, name)
         push_operation(context["ti"], name, self._clock())
 
-    def _wait(self, hook: DaiHook, name: str, *, adopted: bool) -> Operation:
+    def _wait(self, hook: DaiHook, name: str, adopted: float | None = None) -> Operation:
         return wait_or_defer(
             self,
             hook,
@@ -243,22 +259,32 @@ class DaiCreateCreativeOperator(BaseOperator):
             cancel_on_kill=self.cancel_on_kill,
         )
 
-    def _conclude(self, context: Context, operation: Operation, adopted: bool) -> str:
-        """Say how the ingest has ended, and check that it has succeeded."""
+    def _conclude(self, context: Context, operation: Operation, adopted: float | None = None) -> str:
+        """
+        Say how the ingest has ended, and check that it has succeeded.
+
+        :param adopted: when this try has gone on with the ingest of an earlier one, in seconds of the epoch.
+        """
         self._guarding().settle()
         self.log.info("%s.", operation)
-        if adopted and operation.state is OperationState.CANCELLED:
+        cancelled = operation.state is OperationState.CANCELLED
+        if cancelled and adopted is not None and self._clock() < adopted + LATE_GUARD:
             # A guard of the earlier try can have come after this one had gone on with its ingest.
             self.log.warning("An earlier try had started and cancelled it; starting anew.")
+            count_ended(operation.state)
             with task_errors(), self._make_hook() as hook:
                 name = self._start(context, hook)
-                return self._conclude(context, self._wait(hook, name, adopted=False), adopted=False)
+                return self._conclude(context, self._wait(hook, name))
         context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict())
         accept_end(operation, frozenset({OperationState.SUCCEEDED}))
+        try:
+            TaskMemory(context).forget()
+        except Exception:
+            self.log.exception("What was kept for a retry could not be deleted; it will not be taken for one that runs")
         return operation.name
 
-    def _digest(self, hook: DaiHook) -> str:
-        return creative_digest(self.creative, self.dynamic_creative_info, hook.endpoint.url)
+    def _digest(self) -> str:
+        return creative_digest(self.creative, self.dynamic_creative_info)
 
     def _guarding(self) -> IngestGuard:
         if self._guard is None:

@@ -59,6 +59,10 @@ class Store:
         self._check()
         self.kept[key] = json.loads(json.dumps(value))
 
+    def delete(self, key: str) -> None:
+        self._check()
+        self.kept.pop(key, None)
+
     def _check(self) -> None:
         if self.broken:
             raise RuntimeError("the API server is away")
@@ -411,7 +415,7 @@ class TestKill:
         assert slow.cancel_requested(the(slow)) == 1
 
     def test_before_it_starts(self, slow: DaiEmulator, context: Any, store: Store) -> None:
-        store.kept[KEY] = {"operation_name": "operations/unknown", "digest": "x"}
+        store.kept[KEY] = {"operation_name": "operations/unknown", "endpoint": slow.endpoint, "digest": "x"}
         operator = make()
         get = store.get
         store.get = lambda key: (operator._guarding().kill(), get(key))[1]  # type: ignore[method-assign]
@@ -558,6 +562,67 @@ class TestLostAnswer:
         assert slow.cancel_requested(the(slow)) == 1
 
 
+class TestGuard:
+    """What the guard does where neither a kill nor a plain failure is all that happens."""
+
+    def test_airflow_goes_away_when_the_ingest_has_started(
+        self, slow: DaiEmulator, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch, log: Log
+    ) -> None:
+        """Neither the name can be pushed then, nor the connection be looked up; a cancel is at hand."""
+        operator = make()
+        hooks = iter([operator._make_hook()])
+
+        def away(*_: object) -> None:
+            raise RuntimeError("the API server is away")
+
+        monkeypatch.setattr(ti, "xcom_push", away, raising=False)
+        monkeypatch.setattr(operator, "_make_hook", lambda: next(hooks, None) or away())
+        with pytest.raises(RuntimeError, match="the API server is away"):
+            operator.execute(context)
+        assert slow.cancel_requested(the(slow)) == 1
+        assert f"Requested the cancellation of {the(slow)}: its task has failed." in log.ours
+
+    def test_a_kill_after_a_deferral(self, slow: DaiEmulator, context: Any, airflow_2: bool) -> None:
+        """Airflow 2 kills a process that ends slowly; on 3 it can be that the deferral was refused."""
+        operator = make(deferrable=True)
+        with pytest.raises(TaskDeferred):
+            operator.execute(context)
+        operator.on_kill()
+        assert slow.cancel_requested(the(slow)) == (0 if airflow_2 else 1)
+
+    @both
+    def test_a_time_limit_cancels_as_a_kill_does(
+        self, slow: DaiEmulator, context: Any, between_looks: Any, deferrable: bool
+    ) -> None:
+        limits = {"deferrable": deferrable, "cancel_on_failure": False, "execution_timeout": timedelta(seconds=20)}
+        if deferrable:
+            with pytest.raises(TaskDeferred) as deferred:
+                make(**limits).execute(context)
+            with pytest.raises(AirflowTaskTimeout):
+                resume(deferred.value, context, **limits)
+        else:
+            between_looks(lambda: (_ for _ in ()).throw(AirflowTaskTimeout("time is up")))
+            with pytest.raises(AirflowTaskTimeout):
+                execute(context, **limits)
+        assert slow.cancel_requested(the(slow)) == 1
+
+    @pytest.mark.usefixtures("slow")
+    def test_what_signs_the_url_of_a_mapped_task_is_masked(self, run_dag: Any) -> None:
+        from airflow.models.renderedtifields import RenderedTaskInstanceFields
+        from airflow.utils.session import create_session
+
+        with DAG("mapped_and_signed", schedule=None) as dag:
+            signed = "https://media.example.com/ad.mp4?seconds=1&sig=bWFwcGVkLXNpZ25hdHVyZQ"
+            DaiCreateCreativeOperator.partial(task_id="ingest").expand(creative=[creative(signed)])
+        assert run_dag(dag).tasks == {"ingest[0]": "success"}
+        with create_session() as session:
+            kept = session.query(RenderedTaskInstanceFields).filter_by(dag_id="mapped_and_signed").all()
+            shown = [str(fields.rendered_fields) for fields in kept]
+        assert len(shown) == 1
+        assert "media.example.com" in shown[0]
+        assert "bWFwcGVk" not in shown[0]
+
+
 class TestRetry:
     """On 3.3 the next try goes on with the ingest of the one before."""
 
@@ -660,11 +725,13 @@ class TestRetry:
         assert slow.states() == {first: end, second: "SUCCEEDED"}
 
     def test_one_that_the_service_has_forgotten(self, slow: DaiEmulator, context: Any, store: Store) -> None:
-        store.kept[KEY] = {"operation_name": "operations/unknown", "digest": "x"}
+        store.kept[KEY] = {"operation_name": "operations/unknown", "endpoint": slow.endpoint, "digest": "x"}
         name = execute(context)
         assert slow.states() == {name: "SUCCEEDED"}
 
-    @pytest.mark.parametrize("kept", ["x", {}, {"operation_name": "../x", "digest": "x"}, {"operation_name": "x"}])
+    @pytest.mark.parametrize(
+        "kept", ["x", {}, {"operation_name": "../x", "endpoint": "x", "digest": "x"}, {"operation_name": "x"}]
+    )
     def test_a_record_that_cannot_be_read(self, slow: DaiEmulator, context: Any, store: Store, kept: Any) -> None:
         store.kept[KEY] = kept
         name = execute(context)
@@ -687,6 +754,37 @@ class TestRetry:
             name = execute(context)
         assert slow.states() == {first: "CANCELLED", name: "SUCCEEDED"}
         assert ti.pushed["ingest", -1, "operation_name"] == name
+
+    @both
+    def test_but_not_one_that_is_cancelled_long_after(
+        self, slow: DaiEmulator, context: Any, ti: Any, between_looks: Any, clock: Clock, deferrable: bool
+    ) -> None:
+        """By a user, or at a deadline; no guard of the earlier try comes that late."""
+        self.fail_first_try(context, ti)
+        first = the(slow)
+        if deferrable:
+            with pytest.raises(TaskDeferred) as deferred:
+                make(deferrable=True).execute(context)
+            cancel(slow)
+            clock.advance(200)
+            with pytest.raises(UnexpectedEndError, match="is CANCELLED"):
+                resume(deferred.value, context)
+        else:
+            between_looks(lambda: (cancel(slow), clock.advance(200)))
+            with pytest.raises(UnexpectedEndError, match="is CANCELLED"):
+                execute(context)
+        assert slow.states() == {first: "CANCELLED"}
+
+    def test_one_at_another_endpoint_is_named_and_left(self, context: Any, make_emulator: Any, log: Log) -> None:
+        """There, another operation can have its name."""
+        old = make_emulator()
+        name = execute(context, wait_for_completion=False)
+        new = make_emulator()
+        new.start_ingest(name)
+        execute(context, wait_for_completion=False)
+        assert f"{name} may still run at {old.endpoint}: an earlier try has started it there." in log.text
+        assert (old.cancel_requested(name), new.cancel_requested(name)) == (0, 0)
+        assert count(new, CREATE) == 1
 
     def test_but_only_once(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
         self.fail_first_try(context, ti)

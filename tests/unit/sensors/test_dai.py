@@ -401,6 +401,20 @@ class TestKill:
         sensor.poke({})
         assert emulator.cancel_requested(name) == 1
 
+    def test_before_the_connection_is_looked_up(self, emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Airflow tells it once, and ends the process seconds later."""
+        name = emulator.start_ingest()
+        sensor = DaiOperationSensor(task_id="wait", operation_name=name, cancel_on_kill=True)
+        look_up = DaiHook.__init__
+
+        def killed_meanwhile(*args: Any, **kwargs: Any) -> None:
+            sensor.on_kill()
+            look_up(*args, **kwargs)
+
+        monkeypatch.setattr(DaiHook, "__init__", killed_meanwhile)
+        sensor.poke({})
+        assert emulator.cancel_requested(name) == 1
+
 
 class TestParameters:
     def test_the_constructor_only_assigns(self) -> None:
