@@ -166,7 +166,7 @@ def test_a_proxy_that_requests_cannot_use(connect: Connect, monkeypatch: pytest.
         hook.get_operation(NAME)
 
 
-@pytest.mark.parametrize("proxy", ["socks5://robot:s3cret@127.0.0.1:9", "garbage://x", "http://robot:s3cret@h st"])
+@pytest.mark.parametrize("proxy", ["socks5://robot:s3cret@127.0.0.1:9", "garbage://x", "http://robot:s3cret@x:port"])
 def test_a_proxy_that_the_triggerer_cannot_use(connect: Connect, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
     monkeypatch.setenv("HTTPS_PROXY", proxy)
     connect(is_anonymous=True, num_retries=0)
