@@ -165,7 +165,7 @@ both = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker"
 class TestStart:
     @both
     def test_it_starts_waits_and_returns_the_name(
-        self, slow: DaiEmulator, context: Any, ti: Any, log: Log, clock: Clock, deferrable: bool
+        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, log: Log, clock: Clock, deferrable: bool
     ) -> None:
         began = clock.now
         name = execute(context, deferrable=deferrable)
@@ -177,6 +177,7 @@ class TestStart:
         pushed = ti.pushed["ingest", -1, XCOM_OPERATION]
         assert (pushed["name"], pushed["state"]) == (name, "SUCCEEDED")
         assert pushed["ingest"]["gv_registry_id"]
+        assert store.kept == {}
         assert SECRET not in json.dumps(list(ti.pushed.values())) + log.text
 
     def test_what_the_service_gets(self, slow: DaiEmulator, context: Any) -> None:
@@ -188,13 +189,14 @@ class TestStart:
 
     @both
     def test_without_waiting_the_ingest_runs_on(
-        self, slow: DaiEmulator, context: Any, ti: Any, deferrable: bool
+        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, deferrable: bool
     ) -> None:
         operator = make(wait_for_completion=False, deferrable=deferrable)
         name = operator.execute(context)
         assert slow.states() == {name: "RUNNING"}
         assert count(slow, GET) == 0
         assert XCOM_OPERATION not in [key for _, _, key in ti.pushed]
+        assert (store.kept[KEY]["operation_name"], store.kept[KEY]["endpoint"]) == (name, slow.endpoint)
         # Airflow kills a task whose success callback takes too long: that is no reason to cancel.
         operator.on_kill()
         assert slow.cancel_requested(name) == 0
@@ -635,7 +637,7 @@ class TestRetry:
 
     @both
     def test_it_goes_on_with_an_equal_one(
-        self, slow: DaiEmulator, context: Any, ti: Any, log: Log, deferrable: bool
+        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, log: Log, deferrable: bool
     ) -> None:
         self.fail_first_try(context, ti, deferrable=deferrable)
         assert slow.cancel_requested(the(slow)) == 0
@@ -644,6 +646,7 @@ class TestRetry:
         assert slow.states() == {name: "SUCCEEDED"}
         assert slow.cancel_requested(name) == 0
         assert (ti.pushed["ingest", -1, "operation_name"], ti.pushed["ingest", -1, "operation_try_number"]) == (name, 2)
+        assert store.kept == {}
 
     def test_it_goes_on_with_one_that_it_does_not_wait_for(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
         """The first try can have failed in what comes after ``execute``."""
@@ -739,7 +742,7 @@ class TestRetry:
 
     @both
     def test_one_that_ends_cancelled_is_replaced_once(
-        self, slow: DaiEmulator, context: Any, ti: Any, between_looks: Any, deferrable: bool
+        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, between_looks: Any, deferrable: bool
     ) -> None:
         """The kill of an earlier try can come after this one has gone on with its ingest."""
         self.fail_first_try(context, ti)
@@ -754,6 +757,7 @@ class TestRetry:
             name = execute(context)
         assert slow.states() == {first: "CANCELLED", name: "SUCCEEDED"}
         assert ti.pushed["ingest", -1, "operation_name"] == name
+        assert store.kept == {}
 
     @both
     def test_but_not_one_that_is_cancelled_long_after(
