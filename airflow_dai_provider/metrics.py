@@ -18,9 +18,9 @@ def count_cancel_requested() -> None:
     _incr("dai.cancel_requested")
 
 
-def count_ended(state: OperationState) -> None:
-    """Count an operation whose end a task has seen: ``dai.operation_ended.<state>``."""
-    _incr(f"dai.operation_ended.{state.lower()}")
+def count_finished(state: OperationState) -> None:
+    """Count an operation whose end a task has seen: ``dai.operation_finished.<state>``."""
+    _incr(f"dai.operation_finished.{state.lower()}")
 
 
 def time_cancel(seconds: float) -> None:
@@ -28,14 +28,14 @@ def time_cancel(seconds: float) -> None:
     _stats().timing("dai.cancel_duration", timedelta(seconds=seconds))
 
 
-def count_looks(number: int = 1) -> None:
-    """Count looks at operations: ``dai.looks``."""
-    _incr("dai.looks", number)
+def count_polls(number: int = 1) -> None:
+    """Count looks at operations: ``dai.polls``."""
+    _incr("dai.polls", number)
 
 
-def count_repeat() -> None:
-    """Count a request that is sent again after an error: ``dai.repeats``."""
-    _incr("dai.repeats")
+def count_retry() -> None:
+    """Count a request that is sent again after an error: ``dai.retries``."""
+    _incr("dai.retries")
 
 
 def gauge_strays(number: int) -> None:

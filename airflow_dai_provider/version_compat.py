@@ -13,9 +13,9 @@ _AIRFLOW = tuple(map(int, airflow_version.split(".")[:2]))
 #: Whether Airflow calls ``on_kill`` of a trigger; before, it only cancels the coroutine.
 TRIGGERS_HAVE_ON_KILL = _AIRFLOW >= (3, 3)
 #: Whether Airflow can kill the process of a task that has deferred, when it does not end at once.
-KILLS_AFTER_DEFERRAL = _AIRFLOW < (3, 0)
+KILLS_DEFERRED_PROCESS = _AIRFLOW < (3, 0)
 #: Whether a task can leave something for its next try, in the task state store.
-TRIES_HAVE_MEMORY = _AIRFLOW >= (3, 3)
+HAS_TASK_STATE_STORE = _AIRFLOW >= (3, 3)
 
 
 async def task_instance_state(ti: Any) -> str | None:
@@ -44,7 +44,7 @@ def _state(ti: Any) -> str | None:
     )
     key = ti.task_id if ti.map_index is None or ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
     state = states.get(ti.run_id, {}).get(key)
-    if state is None or (state == "deferred" and not TRIES_HAVE_MEMORY and _of_later_try(ti)):
+    if state is None or (state == "deferred" and not HAS_TASK_STATE_STORE and _of_later_try(ti)):
         return None
     return str(getattr(state, "value", state))
 

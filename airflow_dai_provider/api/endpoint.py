@@ -39,7 +39,7 @@ class Endpoint:
             return False
 
     @property
-    def may_see_token(self) -> bool:
+    def accepts_token(self) -> bool:
         """Whether a token can be sent there: over TLS, or without leaving this machine."""
         return self.url.startswith("https://") or self.is_loopback
 

@@ -42,7 +42,7 @@ class OperationState(StrEnum):
 
 
 #: The states in which nothing runs any more.
-END_STATES = frozenset({OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED})
+FINAL_STATES = frozenset({OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class Operation:
     @property
     def done(self) -> bool:
         """Whether the operation has ended, in whatever way."""
-        return self.state in END_STATES
+        return self.state in FINAL_STATES
 
     @property
     def ingest(self) -> Ingest | None:

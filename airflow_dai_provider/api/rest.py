@@ -14,33 +14,26 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
-from airflow_dai_provider.api.errors import (
-    ANY_HICCUP,
-    BUSY,
-    BUSY_OR_AWAY,
-    Code,
-    ServiceError,
-    code_of_http_status,
-    read_retry_after,
-)
+from airflow_dai_provider.api.errors import Code, ServiceError, code_of_http_status
 from airflow_dai_provider.api.names import check_creative_name, check_operation_name
 from airflow_dai_provider.api.operation import InvalidOperationError, Operation
 from airflow_dai_provider.api.redaction import redact_urls, short_repr
+from airflow_dai_provider.api.retry import THROTTLED, THROTTLED_OR_UNAVAILABLE, TRANSIENT, read_retry_after
 
 T = TypeVar("T")
 
 #: An answer that is larger is not read to its end.
-MAX_ANSWER_BYTES = 4 * 1024 * 1024
+MAX_RESPONSE_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """
     What came back over HTTP.
 
     :param status: the HTTP status.
     :param headers: with lower-case names, or such as do not mind the case.
-    :param body: the decoded bytes, at most ``MAX_ANSWER_BYTES + 1`` of them.
+    :param body: the decoded bytes, at most ``MAX_RESPONSE_BYTES + 1`` of them.
     """
 
     status: int
@@ -58,7 +51,7 @@ class Request(Generic[T]):
     :param subject: the resource it is about, for messages.
     :param path: from ``/v1`` on, already percent-encoded, with the query.
     :param read: makes the result from the decoded JSON object of a good answer.
-    :param repeat_after: the codes after which the same request may be sent again.
+    :param retryable_codes: the codes after which the same request may be sent again.
     :param body: the JSON object to send, or None for an empty body.
     """
 
@@ -67,7 +60,7 @@ class Request(Generic[T]):
     subject: str
     path: str
     read: Callable[[dict[str, Any]], T]
-    repeat_after: frozenset[Code]
+    retryable_codes: frozenset[Code]
     body: Mapping[str, Any] | None = None
 
     def __str__(self) -> str:
@@ -85,19 +78,19 @@ class OperationPage:
 def get_operation(name: object) -> Request[Operation]:
     """Build operations.get; raises InvalidNameError."""
     checked = check_operation_name(name)
-    return Request("operations.get", "GET", checked, _path(checked), Operation.from_api, ANY_HICCUP)
+    return Request("operations.get", "GET", checked, _path(checked), Operation.from_api, TRANSIENT)
 
 
 def cancel_operation(name: object) -> Request[None]:
     """Build operations.cancel, whose body is empty; raises InvalidNameError."""
     checked = check_operation_name(name)
-    return Request("operations.cancel", "POST", checked, _path(checked) + ":cancel", _nothing, ANY_HICCUP)
+    return Request("operations.cancel", "POST", checked, _path(checked) + ":cancel", _nothing, TRANSIENT)
 
 
 def delete_operation(name: object) -> Request[None]:
     """Build operations.delete, which does not cancel; raises InvalidNameError."""
     checked = check_operation_name(name)
-    return Request("operations.delete", "DELETE", checked, _path(checked), _nothing, BUSY_OR_AWAY)
+    return Request("operations.delete", "DELETE", checked, _path(checked), _nothing, THROTTLED_OR_UNAVAILABLE)
 
 
 def list_operations(
@@ -108,7 +101,7 @@ def list_operations(
         raise ValueError(f"Invalid page_size {short_repr(page_size)}: expected a whole number from 1 on.")
     query = {"filter": filter_, "pageSize": page_size, "pageToken": page_token}
     path = _path("operations", {key: value for key, value in query.items() if value is not None})
-    return Request("operations.list", "GET", "operations", path, _read_page, BUSY_OR_AWAY)
+    return Request("operations.list", "GET", "operations", path, _read_page, THROTTLED_OR_UNAVAILABLE)
 
 
 def create_creative(
@@ -125,22 +118,22 @@ def create_creative(
     body: dict[str, Any] = {"creative": dict(creative)}
     if dynamic_creative_info is not None:
         body["dynamicCreativeInfo"] = dict(dynamic_creative_info)
-    return Request("creatives.create", "POST", "a creative", _path("creatives"), Operation.from_api, BUSY, body)
+    return Request("creatives.create", "POST", "a creative", _path("creatives"), Operation.from_api, THROTTLED, body)
 
 
 def get_creative(name: object) -> Request[dict[str, Any]]:
     """Build creatives.get; raises InvalidNameError."""
     checked = check_creative_name(name)
-    return Request("creatives.get", "GET", checked, _path(checked), dict, ANY_HICCUP)
+    return Request("creatives.get", "GET", checked, _path(checked), dict, TRANSIENT)
 
 
 def delete_creative(name: object) -> Request[None]:
     """Build creatives.delete; raises InvalidNameError."""
     checked = check_creative_name(name)
-    return Request("creatives.delete", "DELETE", checked, _path(checked), _nothing, BUSY_OR_AWAY)
+    return Request("creatives.delete", "DELETE", checked, _path(checked), _nothing, THROTTLED_OR_UNAVAILABLE)
 
 
-def read_answer(request: Request[T], answer: Answer, now: datetime) -> T:
+def read_response(request: Request[T], answer: Response, now: datetime) -> T:
     """
     Make the result of a request from its answer.
 
@@ -177,8 +170,8 @@ def _read_page(answer: dict[str, Any]) -> OperationPage:
 
 def _decode(body: bytes) -> object:
     """Decode JSON; an empty body counts as an empty object."""
-    if len(body) > MAX_ANSWER_BYTES:
-        raise InvalidOperationError(f"larger than {MAX_ANSWER_BYTES} bytes")
+    if len(body) > MAX_RESPONSE_BYTES:
+        raise InvalidOperationError(f"larger than {MAX_RESPONSE_BYTES} bytes")
     try:
         return json.loads(body) if body.strip() else {}
     except (ValueError, RecursionError) as error:
@@ -192,7 +185,7 @@ def _decode_object(body: bytes) -> dict[str, Any]:
     return decoded
 
 
-def _error(request: Request[Any], answer: Answer, now: datetime) -> ServiceError:
+def _error(request: Request[Any], answer: Response, now: datetime) -> ServiceError:
     """Read an answer that is no success; ``error.status`` decides first, the HTTP status second."""
     retry_after = read_retry_after(answer.headers.get("retry-after"), now)
     error = _error_object(answer.body)
@@ -214,7 +207,7 @@ def _error_object(body: bytes) -> dict[str, Any] | None:
     return error if isinstance(error, dict) else None
 
 
-def _code_without_json(answer: Answer) -> tuple[Code, str]:
+def _code_without_json(answer: Response) -> tuple[Code, str]:
     """Judge an error that a front end or a proxy sent; its text is not for the user."""
     if answer.status == 404:
         # An unknown route, not a missing operation: https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md

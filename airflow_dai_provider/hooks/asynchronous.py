@@ -14,12 +14,12 @@ from asgiref.sync import sync_to_async
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.errors import Repeats, ServiceError
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.operation import Operation
-from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait, describe_look
+from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
+from airflow_dai_provider.api.retry import Retry
 from airflow_dai_provider.hooks.sync import DaiHook
 from airflow_dai_provider.transport.async_session import AiohttpTransport
-from airflow_dai_provider.transport.errors import api_error
 from airflow_dai_provider.transport.pool import lease
 
 T = TypeVar("T")
@@ -79,15 +79,13 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
             self._looked_up = await sync_to_async(self.sync_hook_class, thread_sensitive=False)(**self._hook_kwargs)
         return self._looked_up
 
-    def sibling(self) -> DaiAsyncHook:
-        """Return a hook that has looked up the same connection, and holds the session for itself."""
-        sibling = DaiAsyncHook(**self._hook_kwargs)
-        sibling._looked_up = self._looked_up
-        return sibling
+    async def synchronous_hook(self) -> DaiHook:
+        """Return a hook for a thread, with the same connection, and the token that the open session uses."""
+        hook = await self.get_sync_hook()
+        return hook.sibling(self._transport.token.credentials if self._transport else None)
 
     async def __aenter__(self) -> Self:
-        with api_error():
-            self._transport = await self._held.enter_async_context(self._lease())
+        self._transport = await self._held.enter_async_context(self._lease())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -103,8 +101,8 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
         """
         request = rest.get_operation(name)
-        metrics.count_looks()
-        return await self._call(request)
+        metrics.count_polls()
+        return await self._call_once(request)
 
     async def cancel_operation(self, name: str) -> None:
         """
@@ -114,7 +112,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         :raises InvalidNameError: for a name that cannot be one, before anything is sent.
         :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
         """
-        await self._call(rest.cancel_operation(name))
+        await self._call_once(rest.cancel_operation(name))
         metrics.count_cancel_requested()
 
     async def wait_for_operation(
@@ -150,45 +148,40 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         )
         request = rest.get_operation(name)
         seen: Operation | None = None
-        with api_error():
-            async with self._open() as transport:
-                while True:
-                    metrics.count_looks()
-                    try:
-                        operation = await self._send_and_repeat(transport, request, wait.time_left(self._clock()))
-                    except ServiceError as error:
-                        seconds, line = wait.after_error(error, self._clock())
-                        self.log.warning("%s", line)
-                    else:
-                        if operation.done:
-                            return operation
-                        now = self._clock()
-                        seconds = wait.after_look(operation, now)
-                        if operation != seen:
-                            # Only what is new: a triggerer writes for thousands of waits.
-                            self.log.info("%s", describe_look(operation, wait.elapsed(now), seconds))
-                            seen = operation
-                    await self._sleep(seconds)
+        async with self._open() as transport:
+            while True:
+                metrics.count_polls()
+                try:
+                    operation = await self._call(transport, request, wait.time_left(self._clock()))
+                except ServiceError as error:
+                    seconds, line = wait.after_error(error, self._clock())
+                    self.log.warning("%s", line)
+                else:
+                    if operation.done:
+                        return operation
+                    seconds, line = wait.after_poll(operation, self._clock())
+                    if operation != seen:
+                        # Only what is new: a triggerer writes for thousands of waits.
+                        self.log.info("%s", line)
+                        seen = operation
+                await self._sleep(seconds)
 
-    async def _call(self, request: rest.Request[T]) -> T:
-        with api_error():
-            async with self._open() as transport:
-                return await self._send_and_repeat(transport, request)
+    async def _call_once(self, request: rest.Request[T]) -> T:
+        async with self._open() as transport:
+            return await self._call(transport, request)
 
-    async def _send_and_repeat(
-        self, transport: AiohttpTransport, request: rest.Request[T], within: float = float("inf")
-    ) -> T:
-        """Send a request, and again after errors that allow it; raises the last ServiceError."""
-        repeats: Repeats | None = None
+    async def _call(self, transport: AiohttpTransport, request: rest.Request[T], within: float = float("inf")) -> T:
+        """Send a request, and again after errors that allow it, for this many seconds; raise the last ServiceError."""
+        retry: Retry | None = None
         started = self._clock()
         while True:
             try:
                 return await transport.call(request)
             except ServiceError as error:
-                repeats = repeats or (await self.get_sync_hook()).make_repeats(request, started, within)
-                seconds = repeats.after(error, self._clock())
-                self.log.warning("%s; attempt %d, next in %.1f s", error, repeats.attempts, seconds)
-                metrics.count_repeat()
+                retry = retry or (await self.get_sync_hook()).make_retry(request, started, within)
+                seconds, line = retry.after(error, self._clock())
+                self.log.warning("%s", line)
+                metrics.count_retry()
             await self._sleep(seconds)
 
     @asynccontextmanager
@@ -205,7 +198,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         hook = await self.get_sync_hook()
 
         def make() -> AiohttpTransport:
-            return AiohttpTransport(hook.endpoint, hook.get_credentials(), hook.timeout)
+            return AiohttpTransport(hook.endpoint, hook.load_credentials(), hook.timeout)
 
         async with lease(hook.sharing_key, make) as transport:
             yield transport

@@ -12,10 +12,13 @@ from typing import Any, Self
 
 from airflow.providers.common.compat.sdk import BaseHook
 from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
+from google.auth.credentials import Credentials
+from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import AuthorizedSession
 
 from airflow_dai_provider.api.endpoint import Endpoint, emulator_endpoint, service_endpoint
 from airflow_dai_provider.api.polling import check_seconds
+from airflow_dai_provider.transport.credentials import credentials_error
 from airflow_dai_provider.transport.sync_session import RequestsTransport
 
 
@@ -80,20 +83,30 @@ class DaiBaseHook(GoogleBaseHook):
         Return the authorised ``requests`` session, which is made once and kept for the hook's life.
 
         :raises ValueError: when a token would leave this machine over plain HTTP.
-        :raises google.auth.exceptions.DefaultCredentialsError: when the connection gives no credentials.
+        :raises google.api_core.exceptions.Unauthenticated: when the connection gives no credentials.
         """
         return self._get_transport().session
 
-    def sibling(self) -> Self:
-        """
-        Return a hook with the same connection, looked up already, and a session of its own: one for another thread.
+    def sibling(self, credentials: Credentials | None = None) -> Self:
+        """Return a hook with the same connection, looked up already, and a session of its own: one for another thread.
 
-        The credentials are shared, and with them the token.
+        :param credentials: what it shares, and with them the token; by default the credentials of this hook.
         """
-        self.get_credentials()
         sibling = copy(self)
+        sibling._cached_credentials = credentials or self.load_credentials()
         sibling._transport = None
         return sibling
+
+    def load_credentials(self) -> Credentials:
+        """Return the credentials of the connection.
+
+        :raises ServiceError: UNAUTHENTICATED when the connection gives none, UNAVAILABLE when a service that makes them
+            did not respond.
+        """
+        try:
+            return self.get_credentials()
+        except (GoogleAuthError, OSError) as error:
+            raise credentials_error(error) from error
 
     def close(self) -> None:
         """Close the session; the next call opens another."""
@@ -109,5 +122,5 @@ class DaiBaseHook(GoogleBaseHook):
 
     def _get_transport(self) -> RequestsTransport:
         if self._transport is None:
-            self._transport = RequestsTransport(self.endpoint, self.get_credentials(), self.timeout)
+            self._transport = RequestsTransport(self.endpoint, self.load_credentials(), self.timeout)
         return self._transport

@@ -11,12 +11,13 @@ from google.api_core import exceptions
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.errors import Repeats, ServiceError
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.operation import Operation
-from airflow_dai_provider.api.polling import Wait, describe_look
+from airflow_dai_provider.api.polling import Wait
+from airflow_dai_provider.api.retry import Retry
 from airflow_dai_provider.hooks.base import DaiBaseHook
 from airflow_dai_provider.transport.credentials import held_token
-from airflow_dai_provider.transport.errors import api_error
+from airflow_dai_provider.transport.errors import Unknown
 from airflow_dai_provider.transport.sync_session import RequestsTransport
 
 T = TypeVar("T")
@@ -78,13 +79,8 @@ class DaiHook(DaiBaseHook):
         request = rest.cancel_operation(name)
         # A kill can come before the first call has fetched one.
         self._get_transport().fetch_first_token(request)
-        transport = RequestsTransport(self.endpoint, held_token(self.get_credentials()), timeout)
-
-        def send() -> None:
-            with api_error():
-                transport.call(request)
-
-        return send
+        transport = RequestsTransport(self.endpoint, held_token(self.load_credentials()), timeout)
+        return lambda: transport.call(request)
 
     def get_operation(self, name: str) -> Operation:
         """
@@ -95,7 +91,7 @@ class DaiHook(DaiBaseHook):
         :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
         """
         request = rest.get_operation(name)
-        metrics.count_looks()
+        metrics.count_polls()
         return self._call(request)
 
     def list_operations(self, filter_: str | None = None, page_size: int | None = None) -> Iterator[Operation]:
@@ -115,7 +111,7 @@ class DaiHook(DaiBaseHook):
             if page.next_page_token is None:
                 return
             if page.next_page_token in seen:
-                raise exceptions.Unknown(f"operations.list answered the same page token twice: {page.next_page_token}")
+                raise Unknown(f"operations.list answered the same page token twice: {page.next_page_token}")
             token = page.next_page_token
             seen.add(token)
 
@@ -145,19 +141,17 @@ class DaiHook(DaiBaseHook):
         wait = Wait(name, started=self._clock(), poll_interval=poll_interval, timeout=timeout, jitter=self._random)
         request = rest.get_operation(name)
         while True:
-            metrics.count_looks()
+            metrics.count_polls()
             try:
-                operation = self._send_and_repeat(request, wait.time_left(self._clock()))
+                operation = self._call(request, wait.time_left(self._clock()))
             except ServiceError as error:
-                with api_error():
-                    seconds, line = wait.after_error(error, self._clock())
+                seconds, line = wait.after_error(error, self._clock())
                 self.log.warning("%s", line)
             else:
                 if operation.done:
                     return operation
-                now = self._clock()
-                seconds = wait.after_look(operation, now)
-                self.log.info("%s", describe_look(operation, wait.elapsed(now), seconds))
+                seconds, line = wait.after_poll(operation, self._clock())
+                self.log.info("%s", line)
             self._sleep(seconds)
 
     def create_creative(
@@ -222,28 +216,24 @@ class DaiHook(DaiBaseHook):
             return False, f"{no_list} {error}"
         return True, f"{self.endpoint.url} answered operations.get; it has no operations.list."
 
-    def make_repeats(self, request: rest.Request[Any], started: float, within: float) -> Repeats:
+    def make_retry(self, request: rest.Request[Any], started: float, within: float) -> Retry:
         """Return how a call is repeated that began at ``started`` and is awaited for ``within`` seconds."""
-        return Repeats(
-            request.repeat_after,
+        return Retry(
+            request.retryable_codes,
             num_retries=max(0, self.num_retries),
             retry_timeout=min(self.retry_timeout, within),
             started=started,
             jitter=self._random,
         )
 
-    def _call(self, request: rest.Request[T]) -> T:
-        with api_error():
-            return self._send_and_repeat(request)
-
-    def _send_and_repeat(self, request: rest.Request[T], within: float = float("inf")) -> T:
-        """Send a request, and again after errors that allow it; raises the last ServiceError."""
-        repeats = self.make_repeats(request, self._clock(), within)
+    def _call(self, request: rest.Request[T], within: float = float("inf")) -> T:
+        """Send a request, and again after errors that allow it, for this many seconds; raise the last ServiceError."""
+        retry = self.make_retry(request, self._clock(), within)
         while True:
             try:
                 return self._get_transport().call(request)
             except ServiceError as error:
-                seconds = repeats.after(error, self._clock())
-                self.log.warning("%s; attempt %d, next in %.1f s", error, repeats.attempts, seconds)
-                metrics.count_repeat()
+                seconds, line = retry.after(error, self._clock())
+                self.log.warning("%s", line)
+                metrics.count_retry()
             self._sleep(seconds)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 
-from airflow_dai_provider.ingest.resume import TaskMemory
+from airflow_dai_provider.ingest.resume import IngestStore
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
-from airflow_dai_provider.tasks.callbacks import names_pushed_by_task_instance
+from airflow_dai_provider.tasks.callbacks import operations_started_by_task_instance
 from airflow_dai_provider.tasks.cancellation import request_cancellation
 from airflow_dai_provider.tasks.failures import describe_error
-from airflow_dai_provider.version_compat import KILLS_AFTER_DEFERRAL
+from airflow_dai_provider.version_compat import KILLS_DEFERRED_PROCESS
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -92,7 +92,7 @@ class IngestGuard:
         try:
             yield
         except TaskDeferred:
-            if KILLS_AFTER_DEFERRAL:
+            if KILLS_DEFERRED_PROCESS:
                 # The trigger is on guard now.
                 self._cancel_now = None
             raise
@@ -130,8 +130,8 @@ class IngestGuard:
         """Return the ingest of this try; a task that was deferred finds it in its XCom."""
         if self._operation_name:
             return [self._operation_name]
-        names = [str(name) for name in names_pushed_by_task_instance(context, self._log)]
-        if not names and (earlier := TaskMemory(context).recall()):
+        names = [str(name) for name in operations_started_by_task_instance(context, self._log)]
+        if not names and (earlier := IngestStore(context).recall()):
             # Left by an earlier try to this one, which has failed before it could go on with it.
             names = [earlier.operation_name]
         return names
@@ -144,13 +144,13 @@ def _next_try_goes_on(context: Context, failure: BaseException, names: list[str]
     if not retried or ti.try_number > ti.max_tries:
         return False
     try:
-        kept = TaskMemory(context).recall()
+        kept = IngestStore(context).recall()
     except AirflowException:
         return False
     return kept is not None and names == [kept.operation_name]
 
 
-class CancelWhatIsLeft(DaiCancelOperationNotifier):
+class LostWorkerCallback(DaiCancelOperationNotifier):
     """The callback that the operator adds to its own, for the worker that is lost."""
 
     def notify(self, context: Context) -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_dai_provider.api.errors import PERMANENT, ServiceError, may_have_acted
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.redaction import redact_urls
-from airflow_dai_provider.tasks.failures import describe_error, error_code
+from airflow_dai_provider.api.retry import PERMANENT
+from airflow_dai_provider.tasks.failures import describe_error
 
 if TYPE_CHECKING:
     from airflow_dai_provider.api.operation import Operation
@@ -27,16 +28,7 @@ class IngestInDoubtError(AirflowFailException):
     """A request to start an ingest has ended so that nobody can say whether one runs, and which."""
 
 
-def in_doubt(error: Exception) -> bool:
-    """
-    Whether the service may have started an ingest although creating it has failed with this error.
-
-    :param error: what ``DaiHook.create_creative`` has raised.
-    """
-    return isinstance(error.__cause__, ServiceError) and may_have_acted(error.__cause__)
-
-
-def find_started(
+def find_started_ingest(
     hook: DaiHook, urls: Collection[str], sent: datetime, what: str, sleep: Callable[[float], None], log: Any
 ) -> Operation:
     """
@@ -64,7 +56,7 @@ def find_started(
             }
         except Exception as error:
             reason = f"the operations cannot be listed: {describe_error(error)}"
-            if error_code(error) in {None, *PERMANENT}:
+            if not isinstance(error, ServiceError) or error.rpc_code in PERMANENT:
                 break
             log.warning("%s", describe_error(error))
             continue

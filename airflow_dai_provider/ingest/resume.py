@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException
 
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.names import InvalidNameError, check_operation_name
 from airflow_dai_provider.tasks.cancellation import request_cancellation
 
@@ -40,7 +41,7 @@ class StartedIngest:
     digest: str
 
 
-class TaskMemory:
+class IngestStore:
     """
     The task state store of one task instance, where Airflow has one; else a memory that keeps nothing.
 
@@ -86,7 +87,7 @@ class TaskMemory:
             self._store.delete(KEY)
 
 
-def can_go_on_with(earlier: StartedIngest, hook: DaiHook, digest: str, log: Any) -> bool:
+def reattach_or_cancel(earlier: StartedIngest, hook: DaiHook, digest: str, log: Any) -> bool:
     """
     Whether this try can go on with the ingest of an earlier one: that of the same creative, which still runs.
 
@@ -96,12 +97,12 @@ def can_go_on_with(earlier: StartedIngest, hook: DaiHook, digest: str, log: Any)
     :param log: says what was found.
     :raises google.api_core.exceptions.GoogleAPICallError: when the service does not say, or does not cancel.
     """
-    from google.api_core.exceptions import NotFound
-
     name = earlier.operation_name
     try:
         operation = hook.get_operation(name)
-    except NotFound:
+    except ServiceError as error:
+        if error.rpc_code is not Code.NOT_FOUND:
+            raise
         log.info("The service does not know %s any more, which an earlier try has started.", name)
         return False
     if operation.done:

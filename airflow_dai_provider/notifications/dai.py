@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.api.names import InvalidNameError, check_operation_name, is_missing_name
 from airflow_dai_provider.api.polling import check_seconds
 from airflow_dai_provider.notifications.rendering import RenderingNotifier, checked, listed
-from airflow_dai_provider.notifications.rounds import Rounds
 from airflow_dai_provider.tasks.callbacks import (
     is_dag_callback,
     is_deadline,
-    names_pushed_by_deadline,
-    names_pushed_by_run,
-    names_pushed_by_task_instance,
-    names_pushed_by_tasks,
+    operations_started_by_deadline_run,
+    operations_started_by_run,
+    operations_started_by_task_instance,
+    operations_started_by_tasks,
     run_of_deadline,
 )
-from airflow_dai_provider.tasks.cancellation import AtOnce, Service, run_at_once
+from airflow_dai_provider.tasks.cancellation import request_cancellations
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 
 #: Seconds that one request may take.
 REQUEST_TIMEOUT = 5.0
@@ -39,8 +35,6 @@ _REFUSAL = (
     "process that runs it answers no XCom request. Use AsyncCallback(DaiCancelOperationNotifier, kwargs={...}), which "
     "the triggerer runs."
 )
-
-T = TypeVar("T")
 
 
 class DaiCancelOperationNotifier(RenderingNotifier):
@@ -76,7 +70,6 @@ class DaiCancelOperationNotifier(RenderingNotifier):
 
     #: Replaced in tests.
     _sleep: Callable[[float], None] = staticmethod(time.sleep)
-    _async_sleep: Callable[[float], Awaitable[None]] = staticmethod(asyncio.sleep)
     _clock: Callable[[], float] = staticmethod(time.monotonic)
 
     def __init__(
@@ -116,30 +109,36 @@ class DaiCancelOperationNotifier(RenderingNotifier):
 
         :raises AirflowException: after every attempt, when an operation could not be cancelled; the message names it.
         """
-        names, problems = self._collect(context)
-        problems += run_at_once(self._rounds(self._connect_at_once, self._sleep_at_once).cancel(names))
-        self._report(context, names, problems)
-
-    async def async_notify(self, context: Context) -> None:
-        """
-        Do the same on an event loop, as the triggerer does at a deadline.
-
-        :raises AirflowException: as :meth:`notify`.
-        """
         if is_deadline(context):
             # The triggerer's log does not say by itself whose callback this is.
             self.log.info("A deadline has passed: that of %s.", run_of_deadline(context))
-        names, problems = await _in_thread(self._collect, context)
-        problems += await self._rounds(self._connect, self._async_sleep).cancel(names)
-        self._report(context, names, problems)
-
-    def _report(self, context: Context, names: list[str], problems: list[str]) -> None:
+        names, problems = self._collect(context)
+        problems += self._cancel(names)
         if not names and not problems:
             self.log.info("No operation to cancel: %s.", self._source(context))
         for problem in problems:
             self.log.error("%s", problem)
         if problems:
             raise AirflowException("Not every ingest could be cancelled. " + " ".join(problems))
+
+    async def async_notify(self, context: Context) -> None:
+        """Do the same in a thread, as the triggerer does at a deadline.
+
+        Airflow can be asked from a thread of ``sync_to_async`` only. It has an executor of its own, since a notifier
+        that is cancelled leaves its thread at work until the timeout.
+
+        :raises AirflowException: as :meth:`notify`.
+        """
+        # Imported here, since DAG files are parsed often and few of their callbacks are a Deadline's.
+        from concurrent.futures import ThreadPoolExecutor
+
+        from asgiref.sync import sync_to_async
+
+        thread = ThreadPoolExecutor(1, thread_name_prefix="dai-notifier")
+        try:
+            await sync_to_async(self.notify, thread_sensitive=False, executor=thread)(context)
+        finally:
+            thread.shutdown(wait=False)
 
     def _collect(self, context: Context) -> tuple[list[str], list[str]]:
         """Return the valid names, each once and in order, and what is wrong with the others."""
@@ -165,13 +164,13 @@ class DaiCancelOperationNotifier(RenderingNotifier):
             unrendered = [task_id for task_id in task_ids if isinstance(task_id, AirflowException)]
             named = [str(task_id) for task_id in task_ids if task_id not in unrendered]
             if is_deadline(context):
-                return unrendered + names_pushed_by_deadline(context, named)
-            return unrendered + names_pushed_by_tasks(context, named, self.log)
+                return unrendered + operations_started_by_deadline_run(context, named)
+            return unrendered + operations_started_by_tasks(context, named, self.log)
         if is_deadline(context):
-            return names_pushed_by_deadline(context, None)
+            return operations_started_by_deadline_run(context, None)
         if is_dag_callback(context):
-            return names_pushed_by_run(context, self.log)
-        return names_pushed_by_task_instance(context, self.log)
+            return operations_started_by_run(context, self.log)
+        return operations_started_by_task_instance(context, self.log)
 
     def _source(self, context: Context) -> str:
         """Say where no operation was found."""
@@ -182,57 +181,29 @@ class DaiCancelOperationNotifier(RenderingNotifier):
         of_run = is_dag_callback(context) or is_deadline(context)
         return f"{'the run' if of_run else 'the task instance'} has pushed none"
 
-    def _rounds(
-        self,
-        connect: Callable[[], AbstractAsyncContextManager[Service]],
-        sleep: Callable[[float], Awaitable[None]],
-    ) -> Rounds:
-        return Rounds(connect, timeout=self.timeout, clock=self._clock, sleep=sleep, log=self.log)
-
-    @asynccontextmanager
-    async def _connect(self) -> AsyncIterator[Service]:
-        async with await _in_thread(self._make_async_hook) as hook:
-            yield hook
-
-    @asynccontextmanager
-    async def _connect_at_once(self) -> AsyncIterator[Service]:
-        with self._make_hook() as hook:
-            yield AtOnce(hook)
-
-    async def _sleep_at_once(self, seconds: float) -> None:
-        self._sleep(seconds)
-
-    def _make_async_hook(self) -> DaiAsyncHook:
-        """Make the hook, in a thread, since what it imports is heavy."""
-        from airflow_dai_provider.hooks.dai import DaiAsyncHook
-
-        return DaiAsyncHook(**self._hook_arguments())
-
-    def _make_hook(self) -> DaiHook:
-        """Make a hook whose connection and session stand before the time starts to count."""
+    def _cancel(self, names: list[str]) -> list[str]:
+        """Request every cancellation; return what may still run, and why. Never raise: a failure has called this."""
+        if not names:
+            return []
         from airflow_dai_provider.hooks.dai import DaiHook
 
-        hook = DaiHook(**self._hook_arguments())
-        hook.get_conn()
-        return hook
-
-    def _hook_arguments(self) -> dict[str, Any]:
-        return {
-            "gcp_conn_id": checked(self.gcp_conn_id),
-            "impersonation_chain": checked(self.impersonation_chain),
-            "api_endpoint": checked(self.api_endpoint),
-            "timeout": min(REQUEST_TIMEOUT, check_seconds("timeout", self.timeout)),
-            "retry_timeout": 0,
-        }
+        try:
+            with DaiHook(
+                checked(self.gcp_conn_id),
+                checked(self.impersonation_chain),
+                checked(self.api_endpoint),
+                timeout=min(REQUEST_TIMEOUT, check_seconds("timeout", self.timeout)),
+                retry_timeout=0,
+            ) as hook:
+                hook.get_conn()
+                return request_cancellations(
+                    hook, names, timeout=self.timeout, clock=self._clock, sleep=self._sleep, log=self.log
+                )
+        except Exception as error:
+            self.log.exception("The cancellation of %s has failed", ", ".join(names))
+            return [f"{name} may still run: {error}" for name in names]
 
 
 def _given(values: object) -> list[object]:
     """Return one value or several as a list, without what renders to nothing."""
     return [value for value in listed(values) if not is_missing_name(value)]
-
-
-async def _in_thread(function: Callable[..., T], *args: Any) -> T:
-    # Imported here, since DAG files are parsed often and few of their callbacks are a Deadline's.
-    from asgiref.sync import sync_to_async
-
-    return await sync_to_async(function, thread_sensitive=False)(*args)

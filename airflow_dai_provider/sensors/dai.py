@@ -20,16 +20,16 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import OperationState
-from airflow_dai_provider.api.polling import FIRST_INTERVAL, MAX_OUTAGE, WaitTimeoutError, describe_look
+from airflow_dai_provider.api.polling import FIRST_INTERVAL, MAX_OUTAGE, WaitTimeoutError, describe_poll
 from airflow_dai_provider.ingest.guard import IngestGuard
-from airflow_dai_provider.tasks.deferral import FAILED_DEFERRAL, defer_wait, ended_at_deadline, raise_task_timeout
+from airflow_dai_provider.tasks.deferral import FAILED_DEFERRAL, defer_wait, raise_task_timeout, timed_out_by_airflow
 from airflow_dai_provider.tasks.event import read_event
 from airflow_dai_provider.tasks.failures import (
     OperationNotFoundError,
-    UnexpectedEndError,
-    accept_end,
+    UnexpectedStateError,
     accept_missing,
     check_expected_states,
+    check_final_state,
     task_errors,
 )
 
@@ -185,7 +185,7 @@ class DaiOperationSensor(BaseSensorOperator):
             # Not the sensor base's own method: it makes a skip of every error.
             return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
         except AirflowException as error:
-            if ended_at_deadline(next_kwargs):
+            if timed_out_by_airflow(next_kwargs):
                 error = AirflowSensorTimeout(f"{self.operation_name} may still run: {error}.")
                 raise_task_timeout(self, str(error))
             elif next_method == FAILED_DEFERRAL:
@@ -223,7 +223,7 @@ class DaiOperationSensor(BaseSensorOperator):
     def _accept(self, operation: Operation) -> dict[str, Any]:
         """Return the sensor's result, when the operation has ended as expected."""
         self.log.info("%s.", operation)
-        return accept_end(operation, check_expected_states(self.expected_states)).to_dict()
+        return check_final_state(operation, check_expected_states(self.expected_states)).to_dict()
 
     def _get_next_poke_interval(
         self, started_at: datetime | float, run_duration: Callable[[], float], poke_count: int
@@ -231,7 +231,7 @@ class DaiOperationSensor(BaseSensorOperator):
         """Log the look; the base asks here for the interval, and only here are both times known in every mode."""
         interval: float = super()._get_next_poke_interval(started_at, run_duration, poke_count)
         if last_look := self.__dict__.pop("_last_look", None):
-            self.log.info("%s", describe_look(last_look, run_duration(), interval))
+            self.log.info("%s", describe_poll(last_look, run_duration(), interval))
         return interval
 
     def _timed_out(self, error: AirflowException) -> AirflowException:
@@ -243,7 +243,7 @@ class DaiOperationSensor(BaseSensorOperator):
     def _failure_behind(self, skip: AirflowSkipException) -> AirflowException | None:
         """Return what must fail the task although the sensor base made a skip of it: what can never succeed."""
         cause = skip.__cause__
-        if self.soft_fail and isinstance(cause, AirflowFailException) and not isinstance(cause, UnexpectedEndError):
+        if self.soft_fail and isinstance(cause, AirflowFailException) and not isinstance(cause, UnexpectedStateError):
             return cause
         return None
 
@@ -252,7 +252,7 @@ class DaiOperationSensor(BaseSensorOperator):
         if isinstance(error, AirflowSensorTimeout):
             skipped = self.soft_fail
         else:
-            skipped = self.never_fail or (self.soft_fail and isinstance(error, UnexpectedEndError))
+            skipped = self.never_fail or (self.soft_fail and isinstance(error, UnexpectedStateError))
         if skipped:
             raise AirflowSkipException(str(error)) from error
         raise error

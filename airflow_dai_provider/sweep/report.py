@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from airflow_dai_provider.api.errors import PERMANENT, Code
+from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.operation import Operation, OperationState
+from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.sweep.selection import PassedOver, Selection, Stray
 
 #: How many operations the message of an error names; the log and the report have all of them.
@@ -23,7 +24,7 @@ MAX_NAMED = 10
 class Failure:
     """A request for one operation that failed: its rpc code, and what to say of it."""
 
-    code: Code
+    rpc_code: Code
     reason: str
 
 
@@ -62,7 +63,7 @@ class SweepReport:
         untouched = Failure(Code.UNKNOWN, "the sweep broke off before its cancellation was requested")
         self.left = {stray.name: untouched for stray in self.found}
 
-    def request_taken(self, name: str) -> None:
+    def request_accepted(self, name: str) -> None:
         """Note that the service has taken the request to cancel an operation, which says nothing yet about the end."""
         del self.left[name]
         self.requested[name] = Failure(Code.UNKNOWN, "its cancellation is requested, and its end was not seen")
@@ -86,19 +87,19 @@ class SweepReport:
         ingest goes on. The next sweep's list tells.
         """
         reason = f"its cancellation is requested, but {failure.reason}" if name in self.requested else failure.reason
-        if failure.code in PERMANENT and failure.code is not Code.NOT_FOUND:
+        if failure.rpc_code in PERMANENT and failure.rpc_code is not Code.NOT_FOUND:
             settled = self.refused
-        elif name in self.requested and failure.code is not Code.NOT_FOUND:
+        elif name in self.requested and failure.rpc_code is not Code.NOT_FOUND:
             settled = self.requested
         else:
             settled = self.left
         self._take_out(name)
-        settled[name] = Failure(failure.code, reason)
+        settled[name] = Failure(failure.rpc_code, reason)
 
     def leave_requested(self, why: str) -> None:
         """Give up waiting: what is requested and has not ended is left."""
         for name, failure in self.requested.items():
-            self.left[name] = Failure(failure.code, f"{failure.reason}; {why}")
+            self.left[name] = Failure(failure.rpc_code, f"{failure.reason}; {why}")
         self.requested.clear()
 
     @property
@@ -107,13 +108,13 @@ class SweepReport:
         return self.refused | self.left
 
     @property
-    def code(self) -> Code:
+    def rpc_code(self) -> Code:
         """
         The rpc code that decides whether a retry of the sweep can help.
 
         A method that the server lacks is lacking for all; otherwise whatever can heal counts.
         """
-        codes = [failure.code for failure in self.failures.values()]
+        codes = [failure.rpc_code for failure in self.failures.values()]
         if Code.UNIMPLEMENTED in codes:
             return Code.UNIMPLEMENTED
         return Code.UNAVAILABLE if self.left else codes[0]

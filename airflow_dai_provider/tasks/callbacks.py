@@ -47,7 +47,7 @@ def is_deadline(context: Context) -> bool:
     return "deadline" in context and context.get("ti") is None
 
 
-def names_pushed_by_task_instance(context: Context, log: Any) -> list[object]:
+def operations_started_by_task_instance(context: Context, log: Any) -> list[object]:
     """
     Return what the context's own task instance, with its own map index, has pushed in the context's own try.
 
@@ -67,7 +67,7 @@ def names_pushed_by_task_instance(context: Context, log: Any) -> list[object]:
     return names
 
 
-def names_pushed_by_tasks(context: Context, task_ids: Iterable[str], log: Any) -> list[object]:
+def operations_started_by_tasks(context: Context, task_ids: Iterable[str], log: Any) -> list[object]:
     """
     Return what these tasks have pushed.
 
@@ -85,7 +85,7 @@ def names_pushed_by_tasks(context: Context, task_ids: Iterable[str], log: Any) -
         if known is not None and task_id not in known:
             raise AirflowException(f"the DAG {ti.dag_id} has no such task, but {', '.join(sorted(known))}.")
         if not is_dag_callback(context) and task_id == ti.task_id:
-            return names_pushed_by_task_instance(context, log)
+            return operations_started_by_task_instance(context, log)
         if is_dag_callback(context):
             return _pushed_until(ended, ti, task_id, _names(ti, task_id, None), log)
         if ti.map_index < 0:
@@ -95,12 +95,12 @@ def names_pushed_by_tasks(context: Context, task_ids: Iterable[str], log: Any) -
     return [name for task_id in task_ids for name in _or_error(task_id, names_of, task_id)]
 
 
-def names_pushed_by_run(context: Context, log: Any) -> list[object]:
+def operations_started_by_run(context: Context, log: Any) -> list[object]:
     """Return what any task of the run has pushed, with every map index."""
-    return names_pushed_by_tasks(context, context["dag"].task_ids, log)
+    return operations_started_by_tasks(context, context["dag"].task_ids, log)
 
 
-def names_pushed_by_deadline(context: Context, task_ids: Iterable[str] | None) -> list[object]:
+def operations_started_by_deadline_run(context: Context, task_ids: Iterable[str] | None) -> list[object]:
     """
     Return what these tasks of the run have pushed, or what all have, with every map index.
 

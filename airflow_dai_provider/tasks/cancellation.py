@@ -1,94 +1,91 @@
-"""
-Asking the service to cancel one operation: what operators and notifiers share.
-
-The rules are written once, as coroutines: an event loop runs them on an asynchronous hook, and :func:`run_at_once` runs
-them on a synchronous one, where nothing in them waits.
-"""
+"""Request the cancellation of one operation, or of many."""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.retry import PERMANENT
 
 if TYPE_CHECKING:
     from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
 
-T = TypeVar("T")
-
-
-class Service(Protocol):
-    """What a cancellation needs of the service: ``DaiAsyncHook`` as it is, ``DaiHook`` as :class:`AtOnce`."""
-
-    async def cancel_operation(self, name: str) -> None:
-        """Ask the service to cancel an operation."""
-
-    async def get_operation(self, name: str) -> Operation:
-        """Return the latest state of an operation."""
-
-
-class AtOnce:
-    """
-    A synchronous hook as a :class:`Service` whose coroutines never wait.
-
-    :param hook: the hook, which does the work.
-    """
-
-    def __init__(self, hook: DaiHook) -> None:
-        self._hook = hook
-
-    async def cancel_operation(self, name: str) -> None:
-        """Ask the service to cancel an operation."""
-        self._hook.cancel_operation(name)
-
-    async def get_operation(self, name: str) -> Operation:
-        """Return the latest state of an operation."""
-        return self._hook.get_operation(name)
-
-
-def run_at_once(coroutine: Coroutine[Any, Any, T]) -> T:
-    """
-    Run a coroutine in which nothing waits, without an event loop.
-
-    :raises RuntimeError: when it waits after all.
-    """
-    try:
-        coroutine.send(None)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    coroutine.close()
-    raise RuntimeError(f"{coroutine} waits, so it needs an event loop.")
+#: Seconds between two rounds of attempts.
+PAUSE = 1.0
+#: The most requests under way at a time when a callback cancels many operations.
+CALLBACK_CONCURRENCY = 16
+#: What cancelling a finished operation can return, which is not documented.
+_FINISHED = frozenset({Code.FAILED_PRECONDITION, Code.NOT_FOUND})
 
 
 def request_cancellation(hook: DaiHook, name: str, log: Any) -> Operation | None:
-    """Request the cancellation of an operation, as :func:`async_request_cancellation` does, on a synchronous hook."""
-    return run_at_once(async_request_cancellation(AtOnce(hook), name, log))
-
-
-async def async_request_cancellation(service: Service, name: str, log: Any) -> Operation | None:
-    """
-    Request the cancellation of an operation.
-
-    What cancelling a finished operation answers is not documented: where the service refuses, get is asked.
+    """Request the cancellation of an operation; where the service refuses, ask get what is true.
 
     :param log: says what was requested, or that there was nothing to cancel.
-    :return: the operation when it had already finished and the service therefore refused; None when the request
-        was taken, which says nothing yet about the end.
-    :raises google.api_core.exceptions.NotFound: when the service does not know the operation.
-    :raises google.api_core.exceptions.GoogleAPICallError: when it refuses although the operation runs, or fails.
+    :return: the operation when it had already finished and the service therefore refused; None when the service has
+        accepted the request, which says nothing yet about the final state.
+    :raises ServiceError: NOT_FOUND when the service does not know the operation; any other when it refuses although
+        the operation runs, or fails.
     """
-    # Imported here, since DAG files are parsed often and this is heavy; whoever has made the hook has loaded it.
-    from google.api_core.exceptions import FailedPrecondition, NotFound
-
     try:
-        await service.cancel_operation(name)
-    except (FailedPrecondition, NotFound) as error:
-        operation = await service.get_operation(name)
+        hook.cancel_operation(name)
+    except ServiceError as error:
+        if error.rpc_code not in _FINISHED:
+            raise
+        operation = hook.get_operation(name)
         if not operation.done:
-            # Never NotFound, which callers may take for an operation that does not run.
-            raise FailedPrecondition(f"{error.message} But {operation}.") from error
+            # Never NOT_FOUND, which callers may take for an operation that does not run.
+            raise ServiceError(f"{error} But {operation}.", Code.FAILED_PRECONDITION) from error
         log.info("%s: it had already finished, there is nothing to cancel.", operation)
         return operation
     log.info("Requested the cancellation of %s.", name)
     return None
+
+
+def request_cancellations(
+    hook: DaiHook,
+    names: Sequence[str],
+    *,
+    timeout: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    log: Any,
+) -> list[str]:
+    """Request many cancellations in a bounded time: each once per round, until it is settled or the time is up.
+
+    A permanent error settles an operation, as does a response that nothing runs.
+
+    :param hook: whose connection is used; its session stands before the time starts to count.
+    :param timeout: seconds for all rounds.
+    :param clock: gives seconds.
+    :param sleep: waits for seconds.
+    :param log: says what was requested, and what has failed for now.
+    :return: for each operation that may still run, a sentence that says why.
+    """
+    # Imported here, since DAG files are parsed often and few tasks cancel many operations.
+    from airflow_dai_provider.transport.workers import Workers
+
+    problems: dict[str, str] = {}
+    left = dict.fromkeys(names, "the time was up before it could be cancelled")
+    deadline = clock() + timeout
+    hooks = [hook.sibling() for _ in range(min(len(left), CALLBACK_CONCURRENCY))]
+    with Workers(hooks, should_stop=lambda: clock() >= deadline) as workers:
+        while left and clock() < deadline:
+            requested, failures = workers.call(left, lambda own, name: request_cancellation(own, name, log))
+            for name, error in failures.items():
+                if error.rpc_code is Code.NOT_FOUND:
+                    log.info("%s Nothing is left to cancel.", error)
+                elif error.rpc_code in PERMANENT:
+                    problems[name] = str(error)
+                else:
+                    log.warning("%s", error)
+                    left[name] = str(error)
+                    continue
+                del left[name]
+            for name in requested:
+                del left[name]
+            if left:
+                sleep(PAUSE)
+    return [f"{name} may still run: {reason}" for name, reason in (problems | left).items()]

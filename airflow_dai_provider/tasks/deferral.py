@@ -105,7 +105,7 @@ def defer_wait(
     raise AssertionError("defer() returns only by raising")
 
 
-def ended_at_deadline(next_kwargs: dict[str, Any] | None) -> bool:
+def timed_out_by_airflow(next_kwargs: dict[str, Any] | None) -> bool:
     """Whether Airflow itself has ended a deferral, because its trigger was in no triggerer at the deadline."""
     return (next_kwargs or {}).get("error") in TRIGGER_TIMEOUTS
 

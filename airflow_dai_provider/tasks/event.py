@@ -16,7 +16,7 @@ from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.operation import InvalidOperationError, Operation
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.redaction import short_repr
-from airflow_dai_provider.tasks.failures import describe_error, error_code, task_error
+from airflow_dai_provider.tasks.failures import describe_error, rpc_code_of, task_error
 
 
 def operation_event(operation_name: str, operation: Operation) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def error_event(operation_name: str, error: Exception) -> dict[str, Any]:
     event = {"operation_name": operation_name}
     if isinstance(error, WaitTimeoutError):
         return event | {"status": "timeout", "message": str(error)}
-    return event | {"status": "error", "code": error_code(error), "message": describe_error(error)}
+    return event | {"status": "error", "code": rpc_code_of(error), "message": describe_error(error)}
 
 
 def read_event(event: object, operation_name: str | None, consequence: str = "") -> Operation:

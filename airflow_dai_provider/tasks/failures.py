@@ -12,11 +12,12 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from airflow_dai_provider.api.errors import PERMANENT, Code
-from airflow_dai_provider.api.operation import END_STATES, Operation, OperationState
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.operation import FINAL_STATES, Operation, OperationState
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.redaction import short_repr
-from airflow_dai_provider.metrics import count_ended
+from airflow_dai_provider.api.retry import PERMANENT
+from airflow_dai_provider.metrics import count_finished
 
 _ADVICE = {
     Code.UNIMPLEMENTED: (
@@ -35,7 +36,7 @@ class OperationNotFoundError(AirflowFailException):
     """The service does not know the operation."""
 
 
-class UnexpectedEndError(AirflowFailException):
+class UnexpectedStateError(AirflowFailException):
     """The operation has ended in a state that the task was not told to accept."""
 
 
@@ -52,29 +53,29 @@ def check_expected_states(states: object) -> frozenset[OperationState] | None:
     if (
         isinstance(given, Collection)
         and given
-        and all(isinstance(state, str) and state in END_STATES for state in given)
+        and all(isinstance(state, str) and state in FINAL_STATES for state in given)
     ):
         return frozenset(OperationState(state) for state in given)
     raise AirflowFailException(
         f"Invalid expected_states {short_repr(states)}: expected None for every end, or some of "
-        f"{', '.join(sorted(END_STATES))}."
+        f"{', '.join(sorted(FINAL_STATES))}."
     )
 
 
-def accept_end(operation: Operation, expected: frozenset[OperationState] | None) -> Operation:
+def check_final_state(operation: Operation, expected: frozenset[OperationState] | None) -> Operation:
     """
     Return an operation that has ended as the task expects.
 
     :param operation: one that has ended.
     :param expected: the states to accept, or None for every end.
-    :raises UnexpectedEndError: when it ended otherwise; the message has the ingest's reason.
+    :raises UnexpectedStateError: when it ended otherwise; the message has the ingest's reason.
     """
     if not operation.done:
         raise AirflowException(f"{operation}, which is no end.")
-    count_ended(operation.state)
+    count_finished(operation.state)
     if expected is None or operation.state in expected:
         return operation
-    raise UnexpectedEndError(f"{operation}, but this task accepts only {', '.join(sorted(expected))}.")
+    raise UnexpectedStateError(f"{operation}, but this task accepts only {', '.join(sorted(expected))}.")
 
 
 def accept_missing(error: OperationNotFoundError, log: Any, meaning: str, *, missing_ok: bool) -> None:
@@ -108,59 +109,35 @@ def task_errors(consequence: str = "") -> Iterator[None]:
         raise AirflowFailException(str(error)) from error
     except WaitTimeoutError as error:
         raise AirflowException(_sentences(error, consequence)) from error
-    except Exception as error:
-        code = error_code(error)
-        if code is None:
-            raise
-        # The message says what was asked and answered. Behind the frames of our own code nobody would find it:
+    except ServiceError as error:
+        # The message says what was asked and what came back. Without the frames of our own code it is easy to find:
         # Airflow's log page, which opens at its end, leaves out a cause that has none.
-        raise task_error(code, error_message(error), consequence) from error.with_traceback(None)
+        raise task_error(error.rpc_code, str(error), consequence) from error.with_traceback(None)
 
 
-def task_error(code: Code, message: str, consequence: str = "") -> AirflowException:
-    """
-    Return what ends a task after an error with this code.
+def task_error(rpc_code: Code, message: str, consequence: str = "") -> AirflowException:
+    """Return what fails a task after an error with this code.
 
     :param message: what has happened.
-    :param consequence: a sentence that says what this leaves behind.
+    :param consequence: a sentence that says what may still run.
     """
-    advice = _ADVICE.get(code, "")
-    if code is Code.NOT_FOUND:
+    advice = _ADVICE.get(rpc_code, "")
+    if rpc_code is Code.NOT_FOUND:
         return OperationNotFoundError(_sentences(message, advice))
-    kind = AirflowFailException if code in PERMANENT else AirflowException
+    kind = AirflowFailException if rpc_code in PERMANENT else AirflowException
     return kind(_sentences(message, advice, consequence))
 
 
-def error_code(error: Exception) -> Code | None:
-    """Return the rpc code of what a hook has raised, or the one that it amounts to; None for what no hook raises."""
-    # Imported here, since DAG files are parsed often and this is heavy; whoever raised the error has loaded it.
-    from google.api_core.exceptions import GoogleAPICallError
-    from google.auth.exceptions import GoogleAuthError, TransportError
-
-    if isinstance(error, GoogleAPICallError):
-        status = error.grpc_status_code
-        return Code(status.name) if status is not None else Code.UNKNOWN
-    if isinstance(error, TransportError | ConnectionError | TimeoutError) or getattr(error, "retryable", False):
-        return Code.UNAVAILABLE
-    if isinstance(error, GoogleAuthError | OSError):
-        return Code.UNAUTHENTICATED
+def rpc_code_of(error: Exception) -> Code | None:
+    """Return the rpc code of what a hook has raised; None for an error that no hook raises."""
+    if isinstance(error, ServiceError):
+        return error.rpc_code
     return Code.INVALID_ARGUMENT if isinstance(error, ValueError) else None
 
 
-def error_message(error: Exception) -> str:
-    """Return the words of what a hook has raised."""
-    from google.api_core.exceptions import GoogleAPICallError
-
-    if isinstance(error, GoogleAPICallError):
-        return str(error.message)
-    if isinstance(error, ValueError):
-        return str(error)
-    return f"The connection gives no usable credentials: {error}"
-
-
 def describe_error(error: Exception) -> str:
-    """Return the words of any error, for a log or a message."""
-    return error_message(error) if error_code(error) else repr(error)
+    """Return the text of any error, for a log or a message."""
+    return str(error) if isinstance(error, ServiceError | ValueError | AirflowException) else repr(error)
 
 
 def _sentences(*parts: object) -> str:

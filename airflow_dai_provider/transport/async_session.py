@@ -22,11 +22,12 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.transport.credentials import (
     TOKEN_ERRORS,
     client_headers,
-    no_answer,
+    no_response,
     not_sent,
     refuse_plain_http,
     token_error,
 )
+from airflow_dai_provider.transport.errors import FailedPrecondition, typed
 from airflow_dai_provider.transport.token import Token
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ T = TypeVar("T")
 
 #: The most connections of one session; a look that finds all of them busy waits for one.
 MAX_CONNECTIONS = 50
-#: Those of them that looks leave to cancel requests.
-KEPT_FREE = 10
 #: Seconds that a connection is kept for the next look: longer than the default interval between two of them.
 KEEP_ALIVE = 90.0
 
@@ -62,8 +61,7 @@ class AiohttpTransport:
         self._session: aiohttp.ClientSession | None = None
         self._proxy: str | None = None
         # Waited for before a request's time begins to run.
-        self._looks = asyncio.Semaphore(MAX_CONNECTIONS - KEPT_FREE)
-        self._changes = asyncio.Semaphore(KEPT_FREE)
+        self._free = asyncio.Semaphore(MAX_CONNECTIONS)
 
     async def open(self) -> Self:
         """
@@ -74,12 +72,11 @@ class AiohttpTransport:
         try:
             context, self._proxy = await sync_to_async(self._read_environment, thread_sensitive=False)()
         except OSError as error:
-            message = f"The certificate authorities cannot be read: {error}"
-            raise ServiceError(message, Code.FAILED_PRECONDITION) from error
+            raise FailedPrecondition(f"Cannot read the certificate authorities: {error}") from error
         except ValueError:
             # Without the cause, which can hold the proxy's password.
             message = f"Nothing was sent to {self.endpoint.url}: the environment's proxy is no http:// or https:// URL."
-            raise ServiceError(message, Code.FAILED_PRECONDITION) from None
+            raise FailedPrecondition(message) from None
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=context, keepalive_timeout=KEEP_ALIVE),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -113,13 +110,19 @@ class AiohttpTransport:
         """
         Send a request once; after a 401 once more, with a fresh token.
 
-        :raises ServiceError: for everything that is not the answer asked for.
+        :raises ServiceError: of the class that belongs to its rpc code, for everything but the response asked for.
         """
+        try:
+            return await self._call(request)
+        except ServiceError as error:
+            raise typed(error) from error.__cause__
+
+    async def _call(self, request: rest.Request[T]) -> T:
         headers = await self._authorise(request)
         try:
             return await self._send(request, headers)
         except ServiceError as error:
-            if error.code is not Code.UNAUTHENTICATED or not self.token.renewable:
+            if error.rpc_code is not Code.UNAUTHENTICATED or not self.token.renewable:
                 raise
         return await self._send(request, await self._authorise(request, refused=headers))
 
@@ -132,20 +135,20 @@ class AiohttpTransport:
                 await self.token.renew(refused)
             return await self.token.headers()
         except TOKEN_ERRORS as error:
-            raise token_error(request, error, may_heal=self.token.may_heal) from error
+            raise token_error(request, error, retryable=self.token.retryable) from error
 
     async def _send(self, request: rest.Request[T], headers: Mapping[str, str]) -> T:
         try:
-            async with self._looks if request.http_method == "GET" else self._changes:
+            async with self._free:
                 answer = await self._exchange(request, headers)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._transport_error(request, error) from error
         except ValueError as error:
             # Without the cause, which can hold the token.
             raise not_sent(request, error) from None
-        return rest.read_answer(request, answer, datetime.now(UTC))
+        return rest.read_response(request, answer, datetime.now(UTC))
 
-    async def _exchange(self, request: rest.Request[Any], headers: Mapping[str, str]) -> rest.Answer:
+    async def _exchange(self, request: rest.Request[Any], headers: Mapping[str, str]) -> rest.Response:
         if self._session is None:
             raise RuntimeError("The session is not open.")
         async with self._session.request(
@@ -158,11 +161,11 @@ class AiohttpTransport:
             proxy=self._proxy,
         ) as response:
             body = await _read_body(response)
-            return rest.Answer(response.status, response.headers, body)
+            return rest.Response(response.status, response.headers, body)
 
     def _transport_error(self, request: rest.Request[Any], error: Exception) -> ServiceError:
         """Say what an error of the library means: whether it can heal, and whether the service may have acted."""
-        return no_answer(
+        return no_response(
             request,
             self.endpoint,
             error,
@@ -182,12 +185,14 @@ def _proxy_url(proxy: str) -> str:
 
 async def _read_body(response: aiohttp.ClientResponse) -> bytes:
     """Read as it arrives, so that a large answer does not fill the memory."""
-    body = await response.content.read(rest.MAX_ANSWER_BYTES + 1)
-    if response.content.at_eof() or len(body) > rest.MAX_ANSWER_BYTES:
+    body = await response.content.read(rest.MAX_RESPONSE_BYTES + 1)
+    if response.content.at_eof() or len(body) > rest.MAX_RESPONSE_BYTES:
         return body
     chunks = [body]
     size = len(body)
-    while size <= rest.MAX_ANSWER_BYTES and (chunk := await response.content.read(rest.MAX_ANSWER_BYTES + 1 - size)):
+    while size <= rest.MAX_RESPONSE_BYTES and (
+        chunk := await response.content.read(rest.MAX_RESPONSE_BYTES + 1 - size)
+    ):
         chunks.append(chunk)
         size += len(chunk)
     return b"".join(chunks)

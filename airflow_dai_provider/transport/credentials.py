@@ -23,6 +23,7 @@ from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.endpoint import EMULATOR_VARIABLE, Endpoint
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.redaction import redact_urls
+from airflow_dai_provider.transport.errors import typed
 
 #: What can come out of ``Credentials.refresh``, which reads the token service's answer unchecked.
 TOKEN_ERRORS = (GoogleAuthError, OSError, TypeError, ValueError, LookupError, AttributeError)
@@ -53,7 +54,7 @@ class TokenRequest(AuthRequest):
         self._status = 0
 
     @property
-    def may_heal(self) -> bool:
+    def retryable(self) -> bool:
         """Whether the last answer was one that a repeat can change."""
         return self._status in (408, 429) or self._status >= 500
 
@@ -73,7 +74,7 @@ class TokenRequest(AuthRequest):
         """
         self._status = 0
         secret = body is not None or "authorization" in {name.lower() for name in headers or ()}
-        if secret and not Endpoint(url).may_see_token:
+        if secret and not Endpoint(url).accepts_token:
             raise RefreshError(f"Refusing to send credentials to {redact_urls(url)} over plain HTTP: use https")
         seconds = timeout or self._timeout
         options = {"allow_redirects": False, "stream": True} | kwargs
@@ -91,8 +92,8 @@ class TokenRequest(AuthRequest):
                 body = read_body(answer.raw, lambda: time.monotonic() > deadline)
             except urllib3.exceptions.HTTPError as error:
                 raise requests.exceptions.ConnectionError(f"the answer cannot be read: {error}") from error
-        if len(body) > rest.MAX_ANSWER_BYTES:
-            raise requests.exceptions.ConnectionError(f"the answer is larger than {rest.MAX_ANSWER_BYTES} bytes")
+        if len(body) > rest.MAX_RESPONSE_BYTES:
+            raise requests.exceptions.ConnectionError(f"the answer is larger than {rest.MAX_RESPONSE_BYTES} bytes")
         answer._content, answer._content_consumed = body, True  # type: ignore[attr-defined]
 
 
@@ -112,14 +113,14 @@ def client_headers(library: str) -> dict[str, str]:
 
 def refuse_plain_http(endpoint: Endpoint, credentials: Credentials) -> None:
     """Raise ValueError when a token would leave this machine over plain HTTP."""
-    if not isinstance(credentials, AnonymousCredentials) and not endpoint.may_see_token:
+    if not isinstance(credentials, AnonymousCredentials) and not endpoint.accepts_token:
         raise ValueError(
             f"Refusing to send credentials to {endpoint.url} over plain HTTP: use https, a loopback address, "
             f"or {EMULATOR_VARIABLE} for an emulator that needs no credentials."
         )
 
 
-def no_answer(
+def no_response(
     request: rest.Request[Any], endpoint: Endpoint, reason: object, *, untrusted: bool, timed_out: bool, sent: bool
 ) -> ServiceError:
     """
@@ -147,11 +148,11 @@ def read_body(raw: urllib3.BaseHTTPResponse, late: Callable[[], bool]) -> bytes:
     body = bytearray()
     while chunk := raw.read1(_CHUNK, decode_content=True):
         body += chunk
-        if len(body) > rest.MAX_ANSWER_BYTES:
+        if len(body) > rest.MAX_RESPONSE_BYTES:
             break
         if late():
             raise urllib3.exceptions.TimeoutError("the answer did not end in time")
-    return bytes(body[: rest.MAX_ANSWER_BYTES + 1])
+    return bytes(body[: rest.MAX_RESPONSE_BYTES + 1])
 
 
 def keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -164,13 +165,13 @@ def no_authorities(request: rest.Request[Any], error: OSError) -> ServiceError:
     return ServiceError(f"{request} was not sent: {error}", Code.FAILED_PRECONDITION)
 
 
-def token_error(request: rest.Request[Any], error: Exception, *, may_heal: bool) -> ServiceError:
+def token_error(request: rest.Request[Any], error: Exception, *, retryable: bool) -> ServiceError:
     """
     Return the error for a request that was not sent, since one of ``TOKEN_ERRORS`` came instead of a token.
 
     :param error: keeps its words only; the answer that google-auth keeps in it can hold a token, and shows in a
         traceback. Many waits can share it.
-    :param may_heal: whether the last answer of a token service was one that a repeat can change.
+    :param retryable: whether the last answer of a token service was one that a repeat can change.
     """
     if isinstance(error, OSError):
         return no_authorities(request, error)
@@ -179,9 +180,18 @@ def token_error(request: rest.Request[Any], error: Exception, *, may_heal: bool)
         return ServiceError(words, Code.UNAVAILABLE, sent=False)
     error.args = (_reason(error),)
     words = f"{request} was not sent, for want of a token: {redact_urls(error.args[0])}"
-    if isinstance(error, TransportError) or error.retryable or may_heal:
+    if isinstance(error, TransportError) or error.retryable or retryable:
         return ServiceError(words, Code.UNAVAILABLE, sent=False)
     return ServiceError(words, Code.UNAUTHENTICATED)
+
+
+def credentials_error(error: Exception) -> ServiceError:
+    """Return the error for a connection that gives no credentials."""
+    unavailable = isinstance(error, TransportError | ConnectionError | TimeoutError) or getattr(
+        error, "retryable", False
+    )
+    code = Code.UNAVAILABLE if unavailable else Code.UNAUTHENTICATED
+    return typed(ServiceError(f"The connection gives no usable credentials: {error}", code, sent=False))
 
 
 def _reason(error: GoogleAuthError) -> str:

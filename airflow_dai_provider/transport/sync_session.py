@@ -24,13 +24,14 @@ from airflow_dai_provider.transport.credentials import (
     TokenRequest,
     client_headers,
     keep_headers,
-    no_answer,
     no_authorities,
+    no_response,
     not_sent,
     read_body,
     refuse_plain_http,
     token_error,
 )
+from airflow_dai_provider.transport.errors import typed
 
 T = TypeVar("T")
 
@@ -89,14 +90,20 @@ class RequestsTransport:
         """
         Send a request once; after a 401 once more, with a fresh token.
 
-        :raises ServiceError: for everything that is not the answer asked for.
+        :raises ServiceError: of the class that belongs to its rpc code, for everything but the response asked for.
         """
+        try:
+            return self._call(request)
+        except ServiceError as error:
+            raise typed(error) from error.__cause__
+
+    def _call(self, request: rest.Request[T]) -> T:
         if not (self._anonymous or self.session.credentials.valid):
             self._renew(request)
         try:
             return self._send(request)
         except ServiceError as error:
-            if error.code is not Code.UNAUTHENTICATED or self._anonymous:
+            if error.rpc_code is not Code.UNAUTHENTICATED or self._anonymous:
                 raise
         self._renew(request)
         return self._send(request)
@@ -106,7 +113,7 @@ class RequestsTransport:
         try:
             self.session.credentials.refresh(self._auth_request)
         except TOKEN_ERRORS as error:
-            raise token_error(request, error, may_heal=self._auth_request.may_heal) from error
+            raise token_error(request, error, retryable=self._auth_request.retryable) from error
 
     def _send(self, request: rest.Request[T]) -> T:
         # What the caller is handling already is a context of our errors, and no cause of them.
@@ -114,7 +121,7 @@ class RequestsTransport:
         try:
             answer = self._exchange(request)
         except GoogleAuthError as error:
-            raise token_error(request, error, may_heal=self._auth_request.may_heal) from error
+            raise token_error(request, error, retryable=self._auth_request.retryable) from error
         except _NEVER_MADE as error:
             # Without the cause, which can hold the token.
             raise not_sent(request, error) from None
@@ -122,9 +129,9 @@ class RequestsTransport:
             raise self._transport_error(request, error, handled) from error
         except OSError as error:
             raise no_authorities(request, error) from error
-        return rest.read_answer(request, answer, datetime.now(UTC))
+        return rest.read_response(request, answer, datetime.now(UTC))
 
-    def _exchange(self, request: rest.Request[Any]) -> rest.Answer:
+    def _exchange(self, request: rest.Request[Any]) -> rest.Response:
         with self.session.request(
             request.http_method,
             self.endpoint.url + request.path,
@@ -138,7 +145,7 @@ class RequestsTransport:
             # Counted from here: the token and the first byte have had their own time, and what has come is kept.
             deadline = time.monotonic() + self.timeout
             body = read_body(response.raw, lambda: time.monotonic() > deadline)
-            return rest.Answer(response.status_code, response.headers, body)
+            return rest.Response(response.status_code, response.headers, body)
 
     def _transport_error(
         self, request: rest.Request[Any], error: Exception, handled: BaseException | None
@@ -148,7 +155,7 @@ class RequestsTransport:
         for link in chain:
             if isinstance(link, ssl.SSLError) and link.library in _UNREADABLE:
                 return no_authorities(request, link)
-        return no_answer(
+        return no_response(
             request,
             self.endpoint,
             chain[-1],

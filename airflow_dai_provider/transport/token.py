@@ -26,14 +26,14 @@ class Token:
     """
 
     def __init__(self, credentials: Credentials, timeout: float) -> None:
-        self._credentials = credentials
+        self.credentials = credentials
         self._timeout = timeout
         self.renewable = not isinstance(credentials, AnonymousCredentials)
         self._headers: dict[str, str] | None = None if self.renewable else {}
         self._renew_at = float("inf")
         self._fetching: asyncio.Task[None] | None = None
         #: Whether the last fetch met an answer that a repeat can change.
-        self.may_heal = False
+        self.retryable = False
 
     async def headers(self) -> Mapping[str, str]:
         """
@@ -74,12 +74,12 @@ class Token:
         with requests.Session() as session:
             request = TokenRequest(session, self._timeout)
             try:
-                self._credentials.refresh(request)
+                self.credentials.refresh(request)
             finally:
-                self.may_heal = request.may_heal
+                self.retryable = request.retryable
         headers: dict[str, str] = {}
-        self._credentials.apply(headers)
-        expiry = self._credentials.expiry
+        self.credentials.apply(headers)
+        expiry = self.credentials.expiry
         expires = expiry.replace(tzinfo=UTC).timestamp() if expiry else float("inf")
         self._renew_at = max(expires - RENEW_BEFORE, fetched + 0.9 * (expires - fetched))
         self._headers = headers

@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_dai_provider.api.polling import MAX_OUTAGE
-from airflow_dai_provider.tasks.cancellation import async_request_cancellation
+from airflow_dai_provider.tasks.cancellation import request_cancellation
 from airflow_dai_provider.tasks.event import error_event, operation_event
 from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL, task_instance_state
 
 if TYPE_CHECKING:
-    from airflow_dai_provider.hooks.dai import DaiAsyncHook
+    from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 
 #: Seconds within which a killed wait has to have requested the cancellation; Airflow gives 30.
 KILL_SECONDS = 25.0
 
+#: Started when the first task is killed.
+_KILL_THREADS = ThreadPoolExecutor(10, thread_name_prefix="dai-kill")
 # What cancels after a kill outlives the trigger, and the event loop itself holds its tasks only weakly.
 _KILLS: set[asyncio.Task[None]] = set()
 
@@ -69,9 +72,7 @@ class DaiOperationTrigger(BaseTrigger):
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
-        self._hook: DaiAsyncHook | None = None
-        self._held = AsyncExitStack()
-        self._kept = AsyncExitStack()
+        self._hook: DaiHook | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the path of this class and every argument of its constructor."""
@@ -97,17 +98,8 @@ class DaiOperationTrigger(BaseTrigger):
         except asyncio.CancelledError:
             if not TRIGGERS_HAVE_ON_KILL:
                 await self.on_kill()
-            elif self.cancel_on_kill:
-                # on_kill comes after this, and cleanup after that: the session and its token stay open until then.
-                self._kept = self._held.pop_all()
             raise
-        finally:
-            await self._held.aclose()
         yield event
-
-    async def cleanup(self) -> None:
-        """Close what was kept open for on_kill."""
-        await self._kept.aclose()
 
     async def on_kill(self) -> None:
         """
@@ -130,15 +122,17 @@ class DaiOperationTrigger(BaseTrigger):
     async def _wait(self) -> dict[str, Any]:
         """Wait, and return the payload of the event."""
         try:
-            self._hook = await sync_to_async(self._make_hook, thread_sensitive=False)()
-            await self._held.enter_async_context(self._hook)
-            operation = await self._hook.wait_for_operation(
-                self.operation_name,
-                started=self.started,
-                timeout=self.timeout,
-                poll_interval=self.poll_interval,
-                max_outage=self.max_outage,
-            )
+            async with await sync_to_async(self._make_hook, thread_sensitive=False)() as hook:
+                if self.cancel_on_kill:
+                    # Now, since a kill leaves little time to look up a connection and to fetch a token.
+                    self._hook = await hook.synchronous_hook()
+                operation = await hook.wait_for_operation(
+                    self.operation_name,
+                    started=self.started,
+                    timeout=self.timeout,
+                    poll_interval=self.poll_interval,
+                    max_outage=self.max_outage,
+                )
         except Exception as error:
             self.log.warning("The wait for %s is over: %s", self.operation_name, error)
             return error_event(self.operation_name, error)
@@ -146,18 +140,24 @@ class DaiOperationTrigger(BaseTrigger):
         return operation_event(self.operation_name, operation)
 
     async def _cancel_unless_deferred(self) -> None:
-        """Request the cancellation, on a session held for this alone, unless the task still waits elsewhere."""
+        """Request the cancellation, unless the task still waits elsewhere."""
         try:
-            hook = self._hook or await sync_to_async(self._make_hook, thread_sensitive=False)()
-            # The session is held from the start, since cleanup can come while the state is still being asked for.
-            async with hook.sibling() as own:
-                if await task_instance_state(self.task_instance) == "deferred":
-                    self.log.info("Leaving %s alone: its task is still deferred.", self.operation_name)
-                    return
-                self.log.info("The task that waits for %s was killed.", self.operation_name)
-                await async_request_cancellation(own, self.operation_name, self.log)
+            if await task_instance_state(self.task_instance) == "deferred":
+                self.log.info("Leaving %s alone: its task is still deferred.", self.operation_name)
+                return
+            self.log.info("The task that waits for %s was killed.", self.operation_name)
+            # In threads of their own: the look-ups of all triggers share the default ones.
+            await sync_to_async(self._request_cancellation, thread_sensitive=False, executor=_KILL_THREADS)()
         except Exception:
             self.log.exception("%s may still run: its task was killed, but it was not cancelled", self.operation_name)
+
+    def _request_cancellation(self) -> None:
+        from airflow_dai_provider.hooks.dai import DaiHook
+
+        # Killed before the wait had begun, if there is none yet.
+        hook = self._hook or DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
+        with hook:
+            request_cancellation(hook, self.operation_name, self.log)
 
     def _make_hook(self) -> DaiAsyncHook:
         """Make the hook, in a thread, since what it imports is heavy."""

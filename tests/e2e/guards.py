@@ -66,7 +66,7 @@ def _guard(path: Path, logger: str, reason: str) -> str | None:
         return "trigger on_kill"
     task = re.search(r"/dag_id=(\w+)/.*/task_id=(\w+)/", where)
     if task is None:
-        return "task callback" if "CancelWhatIsLeft" in logger else None
+        return "task callback" if "LostWorkerCallback" in logger else None
     if task[1] == "sweep":
         return "sweep"
     if task[2] == "cancel":

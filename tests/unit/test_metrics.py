@@ -72,8 +72,8 @@ def test_what_a_statsd_listener_gets() -> None:
     assert counted == {
         "airflow.dai.cancel_requested": 4,
         "airflow.dai.looks": 4,
-        "airflow.dai.operation_ended.cancelled": 2,
-        "airflow.dai.operation_ended.succeeded": 1,
+        "airflow.dai.operation_finished.cancelled": 2,
+        "airflow.dai.operation_finished.succeeded": 1,
         "airflow.dai.repeats": 1,
     }
     ((timer, milliseconds, _),) = [line for line in received if line[2] == "ms"]

@@ -13,7 +13,7 @@ from airflow.triggers.base import BaseTrigger
 
 from airflow_dai_provider.tasks.callbacks import push_operation
 from airflow_dai_provider.version_compat import (
-    TRIES_HAVE_MEMORY,
+    HAS_TASK_STATE_STORE,
     TRIGGERS_HAVE_ON_KILL,
     gets_xcoms,
     task_instance_state,
@@ -23,7 +23,7 @@ from tests.support.airflow_versions import HAS_SYNC_CALLBACKS, VERSION, Callback
 
 def test_what_came_with_3_3() -> None:
     has_store = importlib.util.find_spec("airflow.models.task_state_store") is not None
-    assert TRIES_HAVE_MEMORY is has_store
+    assert HAS_TASK_STATE_STORE is has_store
     assert TRIGGERS_HAVE_ON_KILL is hasattr(BaseTrigger, "on_kill")
     assert has_store is (VERSION >= (3, 3))
 
@@ -124,8 +124,8 @@ def test_the_state_of_each_task_instance(run_dag: Any, airflow_2: bool) -> None:
         "deferred, mapped": "deferred",
         "deferred, nothing pushed": "deferred",
         # Airflow 3.3 goes on with the ingest in the next try, so it is the task that counts there.
-        "a later try": "deferred" if TRIES_HAVE_MEMORY else None,
-        "a later try, mapped": "deferred" if TRIES_HAVE_MEMORY else None,
+        "a later try": "deferred" if HAS_TASK_STATE_STORE else None,
+        "a later try, mapped": "deferred" if HAS_TASK_STATE_STORE else None,
         # The ingest is another task's, and waited for again; Airflow 2 tells the try number itself.
         "a later try, nothing pushed": None if airflow_2 else "deferred",
     }

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, conf
 
-from airflow_dai_provider.api.errors import PERMANENT
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.polling import WaitTimeoutError, check_seconds
+from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.metrics import time_cancel
 from airflow_dai_provider.tasks.cancellation import request_cancellation
-from airflow_dai_provider.tasks.deferral import FAILED_DEFERRAL, ended_at_deadline, raise_task_timeout, wait_or_defer
+from airflow_dai_provider.tasks.deferral import FAILED_DEFERRAL, raise_task_timeout, timed_out_by_airflow, wait_or_defer
 from airflow_dai_provider.tasks.event import read_event
 from airflow_dai_provider.tasks.failures import (
     OperationNotFoundError,
-    accept_end,
     accept_missing,
     check_expected_states,
-    error_code,
+    check_final_state,
     task_errors,
 )
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION
@@ -144,7 +144,7 @@ class DaiCancelOperationOperator(BaseOperator):
             if next_method != FAILED_DEFERRAL:
                 raise
             message = f"{self.operation_name} may still run: {error}."
-            if ended_at_deadline(next_kwargs):
+            if timed_out_by_airflow(next_kwargs):
                 raise_task_timeout(self, message)
             raise AirflowException(message) from error
 
@@ -154,7 +154,7 @@ class DaiCancelOperationOperator(BaseOperator):
         if requested is not None and operation.state is OperationState.CANCELLED:
             time_cancel(self._clock() - requested)
         context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict())
-        accept_end(operation, check_expected_states(self.expected_states))
+        check_final_state(operation, check_expected_states(self.expected_states))
         return operation.name
 
     def _accept_missing(self, error: OperationNotFoundError) -> None:
@@ -163,16 +163,14 @@ class DaiCancelOperationOperator(BaseOperator):
 
     def _cancel(self, hook: DaiHook, name: str) -> Operation | None:
         """Request the cancellation; return what the service then reports, or None when that cannot be seen yet."""
-        from google.api_core.exceptions import GoogleAPICallError
-
         if finished := request_cancellation(hook, name, self.log):
             return finished
         try:
             operation = hook.get_operation(name)
-        except GoogleAPICallError as error:
-            if error_code(error) in PERMANENT:
+        except ServiceError as error:
+            if error.rpc_code in PERMANENT:
                 raise
-            self.log.warning("The cancellation is requested, but it cannot be seen yet: %s", error.message)
+            self.log.warning("The cancellation is requested, but the operation could not be polled yet: %s", error)
             return None
         finished_otherwise = operation.done and operation.state is not OperationState.CANCELLED
         self.log.info("%s%s.", operation, ": it had already finished" if finished_otherwise else "")

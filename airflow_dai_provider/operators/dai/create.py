@@ -15,19 +15,21 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_dai_provider.api.creative import check_creative, creative_digest, media_urls
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.polling import WaitTimeoutError, check_seconds
 from airflow_dai_provider.api.redaction import url_secrets
-from airflow_dai_provider.ingest.guard import CancelWhatIsLeft, IngestGuard
-from airflow_dai_provider.ingest.recovery import IngestInDoubtError, find_started, in_doubt
-from airflow_dai_provider.ingest.resume import StartedIngest, TaskMemory, can_go_on_with
-from airflow_dai_provider.metrics import count_ended
+from airflow_dai_provider.api.retry import may_have_acted
+from airflow_dai_provider.ingest.guard import IngestGuard, LostWorkerCallback
+from airflow_dai_provider.ingest.recovery import IngestInDoubtError, find_started_ingest
+from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, reattach_or_cancel
+from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.tasks.callbacks import push_operation
-from airflow_dai_provider.tasks.deferral import FAILED_DEFERRAL, ended_at_deadline, raise_task_timeout, wait_or_defer
+from airflow_dai_provider.tasks.deferral import FAILED_DEFERRAL, raise_task_timeout, timed_out_by_airflow, wait_or_defer
 from airflow_dai_provider.tasks.event import read_event
-from airflow_dai_provider.tasks.failures import accept_end, error_message, task_errors
+from airflow_dai_provider.tasks.failures import check_final_state, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION
-from airflow_dai_provider.version_compat import TRIES_HAVE_MEMORY
+from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
@@ -124,12 +126,12 @@ class DaiCreateCreativeOperator(BaseOperator):
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
         if cancel_on_failure:
-            guard = CancelWhatIsLeft(
+            guard = LostWorkerCallback(
                 gcp_conn_id=gcp_conn_id, impersonation_chain=impersonation_chain, api_endpoint=api_endpoint
             )
             # New lists, and after the base's constructor: the ones it has can be those in default_args.
             self.on_failure_callback = [guard, *_callbacks(self.on_failure_callback)]
-            if not TRIES_HAVE_MEMORY:
+            if not HAS_TASK_STATE_STORE:
                 self.on_retry_callback = [guard, *_callbacks(self.on_retry_callback)]
 
     def _do_render_template_fields(self, parent: Any, *args: Any, **kwargs: Any) -> None:
@@ -174,7 +176,7 @@ class DaiCreateCreativeOperator(BaseOperator):
             try:
                 return super().resume_execution(next_method, next_kwargs, context)
             except AirflowException as error:
-                if next_method == FAILED_DEFERRAL and ended_at_deadline(next_kwargs):
+                if next_method == FAILED_DEFERRAL and timed_out_by_airflow(next_kwargs):
                     raise_task_timeout(self, f"The ingest has not ended in time: {error}.")
                 raise
 
@@ -193,7 +195,7 @@ class DaiCreateCreativeOperator(BaseOperator):
 
     def _reattach(self, context: Context, hook: DaiHook) -> str | None:
         """Return the ingest of an earlier try, if this one can go on with it."""
-        earlier = TaskMemory(context).recall()
+        earlier = IngestStore(context).recall()
         if earlier is None:
             return None
         if earlier.endpoint != hook.endpoint.url:
@@ -203,7 +205,7 @@ class DaiCreateCreativeOperator(BaseOperator):
             return None
         # Guarded before it is looked at: if that fails, nobody else sees to it.
         self._own(context, hook, earlier.operation_name)
-        if can_go_on_with(earlier, hook, self._digest(), self.log):
+        if reattach_or_cancel(earlier, hook, self._digest(), self.log):
             return earlier.operation_name
         self._guarding().settle()
         return None
@@ -216,7 +218,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         self._own(context, hook, operation.name)
         self.log.info("%s.", operation)
         try:
-            TaskMemory(context).remember(StartedIngest(operation.name, hook.endpoint.url, self._digest()))
+            IngestStore(context).remember(StartedIngest(operation.name, hook.endpoint.url, self._digest()))
         except Exception:
             self.log.exception("The next try will not know of %s", operation.name)
         return operation.name
@@ -227,15 +229,15 @@ class DaiCreateCreativeOperator(BaseOperator):
         urls = media_urls(self.creative)
         try:
             return hook.create_creative(self.creative, self.dynamic_creative_info)
-        except Exception as error:
-            if not in_doubt(error):
+        except ServiceError as error:
+            if not may_have_acted(error):
                 raise
-            return find_started(hook, urls, sent, error_message(error), self._sleep, self.log)
+            return find_started_ingest(hook, urls, sent, str(error), self._sleep, self.log)
         except BaseException as interruption:
             # A time limit, or a kill before Airflow 3. What has started is taken, for the guard to cancel.
             what = f"Starting the ingest was interrupted: {interruption}."
             try:
-                self._own(context, hook, find_started(hook, urls, sent, what, self._sleep, self.log).name)
+                self._own(context, hook, find_started_ingest(hook, urls, sent, what, self._sleep, self.log).name)
             except IngestInDoubtError as doubt:
                 # Instead of the interruption, whose words it has: after that one Airflow would try again.
                 raise doubt from interruption
@@ -271,14 +273,14 @@ class DaiCreateCreativeOperator(BaseOperator):
         if cancelled and adopted is not None and self._clock() < adopted + LATE_GUARD:
             # A guard of the earlier try can have come after this one had gone on with its ingest.
             self.log.warning("An earlier try had started and cancelled it; starting anew.")
-            count_ended(operation.state)
+            count_finished(operation.state)
             with task_errors(), self._make_hook() as hook:
                 name = self._start(context, hook)
                 return self._conclude(context, self._wait(hook, name))
         context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict())
-        accept_end(operation, frozenset({OperationState.SUCCEEDED}))
+        check_final_state(operation, frozenset({OperationState.SUCCEEDED}))
         try:
-            TaskMemory(context).forget()
+            IngestStore(context).forget()
         except Exception:
             self.log.exception("What was kept for a retry could not be deleted; it will not be taken for one that runs")
         return operation.name

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.polling import Wait, check_seconds
 from airflow_dai_provider.metrics import gauge_strays
-from airflow_dai_provider.sweep.crew import MAX_CONCURRENCY, Crew
 from airflow_dai_provider.sweep.report import SweepReport, some_of
+from airflow_dai_provider.sweep.requests import cancel_found, wait_for_requested
 from airflow_dai_provider.sweep.selection import PassedOver, Selection, check_count, check_flag
 from airflow_dai_provider.tasks.failures import task_error, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_REPORT
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
     from airflow_dai_provider.hooks.dai import DaiHook
 
-#: How many operations one request lists. An answer has to stay below ``rest.MAX_ANSWER_BYTES``.
+#: The most requests of one sweep that are under way at a time.
+MAX_CONCURRENCY = 50
+#: How many operations one request lists. An answer has to stay below ``rest.MAX_RESPONSE_BYTES``.
 PAGE_SIZE = 100
 
 
@@ -169,15 +172,15 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
 
     def _list(self, hook: DaiHook, selection: Selection) -> SweepReport:
         """List everything before anything is cancelled, and say what was found."""
-        from google.api_core.exceptions import MethodNotImplemented
-
         # No filter: which ones the service understands is not documented.
         now, operations = self._clock(), hook.list_operations(page_size=PAGE_SIZE)
         try:
             report = SweepReport(operations, selection, now, dry_run=self.is_dry_run)
-        except MethodNotImplemented as error:
+        except ServiceError as error:
+            if error.rpc_code is not Code.UNIMPLEMENTED:
+                raise
             raise AirflowFailException(
-                f"{error.message}. A sweep cannot do without operations.list: nobody else knows what runs. Check the "
+                f"{error}. A sweep cannot do without operations.list: nobody else knows what runs. Check the "
                 "endpoint; if it is right, cancel by name. No cancellation was requested."
             ) from error
         gauge_strays(len(report.found))
@@ -207,8 +210,11 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
     def _cancel(self, hook: DaiHook, report: SweepReport) -> None:
         """Request every cancellation, and wait for the ends if told to."""
         report.begin()
-        with Crew(hook, self.max_concurrency, self.log, lambda: self._killed) as crew:
-            crew.request_cancellations(report)
+        from airflow_dai_provider.transport.workers import Workers
+
+        hooks = [hook.sibling() for _ in range(self.max_concurrency)]
+        with Workers(hooks, should_stop=lambda: self._killed) as workers:
+            cancel_found(workers, report, hook.retry_timeout, self.log)
             if not self.wait_for_completion:
                 return
             wait = Wait(
@@ -218,7 +224,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                 timeout=self.timeout,
                 jitter=self._random,
             )
-            crew.wait(report, wait, clock=self._clock, sleep=self._sleep)
+            wait_for_requested(workers, report, wait, clock=self._clock, sleep=self._sleep, log=self.log)
 
     def _conclude(self, report: SweepReport) -> None:
         """Say what has become of everything, and fail the task for what may still run."""
@@ -229,7 +235,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         if failures:
             reasons = [f"{name}: {failure.reason}" for name, failure in failures.items()]
             raise task_error(
-                report.code,
+                report.rpc_code,
                 f"{len(failures)} of {len(report.found)} stray operations may still run: {some_of(reasons)}. "
                 f"The XCom '{XCOM_REPORT}' has all of it",
             )

@@ -12,9 +12,10 @@ from google.api_core import path_template
 from yarl import URL
 
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.errors import Code, ServiceError, may_repeat
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.names import InvalidNameError
 from airflow_dai_provider.api.operation import Operation, OperationState
+from airflow_dai_provider.api.retry import may_retry
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOST = "https://dai.googleapis.com"
@@ -218,8 +219,8 @@ def test_dynamic_creative_info_is_a_dict_or_none(value: Any) -> None:
 def read(request: rest.Request[Any], status: int, body: object = b"", **headers: str) -> Any:
     """Read an answer whose body is bytes, or a value to send as JSON."""
     sent = body if isinstance(body, bytes) else json.dumps(body).encode()
-    answer = rest.Answer(status, {key.replace("_", "-"): value for key, value in headers.items()}, sent)
-    return rest.read_answer(request, answer, NOW)
+    answer = rest.Response(status, {key.replace("_", "-"): value for key, value in headers.items()}, sent)
+    return rest.read_response(request, answer, NOW)
 
 
 def read_error(request: rest.Request[Any], status: int, body: object = b"", **headers: str) -> ServiceError:
@@ -323,7 +324,7 @@ def test_an_answer_that_is_no_json_object_is_an_error(request_: rest.Request[Any
     error = read_error(request_, 200, body)
     assert str(error).startswith(f"{request_} answered HTTP 200, but not as it should: ")
     assert len(str(error)) < 500
-    assert (error.code, error.sent, error.retry_after) == (Code.UNKNOWN, True, None)
+    assert (error.rpc_code, error.sent, error.retry_after) == (Code.UNKNOWN, True, None)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +342,7 @@ def test_an_answer_that_is_no_json_object_is_an_error(request_: rest.Request[Any
 def test_an_answer_that_is_no_operation_is_an_error(request_: rest.Request[Any], body: object, words: str) -> None:
     error = read_error(request_, 200, body)
     assert words in str(error)
-    assert error.code is Code.UNKNOWN
+    assert error.rpc_code is Code.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -358,11 +359,11 @@ def test_an_answer_that_is_no_operation_is_an_error(request_: rest.Request[Any],
     ids=json.dumps,
 )
 def test_an_answer_that_is_no_page_is_an_error(body: object) -> None:
-    assert read_error(LIST, 200, body).code is Code.UNKNOWN
+    assert read_error(LIST, 200, body).rpc_code is Code.UNKNOWN
 
 
 def test_an_answer_of_the_greatest_size_is_read() -> None:
-    body = b'{"name": "operations/a"}'.ljust(rest.MAX_ANSWER_BYTES)
+    body = b'{"name": "operations/a"}'.ljust(rest.MAX_RESPONSE_BYTES)
     assert read(GET, 200, body).name == "operations/a"
     assert "larger than" in str(read_error(GET, 200, body + b" "))
 
@@ -402,7 +403,7 @@ def json_error(status: object = None, message: object = "words", **fields: Any) 
 @pytest.mark.parametrize(("code", "http_status"), HTTP_STATUS.items())
 def test_the_status_of_the_error_decides_and_the_message_says_everything(code: str, http_status: int) -> None:
     error = read_error(CANCEL, http_status, json_error(code))
-    assert error.code == code
+    assert error.rpc_code == code
     assert str(error) == f"operations.cancel of operations/a answered {http_status} {code}: words"
     assert error.sent
 
@@ -454,7 +455,7 @@ def test_the_status_of_the_error_decides_and_the_message_says_everything(code: s
 )
 def test_which_code_an_error_has(http_status: int, body: object, code: str) -> None:
     error = read_error(GET, http_status, body)
-    assert error.code == code
+    assert error.rpc_code == code
     assert str(error).startswith(f"operations.get of operations/a answered {http_status} {code}: ")
     assert len(str(error)) < 1000
 
@@ -511,10 +512,10 @@ def test_the_error_carries_what_the_server_asked_to_wait(
 ) -> None:
     headers = {} if header is None else {"retry_after": header}
     error = read_error(GET, 503, body, **headers)
-    assert (error.code, error.retry_after) == (Code.UNAVAILABLE, seconds)
+    assert (error.rpc_code, error.retry_after) == (Code.UNAVAILABLE, seconds)
 
 
-# Repeats
+# Retry
 
 READS_AND_CANCEL = {"UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNAVAILABLE"}
 REPEATED: list[tuple[rest.Request[Any], set[str]]] = [
@@ -536,10 +537,10 @@ def test_which_requests_may_be_repeated_after_which_error(
     request_: rest.Request[Any], codes: set[str], code: str
 ) -> None:
     error = read_error(request_, HTTP_STATUS[code], json_error(code))
-    assert may_repeat(request_.repeat_after, error) is (code in codes)
+    assert may_retry(request_.retryable_codes, error) is (code in codes)
 
 
 @pytest.mark.parametrize("request_", [pytest.param(request_, id=request_.method) for request_, _ in REPEATED])
 def test_a_request_that_never_left_may_be_repeated(request_: rest.Request[Any]) -> None:
     for code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
-        assert may_repeat(request_.repeat_after, ServiceError("no connection", code, sent=False))
+        assert may_retry(request_.retryable_codes, ServiceError("no connection", code, sent=False))

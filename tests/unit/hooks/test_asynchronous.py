@@ -429,7 +429,7 @@ def test_looks_are_quick_at_first(
                                    104.88671875, 134.88671875, 164.88671875])  # fmt: skip
     assert [later - earlier for earlier, later in zip(looks, looks[1:], strict=False)] == pytest.approx(slept)
     # A triggerer writes for thousands of waits: what all of these looks say alike is said once.
-    assert sum("next look in" in line for line in log.ours) == 1
+    assert sum("next poll in" in line for line in log.ours) == 1
     assert emulator.connections == 1
 
 
@@ -456,7 +456,7 @@ def test_both_hooks_look_at_the_same_times(
 def test_the_time_is_up(emulator: DaiEmulator, connect: Callable[..., None], slept: list[float]) -> None:
     connect(is_anonymous=True)
     name = emulator.start_ingest()
-    with pytest.raises(WaitTimeoutError, match="has not ended within 10 s; the last look said: .* RUNNING"):
+    with pytest.raises(WaitTimeoutError, match="has not finished within 10 s; the last poll found: .* RUNNING"):
         run(wait(emulator, name, timeout=10))
     assert sum(slept) == pytest.approx(10)
     assert emulator.cancel_requested(name) == 0
@@ -497,7 +497,7 @@ def test_a_service_that_is_away_for_a_while_does_not_end_the_wait(
 
     assert run(wait(emulator, name)).state is OperationState.SUCCEEDED
     assert emulator.cancel_requested(name) == 0
-    assert sum("Could not look at" in line for line in log.ours) == 8
+    assert sum("Could not poll" in line for line in log.ours) == 8
     assert all(seconds >= 1 for seconds in slept), "A look that failed is followed by a wait."
 
 

@@ -14,10 +14,11 @@ import pytest
 from google.api_core import exceptions
 from google.auth.exceptions import DefaultCredentialsError
 
-from airflow_dai_provider.api.errors import ANY_HICCUP, BUSY, BUSY_OR_AWAY, Code
+from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.names import InvalidNameError
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.polling import MAX_OUTAGE, WaitTimeoutError
+from airflow_dai_provider.api.retry import THROTTLED, THROTTLED_OR_UNAVAILABLE, TRANSIENT
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 
@@ -32,13 +33,13 @@ CREATIVE = {"adSystem": "t", "mezzanines": [{"uri": URL, "delivery": "DELIVERY_P
 
 #: What each method of the hook calls, and after which codes it may call again (the table of the API's facts).
 CALLS: dict[str, tuple[Callable[[DaiHook], object], frozenset[Code]]] = {
-    "operations.get": (lambda hook: hook.get_operation(NAME), ANY_HICCUP),
-    "operations.cancel": (lambda hook: hook.cancel_operation(NAME), ANY_HICCUP),
-    "operations.list": (lambda hook: list(hook.list_operations()), BUSY_OR_AWAY),
-    "operations.delete": (lambda hook: hook.delete_operation(NAME), BUSY_OR_AWAY),
-    "creatives.create": (lambda hook: hook.create_creative(CREATIVE), BUSY),
-    "creatives.get": (lambda hook: hook.get_creative("creatives/gv-1"), ANY_HICCUP),
-    "creatives.delete": (lambda hook: hook.delete_creative("creatives/gv-1"), BUSY_OR_AWAY),
+    "operations.get": (lambda hook: hook.get_operation(NAME), TRANSIENT),
+    "operations.cancel": (lambda hook: hook.cancel_operation(NAME), TRANSIENT),
+    "operations.list": (lambda hook: list(hook.list_operations()), THROTTLED_OR_UNAVAILABLE),
+    "operations.delete": (lambda hook: hook.delete_operation(NAME), THROTTLED_OR_UNAVAILABLE),
+    "creatives.create": (lambda hook: hook.create_creative(CREATIVE), THROTTLED),
+    "creatives.get": (lambda hook: hook.get_creative("creatives/gv-1"), TRANSIENT),
+    "creatives.delete": (lambda hook: hook.delete_creative("creatives/gv-1"), THROTTLED_OR_UNAVAILABLE),
 }
 
 #: Every rpc code: the HTTP status with which it comes, and the class that the hook raises.
@@ -675,7 +676,7 @@ def test_a_truncated_transfer(once: DaiHook, emulator: DaiEmulator, status: int)
     assert once.get_operation(name).name == name
 
 
-# Repeats
+# Retry
 
 
 def test_503_twice_then_fine(hook: DaiHook, emulator: DaiEmulator, slept: list[float], log: Log) -> None:
@@ -1185,8 +1186,8 @@ def test_wait_until_the_end(
     assert looks(emulator) == [0, 1, 2.5, 4.75, 8.125, 13.188, 20.781]
     logged = lines(log, "next look")
     assert len(logged) == len(looks(emulator)) - 1
-    assert logged[0] == f"{name} is RUNNING (ingest PROCESSING); 0 s elapsed, next look in 1.0 s"
-    assert logged[3] == f"{name} is RUNNING (ingest PROCESSING); 5 s elapsed, next look in 3.4 s"
+    assert logged[0] == f"{name} is RUNNING (ingest PROCESSING); 0 s elapsed, next poll in 1.0 s"
+    assert logged[3] == f"{name} is RUNNING (ingest PROCESSING); 5 s elapsed, next poll in 3.4 s"
 
 
 def test_wait_for_what_has_ended_is_one_look(
@@ -1223,7 +1224,7 @@ def test_jitter_shortens_a_wait_by_a_fifth_at_most(hook: DaiHook, emulator: DaiE
 def test_wait_runs_out_of_time(hook: DaiHook, emulator: DaiEmulator, slept: list[float]) -> None:
     name = emulator.start_ingest(seconds=100)
 
-    with pytest.raises(WaitTimeoutError, match=f"{name} has not ended within 60 s.*RUNNING"):
+    with pytest.raises(WaitTimeoutError, match=f"{name} has not finished within 60 s.*RUNNING"):
         hook.wait_for_operation(name, timeout=60, poll_interval=30)
 
     assert sum(slept) == pytest.approx(60)
@@ -1255,10 +1256,10 @@ def test_wait_goes_on_after_what_can_heal(hook: DaiHook, emulator: DaiEmulator, 
 
     assert hook.wait_for_operation(name).state is SUCCEEDED
 
-    logged = lines(log, "Could not look at")
+    logged = lines(log, "Could not poll")
     assert len(logged) == 3
-    assert all(line.startswith(f"Could not look at {name}: operations.get of {name} ") for line in logged)
-    assert all("s elapsed, next look in" in line for line in logged)
+    assert all(line.startswith(f"Could not poll {name}: operations.get of {name} ") for line in logged)
+    assert all("s elapsed, next poll in" in line for line in logged)
 
 
 @pytest.mark.parametrize(
@@ -1319,7 +1320,7 @@ def test_an_outage_counts_from_its_own_beginning(hook: DaiHook, emulator: DaiEmu
 def test_wait_says_what_the_last_look_was_when_it_failed(once: DaiHook, emulator: DaiEmulator) -> None:
     emulator.inject(Fault(method="operations.get", status=503, times=None))
 
-    with pytest.raises(WaitTimeoutError, match=f"{NAME} has not ended within 10 s; the last look failed: .*503"):
+    with pytest.raises(WaitTimeoutError, match=f"{NAME} has not finished within 10 s; the last poll failed: .*503"):
         once.wait_for_operation(NAME, timeout=10)
 
 
@@ -1336,7 +1337,7 @@ def test_retry_after_does_not_outlast_the_wait(once: DaiHook, emulator: DaiEmula
     name = emulator.start_ingest(seconds=10_000)
     emulator.inject(Fault(method="operations.get", status=503, headers={"Retry-After": "3600"}, times=None))
 
-    with pytest.raises(WaitTimeoutError, match=f"{name} has not ended within 60 s"):
+    with pytest.raises(WaitTimeoutError, match=f"{name} has not finished within 60 s"):
         once.wait_for_operation(name, timeout=60)
     assert sum(slept) == pytest.approx(60)
 
@@ -1346,7 +1347,7 @@ def test_repeats_do_not_outlast_the_wait(hook: DaiHook, emulator: DaiEmulator, c
     emulator.inject(Fault(method="operations.get", status=503, times=None))
     started = clock()
 
-    with pytest.raises(WaitTimeoutError, match=f"{name} has not ended within 5 s"):
+    with pytest.raises(WaitTimeoutError, match=f"{name} has not finished within 5 s"):
         hook.wait_for_operation(name, timeout=5)
     assert clock() - started <= 5
 

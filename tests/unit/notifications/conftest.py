@@ -17,14 +17,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def fake_async_time(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Let the asynchronous form wait on the clock too."""
-    from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
-
-    async def sleep(seconds: float) -> None:
-        clock.sleep(seconds)
-        await asyncio.sleep(0)
-
     trust_few(monkeypatch)
-    monkeypatch.setattr(DaiCancelOperationNotifier, "_async_sleep", staticmethod(sleep))
 
 
 @pytest.fixture

@@ -142,14 +142,16 @@ class TestWait:
         assert clock.slept[0] == 1
         assert clock.slept == sorted(clock.slept)
         assert clock.slept[-1] == 10
-        looks = [line for line in log.ours if "next look in" in line]
+        looks = [line for line in log.ours if "next poll in" in line]
         assert len(looks) == len(clock.slept)
         assert all(f"{NAME} is RUNNING (ingest PROCESSING); " in line for line in looks)
-        assert looks[1] == f"{NAME} is RUNNING (ingest PROCESSING); 1 s elapsed, next look in 1.5 s"
+        assert looks[1] == f"{NAME} is RUNNING (ingest PROCESSING); 1 s elapsed, next poll in 1.5 s"
 
     def test_the_time_is_up(self, emulator: DaiEmulator, execute: Any, clock: Any) -> None:
         emulator.start_ingest(NAME, cancel="ignored")
-        with pytest.raises(AirflowException, match=f"{NAME} has not ended within 90 s.*{NAME} may still run") as raised:
+        with pytest.raises(
+            AirflowException, match=f"{NAME} has not finished within 90 s.*{NAME} may still run"
+        ) as raised:
             execute(wait_for_completion=True, timeout=90)
         assert not isinstance(raised.value, AirflowFailException)
         assert sum(clock.slept) == pytest.approx(90)

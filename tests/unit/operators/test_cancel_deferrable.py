@@ -20,7 +20,7 @@ from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import XCOM_OPERATION, DaiCancelOperationOperator
 from airflow_dai_provider.tasks import deferral
-from airflow_dai_provider.tasks.failures import OperationNotFoundError, UnexpectedEndError
+from airflow_dai_provider.tasks.failures import OperationNotFoundError, UnexpectedStateError
 from tests.support.event_loop import fire, let_time_pass, trust_few
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def test_it_waits_for_the_end(
 @both
 def test_an_unexpected_end_fails(slow: DaiEmulator, context: Any, ti: Any, deferrable: bool) -> None:
     slow.start_ingest(NAME, seconds=30, cancel="ignored")
-    with pytest.raises(UnexpectedEndError, match=f"{NAME} is SUCCEEDED.*accepts only CANCELLED"):
+    with pytest.raises(UnexpectedStateError, match=f"{NAME} is SUCCEEDED.*accepts only CANCELLED"):
         whole(context, deferrable=deferrable, expected_states=["CANCELLED"])
     assert ti.pushed["cancel", -1, XCOM_OPERATION]["state"] == "SUCCEEDED"
 
@@ -108,7 +108,7 @@ def test_an_unexpected_end_fails(slow: DaiEmulator, context: Any, ti: Any, defer
 def test_the_time_is_up(slow: DaiEmulator, context: Any, clock: Clock, deferrable: bool) -> None:
     slow.start_ingest(NAME, cancel="ignored")
     began = clock.now
-    with pytest.raises(AirflowException, match=f"has not ended within 100 s.*{NAME} may still run") as caught:
+    with pytest.raises(AirflowException, match=f"has not finished within 100 s.*{NAME} may still run") as caught:
         whole(context, deferrable=deferrable)
     assert not isinstance(caught.value, AirflowFailException | AirflowSkipException)
     assert clock.now - began == pytest.approx(TIMEOUT)
@@ -264,7 +264,7 @@ def test_an_operation_that_is_no_end_is_no_success(context: Any, state: dict[str
 def test_an_execution_timeout_is_a_timeout_of_the_task(slow: DaiEmulator, context: Any, clock: Clock) -> None:
     slow.start_ingest(NAME, cancel="ignored")
     began = clock.now
-    with pytest.raises(AirflowTaskTimeout, match="has not ended within 30 s.* execution_timeout of the task"):
+    with pytest.raises(AirflowTaskTimeout, match="has not finished within 30 s.* execution_timeout of the task"):
         whole(context, deferrable=True, execution_timeout=timedelta(seconds=30))
     assert clock.now - began == pytest.approx(30)
 

@@ -26,8 +26,8 @@ from airflow_dai_provider.ingest.recovery import PAUSES, IngestInDoubtError
 from airflow_dai_provider.ingest.resume import KEY
 from airflow_dai_provider.operators.dai import XCOM_OPERATION, DaiCreateCreativeOperator
 from airflow_dai_provider.tasks import deferral
-from airflow_dai_provider.tasks.failures import UnexpectedEndError
-from airflow_dai_provider.version_compat import TRIES_HAVE_MEMORY
+from airflow_dai_provider.tasks.failures import UnexpectedStateError
+from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE
 from tests.support.event_loop import fire, let_time_pass, trust_few
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class TestFailure:
 
     @both
     def test_the_time_is_up(self, slow: DaiEmulator, context: Any, deferrable: bool) -> None:
-        with pytest.raises(AirflowException, match="has not ended within 20 s") as caught:
+        with pytest.raises(AirflowException, match="has not finished within 20 s") as caught:
             execute(context, deferrable=deferrable, timeout=20)
         assert not isinstance(caught.value, AirflowFailException)
         assert slow.cancel_requested(the(slow)) == 1
@@ -261,14 +261,14 @@ class TestFailure:
     def test_an_ingest_that_fails_has_nothing_to_cancel(
         self, slow: DaiEmulator, context: Any, ti: Any, deferrable: bool, outcome: str
     ) -> None:
-        with pytest.raises(UnexpectedEndError, match=outcome):
+        with pytest.raises(UnexpectedStateError, match=outcome):
             execute(context, deferrable=deferrable, url=f"{URL}&outcome={outcome}&seconds=5")
         assert slow.cancel_requested(the(slow)) == 0
         assert ti.pushed["ingest", -1, XCOM_OPERATION]["state"] == "FAILED"
 
     def test_somebody_else_cancels_it(self, slow: DaiEmulator, context: Any, between_looks: Any) -> None:
         between_looks(lambda: cancel(slow))
-        with pytest.raises(UnexpectedEndError, match="is CANCELLED.*accepts only SUCCEEDED"):
+        with pytest.raises(UnexpectedStateError, match="is CANCELLED.*accepts only SUCCEEDED"):
             execute(context)
         assert slow.cancel_requested(the(slow)) == 1
 
@@ -276,7 +276,7 @@ class TestFailure:
         with pytest.raises(TaskDeferred) as deferred:
             make(deferrable=True).execute(context)
         cancel(slow)
-        with pytest.raises(UnexpectedEndError, match="is CANCELLED.*accepts only SUCCEEDED"):
+        with pytest.raises(UnexpectedStateError, match="is CANCELLED.*accepts only SUCCEEDED"):
             resume(deferred.value, context)
         assert slow.cancel_requested(the(slow)) == 1
 
@@ -331,7 +331,7 @@ class TestFailure:
 
     @both
     def test_it_is_left_alone_if_told_to(self, slow: DaiEmulator, context: Any, deferrable: bool) -> None:
-        with pytest.raises(AirflowException, match="has not ended within"):
+        with pytest.raises(AirflowException, match="has not finished within"):
             execute(context, deferrable=deferrable, timeout=20, cancel_on_failure=False)
         assert slow.cancel_requested(the(slow)) == 0
 
@@ -345,7 +345,7 @@ class TestFailure:
 
     def test_the_failure_of_the_cancel_does_not_hide_the_first(self, slow: DaiEmulator, context: Any, log: Log) -> None:
         slow.inject(Fault(CANCEL, rpc_status="UNIMPLEMENTED"))
-        with pytest.raises(AirflowException, match="has not ended within 20 s"):
+        with pytest.raises(AirflowException, match="has not finished within 20 s"):
             execute(context, timeout=20)
         (error,) = log.errors
         assert "may still run" in error
@@ -356,7 +356,7 @@ class TestKill:
     def test_while_it_waits(self, slow: DaiEmulator, context: Any, log: Log, between_looks: Any) -> None:
         operator = make()
         between_looks(operator.on_kill)
-        with pytest.raises(UnexpectedEndError, match="is CANCELLED"):
+        with pytest.raises(UnexpectedStateError, match="is CANCELLED"):
             operator.execute(context)
         assert slow.cancel_requested(the(slow)) == 1
         assert f"Requested the cancellation of {the(slow)}: its task was killed." in log.ours
@@ -364,7 +364,7 @@ class TestKill:
     def test_once_only(self, slow: DaiEmulator, context: Any, between_looks: Any) -> None:
         operator = make()
         between_looks(lambda: (operator.on_kill(), operator.on_kill()))
-        with pytest.raises(UnexpectedEndError):
+        with pytest.raises(UnexpectedStateError):
             operator.execute(context)
         operator.on_kill()
         assert slow.cancel_requested(the(slow)) == 1
@@ -393,7 +393,7 @@ class TestKill:
     def test_it_uses_a_connection_of_its_own(self, slow: DaiEmulator, context: Any, between_looks: Any) -> None:
         operator = make()
         between_looks(operator.on_kill)
-        with pytest.raises(UnexpectedEndError):
+        with pytest.raises(UnexpectedStateError):
             operator.execute(context)
         (kill,) = {r.connection for r in slow.requests if r.method == CANCEL}
         assert kill not in {r.connection for r in slow.requests if r.method != CANCEL}
@@ -412,7 +412,7 @@ class TestKill:
             return create(hook, *args)
 
         monkeypatch.setattr(DaiHook, "create_creative", killed_meanwhile)
-        with pytest.raises(UnexpectedEndError, match="is CANCELLED"):
+        with pytest.raises(UnexpectedStateError, match="is CANCELLED"):
             operator.execute(context)
         assert slow.cancel_requested(the(slow)) == 1
 
@@ -630,7 +630,7 @@ class TestRetry:
 
     def fail_first_try(self, context: Any, ti: Any, **options: Any) -> None:
         ti.max_tries = 1
-        with pytest.raises(AirflowException, match="has not ended within 10 s"):
+        with pytest.raises(AirflowException, match="has not finished within 10 s"):
             execute(context, timeout=10, **options)
         ti.try_number = 2
         ti.pushed.clear()  # as Airflow does
@@ -671,7 +671,7 @@ class TestRetry:
 
     def test_the_last_try_cancels(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
         self.fail_first_try(context, ti)
-        with pytest.raises(AirflowException, match="has not ended within 10 s"):
+        with pytest.raises(AirflowException, match="has not finished within 10 s"):
             execute(context, timeout=10)
         assert slow.cancel_requested(the(slow)) == 1
 
@@ -771,11 +771,11 @@ class TestRetry:
                 make(deferrable=True).execute(context)
             cancel(slow)
             clock.advance(200)
-            with pytest.raises(UnexpectedEndError, match="is CANCELLED"):
+            with pytest.raises(UnexpectedStateError, match="is CANCELLED"):
                 resume(deferred.value, context)
         else:
             between_looks(lambda: (cancel(slow), clock.advance(200)))
-            with pytest.raises(UnexpectedEndError, match="is CANCELLED"):
+            with pytest.raises(UnexpectedStateError, match="is CANCELLED"):
                 execute(context)
         assert slow.states() == {first: "CANCELLED"}
 
@@ -798,7 +798,7 @@ class TestRetry:
         with pytest.raises(TaskDeferred) as again:
             resume(deferred.value, context, to_the_end=False)
         cancel(slow)
-        with pytest.raises(UnexpectedEndError, match="is CANCELLED"):
+        with pytest.raises(UnexpectedStateError, match="is CANCELLED"):
             resume(again.value, context)
         assert count(slow, CREATE) == 2
 
@@ -904,7 +904,7 @@ class TestCallback:
         with DAG("retried", schedule=None, default_args={"on_retry_callback": default}):
             task = make()
         assert [type(callback).__name__ for callback in task.on_retry_callback] == [
-            *([] if TRIES_HAVE_MEMORY else ["CancelWhatIsLeft"]),
+            *([] if HAS_TASK_STATE_STORE else ["LostWorkerCallback"]),
             "builtin_function_or_method",
         ]
         assert default == [print]
@@ -973,7 +973,7 @@ class TestLeftToTheNextTry:
             execute(context, creative={"adSystem": "x"})
         assert slow.cancel_requested(the(slow)) == 1
 
-    @pytest.mark.skipif(not TRIES_HAVE_MEMORY, reason="before Airflow 3.3 the failing try cancels")
+    @pytest.mark.skipif(not HAS_TASK_STATE_STORE, reason="before Airflow 3.3 the failing try cancels")
     def test_after_a_time_limit(self, slow: DaiEmulator, run_dag: Any, between_looks: Any) -> None:
         """Airflow 3 calls on_kill after a time limit, when the ingest is left to the next try already."""
 
@@ -1055,7 +1055,7 @@ def test_a_retry_on_a_real_airflow(slow: DaiEmulator, run_dag: Any) -> None:
     slow.inject(Fault(GET, status=503, times=None))
     slow.inject(Fault(CREATE, status=429))
     assert run_dag(dag).tasks == {"ingest": "failed"}
-    assert len(slow.states()) == (1 if TRIES_HAVE_MEMORY else 2)
+    assert len(slow.states()) == (1 if HAS_TASK_STATE_STORE else 2)
     assert [slow.cancel_requested(name) for name in slow.states()] == [1] * len(slow.states())
 
 

@@ -164,7 +164,7 @@ class TestWait:
         emulator.start_ingest(NAME, seconds=7)
         execute(poke_interval=7)
         assert looks(log) == [
-            f"{NAME} is RUNNING (ingest PROCESSING); 0 s elapsed, next look in 7.0 s",
+            f"{NAME} is RUNNING (ingest PROCESSING); 0 s elapsed, next poll in 7.0 s",
             f"{NAME} is SUCCEEDED (ingest SUCCESS).",
         ]
 
@@ -173,7 +173,7 @@ class TestWait:
         emulator.inject(Fault(status=200, body=json.dumps({"name": NAME, "metadata": None}).encode()))
         emulator.start_ingest(NAME, seconds=0)
         execute(poke_interval=7)
-        assert looks(log)[0] == f"{NAME} is RUNNING; 0 s elapsed, next look in 7.0 s"
+        assert looks(log)[0] == f"{NAME} is RUNNING; 0 s elapsed, next poll in 7.0 s"
 
     def test_no_sleeping_between_looks(self, emulator: DaiEmulator, execute: Any, clock: Any) -> None:
         emulator.start_ingest(NAME, seconds=10)
@@ -186,7 +186,7 @@ class TestWait:
     ) -> None:
         emulator.start_ingest(NAME, seconds=200)
         execute(poke_interval=2, exponential_backoff=True, max_wait=30, timeout=3600)
-        logged = [re.findall(r"next look in ([0-9.]+) s", line) for line in looks(log)[:-1]]
+        logged = [re.findall(r"next poll in ([0-9.]+) s", line) for line in looks(log)[:-1]]
         assert logged == [[f"{seconds:.1f}"] for seconds in no_sleep.slept]
         assert len(set(no_sleep.slept)) > 3
         assert max(no_sleep.slept) == 30
@@ -198,7 +198,7 @@ class TestWait:
         with pytest.raises(AirflowRescheduleException) as raised:
             execute(mode="reschedule", poke_interval=90, exponential_backoff=backoff, timeout=3600)
         (look,) = looks(log)
-        (interval,) = re.findall(r"is RUNNING \(ingest PROCESSING\); 0 s elapsed, next look in ([0-9.]+) s", look)
+        (interval,) = re.findall(r"is RUNNING \(ingest PROCESSING\); 0 s elapsed, next poll in ([0-9.]+) s", look)
         assert backoff or interval == "90.0"
         planned = (raised.value.reschedule_date - before).total_seconds()
         assert planned == pytest.approx(float(interval), abs=2)

@@ -26,7 +26,7 @@ from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from airflow_dai_provider.tasks import deferral
-from airflow_dai_provider.tasks.failures import UnexpectedEndError
+from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from tests.support.event_loop import fire, let_time_pass, trust_few
 
 try:
@@ -231,7 +231,7 @@ def outcome(call: Callable[[], Any]) -> tuple[str, str]:
         return "skip", str(skip)
     except AirflowSensorTimeout as timeout:
         return "timeout", str(timeout)
-    except UnexpectedEndError as unexpected:
+    except UnexpectedStateError as unexpected:
         return "unexpected", str(unexpected)
     except AirflowFailException as failure:
         return "fail", str(failure)
@@ -456,7 +456,7 @@ def test_an_execution_timeout_is_a_timeout_of_the_task(
     options = {"execution_timeout": timedelta(seconds=30), **({flag: True} if flag else {})}
     began = clock.now
     with pytest.raises(
-        AirflowTaskTimeout, match="has not ended within 30 s.* execution_timeout of the task has passed"
+        AirflowTaskTimeout, match="has not finished within 30 s.* execution_timeout of the task has passed"
     ):
         in_the_triggerer(lambda: make_sensor(**options), context, clock)
     assert clock.now - began == pytest.approx(30)

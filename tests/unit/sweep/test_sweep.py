@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from airflow_dai_provider.api.errors import PERMANENT, Code
+from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.operation import Operation, OperationState
+from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.sweep.report import MAX_NAMED, Failure, SweepReport, some_of
 from airflow_dai_provider.sweep.selection import (
     PassedOver,
@@ -251,7 +252,7 @@ class TestReport:
 
     def test_what_nothing_becomes_of_is_left(self) -> None:
         report = begun("operations/a", "operations/b")
-        report.request_taken("operations/a")
+        report.request_accepted("operations/a")
         assert list(report.left) == ["operations/b"]
         assert "before its cancellation was requested" in report.left["operations/b"].reason
 
@@ -262,7 +263,7 @@ class TestReport:
     def test_an_end_that_get_has_shown(self, state: str, where: str, taken: bool) -> None:
         report = begun(NAME)
         if taken:
-            report.request_taken(NAME)
+            report.request_accepted(NAME)
         report.seen(NAME, operation(state=state))
         settled = report.to_dict()
         assert settled[where] == ([NAME] if where == "cancelled" else {NAME: state})
@@ -271,7 +272,7 @@ class TestReport:
 
     def test_one_that_goes_on(self) -> None:
         report = begun(NAME)
-        report.request_taken(NAME)
+        report.request_accepted(NAME)
         report.seen(NAME, operation())
         assert report.to_dict()["requested"] == [NAME]
         report.leave_requested("it was waited for 60 s")
@@ -285,10 +286,10 @@ class TestReport:
     def test_what_is_refused_for_good(self, code: Code, taken: bool) -> None:
         report = begun(NAME)
         if taken:
-            report.request_taken(NAME)
+            report.request_accepted(NAME)
         report.failed(NAME, Failure(code, "no"))
         assert report.to_dict()["refused"] == {NAME: "its cancellation is requested, but no" if taken else "no"}
-        assert report.code is code
+        assert report.rpc_code is code
         self.assert_in_one_place(report)
 
     @pytest.mark.parametrize("code", PASSING)
@@ -296,13 +297,13 @@ class TestReport:
         report = begun(NAME)
         report.failed(NAME, Failure(code, "no"))
         assert report.to_dict()["left"] == {NAME: "no"}
-        assert report.code is Code.UNAVAILABLE
+        assert report.rpc_code is Code.UNAVAILABLE
         self.assert_in_one_place(report)
 
     @pytest.mark.parametrize("code", PASSING)
     def test_a_look_that_may_heal_is_made_again(self, code: Code) -> None:
         report = begun(NAME)
-        report.request_taken(NAME)
+        report.request_accepted(NAME)
         report.failed(NAME, Failure(code, "no"))
         report.failed(NAME, Failure(code, "still no")) if code is not Code.NOT_FOUND else None
         self.assert_in_one_place(report)
@@ -317,9 +318,9 @@ class TestReport:
         report.failed("operations/a", Failure(Code.PERMISSION_DENIED, "no"))
         report.failed("operations/b", Failure(Code.UNAVAILABLE, "away"))
         assert list(report.failures) == ["operations/a", "operations/b"]
-        assert report.code is Code.UNAVAILABLE
+        assert report.rpc_code is Code.UNAVAILABLE
         report.failed("operations/a", Failure(Code.UNIMPLEMENTED, "no"))
-        assert report.code is Code.UNIMPLEMENTED
+        assert report.rpc_code is Code.UNIMPLEMENTED
 
     def test_it_is_plain_json(self) -> None:
         report = begun("operations/a", "operations/b", "operations/c")
@@ -333,7 +334,7 @@ class TestReport:
 
     def test_the_result_in_words(self) -> None:
         report = begun(*(f"operations/{letter}" for letter in "abcdef"))
-        report.request_taken("operations/a")
+        report.request_accepted("operations/a")
         report.seen("operations/b", operation("operations/b", state="CANCELLED"))
         report.seen("operations/c", operation("operations/c", state="FAILED"))
         report.failed("operations/d", Failure(Code.OUT_OF_RANGE, "no"))

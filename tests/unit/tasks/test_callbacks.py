@@ -16,10 +16,10 @@ from airflow_dai_provider.tasks.callbacks import (
     CLOCK_SKEW,
     is_dag_callback,
     is_deadline,
-    names_pushed_by_deadline,
-    names_pushed_by_run,
-    names_pushed_by_task_instance,
-    names_pushed_by_tasks,
+    operations_started_by_deadline_run,
+    operations_started_by_run,
+    operations_started_by_task_instance,
+    operations_started_by_tasks,
     push_operation,
 )
 from tests.support.deadlines import Triggerer, answer_as_triggerer, deadline_context, deadlines
@@ -62,9 +62,9 @@ def test_what_a_task_instance_has_pushed(
     for key, value in pushed.items():
         ti.xcom_push(key, value)
     of_task, of_dag = contexts(ti)
-    assert names_pushed_by_task_instance(of_task, LOGGER) == names
-    assert names_pushed_by_tasks(of_task, [ti.task_id], LOGGER) == names
-    assert names_pushed_by_tasks(of_dag, [ti.task_id], LOGGER) == names
+    assert operations_started_by_task_instance(of_task, LOGGER) == names
+    assert operations_started_by_tasks(of_task, [ti.task_id], LOGGER) == names
+    assert operations_started_by_tasks(of_dag, [ti.task_id], LOGGER) == names
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,12 @@ def test_the_ingest_of_another_try_is_left_alone(
     if pushed_by:
         ti.xcom_push("operation_try_number", pushed_by)
     of_task, of_dag = contexts(ti)
-    assert names_pushed_by_task_instance(of_task, LOGGER) == names
-    assert names_pushed_by_tasks(of_task, [ti.task_id], LOGGER) == names
+    assert operations_started_by_task_instance(of_task, LOGGER) == names
+    assert operations_started_by_tasks(of_task, [ti.task_id], LOGGER) == names
     left_alone = f"Leaving {A} alone: try {pushed_by} has started it, and this callback belongs to try {try_number}."
     assert log.ours == ([] if names else [left_alone] * 2)
     # The callback of a DAG comes when no try is left that could want it.
-    assert names_pushed_by_tasks(of_dag, [ti.task_id], LOGGER) == [A]
+    assert operations_started_by_tasks(of_dag, [ti.task_id], LOGGER) == [A]
 
 
 class TestMapIndexes:
@@ -104,27 +104,27 @@ class TestMapIndexes:
 
     def test_a_mapped_task_reaches_its_own_index_only(self, run: Any) -> None:
         of_task, _ = contexts(run(1))
-        assert names_pushed_by_tasks(of_task, ["start_ingest"], LOGGER) == [B]
+        assert operations_started_by_tasks(of_task, ["start_ingest"], LOGGER) == [B]
         of_task, _ = contexts(run(1, "start_ingest"))
-        assert names_pushed_by_task_instance(of_task, LOGGER) == [B]
-        assert names_pushed_by_tasks(of_task, ["start_ingest"], LOGGER) == [B]
+        assert operations_started_by_task_instance(of_task, LOGGER) == [B]
+        assert operations_started_by_tasks(of_task, ["start_ingest"], LOGGER) == [B]
 
     def test_a_mapped_task_reaches_a_task_that_is_not_mapped(self, run: Any) -> None:
         of_task, _ = contexts(run(1))
-        assert names_pushed_by_tasks(of_task, ["single", "start_ingest"], LOGGER) == ["operations/single", B]
+        assert operations_started_by_tasks(of_task, ["single", "start_ingest"], LOGGER) == ["operations/single", B]
 
     def test_a_mapped_task_whose_index_has_pushed_nothing(self, run: Any) -> None:
         of_task, _ = contexts(run(7))
-        assert names_pushed_by_tasks(of_task, ["start_ingest"], LOGGER) == []
+        assert operations_started_by_tasks(of_task, ["start_ingest"], LOGGER) == []
 
     def test_a_task_that_is_not_mapped_reaches_all(self, run: Any) -> None:
         of_task, _ = contexts(run(-1))
-        assert names_pushed_by_tasks(of_task, ["start_ingest"], LOGGER) == [A, B, C]
+        assert operations_started_by_tasks(of_task, ["start_ingest"], LOGGER) == [A, B, C]
 
     @pytest.mark.parametrize("map_index", [-1, 1])
     def test_a_dag_reaches_all(self, run: Any, map_index: int) -> None:
         _, of_dag = contexts(run(map_index))
-        assert names_pushed_by_tasks(of_dag, ["start_ingest", "single", "never"], LOGGER) == [
+        assert operations_started_by_tasks(of_dag, ["start_ingest", "single", "never"], LOGGER) == [
             A,
             B,
             C,
@@ -136,14 +136,14 @@ class TestMapIndexes:
             for task_id in ("start_ingest", "single", "never"):
                 BaseOperator(task_id=task_id)
         _, of_dag = contexts(run(-1))
-        names = names_pushed_by_run({**of_dag, "dag": dag}, LOGGER)
+        names = operations_started_by_run({**of_dag, "dag": dag}, LOGGER)
         assert sorted(map(str, names)) == [A, B, C, "operations/single"]
 
 
 def test_without_a_task_instance_the_user_learns_what_to_do() -> None:
     # Airflow passes none where the run has no task instance that it can represent.
     with pytest.raises(AirflowException, match="no task instance .* Give the notifier operation_name"):
-        names_pushed_by_tasks({"reason": "timed_out"}, ["start_ingest"], LOGGER)
+        operations_started_by_tasks({"reason": "timed_out"}, ["start_ingest"], LOGGER)
 
 
 def test_real_task_instances_answer_as_the_stand_in_does(run_dag: Any) -> None:
@@ -167,11 +167,11 @@ def test_real_task_instances_answer_as_the_stand_in_does(run_dag: Any) -> None:
             of_dag: Any = {**context, "reason": "task_failure"}
             of_index: Any = {**context, "ti": OfIndex(context["ti"], 1)}
             return {
-                "task": names_pushed_by_tasks(context, task_ids, LOGGER),
-                "dag": names_pushed_by_tasks(of_dag, task_ids, LOGGER),
-                "index": names_pushed_by_tasks(of_index, task_ids, LOGGER),
-                "run": sorted(map(str, names_pushed_by_run(of_dag, LOGGER))),
-                "own": names_pushed_by_task_instance(context, LOGGER),
+                "task": operations_started_by_tasks(context, task_ids, LOGGER),
+                "dag": operations_started_by_tasks(of_dag, task_ids, LOGGER),
+                "index": operations_started_by_tasks(of_index, task_ids, LOGGER),
+                "run": sorted(map(str, operations_started_by_run(of_dag, LOGGER))),
+                "own": operations_started_by_task_instance(context, LOGGER),
             }
 
         [start_ingest.expand(name=[A, B, C]), single(), silent()] >> collect()
@@ -222,7 +222,7 @@ class TestWhatCannotBeRead:
             return pull(self, task_ids, **arguments)
 
         monkeypatch.setattr(type(ti), "xcom_pull", broken)
-        error, name = names_pushed_by_tasks(contexts(ti)[of_dag], ["broken", "start_ingest"], LOGGER)
+        error, name = operations_started_by_tasks(contexts(ti)[of_dag], ["broken", "start_ingest"], LOGGER)
         assert isinstance(error, AirflowException)
         assert str(error) == "What broken has pushed cannot be read: the XCom backend is away"
         assert name == A
@@ -246,7 +246,8 @@ class TestWhatCannotBeRead:
             def collect(**context: Any) -> list[str]:
                 of_dag: Any = {**context, "reason": "task_failure"}
                 return [
-                    str(name) for name in names_pushed_by_tasks(of_dag, ["odd", "odd_name", "start_ingest"], LOGGER)
+                    str(name)
+                    for name in operations_started_by_tasks(of_dag, ["odd", "odd_name", "start_ingest"], LOGGER)
                 ]
 
             [start_ingest(), odd(), odd_name()] >> collect()
@@ -303,7 +304,7 @@ class TestDeadline:
     ) -> None:
         for (task_id, map_index), name in instances.items():
             triggerer.has(task_id, map_index, operation_name=name)
-        assert names_pushed_by_deadline(deadline_context(), task_ids) == names
+        assert operations_started_by_deadline_run(deadline_context(), task_ids) == names
 
     @deadlines
     @pytest.mark.parametrize(
@@ -320,14 +321,14 @@ class TestDeadline:
     )
     def test_the_same_keys_count(self, triggerer: Triggerer, pushed: dict[str, Any], names: list[str]) -> None:
         triggerer.has("start", **pushed)
-        assert names_pushed_by_deadline(deadline_context(), ["start"]) == names
-        assert names_pushed_by_deadline(deadline_context(), None) == names
+        assert operations_started_by_deadline_run(deadline_context(), ["start"]) == names
+        assert operations_started_by_deadline_run(deadline_context(), None) == names
 
     @deadlines
     def test_a_run_costs_few_questions(self, triggerer: Triggerer) -> None:
         for index in range(50):
             triggerer.has("start", index, operation_name=f"operations/{index}")
-        assert len(names_pushed_by_deadline(deadline_context(), None)) == 50
+        assert len(operations_started_by_deadline_run(deadline_context(), None)) == 50
         assert (triggerer.asked.count("GetTaskStates"), triggerer.asked.count("GetXCom")) == (3, 50)
 
     @deadlines
@@ -351,9 +352,9 @@ class TestDeadline:
                 of_run = {"dag_id": dag_run.dag_id, "dag_run_id": dag_run.run_id}
                 context: Any = {"dag_run": of_run, "deadline": {}}
                 return {
-                    "named": names_pushed_by_deadline(context, ["start_1", "start", "odd"]),
-                    "no such task": list(map(str, names_pushed_by_deadline(context, ["never"]))),
-                    "run": names_pushed_by_deadline(context, None),
+                    "named": operations_started_by_deadline_run(context, ["start_1", "start", "odd"]),
+                    "no such task": list(map(str, operations_started_by_deadline_run(context, ["never"]))),
+                    "run": operations_started_by_deadline_run(context, None),
                 }
 
             [start.expand(name=[A, B, C]), start_1(), odd()] >> collect()
@@ -395,7 +396,7 @@ class TestClearedRun:
             push_operation(started, f"operations/{label}", time)
         context: Any = {"ti": ti, "reason": "task_failure", "dag_run": dag_run}
         taken = [f"operations/{label}" for label, is_taken in name_is_taken.items() if is_taken]
-        assert names_pushed_by_tasks(context, ["mapped"], LOGGER) == taken
+        assert operations_started_by_tasks(context, ["mapped"], LOGGER) == taken
 
     @pytest.mark.parametrize("pushed_at", [None, "x", [1], {}])
     def test_a_task_that_tells_no_time(self, ti: Any, pushed_at: Any) -> None:
@@ -403,9 +404,9 @@ class TestClearedRun:
         if pushed_at is not None:
             ti.of_other_task("plain", "operation_pushed_at", pushed_at)
         context: Any = {"ti": ti, "reason": "task_failure", "dag_run": SimpleNamespace(end_date=self.ENDED)}
-        assert names_pushed_by_tasks(context, ["plain"], LOGGER) == ["operations/a", {"name": "operations/b"}]
+        assert operations_started_by_tasks(context, ["plain"], LOGGER) == ["operations/a", {"name": "operations/b"}]
 
     def test_a_tasks_own_callback_does_not_mind(self, ti: Any) -> None:
         push_operation(ti, "operations/a", self.ENDED.timestamp() + 60)
         context: Any = {"ti": ti, "dag_run": SimpleNamespace(end_date=self.ENDED)}
-        assert names_pushed_by_tasks(context, [ti.task_id], LOGGER) == ["operations/a"]
+        assert operations_started_by_tasks(context, [ti.task_id], LOGGER) == ["operations/a"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import pytest
 from google.api_core import exceptions as api
 
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.tasks.cancellation import async_request_cancellation, request_cancellation, run_at_once
+from airflow_dai_provider.tasks.cancellation import request_cancellation
 
 LOGGER = logging.getLogger("airflow_dai_provider.test_cancellation")
 LOGGER.setLevel(logging.INFO)
@@ -75,9 +75,10 @@ def test_what_has_finished_where_the_service_does_not_mind(emulator: DaiEmulator
 def test_refused_although_it_runs(emulator: DaiEmulator, hook: Any, log: Any, rpc_status: str) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(method=CANCEL, rpc_status=rpc_status))
-    # Never NotFound, which callers may take for an operation that does not run.
-    with pytest.raises(api.FailedPrecondition, match=f"{CANCEL} of {name} answered .* {rpc_status}"):
+    with pytest.raises(ServiceError, match=f"{CANCEL} of {name} answered .* {rpc_status}") as caught:
         request_cancellation(hook(), name, LOGGER)
+    # Never NOT_FOUND, which callers may take for an operation that does not run.
+    assert caught.value.rpc_code is Code.FAILED_PRECONDITION
     assert methods(emulator) == [CANCEL, GET]
     assert log.ours == []
 
@@ -113,76 +114,3 @@ def test_refused_and_then_away(make_emulator: Any, hook: Any) -> None:
     emulator.inject(Fault(method=GET, status=503, times=None))
     with pytest.raises(api.ServiceUnavailable, match=GET):
         request_cancellation(hook(), name, LOGGER)
-
-
-class TestAsynchronously:
-    """On an event loop the same function runs; here is what differs."""
-
-    @staticmethod
-    def request(name: str) -> Any:
-        from airflow_dai_provider.hooks.dai import DaiAsyncHook
-
-        async def main() -> Any:
-            async with DaiAsyncHook() as hook:
-                return await async_request_cancellation(hook, name, LOGGER)
-
-        return asyncio.run(main())
-
-    def test_a_running_operation(self, emulator: DaiEmulator, log: Any) -> None:
-        name = emulator.start_ingest("operations/a/b")
-        assert self.request(name) is None
-        assert methods(emulator) == [CANCEL]
-        assert log.ours == ["Requested the cancellation of operations/a/b."]
-
-    @pytest.mark.parametrize("refusal", ["failed_precondition", "not_found"])
-    def test_what_has_finished(self, make_emulator: Any, log: Any, refusal: str) -> None:
-        emulator = make_emulator(finished_cancel=refusal)
-        name = emulator.start_ingest(seconds=0)
-        assert self.request(name).state == "SUCCEEDED"
-        assert methods(emulator) == [CANCEL, GET]
-        (line,) = log.ours
-        assert "already finished, there is nothing to cancel" in line
-
-    @pytest.mark.parametrize("rpc_status", ["FAILED_PRECONDITION", "NOT_FOUND"])
-    def test_refused_although_it_runs(self, emulator: DaiEmulator, log: Any, rpc_status: str) -> None:
-        name = emulator.start_ingest()
-        emulator.inject(Fault(method=CANCEL, rpc_status=rpc_status))
-        with pytest.raises(api.FailedPrecondition, match=f"{CANCEL} of {name} answered .* {rpc_status}"):
-            self.request(name)
-        assert log.ours == []
-
-    @pytest.mark.usefixtures("emulator")
-    def test_unknown(self) -> None:
-        with pytest.raises(api.NotFound, match="operations/never"):
-            self.request("operations/never")
-
-
-class TestAtOnce:
-    def test_a_coroutine_that_never_waits(self) -> None:
-        async def add(one: int, other: int) -> int:
-            return one + other
-
-        async def twice() -> int:
-            return await add(1, 2) + await add(3, 4)
-
-        assert run_at_once(twice()) == 10
-
-    def test_its_error_is_raised(self) -> None:
-        async def fail() -> None:
-            raise LookupError("this")
-
-        with pytest.raises(LookupError, match="this"):
-            run_at_once(fail())
-
-    def test_one_that_waits_is_refused(self) -> None:
-        ended = []
-
-        async def wait() -> None:
-            try:
-                await asyncio.sleep(0)
-            finally:
-                ended.append(True)
-
-        with pytest.raises(RuntimeError, match="needs an event loop"):
-            run_at_once(wait())
-        assert ended

@@ -646,7 +646,7 @@ def test_a_request_that_was_not_sent_says_so() -> None:
 
     with refusing_port() as port:
         error = run(main(port))
-    assert (error.code, error.sent) == (Code.UNAVAILABLE, False)
+    assert (error.rpc_code, error.sent) == (Code.UNAVAILABLE, False)
 
 
 def test_a_token_that_does_not_expire_is_kept(emulator: DaiEmulator) -> None:

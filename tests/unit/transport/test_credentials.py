@@ -26,7 +26,7 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault, SelfSigned
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCreateCreativeOperator
 from airflow_dai_provider.tasks import deferral
-from airflow_dai_provider.tasks.failures import UnexpectedEndError
+from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from tests.support.authentication import (
     FORMS,
@@ -615,7 +615,7 @@ def test_a_task_with_a_key(
     assert context["ti"].pushed["start_ingest", -1, "operation"]["state"] == "CANCELLED"
 
 
-REFUSALS: dict[str, tuple[dict[str, Any], str, str]] = {
+NOT_PROCESSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "scope": (
         {"scope": OTHER_SCOPE},
         "403 PERMISSION_DENIED: Request had insufficient authentication scopes.",
@@ -641,7 +641,7 @@ def connect_badly(connect: Callable[..., None], emulator: DaiEmulator, changes: 
     connect(dai_api_endpoint=emulator.endpoint, **({} if "is_anonymous" in extra else {"keyfile_dict": key}), **extra)
 
 
-@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("refusal", NOT_PROCESSED)
 def test_a_task_that_is_refused_fails_with_advice(
     guarded: DaiEmulator,
     connect: Callable[..., None],
@@ -650,7 +650,7 @@ def test_a_task_that_is_refused_fails_with_advice(
     slept: list[float],
     refusal: str,
 ) -> None:
-    changes, words, advice = REFUSALS[refusal]
+    changes, words, advice = NOT_PROCESSED[refusal]
     connect_badly(connect, guarded, changes)
     guarded.start_ingest(NAME)
 
@@ -664,7 +664,7 @@ def test_a_task_that_is_refused_fails_with_advice(
     assert slept == []
 
 
-@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("refusal", NOT_PROCESSED)
 def test_a_deferred_task_that_is_refused_fails_with_the_same_advice(
     start: Callable[..., DaiEmulator],
     connect: Callable[..., None],
@@ -674,7 +674,7 @@ def test_a_deferred_task_that_is_refused_fails_with_the_same_advice(
     refusal: str,
 ) -> None:
     """Somebody has changed the connection while the task went from the worker to the triggerer."""
-    changes, words, advice = REFUSALS[refusal]
+    changes, words, advice = NOT_PROCESSED[refusal]
     emulator = start(cancel_seconds=1000.0)
     connect_badly(connect, emulator, {})
     emulator.start_ingest(NAME)
@@ -1002,7 +1002,7 @@ def test_a_task_that_is_killed_while_it_waits_cancels_as_its_account(
     task = DaiCreateCreativeOperator(task_id="start_ingest", creative=CREATIVE)
     happen_after(1000, task.on_kill, clock, monkeypatch)
 
-    with shown.fails(UnexpectedEndError, "CANCELLED"):
+    with shown.fails(UnexpectedStateError, "CANCELLED"):
         task.execute(context)
 
     (name,) = robot.states()

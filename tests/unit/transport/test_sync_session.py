@@ -518,7 +518,7 @@ def test_what_was_sent_may_have_been_done(
 
     with pytest.raises(ServiceError) as caught:
         bare.call(rest.create_creative(CREATIVE))
-    assert (caught.value.code, caught.value.retry_after, caught.value.sent) == (code, retry_after, True)
+    assert (caught.value.rpc_code, caught.value.retry_after, caught.value.sent) == (code, retry_after, True)
 
 
 def test_what_nobody_took_was_not_sent(bare: RequestsTransport, emulator: DaiEmulator) -> None:
@@ -528,7 +528,7 @@ def test_what_nobody_took_was_not_sent(bare: RequestsTransport, emulator: DaiEmu
         ServiceError, match=f"creatives.create of a creative got no answer from {emulator.endpoint}: "
     ) as caught:
         bare.call(rest.create_creative(CREATIVE))
-    assert (caught.value.code, caught.value.sent) == (Code.UNAVAILABLE, False)
+    assert (caught.value.rpc_code, caught.value.sent) == (Code.UNAVAILABLE, False)
 
 
 def test_what_a_proxy_did_not_pass_on_was_not_sent(
@@ -540,7 +540,7 @@ def test_what_a_proxy_did_not_pass_on_was_not_sent(
     with pytest.raises(ServiceError, match="got no answer from https://dai.example: .*502") as caught:
         transport.call(rest.create_creative(CREATIVE))
     transport.close()
-    assert (caught.value.code, caught.value.sent) == (Code.UNAVAILABLE, False)
+    assert (caught.value.rpc_code, caught.value.sent) == (Code.UNAVAILABLE, False)
 
 
 def test_an_anonymous_401_is_not_asked_again(bare: RequestsTransport, emulator: DaiEmulator) -> None:
@@ -548,7 +548,7 @@ def test_an_anonymous_401_is_not_asked_again(bare: RequestsTransport, emulator: 
 
     with pytest.raises(ServiceError) as caught:
         bare.call(rest.get_operation(NAME))
-    assert caught.value.code is Code.UNAUTHENTICATED
+    assert caught.value.rpc_code is Code.UNAUTHENTICATED
     assert bearers(emulator) == [None]
 
 

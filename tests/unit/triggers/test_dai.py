@@ -282,7 +282,7 @@ def test_the_time_is_up(emulator: DaiEmulator, make_trigger: MakeTrigger, clock:
 
     assert set(event) == {"operation_name", "status", "message"}
     assert event["status"] == "timeout"
-    assert f"{name} has not ended within 50 s" in event["message"]
+    assert f"{name} has not finished within 50 s" in event["message"]
     assert clock.now - began == pytest.approx(50)
     assert emulator.requests[-1].time - began == pytest.approx(50), "One last look is made when the time is up."
     assert emulator.cancel_requested(name) == 0
@@ -474,7 +474,7 @@ def test_a_killed_task_cancels_its_operation_once(
     state(of_task)
     name = emulator.start_ingest()
 
-    run(killing(make_trigger(name, cancel_on_kill=True), lambda: "next look in" in log.text))
+    run(killing(make_trigger(name, cancel_on_kill=True), lambda: "next poll in" in log.text))
 
     assert emulator.cancel_requested(name) == 1
     assert emulator.state(name) == "CANCELLED"
@@ -580,7 +580,7 @@ def test_a_service_that_is_down_is_said(
     name = emulator.start_ingest()
 
     def gone() -> bool:
-        if "next look in" not in log.text:
+        if "next poll in" not in log.text:
             return False
         emulator.stop()
         monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(lambda _: asyncio.sleep(0)))
@@ -622,7 +622,7 @@ def test_what_the_triggerer_closes_meanwhile_does_not_break_the_cancel_off(
 
     async def main() -> None:
         running = asyncio.create_task(anext(trigger.run()))  # type: ignore[arg-type]
-        await until(lambda: "next look in" in log.text)
+        await until(lambda: "next poll in" in log.text)
         running.cancel()
         await asyncio.wait({running})
         await kill_by_itself(trigger)
