@@ -19,8 +19,7 @@ HAS_TASK_STATE_STORE = _AIRFLOW >= (3, 3)
 
 
 async def task_instance_state(ti: Any) -> str | None:
-    """
-    Return the state of a task instance, from the triggerer.
+    """Return the state of a task instance, from the triggerer.
 
     :param ti: what Airflow has set as the trigger's ``task_instance``.
     :return: the state; None for one without a state, and for one that is gone; before Airflow 3.3 also where it is a
@@ -50,8 +49,7 @@ def _state(ti: Any) -> str | None:
 
 
 def _of_later_try(ti: Any) -> bool:
-    """
-    Whether another try than this one has started the ingest that the task waits for.
+    """Whether another try than this one has started the ingest that the task waits for.
 
     Airflow tells the triggerer no try number; the task does, in ``push_operation``.
     """
@@ -69,8 +67,7 @@ def _state_in_database(ti: Any) -> str | None:
 
 
 def run_task_states(dag_id: str, run_id: str, task_ids: list[str] | None = None) -> dict[str, Any]:
-    """
-    Return the states of a run's task instances; in the triggerer of Airflow 3, from a thread.
+    """Return the states of a run's task instances; in the triggerer of Airflow 3, from a thread.
 
     :param task_ids: only those of these tasks.
     :return: the states, by task id; of a mapped one by ``<task id>_<map index>``.

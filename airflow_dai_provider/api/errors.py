@@ -47,8 +47,7 @@ _CODE_BY_HTTP_STATUS = {
 
 
 class ServiceError(Exception):
-    """
-    A request that did not get the response it asked for.
+    """A request that did not get the response it asked for.
 
     The hooks raise a subclass for each rpc code, which is also the class of ``google.api_core.exceptions``
     (:mod:`airflow_dai_provider.transport.errors`). Code that decides reads ``rpc_code`` and never the class, since

@@ -1,4 +1,4 @@
-"""The asynchronous hook: one look or one cancel at a time, on a session and a token that all share."""
+"""The asynchronous hook, whose session and token all waits of an event loop share."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ T = TypeVar("T")
 
 
 class DaiAsyncHook(GoogleBaseAsyncHook):
-    """
-    Talk to the DAI service from an event loop, with the credentials and the endpoint that :class:`DaiHook` finds.
+    """Talk to the DAI service from an event loop, with the credentials and the endpoint that :class:`DaiHook` finds.
 
     All hooks on one event loop that use the same connection and endpoint share one HTTP session with few
-    connections, and one token. Used as an asynchronous context manager, the hook holds that session open; else each
-    call opens it if nobody else does. The connection is looked up, and a token fetched, off the event loop.
+    connections, and one token. Used as an asynchronous context manager, the hook holds that session open; otherwise
+    each call opens it if it is closed. The connection is looked up, and a token fetched, off the event loop.
 
     The parameters and errors are those of :class:`DaiHook`.
 
@@ -39,13 +38,13 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
     :param impersonation_chain: service account(s) to impersonate.
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own.
     :param timeout: seconds that one request may take.
-    :param retry_timeout: seconds after which one call is not repeated again; 0 for no repeat at all.
+    :param retry_timeout: seconds after which one call is not retried again; 0 for no retry.
     """
 
     sync_hook_class = DaiHook
 
-    #: Replaced in tests; time and chance are the only things that are. The clock is the epoch's, as a wait can outlive
-    #: the process.
+    #: Replaced in tests, which replace nothing but time and randomness. The clock is the epoch's, since a wait can
+    #: outlive the process.
     _sleep: Callable[[float], Any] = staticmethod(asyncio.sleep)
     _clock: Callable[[], float] = staticmethod(time.time)
     _random: Callable[[], float] = staticmethod(random)
@@ -75,7 +74,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
     async def get_sync_hook(self) -> DaiHook:
         """Return the hook that has looked up the connection; made once, in a thread."""
         if self._looked_up is None:
-            # Not thread-sensitive: a thousand waits that start together do not queue for one thread.
+            # Not thread-sensitive, so that a thousand waits that start together do not queue for one thread.
             self._looked_up = await sync_to_async(self.sync_hook_class, thread_sensitive=False)(**self._hook_kwargs)
         return self._looked_up
 
@@ -93,8 +92,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         await self._held.aclose()
 
     async def get_operation(self, name: str) -> Operation:
-        """
-        Return the latest state of an operation.
+        """Return the latest state of an operation.
 
         :param name: ``operations/...``.
         :raises InvalidNameError: for a name that cannot be one, before anything is sent.
@@ -105,8 +103,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         return await self._call_once(request)
 
     async def cancel_operation(self, name: str) -> None:
-        """
-        Ask the service to cancel an operation; best effort and asynchronous, so look with :meth:`get_operation`.
+        """Request the cancellation of an operation: best effort and asynchronous, so poll with :meth:`get_operation`.
 
         :param name: ``operations/...``.
         :raises InvalidNameError: for a name that cannot be one, before anything is sent.
@@ -124,19 +121,18 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         poll_interval: float = 30.0,
         max_outage: float | None = MAX_OUTAGE,
     ) -> Operation:
-        """
-        Look at an operation until it has ended, as :meth:`DaiHook.wait_for_operation` does.
+        """Poll an operation until it has finished, as :meth:`DaiHook.wait_for_operation` does.
 
-        The log has a line for each look that brings something new.
+        The log has a line for each poll that shows something new.
 
         :param name: ``operations/...``.
         :param started: when the wait began, in seconds of the epoch; now, if it is not given.
         :param timeout: seconds to wait at most, counted from ``started``, or None for no limit.
-        :param poll_interval: the most seconds between two looks.
-        :param max_outage: seconds that the service may stay out of reach, or None for no limit.
-        :return: the operation, ended in whatever way.
-        :raises WaitTimeoutError: when it has not ended in time; nothing is cancelled.
-        :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be looked at.
+        :param poll_interval: the most seconds between two polls.
+        :param max_outage: seconds that the service may be unavailable, or None for no limit.
+        :return: the operation, in any final state.
+        :raises WaitTimeoutError: when it has not finished in time; nothing is cancelled.
+        :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be polled.
         """
         wait = Wait(
             name,
@@ -161,7 +157,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
                         return operation
                     seconds, line = wait.after_poll(operation, self._clock())
                     if operation != seen:
-                        # Only what is new: a triggerer writes for thousands of waits.
+                        # Only news, since a triggerer logs for thousands of waits.
                         self.log.info("%s", line)
                         seen = operation
                 await self._sleep(seconds)
@@ -186,7 +182,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[AiohttpTransport]:
-        """Give the transport that this hook holds, or hold one for as long as this lasts."""
+        """Yield the transport that this hook holds, or else hold one meanwhile."""
         if self._transport:
             yield self._transport
         else:

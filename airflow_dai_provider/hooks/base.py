@@ -1,4 +1,4 @@
-"""What a hook of the DAI service is before it asks for anything: a connection, an endpoint, one authorised session."""
+"""The connection of a hook: its endpoint, its credentials, and one authorised session."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from airflow_dai_provider.transport.sync_session import RequestsTransport
 
 
 class DaiBaseHook(GoogleBaseHook):
-    """
-    Find the endpoint and the credentials of a Google Cloud connection, and keep one session with them.
+    """Find the endpoint and the credentials of a Google Cloud connection, and keep one session with them.
 
     The parameters are those of :class:`airflow_dai_provider.hooks.dai.DaiHook`.
     """
@@ -61,10 +60,9 @@ class DaiBaseHook(GoogleBaseHook):
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        """
-        The endpoint that counts.
+        """The endpoint in use.
 
-        :raises ValueError: when what was configured is no endpoint.
+        :raises ValueError: when the configured value is no endpoint.
         """
         if self._emulator:
             return self._emulator
@@ -73,14 +71,13 @@ class DaiBaseHook(GoogleBaseHook):
 
     @cached_property
     def sharing_key(self) -> Hashable:
-        """What two hooks have in common that can share a session and a token: endpoint, connection, account."""
+        """Equal for two hooks that can share a session and a token: endpoint, connection and account."""
         identity = [self.extras, self.impersonation_chain, self.quota_project_id]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
         return self.endpoint, digest, self.timeout
 
     def get_conn(self) -> AuthorizedSession:
-        """
-        Return the authorised ``requests`` session, which is made once and kept for the hook's life.
+        """Return the authorised ``requests`` session, which is made once and kept for the hook's life.
 
         :raises ValueError: when a token would leave this machine over plain HTTP.
         :raises google.api_core.exceptions.Unauthenticated: when the connection gives no credentials.

@@ -26,8 +26,7 @@ KILL_TIMEOUT = 1.2
 
 
 class IngestGuard:
-    """
-    Guards one ingest at a time, from its start until it has ended, is cancelled, or is meant to run on.
+    """Guards one ingest at a time, from its start until it has ended, is cancelled, or is meant to run on.
 
     :param on_kill: whether a killed task cancels its ingest.
     :param on_failure: whether a task that fails for good does.
@@ -65,8 +64,7 @@ class IngestGuard:
         self._cancel_now = None
 
     def kill(self) -> None:
-        """
-        Request the cancellation from a signal handler.
+        """Request the cancellation from a signal handler.
 
         The task can be anywhere, so nothing of Airflow is asked here, and nothing that the task uses is touched.
         """

@@ -31,8 +31,7 @@ class IngestInDoubtError(AirflowFailException):
 def find_started_ingest(
     hook: DaiHook, urls: Collection[str], sent: datetime, what: str, sleep: Callable[[float], None], log: Any
 ) -> Operation:
-    """
-    Find the ingest that a request has started.
+    """Find the ingest that a request has started.
 
     It is the only one of these media URLs that was created since then. A second ingest is never started instead.
 

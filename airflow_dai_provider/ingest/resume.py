@@ -1,5 +1,4 @@
-"""
-What a try leaves for the next one: the ingest that it has started, in the task state store of Airflow (3.3 and later).
+"""What a try leaves for the next one: the ingest that it has started, in the task state store of Airflow (3.3 and later).
 
 Airflow's own ``ResumableJobMixin`` is not used. It reconnects to whatever job is stored: after "wrong file, fix the
 DAG, clear" that is the wrong file's ingest, since the store outlives a clear. It takes a job that has succeeded for
@@ -28,8 +27,7 @@ KEY = "dai_ingest"
 
 @dataclass(frozen=True, slots=True)
 class StartedIngest:
-    """
-    An ingest that a try of the task has started.
+    """An ingest that a try of the task has started.
 
     :param operation_name: ``operations/...``.
     :param endpoint: the base URL of the service that runs it.
@@ -42,8 +40,7 @@ class StartedIngest:
 
 
 class IngestStore:
-    """
-    The task state store of one task instance, where Airflow has one; else a memory that keeps nothing.
+    """The task state store of one task instance, where Airflow has one; else a memory that keeps nothing.
 
     Only for a worker: in the dag processor and the triggerer the store hangs whoever asks it.
 
@@ -59,8 +56,7 @@ class IngestStore:
         return self._store is not None
 
     def recall(self) -> StartedIngest | None:
-        """
-        Return what the last try has left, or None.
+        """Return what the last try has left, or None.
 
         :raises AirflowException: when the store cannot be read; not to know could start a second ingest.
         """
@@ -88,8 +84,7 @@ class IngestStore:
 
 
 def reattach_or_cancel(earlier: StartedIngest, hook: DaiHook, digest: str, log: Any) -> bool:
-    """
-    Whether this try can go on with the ingest of an earlier one: that of the same creative, which still runs.
+    """Whether this try can go on with the ingest of an earlier one: that of the same creative, which still runs.
 
     One of another creative that still runs is cancelled.
 

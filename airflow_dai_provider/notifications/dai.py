@@ -38,8 +38,7 @@ _REFUSAL = (
 
 
 class DaiCancelOperationNotifier(RenderingNotifier):
-    """
-    Ask the service to cancel ingests: as a failure or retry callback of a task or a DAG, or when a deadline has passed.
+    """Ask the service to cancel ingests: as a failure or retry callback of a task or a DAG, or when a deadline has passed.
 
     A Deadline alert of Airflow 3 takes it as ``AsyncCallback(DaiCancelOperationNotifier, kwargs={...})``.
 
@@ -93,8 +92,7 @@ class DaiCancelOperationNotifier(RenderingNotifier):
         self.api_endpoint = api_endpoint
 
     def __call__(self, *args: Any) -> None:
-        """
-        Cancel; a copy is rendered, since rendering is in place and one notifier serves every run of a batch.
+        """Cancel; a copy is rendered, since rendering is in place and one notifier serves every run of a batch.
 
         :param args: the context, as Airflow passes it.
         :raises AirflowException: from the ``SyncCallback`` of a Deadline alert, before anything is done.
@@ -104,8 +102,7 @@ class DaiCancelOperationNotifier(RenderingNotifier):
         super(DaiCancelOperationNotifier, copy(self)).__call__(*args)
 
     def notify(self, context: Context) -> None:
-        """
-        Cancel what is named, or what was pushed.
+        """Cancel what is named, or what was pushed.
 
         :raises AirflowException: after every attempt, when an operation could not be cancelled; the message names it.
         """

@@ -21,8 +21,7 @@ _AT_DEADLINE = (
 
 
 class RenderingNotifier(BaseNotifier):
-    """
-    A notifier whose templates may render to nothing, where Airflow 2 would keep the template.
+    """A notifier whose templates may render to nothing, where Airflow 2 would keep the template.
 
     It renders with a DAG that has no environment too, and without a DAG, as at a Deadline alert. What a template names
     and does not find is an error there as it is with a DAG: rendered to nothing, it would hide a mistake.
@@ -58,8 +57,7 @@ def listed(values: Any) -> list[Any]:
 
 
 def checked(values: Any) -> Any:
-    """
-    Return a value, or several.
+    """Return a value, or several.
 
     :raises Exception: the first one that stands in the place of a value.
     """

@@ -41,8 +41,7 @@ if TYPE_CHECKING:
 
 
 class DaiOperationSensor(BaseSensorOperator):
-    """
-    Wait until an operation has ended, and return what the service then reports.
+    """Wait until an operation has ended, and return what the service then reports.
 
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/operations/get
 

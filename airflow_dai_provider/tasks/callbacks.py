@@ -1,5 +1,4 @@
-"""
-Which operations the tasks of a run have pushed: how an ingest is handed from the task that starts it to a guard.
+"""Which operations the tasks of a run have pushed: how an ingest is handed from the task that starts it to a guard.
 
 A task hands over an ingest in the XCom ``operation_name`` (beside it, in ``operation_try_number``, the number of the
 try that started it, and in ``operation_pushed_at``, by its name, when that was), or by returning the name.
@@ -23,8 +22,7 @@ CLOCK_SKEW = 2.0
 
 
 def push_operation(ti: Any, name: str, now: float) -> None:
-    """
-    Hand over an ingest, the name first.
+    """Hand over an ingest, the name first.
 
     :param now: seconds of the epoch.
     """
@@ -48,8 +46,7 @@ def is_deadline(context: Context) -> bool:
 
 
 def operations_started_by_task_instance(context: Context, log: Any) -> list[object]:
-    """
-    Return what the context's own task instance, with its own map index, has pushed in the context's own try.
+    """Return what the context's own task instance, with its own map index, has pushed in the context's own try.
 
     A callback can come late, when the next try has already pushed its ingest; that one is left alone.
     """
@@ -68,8 +65,7 @@ def operations_started_by_task_instance(context: Context, log: Any) -> list[obje
 
 
 def operations_started_by_tasks(context: Context, task_ids: Iterable[str], log: Any) -> list[object]:
-    """
-    Return what these tasks have pushed.
+    """Return what these tasks have pushed.
 
     A DAG's callback, and that of a task that is not mapped, reaches every map index of theirs. That of a mapped task
     reaches its own map index, or a task that is not mapped, but never a sibling's.
@@ -101,8 +97,7 @@ def operations_started_by_run(context: Context, log: Any) -> list[object]:
 
 
 def operations_started_by_deadline_run(context: Context, task_ids: Iterable[str] | None) -> list[object]:
-    """
-    Return what these tasks of the run have pushed, or what all have, with every map index.
+    """Return what these tasks of the run have pushed, or what all have, with every map index.
 
     The triggerer answers single XComs only, and this waits for its answers: call it in a thread.
     """
@@ -149,8 +144,7 @@ class Run:
         return [(task_id, index) for index in sorted(-1 if key == task_id else _split(key)[1] for key in keys)]
 
     def instances(self) -> list[tuple[str, int]]:
-        """
-        Return every task id with its map indexes, or with -1.
+        """Return every task id with its map indexes, or with -1.
 
         Airflow calls map index 3 of ``a`` and a task named ``a_3`` alike, so it is asked for either. One that does not
         exist does no harm: it has pushed nothing.

@@ -53,8 +53,7 @@ def wait_or_defer(
     resume_with: dict[str, Any],
     **trigger_arguments: Any,
 ) -> Operation:
-    """
-    Wait until an operation has ended, for the task's ``timeout``; here, or in the triggerer if it is ``deferrable``.
+    """Wait until an operation has ended, for the task's ``timeout``; here, or in the triggerer if it is ``deferrable``.
 
     :param poll_interval: the most seconds between two looks.
     :param resume_with: further arguments for ``execute_complete``, when it is deferred.
@@ -73,8 +72,7 @@ def defer_wait(
     resume_with: dict[str, Any] | None = None,
     **trigger_arguments: Any,
 ) -> NoReturn:
-    """
-    Defer a task until an operation has ended; ``execute_complete(context, event)`` of the task is called then.
+    """Defer a task until an operation has ended; ``execute_complete(context, event)`` of the task is called then.
 
     The deadline is the sooner of the task's ``timeout`` and its ``execution_timeout``, which Airflow 3 does not enforce
     on a deferred task.

@@ -1,5 +1,4 @@
-"""
-What a wait in the triggerer reports to its task: the payload of the trigger's event.
+"""What a wait in the triggerer reports to its task: the payload of the trigger's event.
 
 It is one of ``{"status": "ended", "operation": Operation.to_dict()}``, ``{"status": "timeout", "message": str}`` and
 ``{"status": "error", "code": str | None, "message": str}``, where the code is that of the service's error; each with
@@ -33,8 +32,7 @@ def error_event(operation_name: str, error: Exception) -> dict[str, Any]:
 
 
 def read_event(event: object, operation_name: str | None, consequence: str = "") -> Operation:
-    """
-    Return the operation that an event reports.
+    """Return the operation that an event reports.
 
     :param event: what Airflow hands to the resumed task.
     :param operation_name: what the task waits for. On SQLite, Airflow gives a trigger the number of one that it has

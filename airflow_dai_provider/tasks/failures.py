@@ -1,5 +1,4 @@
-"""
-What the state of an operation, or an error of the service, means for an Airflow task: the one place that decides.
+"""What the state of an operation, or an error of the service, means for an Airflow task: the one place that decides.
 
 Operators, sensors and triggers call this, so that the same thing ends a task in the same way everywhere.
 """
@@ -41,8 +40,7 @@ class UnexpectedStateError(AirflowFailException):
 
 
 def check_expected_states(states: object) -> frozenset[OperationState] | None:
-    """
-    Read the parameter ``expected_states``.
+    """Read the parameter ``expected_states``.
 
     :param states: None for every end, a state, or several.
     :raises AirflowFailException: when one of them is not the end of an operation.
@@ -63,8 +61,7 @@ def check_expected_states(states: object) -> frozenset[OperationState] | None:
 
 
 def check_final_state(operation: Operation, expected: frozenset[OperationState] | None) -> Operation:
-    """
-    Return an operation that has ended as the task expects.
+    """Return an operation that has ended as the task expects.
 
     :param operation: one that has ended.
     :param expected: the states to accept, or None for every end.
@@ -79,8 +76,7 @@ def check_final_state(operation: Operation, expected: frozenset[OperationState] 
 
 
 def accept_missing(error: OperationNotFoundError, log: Any, meaning: str, *, missing_ok: bool) -> None:
-    """
-    Take an operation that the service does not know for one that does not run, if the task is told to.
+    """Take an operation that the service does not know for one that does not run, if the task is told to.
 
     :param log: says so.
     :param meaning: a sentence on what that means for the task.
@@ -94,8 +90,7 @@ def accept_missing(error: OperationNotFoundError, log: Any, meaning: str, *, mis
 
 @contextmanager
 def task_errors(consequence: str = "") -> Iterator[None]:
-    """
-    Turn the errors of the hook into those of a task.
+    """Turn the errors of the hook into those of a task.
 
     :param consequence: a sentence for the message that says what this leaves behind.
     :raises AirflowFailException: for what a retry cannot heal.

@@ -1,4 +1,4 @@
-"""One ``aiohttp`` session, shared by every wait on an event loop, and what the library's errors mean."""
+"""One ``aiohttp`` session, shared by all waits of an event loop, and the meaning of its library's errors."""
 
 from __future__ import annotations
 
@@ -37,18 +37,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: The most connections of one session; a look that finds all of them busy waits for one.
+#: The most connections of one session; a request waits for a free one.
 MAX_CONNECTIONS = 50
-#: Seconds that a connection is kept for the next look: longer than the default interval between two of them.
+#: Seconds that an idle connection stays open: longer than the default interval between two polls.
 KEEP_ALIVE = 90.0
 
 
 class AiohttpTransport:
-    """
-    Carry requests to one endpoint with one set of credentials; made by :meth:`open`, on the loop that uses it.
+    """Send requests to one endpoint with one set of credentials, once :meth:`open` was awaited on the loop.
 
     :param endpoint: where the service is.
-    :param credentials: what authorises.
+    :param credentials: the credentials; anonymous ones send no header.
     :param timeout: seconds that one request may take.
     :raises ValueError: when a token would leave this machine over plain HTTP.
     """
@@ -60,12 +59,11 @@ class AiohttpTransport:
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
         self._proxy: str | None = None
-        # Waited for before a request's time begins to run.
+        # A request waits here, before its time begins to run.
         self._free = asyncio.Semaphore(MAX_CONNECTIONS)
 
     async def open(self) -> Self:
-        """
-        Open the session; certificates are read in a thread.
+        """Open the session; certificates are read in a thread.
 
         :raises ServiceError: when they cannot be read, or the environment names a proxy that cannot be used.
         """
@@ -74,7 +72,7 @@ class AiohttpTransport:
         except OSError as error:
             raise FailedPrecondition(f"Cannot read the certificate authorities: {error}") from error
         except ValueError:
-            # Without the cause, which can hold the proxy's password.
+            # The cause is left out, since it can hold the proxy's password.
             message = f"Nothing was sent to {self.endpoint.url}: the environment's proxy is no http:// or https:// URL."
             raise FailedPrecondition(message) from None
         self._session = aiohttp.ClientSession(
@@ -82,7 +80,7 @@ class AiohttpTransport:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=client_headers(f"aiohttp/{aiohttp.__version__}"),
             skip_auto_headers={"Content-Type"},
-            # As much as http.client takes.
+            # As large as http.client accepts.
             max_line_size=65536,
             max_field_size=65536,
             timeout=self._timeout,
@@ -107,8 +105,7 @@ class AiohttpTransport:
         return context, _proxy_url(proxy) if proxy else None
 
     async def call(self, request: rest.Request[T]) -> T:
-        """
-        Send a request once; after a 401 once more, with a fresh token.
+        """Send a request once; after a 401 once more, with a fresh token.
 
         :raises ServiceError: of the class that belongs to its rpc code, for everything but the response asked for.
         """
@@ -129,7 +126,7 @@ class AiohttpTransport:
     async def _authorise(
         self, request: rest.Request[Any], refused: Mapping[str, str] | None = None
     ) -> Mapping[str, str]:
-        """Return the headers that authorise a request, others than those that were refused."""
+        """Return the headers that authorise a request; fresh ones when some were refused."""
         try:
             if refused is not None:
                 await self.token.renew(refused)
@@ -144,7 +141,7 @@ class AiohttpTransport:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._transport_error(request, error) from error
         except ValueError as error:
-            # Without the cause, which can hold the token.
+            # The cause is left out, since it can hold the token.
             raise not_sent(request, error) from None
         return rest.read_response(request, answer, datetime.now(UTC))
 
@@ -153,7 +150,7 @@ class AiohttpTransport:
             raise RuntimeError("The session is not open.")
         async with self._session.request(
             request.http_method,
-            # The path is encoded already; yarl would decode a part of it.
+            # The path is encoded already; yarl would decode part of it.
             URL(self.endpoint.url + request.path, encoded=True),
             json=request.body,
             headers=headers,
@@ -164,7 +161,7 @@ class AiohttpTransport:
             return rest.Response(response.status, response.headers, body)
 
     def _transport_error(self, request: rest.Request[Any], error: Exception) -> ServiceError:
-        """Say what an error of the library means: whether it can heal, and whether the service may have acted."""
+        """Translate an error of the library: whether a retry can help, and whether the service may have acted."""
         return no_response(
             request,
             self.endpoint,
@@ -178,13 +175,13 @@ class AiohttpTransport:
 def _proxy_url(proxy: str) -> str:
     url: str = prepend_scheme_if_needed(proxy, "http")
     if urlsplit(url).scheme not in ("http", "https"):
-        # aiohttp would speak HTTP to it all the same.
+        # aiohttp would speak HTTP to it nevertheless.
         raise ValueError
     return url
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> bytes:
-    """Read as it arrives, so that a large answer does not fill the memory."""
+    """Read a response as it arrives, so that a large one does not fill the memory."""
     body = await response.content.read(rest.MAX_RESPONSE_BYTES + 1)
     if response.content.at_eof() or len(body) > rest.MAX_RESPONSE_BYTES:
         return body

@@ -1,7 +1,7 @@
-"""
-Who shares a session and a token: all that ask the same endpoint with the same connection on one event loop.
+"""The pool of sessions: one for all waits that use the same endpoint and connection on one event loop.
 
-The first opens it and the last closes it. A changed connection is another key, so the next wait uses it.
+The first wait opens the session and the last one closes it. A changed connection has another key, so the next wait
+uses it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,10 @@ _CLOSING: set[asyncio.Task[None]] = set()
 
 @asynccontextmanager
 async def lease(key: Hashable, make: Callable[[], AiohttpTransport]) -> AsyncIterator[AiohttpTransport]:
-    """
-    Hold a transport, which is open as long as anybody holds it.
+    """Hold a transport, which stays open as long as one caller holds it.
 
-    :param key: what makes two transports the same.
-    :param make: makes one; called in a thread, by the first only.
+    :param key: equal for all callers that share a transport.
+    :param make: makes one; called in a thread, for the first caller only.
     """
     all_shared = _BY_LOOP.setdefault(asyncio.get_running_loop(), {})
     shared = all_shared.setdefault(key, _Shared())
@@ -48,11 +47,11 @@ async def lease(key: Hashable, make: Callable[[], AiohttpTransport]) -> AsyncIte
     finally:
         shared.leases -= 1
         if not shared.leases:
-            # Taken out before the first await, so that whoever comes now opens another.
+            # Removed before the first await, so that the next caller opens another.
             del all_shared[key]
             if shared.transport:
                 closing = asyncio.create_task(shared.transport.close())
                 _CLOSING.add(closing)
                 closing.add_done_callback(_CLOSING.discard)
-                # Whoever is cancelled here again does not leave the session open.
+                # A caller that is cancelled here again does not leave the session open.
                 await asyncio.shield(closing)

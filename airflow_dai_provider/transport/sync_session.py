@@ -1,4 +1,4 @@
-"""One authorised ``requests`` session, and what its library's errors mean."""
+"""One authorised ``requests`` session, and the meaning of its library's errors."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from airflow_dai_provider.transport.errors import typed
 
 T = TypeVar("T")
 
-#: The parts of OpenSSL that complain about a bundle of authorities; of a connection, it is always ``SSL``.
+#: The parts of OpenSSL whose errors are about a bundle of authorities; errors of a connection come from ``SSL``.
 _UNREADABLE = ("X509", "PEM", "ASN1")
-#: What requests, and http.client below it, say before they send anything; later errors are of their own kinds.
+#: The errors that requests and http.client raise before they send anything; later errors are of their own classes.
 _NEVER_MADE = (ValueError, requests.exceptions.InvalidJSONError)
 _NEVER_CONNECTED = (
     urllib3.exceptions.NewConnectionError,
@@ -47,11 +47,10 @@ _NEVER_CONNECTED = (
 
 
 class RequestsTransport:
-    """
-    Carry requests to one endpoint with one set of credentials.
+    """Send requests to one endpoint with one set of credentials.
 
     :param endpoint: where the service is.
-    :param credentials: what authorises; anonymous credentials send no header.
+    :param credentials: the credentials; anonymous ones send no header.
     :param timeout: seconds that one request may take.
     :raises ValueError: when a token would leave this machine over plain HTTP.
     """
@@ -63,16 +62,15 @@ class RequestsTransport:
         refuse_plain_http(endpoint, credentials)
         self._auth_session = requests.Session()
         self._auth_request = TokenRequest(self._auth_session, timeout)
-        # A 401 is answered in call(), once; the session's own way makes three requests and two refreshes of it.
+        # call() retries a 401 once, with a fresh token. The session itself would send three requests and refresh twice.
         self.session = AuthorizedSession(credentials, refresh_status_codes=(), auth_request=self._auth_request)
-        # Given with each request, since the credentials add a word to one of these and would replace the session's.
+        # Given with each request: the credentials extend one of these headers, and would replace the session's.
         self._headers = client_headers(f"requests/{requests.__version__}")
-        # requests prepares the next request even of a redirect that it does not follow: it reads the whole body for
-        # that, and fails on an odd address.
+        # requests prepares the next request even for a redirect that it does not follow: it would read the whole body,
+        # and fail on an invalid address.
         self.session.get_redirect_target = _no_redirect  # type: ignore[method-assign,assignment]
-        # Without this, requests replaces the token with a password from ~/.netrc.
         self.session.auth = keep_headers
-        # A proxy from the environment is honoured, but what is meant for this machine does not leave it.
+        # A proxy from the environment is used, but requests to this machine do not leave it.
         self._proxies = {"http": None, "https": None, "all": None} if endpoint.is_loopback else None
 
     def close(self) -> None:
@@ -81,14 +79,13 @@ class RequestsTransport:
         self._auth_session.close()
 
     def fetch_first_token(self, request: rest.Request[Any]) -> None:
-        """Fetch a token if there has been none yet; the next call finds out what prevents it."""
+        """Fetch a token if there has been none yet; an error is left for the next call to meet."""
         if not self._anonymous and self.session.credentials.token is None:
             with suppress(ServiceError):
                 self._renew(request)
 
     def call(self, request: rest.Request[T]) -> T:
-        """
-        Send a request once; after a 401 once more, with a fresh token.
+        """Send a request once; after a 401 once more, with a fresh token.
 
         :raises ServiceError: of the class that belongs to its rpc code, for everything but the response asked for.
         """
@@ -116,14 +113,14 @@ class RequestsTransport:
             raise token_error(request, error, retryable=self._auth_request.retryable) from error
 
     def _send(self, request: rest.Request[T]) -> T:
-        # What the caller is handling already is a context of our errors, and no cause of them.
+        # An error that the caller is handling already is the context of ours, not its cause.
         handled = sys.exception()
         try:
             answer = self._exchange(request)
         except GoogleAuthError as error:
             raise token_error(request, error, retryable=self._auth_request.retryable) from error
         except _NEVER_MADE as error:
-            # Without the cause, which can hold the token.
+            # The cause is left out, since it can hold the token.
             raise not_sent(request, error) from None
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             raise self._transport_error(request, error, handled) from error
@@ -142,7 +139,7 @@ class RequestsTransport:
             stream=True,
             proxies=self._proxies,
         ) as response:
-            # Counted from here: the token and the first byte have had their own time, and what has come is kept.
+            # Counted from here: fetching the token and waiting for the first byte had time of their own.
             deadline = time.monotonic() + self.timeout
             body = read_body(response.raw, lambda: time.monotonic() > deadline)
             return rest.Response(response.status_code, response.headers, body)
@@ -150,7 +147,7 @@ class RequestsTransport:
     def _transport_error(
         self, request: rest.Request[Any], error: Exception, handled: BaseException | None
     ) -> ServiceError:
-        """Say what an error of the library means: whether it can heal, and whether the service may have acted."""
+        """Translate an error of the library: whether a retry can help, and whether the service may have acted."""
         chain = list(_chain(error, handled))
         for link in chain:
             if isinstance(link, ssl.SSLError) and link.library in _UNREADABLE:
@@ -166,7 +163,7 @@ class RequestsTransport:
 
 
 def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what caused it, down to the root; not what was being handled before."""
+    """Yield an error and its causes down to the root, without the error that was being handled before."""
     link: BaseException | None = error
     while link is not None and link is not handled:
         yield link
@@ -174,4 +171,4 @@ def _chain(error: BaseException, handled: BaseException | None) -> Iterator[Base
 
 
 def _no_redirect(_: requests.Response) -> None:
-    """Say that there is nowhere to go."""
+    """Return no target."""

@@ -1,4 +1,4 @@
-"""The token that all waits on an event loop share: fetched in a thread, and renewed before it expires."""
+"""The access token that all waits of an event loop share."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ RENEW_BEFORE = 225.0
 
 
 class Token:
-    """
-    The authorisation of one set of credentials, fetched in a thread, once for everybody who waits for it.
+    """The token of one set of credentials: fetched in a thread, once for all callers, and renewed before it expires.
 
-    :param credentials: what authorises; anonymous credentials give no header.
+    One fetch serves a thousand waits. A fetch that fails is told to all callers that wait for it, and the next caller
+    starts another.
+
+    :param credentials: the credentials; anonymous ones send no header.
     :param timeout: seconds that one request for it may take.
     """
 
@@ -32,25 +34,23 @@ class Token:
         self._headers: dict[str, str] | None = None if self.renewable else {}
         self._renew_at = float("inf")
         self._fetching: asyncio.Task[None] | None = None
-        #: Whether the last fetch met an answer that a repeat can change.
+        #: Whether the last fetch failed with an error that a retry can change.
         self.retryable = False
 
     async def headers(self) -> Mapping[str, str]:
-        """
-        Return the headers that authorise a request.
+        """Return the headers that authorise a request.
 
-        :raises google.auth.exceptions.GoogleAuthError: when no token can be had.
+        :raises google.auth.exceptions.GoogleAuthError: when no token can be fetched.
         """
         if self._headers is None or time.time() >= self._renew_at:
             await self.renew(self._headers)
         return self._headers or {}
 
     async def renew(self, refused: Mapping[str, str] | None) -> None:
-        """
-        Fetch a token, unless somebody else has replaced the refused one meanwhile.
+        """Fetch a token, unless another caller has replaced the refused one meanwhile.
 
-        :param refused: the headers that are of no use any more, as :meth:`headers` gave them.
-        :raises google.auth.exceptions.GoogleAuthError: when no token can be had; all who wait for it learn of it.
+        :param refused: the headers that are no longer valid, as :meth:`headers` returned them.
+        :raises google.auth.exceptions.GoogleAuthError: when no token can be fetched.
         """
         if self._headers is not refused:
             return
@@ -60,14 +60,14 @@ class Token:
         await asyncio.shield(self._fetching)
 
     async def close(self) -> None:
-        """Wait for a fetch under way, whose thread cannot be stopped."""
+        """Wait for a fetch under way: its thread cannot be stopped."""
         if self._fetching:
             await asyncio.wait({self._fetching})
 
     def _fetched(self, fetching: asyncio.Task[None]) -> None:
         self._fetching = None
         if not fetching.cancelled():
-            fetching.exception()  # looked at here too, since all who waited may be gone
+            fetching.exception()  # read here too, since all callers may have been cancelled
 
     def _fetch(self) -> None:
         fetched = time.time()

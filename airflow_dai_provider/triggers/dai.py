@@ -30,8 +30,7 @@ _KILLS: set[asyncio.Task[None]] = set()
 
 
 class DaiOperationTrigger(BaseTrigger):
-    """
-    Wait in the triggerer until an operation has ended; fires once.
+    """Wait in the triggerer until an operation has ended; fires once.
 
     The payload of the event is that of :mod:`airflow_dai_provider.tasks.event`. Looks are quick at first (1 s, growing
     1.5-fold up to ``poll_interval``). All waits of a triggerer that share a connection and an endpoint share one HTTP
@@ -102,8 +101,7 @@ class DaiOperationTrigger(BaseTrigger):
         yield event
 
     async def on_kill(self) -> None:
-        """
-        Request the cancellation, if told to, when a user has killed the deferred task.
+        """Request the cancellation, if told to, when a user has killed the deferred task.
 
         Airflow cancels this again about once a second, so the work is a task of its own.
         """

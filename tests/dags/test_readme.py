@@ -113,7 +113,7 @@ def test_the_check_of_a_connection(emulator: DaiEmulator) -> None:
     done = subprocess.run(
         [sys.executable, *shlex.split(command)[1:]], capture_output=True, text=True, check=True, env=os.environ
     )
-    assert f"(True, '{emulator.endpoint} answered operations.list.')" in done.stdout
+    assert f"(True, '{emulator.endpoint} responded to operations.list.')" in done.stdout
     assert [request.method for request in emulator.requests] == ["operations.list"]
 
 

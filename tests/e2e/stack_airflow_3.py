@@ -80,7 +80,7 @@ class Airflow3Stack(AirflowStack):
             if answer.status_code != 500 or pause is None:
                 break
             time.sleep(pause)
-        raise StackError(f"{method} {path} answered {answer.status_code}: {answer.text[:500]}")
+        raise StackError(f"{method} {path} returned {answer.status_code}: {answer.text[:500]}")
 
     def wait_for_dags(self, *dag_ids: str) -> None:
         """Wait until the dag processor has read these DAGs."""

@@ -71,10 +71,10 @@ def test_what_a_statsd_listener_gets() -> None:
     counted = Counter({name: int(value) for name, value, kind in received if kind == "c"})
     assert counted == {
         "airflow.dai.cancel_requested": 4,
-        "airflow.dai.looks": 4,
+        "airflow.dai.polls": 4,
         "airflow.dai.operation_finished.cancelled": 2,
         "airflow.dai.operation_finished.succeeded": 1,
-        "airflow.dai.repeats": 1,
+        "airflow.dai.retries": 1,
     }
     ((timer, milliseconds, _),) = [line for line in received if line[2] == "ms"]
     assert timer == "airflow.dai.cancel_duration"

@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 
 class DaiCancelOperationOperator(BaseOperator):
-    """
-    Ask the service to cancel an operation, and wait for its end if told to.
+    """Ask the service to cancel an operation, and wait for its end if told to.
 
     Cancelling is best effort: the operation can still complete. What became of it is in the log, and, when the task
     waits, in the XCom ``operation``. An operation that had already finished is no error.

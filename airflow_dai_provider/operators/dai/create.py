@@ -43,8 +43,7 @@ LATE_GUARD = 180.0
 
 
 class DaiCreateCreativeOperator(BaseOperator):
-    """
-    Start the ingest of a creative, wait for its end, and cancel it when the task ends badly before that.
+    """Start the ingest of a creative, wait for its end, and cancel it when the task ends badly before that.
 
     The name of the operation is in the XCom ``operation_name`` (the number of the try beside it, in
     ``operation_try_number``) the moment the service has answered. After an answer that was lost, the operator looks
@@ -135,8 +134,7 @@ class DaiCreateCreativeOperator(BaseOperator):
                 self.on_retry_callback = [guard, *_callbacks(self.on_retry_callback)]
 
     def _do_render_template_fields(self, parent: Any, *args: Any, **kwargs: Any) -> None:
-        """
-        Render, and keep what signs a media URL out of the log and of the rendered fields that the UI shows.
+        """Render, and keep what signs a media URL out of the log and of the rendered fields that the UI shows.
 
         The one method that Airflow calls for a mapped task, too.
         """
@@ -181,8 +179,7 @@ class DaiCreateCreativeOperator(BaseOperator):
                 raise
 
     def on_kill(self) -> None:
-        """
-        Request the cancellation when the task is killed; Airflow calls this from a signal handler.
+        """Request the cancellation when the task is killed; Airflow calls this from a signal handler.
 
         Before ``execute`` has begun, too: it then starts nothing.
         """
@@ -262,8 +259,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         )
 
     def _conclude(self, context: Context, operation: Operation, adopted: float | None = None) -> str:
-        """
-        Say how the ingest has ended, and check that it has succeeded.
+        """Say how the ingest has ended, and check that it has succeeded.
 
         :param adopted: when this try has gone on with the ingest of an earlier one, in seconds of the epoch.
         """

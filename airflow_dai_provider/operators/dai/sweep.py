@@ -32,8 +32,7 @@ PAGE_SIZE = 100
 
 
 class DaiCancelStrayOperationsOperator(BaseOperator):
-    """
-    Ask the service to cancel every operation that has been running for too long: the sweep behind all other guards.
+    """Ask the service to cancel every operation that has been running for too long: the sweep behind all other guards.
 
     It lists what the service knows, picks what is still running, is older than ``older_than`` and matches every
     filter, and requests the cancellation of each. The service knows no owners: ``older_than`` must exceed the longest
@@ -63,7 +62,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
 
             {"dry_run": bool,
              "listed": int,                            # how many operations the service has listed
-             "passed_over": {"ended": int, "spared": int, "other_url": int, "undated": int, "younger": int},
+             "passed_over": {"finished": int, "spared": int, "other_url": int, "undated": int, "younger": int},
              "found": [{"name": str, "create_time": str | None, "age": int | None, "creative_url": str | None}],
              "requested": [name],                      # cancellation requested, end not waited for
              "cancelled": [name],                      # get has shown it

@@ -18,7 +18,7 @@ from airflow_dai_provider.api.polling import (
 
 NAME = "operations/a/b"
 RUNNING = Operation(NAME, OperationState.RUNNING)
-AWAY = ServiceError("operations.get answered 503", Code.UNAVAILABLE)
+AWAY = ServiceError("operations.get returned 503", Code.UNAVAILABLE)
 HEALING = {"UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNAVAILABLE"}
 
 Jitter = Callable[[], float]
@@ -210,7 +210,7 @@ def test_the_deadline_ends_an_outage_and_the_message_says_what_failed() -> None:
     _, ended, end = failing_until_raised(make_wait(timeout=60), AWAY, since=0.0)
     assert isinstance(end, WaitTimeoutError)
     assert ended == 60
-    assert str(end) == f"{NAME} has not finished within 60 s; the last poll failed: operations.get answered 503"
+    assert str(end) == f"{NAME} has not finished within 60 s; the last poll failed: operations.get returned 503"
 
 
 def test_an_error_that_cannot_heal_is_raised_at_the_deadline_too() -> None:

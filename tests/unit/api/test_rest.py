@@ -322,7 +322,7 @@ NO_OBJECTS = [
 @pytest.mark.parametrize("body", NO_OBJECTS)
 def test_an_answer_that_is_no_json_object_is_an_error(request_: rest.Request[Any], body: bytes) -> None:
     error = read_error(request_, 200, body)
-    assert str(error).startswith(f"{request_} answered HTTP 200, but not as it should: ")
+    assert str(error).startswith(f"{request_} returned HTTP 200 with an invalid body: ")
     assert len(str(error)) < 500
     assert (error.rpc_code, error.sent, error.retry_after) == (Code.UNKNOWN, True, None)
 
@@ -404,7 +404,7 @@ def json_error(status: object = None, message: object = "words", **fields: Any) 
 def test_the_status_of_the_error_decides_and_the_message_says_everything(code: str, http_status: int) -> None:
     error = read_error(CANCEL, http_status, json_error(code))
     assert error.rpc_code == code
-    assert str(error) == f"operations.cancel of operations/a answered {http_status} {code}: words"
+    assert str(error) == f"operations.cancel of operations/a returned {http_status} {code}: words"
     assert error.sent
 
 
@@ -456,7 +456,7 @@ def test_the_status_of_the_error_decides_and_the_message_says_everything(code: s
 def test_which_code_an_error_has(http_status: int, body: object, code: str) -> None:
     error = read_error(GET, http_status, body)
     assert error.rpc_code == code
-    assert str(error).startswith(f"operations.get of operations/a answered {http_status} {code}: ")
+    assert str(error).startswith(f"operations.get of operations/a returned {http_status} {code}: ")
     assert len(str(error)) < 1000
 
 
@@ -465,7 +465,7 @@ def test_which_code_an_error_has(http_status: int, body: object, code: str) -> N
     [
         (404, HTML, "the server does not know this address (no JSON error); is the endpoint right?"),
         (302, b"", "a redirect, which is not followed with credentials; is the endpoint right?"),
-        (503, HTML, "an answer without a JSON error, from a front end or a proxy"),
+        (503, HTML, "a response without a JSON error, from a front end or a proxy"),
         (403, {"error": {"status": "PERMISSION_DENIED"}}, "no message"),
         (403, json_error("PERMISSION_DENIED", ""), "no message"),
         (403, json_error("PERMISSION_DENIED", {"a": 1}), "{'a': 1}"),

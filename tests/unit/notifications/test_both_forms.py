@@ -103,7 +103,7 @@ SITUATIONS = {
         "CANCELLED RUNNING CANCELLED",
         "ca cb cc cb",
         answers(of=B, status=503),
-        reported=f"^Not every ingest could be cancelled. {B} may still run: [^/]*{B} answered 503 UNAVAILABLE",
+        reported=f"^Not every ingest could be cancelled. {B} may still run: [^/]*{B} returned 503 UNAVAILABLE",
         slept=2,
     ),
     "UNIMPLEMENTED": Situation(
@@ -134,7 +134,7 @@ SITUATIONS = {
         lambda emulator: emulator.inject(Fault(method=GET, status=503, times=None)),
         options={"finished_cancel": "failed_precondition"},
         ended=True,
-        reported=f"{A} may still run: {GET} of {A} answered 503",
+        reported=f"{A} may still run: {GET} of {A} returned 503",
         slept=2,
     ),
     "an invalid name": Situation(

@@ -246,7 +246,7 @@ class TestErrors:
     def test_refused_although_it_runs(self, emulator: DaiEmulator, execute: Any, rpc_status: str, wait: bool) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(method=CANCEL, rpc_status=rpc_status, times=None))
-        with pytest.raises(AirflowFailException, match=f"{CANCEL} of {NAME} answered") as raised:
+        with pytest.raises(AirflowFailException, match=f"{CANCEL} of {NAME} returned") as raised:
             execute(wait_for_completion=wait)
         assert rpc_status in str(raised.value)
         assert emulator.state(NAME) == "RUNNING"
@@ -267,7 +267,7 @@ class TestErrors:
         with pytest.raises(AirflowFailException) as raised:
             execute(wait_for_completion=wait)
         message = str(raised.value)
-        assert f"{method} of {NAME} answered 501 UNIMPLEMENTED" in message
+        assert f"{method} of {NAME} returned 501 UNIMPLEMENTED" in message
         assert "does not support the method, and a retry cannot help. Check the endpoint" in message
         assert f"{NAME} may still run." in message
         assert count(emulator, CANCEL) == 1

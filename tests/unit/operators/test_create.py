@@ -287,7 +287,7 @@ class TestFailure:
         """Nothing can be cancelled then: the log says what runs, the error is the one of the wait."""
         slow.inject(Fault(GET, status=503, times=None))
         slow.inject(Fault(CANCEL, status=503, times=None))
-        with pytest.raises(AirflowException, match=f"{GET} of .* answered 503 UNAVAILABLE") as caught:
+        with pytest.raises(AirflowException, match=f"{GET} of .* returned 503 UNAVAILABLE") as caught:
             execute(context, deferrable=deferrable, timeout=10 * MAX_OUTAGE)
         assert not isinstance(caught.value, AirflowFailException)
         (error,) = log.errors

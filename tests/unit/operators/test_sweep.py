@@ -115,7 +115,7 @@ class TestSweep:
         assert pushed_report(ti) == report
         assert [request.method for request in emulator.requests] == [LIST, *[CANCEL] * 3]
         assert log.ours[:2] == [
-            "4 operations listed: 0 ended, 0 spared, 0 of another URL, 0 without a create time, 1 young enough; "
+            "4 operations listed: 0 finished, 0 spared, 0 of another URL, 0 without a create time, 1 young enough; "
             "3 stray.",
             "Found operations/a (2:00:00 old, https://media.example/ad.mp4).",
         ]
@@ -278,7 +278,7 @@ class TestWait:
     ) -> None:
         names = strays("a", "b", cancel_seconds=20)
         emulator.inject(Fault(method=GET, status=503, times=None))
-        with pytest.raises(AirflowException, match=f"{GET} of operations/a answered 503.*waited for 3.. s") as raised:
+        with pytest.raises(AirflowException, match=f"{GET} of operations/a returned 503.*waited for 3.. s") as raised:
             execute(wait_for_completion=True)
         assert not isinstance(raised.value, AirflowFailException)
         assert 300 <= sum(clock.slept) <= 330  # and not the whole timeout
@@ -293,7 +293,7 @@ class TestWait:
         with pytest.raises(AirflowException, match="1 of 2"):
             execute(wait_for_completion=True)
         assert pushed_report(ti)["cancelled"] == ["operations/a"]
-        assert "answered 503" in pushed_report(ti)["left"]["operations/dark"]
+        assert "returned 503" in pushed_report(ti)["left"]["operations/dark"]
 
     @pytest.mark.parametrize(("rpc_status", "place"), [("PERMISSION_DENIED", "refused"), ("NOT_FOUND", "left")])
     def test_a_look_that_nothing_heals_is_not_repeated(
@@ -375,7 +375,7 @@ class TestErrors:
         emulator.unimplement(LIST)
         with pytest.raises(AirflowFailException) as raised:
             execute(dry_run=dry_run)
-        assert f"{LIST} of operations answered 501 UNIMPLEMENTED" in str(raised.value)
+        assert f"{LIST} of operations returned 501 UNIMPLEMENTED" in str(raised.value)
         assert "A sweep cannot do without operations.list" in str(raised.value)
         assert "cancel by name. No cancellation was requested." in str(raised.value)
         assert (count(emulator, LIST), len(emulator.requests)) == (1, 1)
@@ -390,7 +390,7 @@ class TestErrors:
         emulator.unimplement(CANCEL)
         with pytest.raises(AirflowFailException) as raised:
             execute(wait_for_completion=wait)
-        assert f"3 of 3 stray operations may still run: {names[0]}: {CANCEL} of {names[0]} answered 501" in str(
+        assert f"3 of 3 stray operations may still run: {names[0]}: {CANCEL} of {names[0]} returned 501" in str(
             raised.value
         )
         assert "does not support the method, and a retry cannot help" in str(raised.value)
@@ -402,7 +402,7 @@ class TestErrors:
         strays("a", cancel_seconds=60)
         emulator.unimplement(GET)
         assert execute()["requested"] == ["operations/a"]
-        with pytest.raises(AirflowFailException, match=f"requested, but {GET} of operations/a answered 501"):
+        with pytest.raises(AirflowFailException, match=f"requested, but {GET} of operations/a returned 501"):
             execute(wait_for_completion=True)
 
     def test_unimplemented_counts_even_beside_what_may_heal(
@@ -680,7 +680,7 @@ class TestConnection:
                 "num_retries": 0,
             }
             monkeypatch.setenv("AIRFLOW_CONN_DAI", json.dumps({"conn_type": "google_cloud_platform", "extra": extra}))
-            with pytest.raises(AirflowException, match="was not sent, for want of a token.*iamcredentials"):
+            with pytest.raises(AirflowException, match="was not sent: no access token.*iamcredentials"):
                 execute(gcp_conn_id="dai", impersonation_chain="robot@p.iam.gserviceaccount.com")
         assert emulator.requests == []
 
@@ -909,7 +909,7 @@ class TestRun:
         assert run.tasks == {"sweep": "success"}
         assert run.tries("sweep") == 2
         assert run.xcom("sweep")["requested"] == ["operations/b"]
-        assert run.xcom("sweep")["passed_over"]["ended"] == 2
+        assert run.xcom("sweep")["passed_over"]["finished"] == 2
         assert set(emulator.states().values()) == {"CANCELLED"}
 
     @pytest.mark.parametrize("method", [LIST, CANCEL])

@@ -232,7 +232,7 @@ class TestWait:
     def test_a_service_that_stays_down(self, emulator: DaiEmulator, execute: Any, mode: str) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(status=503, times=None))
-        with pytest.raises(AirflowException, match=f"{GET} of {NAME} answered 503") as raised:
+        with pytest.raises(AirflowException, match=f"{GET} of {NAME} returned 503") as raised:
             execute(mode=mode)
         assert not isinstance(raised.value, AirflowFailException | AirflowSkipException)
         assert len(emulator.requests) == 6
@@ -275,7 +275,7 @@ class TestHopeless:
     ) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(rpc_status=rpc_status, times=None))
-        words = rf"{GET} of {NAME} answered \d+ {rpc_status}.*{HOPELESS[rpc_status]}"
+        words = rf"{GET} of {NAME} returned \d+ {rpc_status}.*{HOPELESS[rpc_status]}"
         with pytest.raises(AirflowFailException, match=words) as raised:
             execute(mode=mode, **option)
         assert len(emulator.requests) == 1

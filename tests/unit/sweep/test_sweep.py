@@ -53,7 +53,7 @@ class TestSelection:
 
     @pytest.mark.parametrize("state", ["SUCCEEDED", "FAILED", "CANCELLED"])
     def test_what_has_ended_is_not(self, state: str) -> None:
-        assert judge(operation(state=state), include_undated=True) is PassedOver.ENDED
+        assert judge(operation(state=state), include_undated=True) is PassedOver.FINISHED
 
     @pytest.mark.parametrize(("age", "picked"), [(HOUR + 0.001, True), (HOUR, False), (0, False), (-5 * HOUR, False)])
     @pytest.mark.parametrize("older_than", [HOUR, 3600.0, "3600", " 3.6e3 ", timedelta(hours=1)], ids=repr)
@@ -216,7 +216,7 @@ class TestReport:
         assert report.to_dict() == {
             "dry_run": False,
             "listed": 7,
-            "passed_over": {"ended": 2, "spared": 1, "other_url": 1, "undated": 1, "younger": 1},
+            "passed_over": {"finished": 2, "spared": 1, "other_url": 1, "undated": 1, "younger": 1},
             "found": [
                 {
                     "name": "operations/stray",
@@ -232,7 +232,7 @@ class TestReport:
             "left": {},
         }
         assert report.selected == (
-            "7 operations listed: 2 ended, 1 spared, 1 of another URL, 1 without a create time, 1 young enough; 1 stray"
+            "7 operations listed: 2 finished, 1 spared, 1 of another URL, 1 without a create time, 1 young enough; 1 stray"
         )
 
     def test_one_listed_twice_counts_once_as_it_came_last(self) -> None:
@@ -243,7 +243,7 @@ class TestReport:
             operation("operations/b", state="SUCCEEDED"),
         ]
         report = SweepReport(operations, Selection(HOUR), NOW_SECONDS)
-        assert (report.listed, report.passed_over["ended"]) == (2, 1)
+        assert (report.listed, report.passed_over["finished"]) == (2, 1)
         assert [stray.name for stray in report.found] == ["operations/a"]
 
     def test_nobody_has_begun(self) -> None:

@@ -75,7 +75,7 @@ def test_what_has_finished_where_the_service_does_not_mind(emulator: DaiEmulator
 def test_refused_although_it_runs(emulator: DaiEmulator, hook: Any, log: Any, rpc_status: str) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(method=CANCEL, rpc_status=rpc_status))
-    with pytest.raises(ServiceError, match=f"{CANCEL} of {name} answered .* {rpc_status}") as caught:
+    with pytest.raises(ServiceError, match=f"{CANCEL} of {name} returned .* {rpc_status}") as caught:
         request_cancellation(hook(), name, LOGGER)
     # Never NOT_FOUND, which callers may take for an operation that does not run.
     assert caught.value.rpc_code is Code.FAILED_PRECONDITION

@@ -87,14 +87,14 @@ def test_a_timeout_arrives_as_one() -> None:
 
 @pytest.mark.parametrize("code", Code)
 def test_each_code_ends_the_task_as_it_would_without_a_trigger(code: Code) -> None:
-    event = sent(error_event(NAME, CLASSES[code](f"operations.get of {NAME} answered")))
+    event = sent(error_event(NAME, CLASSES[code](f"operations.get of {NAME} returned")))
     assert event == {
         "operation_name": NAME,
         "status": "error",
         "code": code.value,
-        "message": f"operations.get of {NAME} answered",
+        "message": f"operations.get of {NAME} returned",
     }
-    with pytest.raises(AirflowException, match=f"operations.get of {NAME} answered") as caught:
+    with pytest.raises(AirflowException, match=f"operations.get of {NAME} returned") as caught:
         read_event(event, NAME, f"{NAME} may still run.")
     assert isinstance(caught.value, AirflowFailException) == (code in PERMANENT)
     assert isinstance(caught.value, OperationNotFoundError) == (code is Code.NOT_FOUND)

@@ -121,9 +121,9 @@ TRANSIENT = [
 
 @pytest.mark.parametrize(("kind", "code"), PERMANENT + TRANSIENT, ids=lambda value: str(value).split(".")[-1])
 def test_an_error_of_the_service_becomes_one_of_a_task(kind: type[ServiceError], code: str) -> None:
-    error = kind("operations.get of operations/x answered no")
+    error = kind("operations.get of operations/x returned no")
     assert error.rpc_code == code
-    with pytest.raises(AirflowException, match="operations.get of operations/x answered no") as raised, task_errors():
+    with pytest.raises(AirflowException, match="operations.get of operations/x returned no") as raised, task_errors():
         raise error
     assert isinstance(raised.value, AirflowFailException) == ((kind, code) in PERMANENT)
     assert raised.value.__cause__ is error

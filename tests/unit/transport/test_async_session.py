@@ -27,6 +27,7 @@ from airflow_dai_provider.emulator import DaiEmulator, SelfSigned
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.transport import token
 from airflow_dai_provider.transport.async_session import MAX_CONNECTIONS, AiohttpTransport
+from airflow_dai_provider.transport.errors import Unauthenticated
 from tests.support.event_loop import (
     Gate,
     TokenService,
@@ -246,9 +247,9 @@ def test_a_token_service_that_is_down_is_news_to_all_at_once(
             assert tokens.gate
             await tokens.gate.open_after_beats()
             errors = await asyncio.gather(*looks, return_exceptions=True)
-        assert {type(error) for error in errors} == {exceptions.Unauthenticated}
+        assert {type(error) for error in errors} == {Unauthenticated}
         assert {f"{error}" for error in errors} == {
-            f"401 operations.get of {NAME} was not sent, for want of a token: invalid_grant: Account disabled."
+            f"operations.get of {NAME} was not sent: no access token: invalid_grant: Account disabled."
         }
 
     run(main())
@@ -261,7 +262,7 @@ def test_a_token_service_that_is_out_of_reach_is_asked_again(
 ) -> None:
     with refusing_port() as port:
         robot(num_retries=2, keyfile_dict=tokens.key(f"http://127.0.0.1:{port}/token"))
-        with pytest.raises(exceptions.ServiceUnavailable, match="was not sent, for want of a token"):
+        with pytest.raises(exceptions.ServiceUnavailable, match="was not sent: no access token"):
             look()
     assert slept == [0.5, 1.0]
     assert emulator.requests == []
@@ -276,7 +277,7 @@ def test_after_a_failure_a_token_is_fetched_again(
     async def main() -> None:
         async with DaiAsyncHook() as hook:
             error, text = await shown(hook.get_operation(name))
-            assert type(error) is exceptions.Unauthenticated
+            assert isinstance(error, exceptions.Unauthenticated)
             tokens.assert_nothing_secret_in(text)
             tokens.refusal = None
             await hook.get_operation(name)
@@ -292,8 +293,8 @@ def test_a_renewal_that_fails_ends_the_look(guarded: Guarded, guarded_server: Ti
             guarded.revoked = {"everything"}
             tokens.refusal = (400, {"error": "invalid_grant"})
             error, text = await shown(hook.get_operation(NAME))
-        assert type(error) is exceptions.Unauthenticated
-        assert "for want of a token: invalid_grant" in str(error)
+        assert isinstance(error, exceptions.Unauthenticated)
+        assert "no access token: invalid_grant" in str(error)
         tokens.assert_nothing_secret_in(text)
 
     run(main())
@@ -312,7 +313,7 @@ def test_a_token_service_that_answers_nonsense(robot: Any, tokens: TokenService,
 def test_the_time_for_a_token_is_bounded(robot: Any, tokens: TokenService) -> None:
     robot(num_retries=0)
     tokens.gate = Gate()
-    with pytest.raises(exceptions.ServiceUnavailable, match="for want of a token"):
+    with pytest.raises(exceptions.ServiceUnavailable, match="no access token"):
         look(timeout=0.05)
     tokens.gate.open()
 
@@ -470,7 +471,7 @@ def test_no_proxy_is_used_where_the_environment_says_so(
     monkeypatch.setenv("NO_PROXY", ".invalid")
     with operation_server() as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.endpoint)
-        with pytest.raises(exceptions.ServiceUnavailable, match="got no answer from http://dai.invalid"):
+        with pytest.raises(exceptions.ServiceUnavailable, match="got no response from http://dai.invalid"):
             look()
     assert proxy.requests == []
 
@@ -507,7 +508,9 @@ def test_a_proxy_that_opens_no_tunnel(
     with TinyServer(lambda exchange: exchange.answer(status)) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.endpoint)
         look_as = {"sync": look_synchronously, "async": look}[kind]
-        with pytest.raises(exceptions.ServiceUnavailable, match=f"got no answer from https://dai.example: .*{status}"):
+        with pytest.raises(
+            exceptions.ServiceUnavailable, match=f"got no response from https://dai.example: .*{status}"
+        ):
             look_as()
 
 
@@ -576,7 +579,7 @@ def test_a_certificate_that_is_not_trusted_ends_it_at_once(
 
 def test_tls_to_a_server_that_speaks_none(robot: Callable[..., None], emulator: DaiEmulator) -> None:
     robot(dai_api_endpoint=emulator.host, num_retries=0)
-    with pytest.raises(exceptions.ServiceUnavailable, match=f"got no answer from https://{emulator.host}"):
+    with pytest.raises(exceptions.ServiceUnavailable, match=f"got no response from https://{emulator.host}"):
         look()
     assert emulator.requests == []
 

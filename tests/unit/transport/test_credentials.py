@@ -27,6 +27,7 @@ from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCreateCreativeOperator
 from airflow_dai_provider.tasks import deferral
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
+from airflow_dai_provider.transport.errors import Unauthenticated
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from tests.support.authentication import (
     FORMS,
@@ -234,7 +235,7 @@ def test_without_credentials_the_service_says_what_it_wants(
         monkeypatch.setenv("DAI_EMULATOR_HOST", guarded.host)
     guarded.start_ingest(NAME)
 
-    with shown.fails(exceptions.Unauthenticated, f"{NAME} answered 401 UNAUTHENTICATED: Request is missing required"):
+    with shown.fails(exceptions.Unauthenticated, f"{NAME} returned 401 UNAUTHENTICATED: Request is missing required"):
         drive(("get_operation", NAME))
 
     assert methods(guarded) == ["operations.get"]
@@ -403,7 +404,7 @@ def test_a_chain_that_does_not_hold_reaches_nothing(
         emulator.allow_impersonation(*pair)
     connect(keyfile_dict=key_of_google(emulator))
 
-    with shown.fails(exceptions.Unauthenticated, "was not sent, for want of a token: Unable to acquire impersonated"):
+    with shown.fails(exceptions.Unauthenticated, "was not sent: no access token: Unable to acquire impersonated"):
         drive(("get_operation", NAME), impersonation_chain=chain)
 
     assert refused(emulator) == [("generateAccessToken", 403)]
@@ -455,7 +456,7 @@ def test_a_key_that_is_not_accepted(
 ) -> None:
     connect(keyfile_dict={**guarded.service_account_key(), **changes}, dai_api_endpoint=guarded.endpoint)
 
-    with shown.fails(exceptions.Unauthenticated, f"of {NAME} was not sent, for want of a token: {words}"):
+    with shown.fails(exceptions.Unauthenticated, f"of {NAME} was not sent: no access token: {words}"):
         drive((call, NAME))
 
     assert methods(guarded) == ["token"]
@@ -474,7 +475,7 @@ def test_an_account_that_is_disabled_in_the_middle_of_a_wait(
         robot.inject(Fault("token", status=400, body=json.dumps(answer).encode(), times=None))
         robot.revoke_tokens()
 
-    with shown.fails(exceptions.Unauthenticated, "for want of a token: invalid_grant: Invalid grant: account is dis"):
+    with shown.fails(exceptions.Unauthenticated, "no access token: invalid_grant: Invalid grant: account is dis"):
         drive(("get_operation", NAME), disable, ("wait_for_operation", NAME))
 
     assert refused(robot) == [("operations.get", 401), ("token", 400)]
@@ -509,7 +510,7 @@ def test_a_scope_that_is_not_enough(
     connect(keyfile_dict=guarded.service_account_key(), dai_api_endpoint=guarded.endpoint, scope=OTHER_SCOPE)
     guarded.start_ingest(NAME)
 
-    words = f"of {NAME} answered 403 PERMISSION_DENIED: Request had insufficient authentication scopes."
+    words = f"of {NAME} returned 403 PERMISSION_DENIED: Request had insufficient authentication scopes."
     with shown.fails(exceptions.PermissionDenied, words):
         drive((call, NAME))
 
@@ -559,7 +560,7 @@ def test_a_token_whose_end_cannot_be_read_is_not_shown(
     config = guarded.external_account_config(impersonate=TARGET)
     connect(credential_config_file=config, dai_api_endpoint=guarded.endpoint, num_retries=0)
     guarded.inject(Fault("generateAccessToken", status=200, body=json.dumps(answer).encode(), times=None))
-    with pytest.raises(exceptions.GoogleAPICallError, match="for want of a token") as caught:
+    with pytest.raises(exceptions.GoogleAPICallError, match="no access token") as caught:
         drive(("get_operation", NAME))
     shown.add_error(caught.value)
 
@@ -696,7 +697,7 @@ def test_a_token_service_that_stays_away_may_be_retried_by_airflow(
     robot: DaiEmulator, context: Any, shown: Shown
 ) -> None:
     robot.inject(Fault("token", status=503, times=None))
-    with shown.fails(AirflowException, f"for want of a token.* {NAME} may still run."):
+    with shown.fails(AirflowException, f"no access token.* {NAME} may still run."):
         cancel_task(shown, deferrable=False, context=context)
     assert set(methods(robot)) == {"token"}
 
@@ -726,7 +727,7 @@ def test_a_token_that_is_refused_again_at_once_is_an_error(
     drive: Form, robot: DaiEmulator, shown: Shown, slept: list[float]
 ) -> None:
     robot.inject(Fault(status=401, times=None))
-    with shown.fails(exceptions.Unauthenticated, "answered 401 UNAUTHENTICATED"):
+    with shown.fails(exceptions.Unauthenticated, "returned 401 UNAUTHENTICATED"):
         drive(("wait_for_operation", NAME))
     assert methods(robot) == ["token", "operations.get"] * 2
     assert slept == []
@@ -917,8 +918,8 @@ def test_two_hundred_waits_learn_together_that_the_account_is_gone(
 
     for error in errors:
         shown.add_error(error)
-    assert {type(error) for error in errors} == {exceptions.Unauthenticated}
-    assert [str(error) for error in errors if "for want of a token" not in str(error)] == []
+    assert {type(error) for error in errors} == {Unauthenticated}
+    assert [str(error) for error in errors if "no access token" not in str(error)] == []
     assert [str(error) for error in errors if "account not found" not in str(error)] == []
     assert guarded.tokens_issued == (1 if way is key_json else 2)
     assert set(guarded.states().values()) == {"RUNNING"}
