@@ -50,9 +50,10 @@ screenshots: $(READY) ## Take the README's pictures in a real browser (installs 
 bench: $(READY) ## Measure what a look costs, how many waits a triggerer bears, how soon an end is noticed
 	@$(BIN)/python tests/benchmarks
 
-lint: $(READY) ## Check style
+lint: $(READY) ## Check style, and which module imports which
 	@$(BIN)/ruff check $(CHECKED)
 	@$(BIN)/ruff format --check $(CHECKED)
+	@$(BIN)/lint-imports
 
 types: $(READY) ## Check types, also those that a user's own project sees
 	@$(BIN)/mypy

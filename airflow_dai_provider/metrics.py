@@ -1,4 +1,5 @@
 """Metrics, through Airflow's own Stats: see ``[metrics]`` in its configuration. They have no tags, as plain StatsD."""
+
 from __future__ import annotations
 
 from datetime import timedelta
