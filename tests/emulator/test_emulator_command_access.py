@@ -18,7 +18,7 @@ from google.oauth2 import service_account
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.emulator.__main__ import main
-from airflow_dai_provider.emulator.fault_reader import FAULT_HELP
+from airflow_dai_provider.emulator.fault_text import FAULT_HELP
 
 CLOUD_PLATFORM = "https://www.googleapis.com/auth/cloud-platform"
 

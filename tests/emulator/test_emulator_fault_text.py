@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_dai_provider.emulator import Fault
-from airflow_dai_provider.emulator.fault_reader import FAULT_HELP, fault_json, parse_fault, read_fault
+from airflow_dai_provider.emulator.fault_text import FAULT_HELP, fault_json, parse_fault, read_fault
 
 INF = math.inf
 

@@ -26,7 +26,7 @@ TIMES = "short-lived token (60 minutes) and in a reasonable timeframe"
 
 
 def clock_of(emulator: DaiEmulator) -> Clock:
-    clock = emulator._service._clock
+    clock = emulator._store._clock
     assert isinstance(clock, Clock)
     return clock
 
