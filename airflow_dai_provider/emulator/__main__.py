@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from airflow_dai_provider.emulator.control import CONTROL_ACCESS, CONTROL_PREFIX
 from airflow_dai_provider.emulator.fault_text import FAULT_HELP, parse_fault
@@ -148,91 +148,39 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    seconds = _number(float, lambda value: value >= 0, "a number of seconds, 0 or more")
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    add(
-        "--port",
-        type=_number(int, lambda value: 0 <= value <= 65535, "a number from 0 to 65535"),
-        default=_DEFAULT_PORT,
-        help="port, 0 for a free one (default: %(default)s)",
-    )
-    add(
-        "--start",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="an operation that runs from the start, such as operations/my-ingest, repeatable",
-    )
-    add(
-        "--ingest-seconds",
-        type=seconds,
-        default=20.0,
-        metavar="SECONDS",
-        help="how long an ingest takes (default: %(default)s)",
-    )
-    add(
-        "--cancel-seconds",
-        type=seconds,
-        default=1.0,
-        metavar="SECONDS",
-        help="from a cancel request until the ingest is cancelled (default: %(default)s)",
-    )
-    add(
-        "--unimplemented",
-        action="append",
-        default=[],
-        choices=METHODS,
-        metavar="METHOD",
-        help=f"a method that answers UNIMPLEMENTED, repeatable: {', '.join(METHODS)}",
-    )
-    add(
-        "--finished-cancel",
-        choices=FINISHED_CANCEL,
-        default="ok",
-        help="response to a cancel request for a finished operation (default: %(default)s)",
-    )
+    port = _number(int, lambda value: 0 <= value <= 65535, "a number from 0 to 65535")
+    add("--port", type=port, default=_DEFAULT_PORT, help="port, 0 for a free one (default: %(default)s)")
+    several: dict[str, Any] = {"action": "append", "default": []}
+    words = "an operation that runs from the start, such as operations/my-ingest, repeatable"
+    add("--start", **several, metavar="NAME", help=words)
+    seconds: dict[str, Any] = {
+        "type": _number(float, lambda value: value >= 0, "a number of seconds, 0 or more"),
+        "metavar": "SECONDS",
+    }
+    add("--ingest-seconds", **seconds, default=20.0, help="how long an ingest takes (default: %(default)s)")
+    words = "from a cancel request until the ingest is cancelled (default: %(default)s)"
+    add("--cancel-seconds", **seconds, default=1.0, help=words)
+    words = f"a method that answers UNIMPLEMENTED, repeatable: {', '.join(METHODS)}"
+    add("--unimplemented", **several, choices=METHODS, metavar="METHOD", help=words)
+    words = "response to a cancel request for a finished operation (default: %(default)s)"
+    add("--finished-cancel", choices=FINISHED_CANCEL, default="ok", help=words)
     add = parser.add_argument_group("authentication").add_argument
-    add(
-        "--authentication",
-        action="store_true",
-        help="refuse requests without a token, and issue tokens to clients with the key in --key-file",
-    )
-    add(
-        "--key-file",
-        type=lambda text: Path(text).absolute(),
-        metavar="PATH",
-        help="where to write the key of a service account, for the owner only; replaces an emulator's key, and "
-        "nothing else",
-    )
-    add(
-        "--token-lifetime",
-        type=_number(int, lambda value: value >= 1, "a whole number of seconds, 1 or more"),
-        default=3600,
-        metavar="SECONDS",
-        help="how long a token is valid; google-auth renews one 225 s before it expires (default: %(default)s)",
-    )
+    words = "refuse requests without a token, and issue tokens to clients with the key in --key-file"
+    add("--authentication", action="store_true", help=words)
+    words = "where to write the key of a service account, for the owner only; replaces only a key of an emulator"
+    add("--key-file", type=lambda text: Path(text).absolute(), metavar="PATH", help=words)
+    lifetime = _number(int, lambda value: value >= 1, "a whole number of seconds, 1 or more")
+    words = "how long a token is valid; google-auth renews one 225 s before it expires (default: %(default)s)"
+    add("--token-lifetime", type=lifetime, default=3600, metavar="SECONDS", help=words)
     add = parser.add_argument_group("faults and control").add_argument
-    add(
-        "--fault",
-        action="append",
-        type=_fault,
-        default=[],
-        metavar="FAULT",
-        help="what goes wrong, such as operations.get,status=503,times=2, repeatable; see below",
-    )
-    add(
-        "--seed",
-        type=int,
-        metavar="NUMBER",
-        help="decides which requests a fault with a rate hits (default: a new one each time, which is printed)",
-    )
-    add(
-        "--control",
-        choices=CONTROL_ACCESS,
-        default="loopback",
-        help=f"which clients may use the control address, {CONTROL_PREFIX} (default: %(default)s)",
-    )
+    words = "what goes wrong, such as operations.get,status=503,times=2, repeatable; see below"
+    add("--fault", **several, type=_fault, metavar="FAULT", help=words)
+    words = "decides which requests a fault with a rate hits (default: a new one each time, which is printed)"
+    add("--seed", type=int, metavar="NUMBER", help=words)
+    words = f"which clients may use the control address, {CONTROL_PREFIX} (default: %(default)s)"
+    add("--control", choices=CONTROL_ACCESS, default="loopback", help=words)
     return parser
 
 

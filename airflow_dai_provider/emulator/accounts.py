@@ -26,22 +26,14 @@ _REMEMBERED_SECONDS = 3600
 
 @dataclass(frozen=True)
 class Account:
-    """A service account with a key.
-
-    :param email: its name.
-    :param key_id: the name of the key, which the header of a JWT can hold.
-    :param private_key: the RSA key, as PEM (PKCS #8).
-    """
+    """A service account with an RSA key, whose id the header of a JWT can hold."""
 
     email: str
     key_id: str
-    private_key: str = field(repr=False)
+    private_key: str = field(repr=False)  # PEM (PKCS #8)
 
     def key_file(self, token_uri: str) -> dict[str, str]:
-        """Return the content of the key's JSON file.
-
-        :param token_uri: URL of the token endpoint.
-        """
+        """Return the content of the key's JSON file."""
         return {
             "type": "service_account",
             "project_id": self.email.partition("@")[2].partition(".")[0],
@@ -56,50 +48,39 @@ class Account:
     @cached_property
     def public_key(self) -> "RSAPublicKey":
         """The key that checks the account's signatures."""
-        return _load(self.private_key).public_key()
+        return load_private_key(self.private_key).public_key()
 
 
 class Accounts:
     """The service accounts of one emulator. Safe to use from several threads.
 
     :param private_key: PEM of the RSA key of the first account that is asked for, None for a fresh one.
-    :raises ValueError: if it is no RSA key; the message does not show what was given.
     """
 
     def __init__(self, private_key: str | None = None) -> None:
         if private_key is not None:
-            _load(private_key)
+            load_private_key(private_key)
         self._given_key = private_key
         self._lock = threading.Lock()
         self._by_email: dict[str, Account] = {}
         self._may_act_as: set[tuple[str, str]] = set()
 
     def get(self, email: str) -> Account:
-        """Return an account, with a fresh key when it is asked for the first time.
-
-        :raises ValueError: if ``email`` is no e-mail address.
-        """
+        """Return an account, with a fresh key when it is asked for the first time."""
         check_email(email)
         with self._lock:
             if email not in self._by_email:
-                key, self._given_key = self._given_key or _generate(), None
+                key, self._given_key = self._given_key or generate_private_key(), None
                 self._by_email[email] = Account(email, secrets.token_hex(20), key)
             return self._by_email[email]
 
     def find(self, email: object) -> Account | None:
-        """Return an account that has been asked for before, None if there is none.
-
-        :param email: the name in a client's request, which can be any JSON value.
-        """
+        """Return an account that has been asked for before, if ``email`` (any JSON value) names one."""
         with self._lock:
             return self._by_email.get(email) if isinstance(email, str) else None
 
     def allow(self, chain: Sequence[str]) -> None:
-        """Let each account of a chain act as the next one.
-
-        :param chain: names, the caller first and the target last.
-        :raises ValueError: for a chain of less than two, or an invalid e-mail address.
-        """
+        """Let each account of a chain act as the next one; the caller is the first, the target the last."""
         if len(chain) < 2:
             raise wrong_value("impersonation chain", list(chain), "the caller, delegates if any, and the target")
         for email in chain:
@@ -125,10 +106,8 @@ def check_email(email: str) -> None:
 def write_key_file(path: Path, key: dict[str, str]) -> None:
     """Write a key file that only its owner can read.
 
-    :param path: the file; one that another emulator has written is replaced.
-    :param key: the content; its member ``emulator`` marks it as an emulator's.
+    :param key: the content; its member ``emulator`` marks the file as one that another emulator may replace.
     :raises ValueError: if another file is there.
-    :raises OSError: if it cannot be written.
     """
     if not _may_replace(path):
         raise wrong_value("key file", str(path), "a path where nothing is, or the key of an emulator")
@@ -145,23 +124,15 @@ def write_key_file(path: Path, key: dict[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Token:
-    """The rights of a token, without its text.
-
-    :param account: the account that it was issued to.
-    :param scopes: the scopes that it may be used for.
-    :param expires: epoch seconds.
-    """
+    """The rights of a token, without its text."""
 
     account: str
     scopes: frozenset[str]
-    expires: float
+    expires: float  # epoch seconds
 
 
 class Tokens:
-    """The bearer tokens of one emulator, opaque strings. Safe to use from several threads.
-
-    :param clock: epoch seconds.
-    """
+    """The bearer tokens of one emulator, opaque strings. Safe to use from several threads."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -213,7 +184,8 @@ def _may_replace(path: Path) -> bool:
     return isinstance(content, dict) and "emulator" in content
 
 
-def _generate() -> str:
+def generate_private_key() -> str:
+    """Return a fresh RSA key as PEM (PKCS #8)."""
     from cryptography.hazmat.primitives.asymmetric import rsa
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -221,7 +193,8 @@ def _generate() -> str:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode("ascii")
 
 
-def _load(private_key: str) -> "RSAPrivateKey":
+def load_private_key(private_key: str) -> "RSAPrivateKey":
+    """Read an RSA key from its PEM; the error does not show what was given."""
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 

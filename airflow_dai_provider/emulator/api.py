@@ -1,7 +1,6 @@
 """The HTTP of the service: from a request to its record, its response, and the effect of a fault on it."""
 
 import itertools
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +10,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from airflow_dai_provider.emulator.authentication import Authentication
-from airflow_dai_provider.emulator.errors import ApiError, wrong_value
+from airflow_dai_provider.emulator.errors import ApiError, read_json, wrong_value
 from airflow_dai_provider.emulator.faults import Fault, FaultQueue
 from airflow_dai_provider.emulator.responses import (
     Response,
@@ -102,13 +101,8 @@ class Recorder:
 class Api:
     """The HTTP of one emulator.
 
-    :param store: the operations and creatives.
-    :param clock: epoch seconds.
     :param unimplemented: names of the methods that answer UNIMPLEMENTED.
-    :param recorder: the record of requests.
-    :param faults: the faults to come.
     :param authentication: the check of tokens, None to let every request in.
-    :raises ValueError: if ``unimplemented`` names a method that the API does not have.
     """
 
     def __init__(
@@ -135,7 +129,7 @@ class Api:
             "operations.list": lambda request: store.list_operations(request.query),
             "operations.cancel": lambda request: store.cancel_operation(_without_body(request)),
             "operations.delete": lambda request: store.delete_operation(request.name or ""),
-            "creatives.create": lambda request: store.create_creative(_read_json(request.body)),
+            "creatives.create": lambda request: store.create_creative(read_json(request.body)),
             "creatives.get": lambda request: store.get_creative(request.name or ""),
             "creatives.delete": lambda request: store.delete_creative(request.name or ""),
         }
@@ -158,10 +152,7 @@ class Api:
             self._unimplemented = self._unimplemented_at_first
 
     async def handle(self, request: web.BaseRequest, body: bytes) -> web.StreamResponse:
-        """Handle a request of the aiohttp server.
-
-        :return: the response, which goes nowhere where a fault has closed the connection.
-        """
+        """Handle a request of the aiohttp server."""
         raw_path, _, query = request.raw_path.partition("?")
         authentication = self._authentication
         route = find_route(raw_path, tokens=authentication is not None)
@@ -241,10 +232,3 @@ def _without_body(request: RecordedRequest) -> str:
     if request.body:
         raise ApiError("INVALID_ARGUMENT", f"The request body must be empty, got {len(request.body)} bytes.")
     return request.name or ""
-
-
-def _read_json(body: bytes) -> object:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):  # ValueError: neither JSON nor UTF-8
-        raise ApiError("INVALID_ARGUMENT", "Invalid JSON payload received.") from None

@@ -3,7 +3,6 @@
 These are Google's token endpoint (OAuth2), its IAM credentials API and its security token service.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, TypeGuard
 from urllib.parse import parse_qsl
 
 from airflow_dai_provider.emulator.accounts import Accounts, Token, Tokens, check_email
-from airflow_dai_provider.emulator.errors import ApiError, wrong_value
+from airflow_dai_provider.emulator.errors import ApiError, invalid_argument, read_json, wrong_value
 from airflow_dai_provider.emulator.responses import Response, error_response, json_response
 
 if TYPE_CHECKING:
@@ -44,11 +43,7 @@ _JWT = re.compile(r"[\w=-]*(?:\.[\w=-]*){2}", re.ASCII)
 
 
 class OAuthError(Exception):
-    """A refusal of a token endpoint, sent as ``{"error": ..., "error_description": ...}``.
-
-    :param error: one of the words of RFC 6749, section 5.2, such as ``invalid_grant``.
-    :param description: a message for developers.
-    """
+    """A refusal of a token endpoint, in the words of RFC 6749, section 5.2, such as ``invalid_grant``."""
 
     def __init__(self, error: str, description: str) -> None:
         super().__init__(description)
@@ -57,14 +52,9 @@ class OAuthError(Exception):
 
 
 class Authentication:
-    """The accounts and tokens of one emulator.
+    """The accounts and tokens of one emulator; the parameters are those of :class:`DaiEmulator`.
 
-    :param clock: epoch seconds.
     :param endpoint: returns the emulator's base URL; called once it listens.
-    :param lifetime: seconds for which a token is valid.
-    :param scopes: scopes of which a token needs one.
-    :param private_key: PEM of the first account's RSA key, None for a fresh one.
-    :raises ValueError: for an invalid lifetime or key, and without a scope.
     """
 
     def __init__(
@@ -93,10 +83,7 @@ class Authentication:
         return f"{self._endpoint()}/token"
 
     def caller(self, authorization: str | None) -> str | None:
-        """Return the account whose valid token a request carries, None without one.
-
-        :param authorization: the header of that name.
-        """
+        """Return the account whose valid token is in a request's Authorization header, None without one."""
         token = self._find(authorization)
         return token.account if token is not None and self.tokens.is_live(token) else None
 
@@ -128,12 +115,7 @@ class Authentication:
         return self._subject_tokens.issue(_WORKLOAD, frozenset((_PROVIDER,)), _SUBJECT_TOKEN_SECONDS)
 
     def external_account_config(self, subject_token_url: str, impersonate: str | None) -> dict[str, object]:
-        """Return a credential configuration of workload identity federation.
-
-        :param subject_token_url: the source of subject tokens.
-        :param impersonate: the service account to act as, which is allowed thereby; None for the workload itself.
-        :raises ValueError: if it is no e-mail address.
-        """
+        """Return a credential configuration of workload identity federation, and allow its impersonation."""
         config: dict[str, object] = {
             "type": "external_account",
             "audience": _PROVIDER,
@@ -166,15 +148,13 @@ class Authentication:
             return json_response({"error": error.error, "error_description": error.description}, 400, no_store)
 
     def _grant(self, form: Mapping[str, str]) -> dict[str, object]:
-        _require_grant_type(form, _JWT_BEARER)
-        assertion = _require(form, "assertion")
+        assertion = _read_form(form, _JWT_BEARER, "assertion")
         # Whatever the key file says, google-auth signs for Google's own address.
         audiences = (self.token_uri, _GOOGLES_TOKEN_URI)
         return self._issue(*read_assertion(assertion, self.accounts, audiences, self._clock()))
 
     def _exchange(self, form: Mapping[str, str]) -> dict[str, object]:
-        _require_grant_type(form, _TOKEN_EXCHANGE)
-        subject = self._subject_tokens.find(_require(form, "subject_token"))
+        subject = self._subject_tokens.find(_read_form(form, _TOKEN_EXCHANGE, "subject_token"))
         if subject is None or not self._subject_tokens.is_live(subject):
             raise OAuthError("invalid_grant", "The subject token is not one of this emulator, or has expired.")
         if form.get("audience") not in subject.scopes:
@@ -190,12 +170,14 @@ class Authentication:
 
     def _generate_access_token(self, request: "RecordedRequest") -> dict[str, object]:
         caller = self.check(request.headers.get("authorization"), "iamcredentials", frozenset((_IAM, CLOUD_PLATFORM)))
-        wanted = _read_json(request.body)
+        wanted = read_json(request.body)
+        if not isinstance(wanted, dict):
+            raise ApiError("INVALID_ARGUMENT", "Invalid JSON payload received.")
         target = (request.name or "").rpartition("/")[2]
         chain = [caller.account, *map(_read_delegate, _read_texts(wanted, "delegates")), target]
         scopes = frozenset(_read_texts(wanted, "scope"))
         if not scopes:
-            raise _invalid("scope", "at least one is required")
+            raise invalid_argument("scope", "at least one is required")
         if not self.accounts.may_act_as(chain):
             permission = "iam.serviceAccounts.getAccessToken"
             raise ApiError(
@@ -221,8 +203,6 @@ def read_assertion(
 
     PyJWT checks everything but the times: it has no clock to inject.
 
-    :param assertion: the JWT.
-    :param accounts: the possible issuers.
     :param audiences: the URLs by which the token endpoint is known, the right one first.
     :param now: epoch seconds.
     :return: the account, and the scopes of the token.
@@ -259,9 +239,10 @@ def read_assertion(
     if unverified["header"].get("kid") not in (None, account.key_id):
         raise _invalid_grant("Invalid JWT Signature.")
     issued, expires, scope = claims.get("iat"), claims.get("exp"), claims.get("scope")
-    if not (_is_number(issued) and _is_number(expires)):
-        raise _invalid_grant(_INVALID_TIMES)
-    if not (issued - _CLOCK_SKEW <= now < expires and 0 < expires - issued <= _LONGEST_LIFETIME):
+    if not (
+        (_is_number(issued) and _is_number(expires))
+        and (issued - _CLOCK_SKEW <= now < expires and 0 < expires - issued <= _LONGEST_LIFETIME)
+    ):
         raise _invalid_grant(_INVALID_TIMES)
     if claims.get("sub") not in (None, account.email):
         raise OAuthError(
@@ -283,33 +264,19 @@ def _invalid_grant(description: str) -> OAuthError:
     return OAuthError("invalid_grant", description)
 
 
-def _require_grant_type(form: Mapping[str, str], expected: str) -> None:
-    given = form.get("grant_type", "")
-    if given != expected:
+def _read_form(form: Mapping[str, str], grant_type: str, field: str) -> str:
+    if (given := form.get("grant_type", "")) != grant_type:
         raise OAuthError("unsupported_grant_type", f"Invalid grant_type: {given}")
-
-
-def _require(form: Mapping[str, str], field: str) -> str:
     if not form.get(field):
         raise OAuthError("invalid_request", f"Missing required parameter: {field}")
     return form[field]
-
-
-def _read_json(body: bytes) -> dict[str, object]:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise ApiError("INVALID_ARGUMENT", "Invalid JSON payload received.")
-    return value
 
 
 def _read_texts(wanted: Mapping[str, object], field: str) -> list[str]:
     value = wanted.get(field)
     texts = [] if value is None else [value] if isinstance(value, str) else value
     if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
-        raise _invalid(field, "must be a list of strings")
+        raise invalid_argument(field, "must be a list of strings")
     return texts
 
 
@@ -319,7 +286,7 @@ def _read_delegate(delegate: str) -> str:
     try:
         check_email(email)
     except ValueError as error:
-        raise _invalid("delegates", str(error)) from error
+        raise invalid_argument("delegates", str(error)) from error
     return email
 
 
@@ -327,12 +294,8 @@ def _read_lifetime(wanted: Mapping[str, object]) -> int:
     text = wanted.get("lifetime", f"{_LONGEST_LIFETIME}s")
     seconds = text[:-1] if isinstance(text, str) and text.endswith("s") else ""
     if not (seconds.isascii() and seconds.isdecimal() and 0 < int(seconds) <= _LONGEST_LIFETIME):
-        raise _invalid("lifetime", "must be from 1s to 3600s")
+        raise invalid_argument("lifetime", "must be from 1s to 3600s")
     return int(seconds)
-
-
-def _invalid(field: str, problem: str) -> ApiError:
-    return ApiError("INVALID_ARGUMENT", f"Invalid value of '{field}': {problem}.")
 
 
 def _refusal(rpc_status: str, message: str, reason: str, service: str, challenge: str) -> ApiError:

@@ -43,12 +43,7 @@ class NewIngest(BaseModel):
 
 
 class Control:
-    """The control address of one emulator. It needs no token, and its use is not recorded as a request.
-
-    :param emulator: the emulator.
-    :param access: which clients may use it, of :data:`CONTROL_ACCESS`.
-    :raises ValueError: for another access.
-    """
+    """The control address of one emulator. It needs no token, and its use is not recorded as a request."""
 
     def __init__(self, emulator: "DaiEmulator", access: str) -> None:
         if access not in CONTROL_ACCESS:
@@ -61,7 +56,7 @@ class Control:
             "/ingests": {"GET": self._ingests, "POST": self._start_ingest},
             "/requests": {"GET": self._requests, "DELETE": lambda *_: emulator.forget_requests()},
             "/faults": {"GET": self._faults, "POST": self._inject, "DELETE": lambda *_: emulator.clear_faults()},
-            "/tokens": {"GET": self._tokens},
+            "/tokens": {"GET": lambda *_: self._show("authentication", "tokens_issued")},
             "/tokens/revoke": {"POST": lambda *_: emulator.revoke_tokens()},
             "/tokens/subject": {"GET": lambda *_: {"subject_token": emulator.issue_subject_token()}},
             "/reset": {"POST": lambda *_: emulator.reset()},
@@ -104,16 +99,12 @@ class Control:
         return calls[request.method]
 
     def _summary(self, _: bytes, __: object) -> object:
-        emulator = self._emulator
         paths = {f"{CONTROL_PREFIX}{path}": list(calls) for path, calls in self._calls.items()}
-        return {
-            "endpoint": emulator.endpoint,
-            "authentication": emulator.authentication,
-            "tokens_issued": emulator.tokens_issued,
-            "faults_injected": emulator.faults_injected,
-            "seed": emulator.seed,
-            "paths": paths,
-        }
+        shown = self._show("endpoint", "authentication", "tokens_issued", "faults_injected", "seed")
+        return {**shown, "paths": paths}
+
+    def _show(self, *properties: str) -> dict[str, object]:
+        return {name: getattr(self._emulator, name) for name in properties}
 
     def _ingests(self, _: bytes, __: object) -> object:
         emulator = self._emulator
@@ -154,15 +145,9 @@ class Control:
             self._emulator.inject(fault)
         return {"injected": [{**fault_json(fault), "kind": fault.kind} for fault in faults]}
 
-    def _tokens(self, _: bytes, __: object) -> object:
-        return {"authentication": self._emulator.authentication, "tokens_issued": self._emulator.tokens_issued}
-
 
 def is_loopback(peer: object) -> bool:
-    """Return whether a client is on this machine.
-
-    :param peer: its address from the transport: a tuple, its first item the IP address.
-    """
+    """Return whether a client is on this machine, by its address from the transport: (IP address, ...)."""
     try:
         address = ip_address(peer[0] if isinstance(peer, tuple) else "")
     except ValueError:
@@ -187,16 +172,5 @@ def _request_json(request: RecordedRequest) -> dict[str, object]:
             headers[name] = f"{scheme} ..." if space else "..."
     # A request for a token holds one itself, or a signature that is as good.
     body = None if request.method in TOKEN_METHODS else request.body.decode("utf-8", "replace")
-    return {
-        "time": request.time,
-        "method": request.method,
-        "http_method": request.http_method,
-        "path": request.raw_path,
-        "name": request.name,
-        "query": dict(request.query),
-        "headers": headers,
-        "body": body,
-        "connection": request.connection,
-        "status": request.status,
-        "account": request.account,
-    }
+    shown = {name: value for name, value in vars(request).items() if name not in ("raw_path", "fault")}
+    return {**shown, "path": request.raw_path, "headers": headers, "body": body}

@@ -1,6 +1,7 @@
 """The error codes of Google's APIs, and the errors that the emulator raises: ``field: got ..., expected ...``."""
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import wraps
@@ -72,11 +73,7 @@ def wrong_value(field: str, given: object, expected: str) -> ValueError:
 
 
 def check_object(what: str, value: object, fields: Collection[str]) -> dict[str, Any]:
-    """Return a JSON value if it is an object without unknown fields.
-
-    :param what: what the object describes.
-    :raises ValueError: with the given and the expected value.
-    """
+    """Return a JSON value if it is an object without unknown fields; ``what`` names it in the error."""
     expected = f"some of the fields {', '.join(fields)}"
     if not isinstance(value, dict):
         raise wrong_value(what, value, f"an object with {expected}")
@@ -87,11 +84,7 @@ def check_object(what: str, value: object, fields: Collection[str]) -> dict[str,
 
 
 def explain(error: ValidationError, fields: Mapping[str, Any]) -> ValueError:
-    """Word the first problem that pydantic has found.
-
-    :param error: pydantic's error.
-    :param fields: the model's fields; the description of each says what was expected.
-    """
+    """Word the first problem that pydantic has found; the description of a field says what was expected."""
     problem = error.errors(include_url=False)[0]
     if not problem["loc"]:  # from the model's own check of several fields
         return ValueError(str(problem["ctx"]["error"]))
@@ -114,6 +107,19 @@ def explained(model: _Model) -> _Model:
 
     model.__init__ = init  # type: ignore[misc]
     return model
+
+
+def invalid_argument(field: str, problem: str) -> ApiError:
+    """Build the service's error for a field or parameter of a request."""
+    return ApiError("INVALID_ARGUMENT", f"Invalid value of '{field}': {problem}.")
+
+
+def read_json(body: bytes) -> object:
+    """Parse the JSON body of a request to the service."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):  # ValueError: neither JSON nor UTF-8
+        raise ApiError("INVALID_ARGUMENT", "Invalid JSON payload received.") from None
 
 
 def choice(default: str | None, names: Iterable[str], expected: str = "one of") -> Any:

@@ -33,7 +33,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding", "content-type"})
 # The fields that leave the response alone, and so make sense where there is none.
 _FIELDS_WITHOUT_RESPONSE = frozenset({"method", "name", "times", "rate", "delay", "drop", "reset"})
-_SECONDS = "a number of seconds, 0 or more, or math.inf"
+_SECONDS = "a number of seconds, 0 or more, or inf"
 _BYTES = "a whole number of bytes, 0 or more"
 _FLAG = "true or false"
 
@@ -131,37 +131,31 @@ class Fault:
         if self.times is _BY_RATE:
             object.__setattr__(self, "times", 1 if self.rate is None else None)
         self._check_headers()
-        status, rpc_status, body = self.status, self.rpc_status, self.body
+        status, rpc_status, html, redirect = self.status, self.rpc_status, self.html, self.redirect is not None
+        body, size = self.body is not None, len(self.body or b"") + self.padding
+        cut = -1 if self.truncate is None else self.truncate
         changes = [name for name in self.changed_fields if name not in _FIELDS_WITHOUT_RESPONSE]
         no_response = "drop" if self.drop else "delay" if self.hangs else None
-        size = math.inf if body is None else len(body) + self.padding
-        has_body = body is not None or self.html or self.redirect is not None
+        other_status = redirect and status not in (None, *_REDIRECTS)
+        codes = ", ".join(map(str, _REDIRECTS))
         # The field, whether it contradicts the others, and what was expected.
         rules = (
-            ("body", body is not None and (not status or rpc_status), "a status and no rpc_status beside it"),
+            ("body", body and (not status or rpc_status), "a status and no rpc_status beside it"),
             (
                 "html",
-                self.html and (not status or rpc_status or body is not None),
+                html and (not status or rpc_status or body),
                 "a status beside it, and neither rpc_status nor body",
             ),
-            ("status", status and status < 400 and not has_body, "an error status where there is no body"),
+            ("status", (status or 500) < 400 and not (body or html or redirect), "an error status without a body"),
             (
                 "processed",
                 self.processed and not self.replaces,
-                "a status beside it: without one, the request is processed anyway",
+                "a status beside it; it is processed anyway without one",
             ),
-            (
-                "status",
-                self.redirect is not None and status not in (None, *_REDIRECTS),
-                f"one of {', '.join(map(str, _REDIRECTS))} with a redirect",
-            ),
-            (
-                "redirect",
-                self.redirect is not None and (self.html or body is not None or rpc_status),
-                "neither html nor body nor rpc_status beside it",
-            ),
-            ("reset", self.reset and self.drop is None and self.truncate is None, "drop or truncate beside it"),
-            ("truncate", (self.truncate or 0) >= size, f"less than the {size} bytes of the body"),
+            ("status", other_status, f"one of {codes} with a redirect"),
+            ("redirect", redirect and (html or body or rpc_status), "neither html nor body nor rpc_status beside it"),
+            ("reset", self.reset and not self.drop and cut < 0, "drop or truncate beside it"),
+            ("truncate", body and cut >= size, f"less than the {size} bytes of the body"),
             (no_response, changes, f"no {' or '.join(changes)} beside it: no response is sent"),
         )
         for name, contradicts, expected in rules:
@@ -215,11 +209,7 @@ class Fault:
         return " ".join(part for part, holds in parts.items() if holds)
 
     def matches(self, method: str | None, name: str | None) -> bool:
-        """Return whether the fault is meant for a request.
-
-        :param method: method of the API, None for an unknown route.
-        :param name: resource name in its path.
-        """
+        """Return whether the fault is meant for a request with this method and resource name."""
         meant = method not in TOKEN_METHODS if self.method is None else self.method == method
         return meant and self.name in (None, name)
 
@@ -236,11 +226,7 @@ class Fault:
         return error_response(ApiError(rpc_status, _MESSAGE, status=self.status))
 
     def change(self, response: Response, now: float) -> Response:
-        """Return a response with the fault's headers and content type.
-
-        :param response: the real response, or the fault's own.
-        :param now: epoch seconds.
-        """
+        """Return a response (the real one or the fault's own) with the fault's headers and content type."""
         headers = {**response.headers, **self.headers}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
@@ -262,12 +248,9 @@ class Fault:
     def _describe_status(self) -> str:
         if self.redirect is not None:
             return f"{self.status or 302} redirect"
-        status = self.status or HTTP_STATUSES.get(self.rpc_status or "", 0)
-        if self.rpc_status is not None:
-            return f"{status} {self.rpc_status}"
-        if self.body is not None:
-            return f"{status} body"
-        return f"{status} html" if self.html or status not in RPC_STATUS_OF_HTTP else str(status)
+        response = self.response()
+        html = "html" if response.content_type.startswith("text/html") else ""
+        return f"{response.status} {self.rpc_status or ('body' if self.body is not None else html)}".rstrip()
 
 
 @dataclass
@@ -285,9 +268,7 @@ class FaultQueue:
     """The faults to come, in the order of injection. Safe to use from several threads.
 
     Each fault with a rate draws from its own sequence, one number for each request that it is meant for: with
-    the same seed and the same order of injection, the same of these requests are hit.
-
-    :param seed: where the sequences begin, None for a random one.
+    the same seed (None for a random one) and the same order of injection, the same of these requests are hit.
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -329,11 +310,7 @@ class FaultQueue:
             self._added = 0
 
     def take(self, method: str | None, name: str | None) -> Fault | None:
-        """Use the first fault that hits a request, if there is one.
-
-        :param method: method of the API, None for an unknown route.
-        :param name: resource name in its path.
-        """
+        """Use the first fault that hits a request with this method and resource name, if there is one."""
         with self._lock:
             waiting = next((waiting for waiting in self._waiting if waiting.hits(method, name)), None)
             if waiting is None:

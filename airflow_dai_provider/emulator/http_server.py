@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 from aiohttp import web
 
+from airflow_dai_provider.emulator.accounts import generate_private_key, load_private_key
 from airflow_dai_provider.emulator.errors import wrong_value
 
 if TYPE_CHECKING:
@@ -25,17 +25,13 @@ _Ready: TypeAlias = Future[tuple[int, Callable[[], object]]]
 
 # How long a stop waits for requests under way; it does not wait for a fault's delay.
 _STOP_SECONDS = 0.05
-_KEY_BITS = 2048
 
 
 class HttpServer:
     """A server, for use as a context manager or with :meth:`start` and :meth:`stop`.
 
-    :param handler: handles a request.
-    :param host: address to listen on.
     :param port: port to listen on, 0 for a free one, which it keeps.
     :param tls: the server's side of TLS, None for plain HTTP.
-    :raises ValueError: for an impossible port.
     """
 
     def __init__(
@@ -58,9 +54,7 @@ class HttpServer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -161,10 +155,11 @@ class SelfSigned:
     @cached_property
     def _made(self) -> tuple[str, str]:
         from cryptography import x509
-        from cryptography.hazmat.primitives import hashes, serialization
-        from cryptography.hazmat.primitives.asymmetric import rsa
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.serialization import Encoding
 
-        key = rsa.generate_private_key(public_exponent=65537, key_size=_KEY_BITS)
+        private_key = generate_private_key()
+        key = load_private_key(private_key)
         name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "DAI emulator")])
         end = datetime.now(UTC) + timedelta(days=-1 if self._expired else 30)
         certificate = (
@@ -177,11 +172,9 @@ class SelfSigned:
             .not_valid_after(end)
             .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in self._hosts]), critical=False)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .sign(key, hashes.SHA256())
+            .sign(key, SHA256())
         )
-        encoding = serialization.Encoding.PEM
-        private = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        return certificate.public_bytes(encoding).decode("ascii"), private.decode("ascii")
+        return certificate.public_bytes(Encoding.PEM).decode("ascii"), private_key
 
 
 def _general_name(host: str) -> "x509.GeneralName":

@@ -169,9 +169,8 @@ class Ingest:
             metadata["gvRegistryId"] = self.registry_id
         elif state is State.FAILED:
             status["state"] = "FAILURE"
-            status["failureReason"] = {"reason": self.plan.outcome}
-            if self.plan.outcome == "DOWNLOAD_ERROR":
-                status["failureReason"] = {"reason": self.plan.outcome, "code": self.plan.code or 404}
+            code = {"code": self.plan.code or 404} if self.plan.outcome == "DOWNLOAD_ERROR" else {}
+            status["failureReason"] = {"reason": self.plan.outcome, **code}
         return metadata
 
 

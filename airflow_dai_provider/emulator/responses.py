@@ -32,6 +32,11 @@ class Response:
     content_type: str = "application/json; charset=UTF-8"
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def all_headers(self) -> dict[str, str]:
+        """The headers with the content type."""
+        return {"Content-Type": self.content_type, **self.headers}
+
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Build a response with a JSON body, indented as Google's servers do."""
@@ -48,10 +53,7 @@ def error_response(error: ApiError) -> Response:
 
 
 def html_response(status: int, explanation: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Build the page of Google's front end for a request that never reached an API.
-
-    :param explanation: one sentence, plain text.
-    """
+    """Build the page of Google's front end for a request that never reached an API."""
     page = (
         "<!DOCTYPE html>\n<html lang=en>\n"
         f"  <meta charset=utf-8>\n  <title>Error {status} ({_reason_phrase(status)})!!1</title>\n"
@@ -75,12 +77,11 @@ async def send(request: web.BaseRequest, response: Response, fault: "Fault | Non
 
     :return: the response for aiohttp, which goes nowhere where the fault has closed the connection.
     """
-    headers = {"Content-Type": response.content_type, **response.headers}
     if fault is not None and fault.truncate is not None:
-        return await _send_cut(request, response, headers, fault)
+        return await _send_cut(request, response, fault)
     if fault is not None and (fault.padding or fault.body_delay) and request.method != "HEAD":
-        return await _send_in_pieces(request, response, headers, fault)
-    return web.Response(status=response.status, body=response.body, headers=headers)
+        return await _send_in_pieces(request, response, fault)
+    return web.Response(status=response.status, body=response.body, headers=response.all_headers)
 
 
 def hang_up(request: web.BaseRequest, last_bytes: bytes = b"", *, reset: bool) -> web.StreamResponse:
@@ -102,11 +103,9 @@ def hang_up(request: web.BaseRequest, last_bytes: bytes = b"", *, reset: bool) -
     return web.Response()
 
 
-async def _send_cut(
-    request: web.BaseRequest, response: Response, headers: dict[str, str], fault: "Fault"
-) -> web.StreamResponse:
+async def _send_cut(request: web.BaseRequest, response: Response, fault: "Fault") -> web.StreamResponse:
     # Not through aiohttp, which would not send less than it has announced.
-    headers["Content-Length"] = str(len(response.body) + fault.padding)
+    headers = {**response.all_headers, "Content-Length": str(len(response.body) + fault.padding)}
     lines = [f"HTTP/1.1 {response.status} {_reason_phrase(response.status)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     limit = fault.truncate or 0
@@ -119,10 +118,8 @@ async def _send_cut(
     return hang_up(request, content, reset=fault.reset)
 
 
-async def _send_in_pieces(
-    request: web.BaseRequest, response: Response, headers: dict[str, str], fault: "Fault"
-) -> web.StreamResponse:
-    stream = web.StreamResponse(status=response.status, headers=headers)
+async def _send_in_pieces(request: web.BaseRequest, response: Response, fault: "Fault") -> web.StreamResponse:
+    stream = web.StreamResponse(status=response.status, headers=response.all_headers)
     stream.content_length = len(response.body) + fault.padding
     half = (len(response.body) + 1) // 2
     try:

@@ -8,7 +8,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping
 
-from airflow_dai_provider.emulator.errors import ApiError, wrong_value
+from airflow_dai_provider.emulator.errors import ApiError, invalid_argument, wrong_value
 from airflow_dai_provider.emulator.ingest import Ingest, Plan, State, read_creative
 
 FINISHED_CANCEL = ("ok", "failed_precondition", "not_found")
@@ -21,10 +21,7 @@ _PAGE_TOKEN = re.compile(r"after:(\d{1,18}):(True|False|None)", re.ASCII)
 
 
 class UnknownOperationError(KeyError):
-    """The emulator has never started an ingest of this name.
-
-    :param name: the name asked for.
-    """
+    """The emulator has never started an ingest of this name."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -38,10 +35,7 @@ class UnknownOperationError(KeyError):
 class Store:
     """The operations and creatives of one emulator. Safe to use from several threads.
 
-    :param clock: epoch seconds.
     :param defaults: plan of an ingest that asks for nothing else.
-    :param finished_cancel: response to a cancel request for a finished operation, of :data:`FINISHED_CANCEL`.
-    :raises ValueError: for another ``finished_cancel``.
     """
 
     def __init__(self, clock: Callable[[], float], defaults: Plan, finished_cancel: str = "ok") -> None:
@@ -61,13 +55,8 @@ class Store:
             self._ingests.clear()
 
     def start(self, name: str | None, creative: dict[str, object], creative_url: str, plan: Plan) -> dict[str, object]:
-        """Start an ingest.
+        """Start an ingest under a name (None for a new one), and return its operation.
 
-        :param name: name of its operation, None for a new one.
-        :param creative: the creative as submitted.
-        :param creative_url: URL of the media file to ingest.
-        :param plan: what it is going to do.
-        :return: the operation.
         :raises ValueError: if the name is taken.
         """
         with self._lock:
@@ -196,7 +185,7 @@ def _read_filter(text: str) -> bool | None:
         return None
     match = _FILTER.fullmatch(text)
     if match is None:
-        raise _invalid("filter", "only done=true and done=false are supported")
+        raise invalid_argument("filter", "only done=true and done=false are supported")
     return match[1] == "true"
 
 
@@ -204,9 +193,9 @@ def _read_page_size(text: str) -> int:
     try:
         size = int(text or 0)
     except ValueError:
-        raise _invalid("pageSize", "must be an integer") from None
+        raise invalid_argument("pageSize", "must be an integer") from None
     if size < 0:
-        raise _invalid("pageSize", "must not be negative")
+        raise invalid_argument("pageSize", "must not be negative")
     return min(size, _LARGEST_PAGE_SIZE) or _DEFAULT_PAGE_SIZE
 
 
@@ -224,14 +213,10 @@ def _read_page_token(text: str, done: bool | None) -> int:
         token = ""
     match = _PAGE_TOKEN.fullmatch(token)
     if match is None:
-        raise _invalid("pageToken", "is not a token of this service")
+        raise invalid_argument("pageToken", "is not a token of this service")
     if match[2] != str(done):
-        raise _invalid("pageToken", "belongs to a request with another filter")
+        raise invalid_argument("pageToken", "belongs to a request with another filter")
     return int(match[1])
-
-
-def _invalid(parameter: str, problem: str) -> ApiError:
-    return ApiError("INVALID_ARGUMENT", f"Invalid value of '{parameter}': {problem}.")
 
 
 def _not_found(resource: str, name: str) -> ApiError:

@@ -187,7 +187,7 @@ def test_without_authentication_no_cryptography_is_loaded() -> None:
     code = (
         "import sys; from airflow_dai_provider.emulator import DaiEmulator; import airflow_dai_provider.emulator."
         "__main__\nwith DaiEmulator() as emulator: emulator.start_ingest()\n"
-        "print(sorted(m for m in ('cryptography', 'google.auth', 'requests', 'airflow') if m in sys.modules))"
+        "print(sorted(m for m in ('cryptography', 'jwt', 'google.auth', 'requests', 'airflow') if m in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"

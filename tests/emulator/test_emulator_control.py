@@ -166,7 +166,7 @@ def test_reset_forgets_creatives_and_keeps_what_was_said_at_first(clock: Clock) 
         ("/ingests", {"seconds": "soon"}, "seconds: got 'soon', expected a number"),
         ("/ingests", {"seconds": -1}, "seconds: got -1"),
         ("/ingests", {"outcome": "good"}, "outcome: got 'good'"),
-        ("/ingests", {"code": "x"}, "code: got 'x', expected a whole number"),
+        ("/ingests", {"code": "x"}, "code: got 'x', expected an HTTP status from 100 to 599"),
         ("/ingests", {"code": 404}, "code: got 404, expected none with outcome=success"),
         ("/faults", "status=503", "fault: got 'status=503', expected an object"),
         ("/faults", {}, "nothing that goes wrong"),

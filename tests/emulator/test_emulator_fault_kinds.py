@@ -164,7 +164,7 @@ def test_server_that_hangs(
     assert emulator.cancel_requested(name) == processed
     assert emulator.requests[-1].status is None
     assert client.get(name).status_code == 200
-    assert caplog.messages == [f"POST /v1/{name}:cancel left without an answer", f"GET /v1/{name} 200"]
+    assert caplog.messages == [f"POST /v1/{name}:cancel left without a response", f"GET /v1/{name} 200"]
 
 
 def test_hanging_request_ends_with_its_client(emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,7 +233,7 @@ def test_fault_comes_before_unimplemented(emulator: DaiEmulator, client: Client)
         ({"drop": "before", "headers": {"a": "b"}, "rpc_status": "NOT_FOUND"}, "no rpc_status or headers"),
         ({"delay": -1}, "delay: got -1"),
         ({"delay": float("nan")}, "delay: got nan"),
-        ({"delay": float("inf"), "status": 503}, "delay: got inf, expected no status beside it: nothing is answered"),
+        ({"delay": float("inf"), "status": 503}, "delay: got inf, expected no status beside it: no response is sent"),
         ({"body_delay": -1}, "body_delay: got -1"),
         ({"reset": True}, "reset: got True, expected drop or truncate"),
         ({"reset": True, "status": 503}, "reset: got True"),
