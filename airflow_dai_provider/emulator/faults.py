@@ -96,12 +96,8 @@ class Fault:
     delay: float = Field(default=0.0, ge=0, description=_SECONDS)
     drop: str | None = choice(None, ("before", "after"), "None or one of")
     truncate: int | None = Field(default=None, ge=0, description=_BYTES)
-    times: int | None = Field(
-        default=_BY_RATE, ge=1, description="a whole number, 1 or more, or always (None) for every request from now on"
-    )
-    rate: float | None = Field(
-        default=None, gt=0, le=1, description="a share of the requests, more than 0 and at most 1"
-    )
+    times: int | None = Field(default=_BY_RATE, ge=1, description="a whole number, 1 or more, or always (None)")
+    rate: float | None = Field(default=None, gt=0, le=1, description="a share of the requests, above 0 and at most 1")
     html: bool = Field(default=False, description=_FLAG)
     redirect: str | None = Field(default=None, min_length=1, description="a text")
     processed: bool = Field(default=False, description=_FLAG)
@@ -122,6 +118,13 @@ class Fault:
     def _read_times(cls, value: object) -> object:
         return None if value == "always" else whole_from_text(value)
 
+    @field_validator("headers", mode="plain")  # pydantic's own rules for a Mapping depend on its version
+    @classmethod
+    def _read_headers(cls, value: object) -> Mapping[str, str]:
+        if not (isinstance(value, Mapping) and all(isinstance(text, str) for pair in value.items() for text in pair)):
+            raise ValueError
+        return value
+
     @field_validator("body", mode="before")
     @classmethod
     def _read_body(cls, value: object) -> object:
@@ -141,17 +144,9 @@ class Fault:
         # The field, whether it contradicts the others, and what was expected.
         rules = (
             ("body", body and (not status or rpc_status), "a status and no rpc_status beside it"),
-            (
-                "html",
-                html and (not status or rpc_status or body),
-                "a status beside it, and neither rpc_status nor body",
-            ),
+            ("html", html and (not status or rpc_status or body), "a status and neither rpc_status nor body beside it"),
             ("status", (status or 500) < 400 and not (body or html or redirect), "an error status without a body"),
-            (
-                "processed",
-                self.processed and not self.replaces,
-                "a status beside it; it is processed anyway without one",
-            ),
+            ("processed", self.processed and not self.replaces, "a status; without one it is processed anyway"),
             ("status", other_status, f"one of {codes} with a redirect"),
             ("redirect", redirect and (html or body or rpc_status), "neither html nor body nor rpc_status beside it"),
             ("reset", self.reset and not self.drop and cut < 0, "drop or truncate beside it"),
