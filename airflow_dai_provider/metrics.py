@@ -10,7 +10,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
-from airflow_dai_provider.operation import OperationState
+from airflow_dai_provider.api.operation import OperationState
 
 
 def count_cancel_requested() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow import __version__ as airflow_version
 
-from airflow_dai_provider.xcoms import XCOM_TRY_NUMBER
+from airflow_dai_provider.tasks.xcom import XCOM_TRY_NUMBER
 
 _AIRFLOW = tuple(map(int, airflow_version.split(".")[:2]))
 
@@ -53,7 +53,7 @@ def _of_later_try(ti: Any) -> bool:
     """
     Whether another try than this one has started the ingest that the task waits for.
 
-    Airflow tells the triggerer no try number; the task does, see :func:`airflow_dai_provider.pushed.push_operation`.
+    Airflow tells the triggerer no try number; the task does, in ``push_operation``.
     """
     index = -1 if ti.map_index is None else ti.map_index
     return run_xcom(ti.dag_id, ti.run_id, ti.task_id, index, XCOM_TRY_NUMBER) not in (None, ti.try_number)

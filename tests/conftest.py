@@ -332,7 +332,7 @@ def run_dag(metadata_database: None, no_sleep: Clock, monkeypatch: pytest.Monkey
     def run(dag: Any, conf: dict[str, Any] | None = None, *, stop_when_waiting: bool = False) -> Run:
         from airflow.models import DagRun
 
-        from tests.airflow_versions import register
+        from tests.support.airflow_versions import register
 
         register(dag)
         with monkeypatch.context() as patches, suppress(StillWaitingError):

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowException
 
-from airflow_dai_provider.cancellation import AtOnce, Service, run_at_once
-from airflow_dai_provider.names import InvalidNameError, check_operation_name, is_missing_name
+from airflow_dai_provider.api.names import InvalidNameError, check_operation_name, is_missing_name
+from airflow_dai_provider.api.polling import check_seconds
 from airflow_dai_provider.notifications.rendering import RenderingNotifier, checked, listed
 from airflow_dai_provider.notifications.rounds import Rounds
-from airflow_dai_provider.polling import check_seconds
-from airflow_dai_provider.pushed import (
+from airflow_dai_provider.tasks.callbacks import (
     is_dag_callback,
     is_deadline,
     names_pushed_by_deadline,
@@ -25,6 +24,7 @@ from airflow_dai_provider.pushed import (
     names_pushed_by_tasks,
     run_of_deadline,
 )
+from airflow_dai_provider.tasks.cancellation import AtOnce, Service, run_at_once
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.notifier import BaseNotifier
 from airflow.providers.common.compat.sdk import AirflowException
 
-from airflow_dai_provider.pushed import is_deadline
-from airflow_dai_provider.redact import short_repr
+from airflow_dai_provider.api.redaction import short_repr
+from airflow_dai_provider.tasks.callbacks import is_deadline
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context

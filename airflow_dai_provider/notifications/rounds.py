@@ -7,9 +7,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_dai_provider.cancellation import Service, async_request_cancellation
-from airflow_dai_provider.errors import PERMANENT
-from airflow_dai_provider.outcome import error_code
+from airflow_dai_provider.api.errors import PERMANENT
+from airflow_dai_provider.tasks.cancellation import Service, async_request_cancellation
+from airflow_dai_provider.tasks.failures import error_code
 
 #: Seconds between two rounds of attempts.
 PAUSE = 1.0

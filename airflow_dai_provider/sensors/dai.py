@@ -18,12 +18,13 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_dai_provider.deferral import FAILED_DEFERRAL, defer_wait, ended_at_deadline, raise_task_timeout
-from airflow_dai_provider.event import read_event
-from airflow_dai_provider.ingest_guard import IngestGuard
-from airflow_dai_provider.names import check_operation_name
-from airflow_dai_provider.operation import OperationState
-from airflow_dai_provider.outcome import (
+from airflow_dai_provider.api.names import check_operation_name
+from airflow_dai_provider.api.operation import OperationState
+from airflow_dai_provider.api.polling import FIRST_INTERVAL, MAX_OUTAGE, WaitTimeoutError, describe_look
+from airflow_dai_provider.ingest.guard import IngestGuard
+from airflow_dai_provider.tasks.deferral import FAILED_DEFERRAL, defer_wait, ended_at_deadline, raise_task_timeout
+from airflow_dai_provider.tasks.event import read_event
+from airflow_dai_provider.tasks.failures import (
     OperationNotFoundError,
     UnexpectedEndError,
     accept_end,
@@ -31,13 +32,12 @@ from airflow_dai_provider.outcome import (
     check_expected_states,
     task_errors,
 )
-from airflow_dai_provider.polling import FIRST_INTERVAL, MAX_OUTAGE, WaitTimeoutError, describe_look
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
+    from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
-    from airflow_dai_provider.operation import Operation
 
 
 class DaiOperationSensor(BaseSensorOperator):

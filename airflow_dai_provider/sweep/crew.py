@@ -7,16 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from airflow_dai_provider.cancellation import request_cancellation
-from airflow_dai_provider.errors import PERMANENT, Code, ServiceError
+from airflow_dai_provider.api.errors import PERMANENT, Code, ServiceError
+from airflow_dai_provider.api.polling import Wait, WaitTimeoutError
 from airflow_dai_provider.metrics import count_ended
-from airflow_dai_provider.outcome import error_code, error_message
-from airflow_dai_provider.polling import Wait, WaitTimeoutError
 from airflow_dai_provider.sweep.report import Failure, SweepReport
+from airflow_dai_provider.tasks.cancellation import request_cancellation
+from airflow_dai_provider.tasks.failures import error_code, error_message
 
 if TYPE_CHECKING:
+    from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
-    from airflow_dai_provider.operation import Operation
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from airflow_dai_provider.errors import PERMANENT, Code
-from airflow_dai_provider.operation import Operation, OperationState
+from airflow_dai_provider.api.errors import PERMANENT, Code
+from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.sweep.selection import PassedOver, Selection, Stray
 
 #: How many operations the message of an error names; the log and the report have all of them.

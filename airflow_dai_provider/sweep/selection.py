@@ -13,10 +13,10 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Self
 
-from airflow_dai_provider.names import check_operation_name, is_missing_name
-from airflow_dai_provider.operation import Ingest, Operation
-from airflow_dai_provider.polling import check_seconds
-from airflow_dai_provider.redact import short_repr
+from airflow_dai_provider.api.names import check_operation_name, is_missing_name
+from airflow_dai_provider.api.operation import Ingest, Operation
+from airflow_dai_provider.api.polling import check_seconds
+from airflow_dai_provider.api.redaction import short_repr
 
 
 class PassedOver(StrEnum):

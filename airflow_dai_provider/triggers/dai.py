@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from airflow_dai_provider.cancellation import async_request_cancellation
-from airflow_dai_provider.event import error_event, operation_event
-from airflow_dai_provider.polling import MAX_OUTAGE
+from airflow_dai_provider.api.polling import MAX_OUTAGE
+from airflow_dai_provider.tasks.cancellation import async_request_cancellation
+from airflow_dai_provider.tasks.event import error_event, operation_event
 from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL, task_instance_state
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class DaiOperationTrigger(BaseTrigger):
     """
     Wait in the triggerer until an operation has ended; fires once.
 
-    The payload of the event is that of :mod:`airflow_dai_provider.event`. Looks are quick at first (1 s, growing
+    The payload of the event is that of :mod:`airflow_dai_provider.tasks.event`. Looks are quick at first (1 s, growing
     1.5-fold up to ``poll_interval``). All waits of a triggerer that share a connection and an endpoint share one HTTP
     session and one token. The deadline counts from ``started``, so a restart of the triggerer does not move it.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.airflow_versions import dag_bag, deadline_names
+from tests.support.airflow_versions import dag_bag, deadline_names
 
 FOLDER = Path(__file__).parents[2] / "dags_examples"
 FILES = sorted(FOLDER.glob("*.py"))

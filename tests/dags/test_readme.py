@@ -20,8 +20,8 @@ import requests
 from airflow.providers.common.compat.sdk import DAG, task
 
 import airflow_dai_provider
+from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.emulator import DaiEmulator
-from airflow_dai_provider.errors import Code
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from airflow_dai_provider.operators.dai import (
     DaiCancelOperationOperator,
@@ -29,7 +29,7 @@ from airflow_dai_provider.operators.dai import (
     DaiCreateCreativeOperator,
 )
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
-from tests.airflow_versions import deadline_names
+from tests.support.airflow_versions import deadline_names
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

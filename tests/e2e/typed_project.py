@@ -7,10 +7,10 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG, task
 
+from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
-from airflow_dai_provider.operation import Operation, OperationState
 from airflow_dai_provider.operators.dai import (
     DaiCancelOperationOperator,
     DaiCancelStrayOperationsOperator,

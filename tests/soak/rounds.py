@@ -20,7 +20,7 @@ from leaks import Leaks
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiHook
-from airflow_dai_provider.lost_answer import IngestInDoubtError
+from airflow_dai_provider.ingest.recovery import IngestInDoubtError
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCreateCreativeOperator
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 

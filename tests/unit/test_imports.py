@@ -11,7 +11,8 @@ import pytest
 HEAVY = (
     "aiohttp",
     "airflow.providers.google",
-    "airflow_dai_provider.hooks.dai",
+    "airflow_dai_provider.hooks",
+    "airflow_dai_provider.transport",
     "google.api_core",
     "google.auth",
     "grpc",

@@ -19,7 +19,7 @@ WORK = """
 import asyncio
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCancelStrayOperationsOperator
-from tests.airflow_versions import start_metrics
+from tests.support.airflow_versions import start_metrics
 
 start_metrics()
 

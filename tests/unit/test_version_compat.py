@@ -11,14 +11,14 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, task
 from airflow.triggers.base import BaseTrigger
 
-from airflow_dai_provider.pushed import push_operation
+from airflow_dai_provider.tasks.callbacks import push_operation
 from airflow_dai_provider.version_compat import (
     TRIES_HAVE_MEMORY,
     TRIGGERS_HAVE_ON_KILL,
     gets_xcoms,
     task_instance_state,
 )
-from tests.airflow_versions import HAS_SYNC_CALLBACKS, VERSION, CallbackTrigger, deadline_names
+from tests.support.airflow_versions import HAS_SYNC_CALLBACKS, VERSION, CallbackTrigger, deadline_names
 
 
 def test_what_came_with_3_3() -> None:

@@ -2,8 +2,8 @@
 
 from airflow_dai_provider.operators.dai.cancel import DaiCancelOperationOperator
 from airflow_dai_provider.operators.dai.create import DaiCreateCreativeOperator
-from airflow_dai_provider.operators.dai.stray import DaiCancelStrayOperationsOperator
-from airflow_dai_provider.xcoms import XCOM_OPERATION, XCOM_REPORT
+from airflow_dai_provider.operators.dai.sweep import DaiCancelStrayOperationsOperator
+from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, XCOM_REPORT
 
 __all__ = [
     "XCOM_OPERATION",

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, conf
 
-from airflow_dai_provider.cancellation import request_cancellation
-from airflow_dai_provider.deferral import FAILED_DEFERRAL, ended_at_deadline, raise_task_timeout, wait_or_defer
-from airflow_dai_provider.errors import PERMANENT
-from airflow_dai_provider.event import read_event
+from airflow_dai_provider.api.errors import PERMANENT
+from airflow_dai_provider.api.names import check_operation_name
+from airflow_dai_provider.api.operation import OperationState
+from airflow_dai_provider.api.polling import WaitTimeoutError, check_seconds
 from airflow_dai_provider.metrics import time_cancel
-from airflow_dai_provider.names import check_operation_name
-from airflow_dai_provider.operation import OperationState
-from airflow_dai_provider.outcome import (
+from airflow_dai_provider.tasks.cancellation import request_cancellation
+from airflow_dai_provider.tasks.deferral import FAILED_DEFERRAL, ended_at_deadline, raise_task_timeout, wait_or_defer
+from airflow_dai_provider.tasks.event import read_event
+from airflow_dai_provider.tasks.failures import (
     OperationNotFoundError,
     accept_end,
     accept_missing,
@@ -23,14 +24,13 @@ from airflow_dai_provider.outcome import (
     error_code,
     task_errors,
 )
-from airflow_dai_provider.polling import WaitTimeoutError, check_seconds
-from airflow_dai_provider.xcoms import XCOM_OPERATION
+from airflow_dai_provider.tasks.xcom import XCOM_OPERATION
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
+    from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
-    from airflow_dai_provider.operation import Operation
 
 
 class DaiCancelOperationOperator(BaseOperator):

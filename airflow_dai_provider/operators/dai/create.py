@@ -14,26 +14,26 @@ from airflow.providers.common.compat.sdk import (
     mask_secret,
 )
 
-from airflow_dai_provider.creative import check_creative, creative_digest, media_urls
-from airflow_dai_provider.deferral import FAILED_DEFERRAL, ended_at_deadline, raise_task_timeout, wait_or_defer
-from airflow_dai_provider.event import read_event
-from airflow_dai_provider.ingest_guard import CancelWhatIsLeft, IngestGuard
-from airflow_dai_provider.lost_answer import IngestInDoubtError, find_started, in_doubt
+from airflow_dai_provider.api.creative import check_creative, creative_digest, media_urls
+from airflow_dai_provider.api.operation import OperationState
+from airflow_dai_provider.api.polling import WaitTimeoutError, check_seconds
+from airflow_dai_provider.api.redaction import url_secrets
+from airflow_dai_provider.ingest.guard import CancelWhatIsLeft, IngestGuard
+from airflow_dai_provider.ingest.recovery import IngestInDoubtError, find_started, in_doubt
+from airflow_dai_provider.ingest.resume import StartedIngest, TaskMemory, can_go_on_with
 from airflow_dai_provider.metrics import count_ended
-from airflow_dai_provider.operation import OperationState
-from airflow_dai_provider.outcome import accept_end, error_message, task_errors
-from airflow_dai_provider.polling import WaitTimeoutError, check_seconds
-from airflow_dai_provider.pushed import push_operation
-from airflow_dai_provider.redact import url_secrets
-from airflow_dai_provider.resumption import StartedIngest, TaskMemory, can_go_on_with
+from airflow_dai_provider.tasks.callbacks import push_operation
+from airflow_dai_provider.tasks.deferral import FAILED_DEFERRAL, ended_at_deadline, raise_task_timeout, wait_or_defer
+from airflow_dai_provider.tasks.event import read_event
+from airflow_dai_provider.tasks.failures import accept_end, error_message, task_errors
+from airflow_dai_provider.tasks.xcom import XCOM_OPERATION
 from airflow_dai_provider.version_compat import TRIES_HAVE_MEMORY
-from airflow_dai_provider.xcoms import XCOM_OPERATION
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
+    from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
-    from airflow_dai_provider.operation import Operation
 
 #: Seconds after which an ingest that a try has gone on with, and that ends cancelled, was not cancelled by a guard of
 #: an earlier try: such a guard comes within seconds, and the end of a cancel is seen within a look or two.

@@ -14,17 +14,17 @@ import pytest
 from google.api_core import exceptions
 from google.auth.exceptions import DefaultCredentialsError
 
+from airflow_dai_provider.api.errors import ANY_HICCUP, BUSY, BUSY_OR_AWAY, Code
+from airflow_dai_provider.api.names import InvalidNameError
+from airflow_dai_provider.api.operation import OperationState
+from airflow_dai_provider.api.polling import MAX_OUTAGE, WaitTimeoutError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.errors import ANY_HICCUP, BUSY, BUSY_OR_AWAY, Code
 from airflow_dai_provider.hooks.dai import DaiHook
-from airflow_dai_provider.names import InvalidNameError
-from airflow_dai_provider.operation import OperationState
-from airflow_dai_provider.polling import MAX_OUTAGE, WaitTimeoutError
 
 if TYPE_CHECKING:
     from conftest import Clock, Log
 
-    from tests.unit.hooks.tiny_server import Exchange, TinyServer
+    from tests.support.tiny_server import Exchange, TinyServer
 
 NAME = "operations/ingest"
 URL = "https://media.example/ad.mp4"

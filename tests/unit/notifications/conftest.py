@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.hooks.async_testing import trust_few
-from tests.unit.notifications.deadline_testing import Triggerer, answer_as_triggerer
+from tests.support.deadlines import Triggerer, answer_as_triggerer
+from tests.support.event_loop import trust_few
 
 if TYPE_CHECKING:
     from conftest import Clock

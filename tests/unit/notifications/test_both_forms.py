@@ -14,7 +14,7 @@ from jinja2 import Environment
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
-from tests.unit.hooks.async_testing import run
+from tests.support.event_loop import run
 
 if TYPE_CHECKING:
     from conftest import Clock, Log

@@ -13,15 +13,15 @@ import pytest
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
-from tests.airflow_versions import (
+from tests.support.airflow_versions import (
     HAS_SYNC_CALLBACKS,
     CallbackTrigger,
     accepts_context,
     deadline_names,
     run_sync_callback,
 )
-from tests.unit.hooks.async_testing import Gate, run, until
-from tests.unit.notifications.deadline_testing import Triggerer, deadline_context, deadlines
+from tests.support.deadlines import Triggerer, deadline_context, deadlines
+from tests.support.event_loop import Gate, run, until
 
 if TYPE_CHECKING:
     from conftest import Clock, Log

@@ -16,8 +16,8 @@ from airflow.providers.common.compat.sdk import (
     task,
 )
 
+from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.operation import OperationState
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
 
 GET, CANCEL = "operations.get", "operations.cancel"

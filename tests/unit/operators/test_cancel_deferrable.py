@@ -16,12 +16,12 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from airflow_dai_provider import deferral
+from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import XCOM_OPERATION, DaiCancelOperationOperator
-from airflow_dai_provider.outcome import OperationNotFoundError, UnexpectedEndError
-from airflow_dai_provider.polling import MAX_OUTAGE
-from tests.unit.hooks.async_testing import fire, let_time_pass, trust_few
+from airflow_dai_provider.tasks import deferral
+from airflow_dai_provider.tasks.failures import OperationNotFoundError, UnexpectedEndError
+from tests.support.event_loop import fire, let_time_pass, trust_few
 
 if TYPE_CHECKING:
     from conftest import Clock, Log

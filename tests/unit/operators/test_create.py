@@ -19,16 +19,16 @@ from airflow.providers.common.compat.sdk import (
     timezone,
 )
 
-from airflow_dai_provider import deferral
+from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
-from airflow_dai_provider.lost_answer import PAUSES, IngestInDoubtError
+from airflow_dai_provider.ingest.recovery import PAUSES, IngestInDoubtError
+from airflow_dai_provider.ingest.resume import KEY
 from airflow_dai_provider.operators.dai import XCOM_OPERATION, DaiCreateCreativeOperator
-from airflow_dai_provider.outcome import UnexpectedEndError
-from airflow_dai_provider.polling import MAX_OUTAGE
-from airflow_dai_provider.resumption import KEY
+from airflow_dai_provider.tasks import deferral
+from airflow_dai_provider.tasks.failures import UnexpectedEndError
 from airflow_dai_provider.version_compat import TRIES_HAVE_MEMORY
-from tests.unit.hooks.async_testing import fire, let_time_pass, trust_few
+from tests.support.event_loop import fire, let_time_pass, trust_few
 
 if TYPE_CHECKING:
     from conftest import Clock, Log

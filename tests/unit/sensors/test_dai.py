@@ -21,12 +21,12 @@ from airflow.providers.common.compat.sdk import (
 )
 from google.api_core.exceptions import GoogleAPICallError
 
+from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
-from airflow_dai_provider.operation import OperationState
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
-from tests.airflow_versions import VERSION
+from tests.support.airflow_versions import VERSION
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException

@@ -22,12 +22,12 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from airflow_dai_provider import deferral
+from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.outcome import UnexpectedEndError
-from airflow_dai_provider.polling import MAX_OUTAGE
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
-from tests.unit.hooks.async_testing import fire, let_time_pass, trust_few
+from airflow_dai_provider.tasks import deferral
+from airflow_dai_provider.tasks.failures import UnexpectedEndError
+from tests.support.event_loop import fire, let_time_pass, trust_few
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.hooks.async_testing import let_time_pass, trust_few
+from tests.support.event_loop import let_time_pass, trust_few
 
 if TYPE_CHECKING:
     from conftest import Clock

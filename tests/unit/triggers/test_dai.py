@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.triggers.base import BaseTrigger
 
+from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.hooks.dai import DaiAsyncHook, shared
-from airflow_dai_provider.polling import MAX_OUTAGE
+from airflow_dai_provider.hooks.dai import DaiAsyncHook
+from airflow_dai_provider.transport import pool
 from airflow_dai_provider.triggers import dai
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL
-from tests.unit.hooks.async_testing import Gate, TokenService, define_connection, run, until
-from tests.unit.hooks.tiny_server import TinyServer
+from tests.support.event_loop import Gate, TokenService, define_connection, run, until
+from tests.support.tiny_server import TinyServer
 
 if TYPE_CHECKING:
     from conftest import Clock, Log
@@ -423,7 +424,7 @@ class Killing:
 
 async def all_kills_done() -> None:
     """Wait for what goes on when the triggerer has turned to something else."""
-    await until(lambda: not dai._KILLS and not shared._CLOSING)
+    await until(lambda: not dai._KILLS and not pool._CLOSING)
 
 
 async def kill_by_itself(trigger: DaiOperationTrigger) -> float:

@@ -1,0 +1,72 @@
+"""
+Which names the service accepts for an operation and for a creative. Pure.
+
+A bad name is refused before a request is made, so it can neither leave ``/v1/operations/`` nor reach another host.
+Source: https://developers.google.com/video-creative-ingest/reference/rest/v1/operations/get
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from airflow_dai_provider.api.redaction import short_repr
+
+_FORBIDDEN = frozenset("?#\\ ")
+
+
+class InvalidNameError(ValueError):
+    """A value that is not the name of an operation (or of a creative)."""
+
+
+def check_operation_name(name: object) -> str:
+    """
+    Return the name of an operation, or say what is wrong with it.
+
+    :param name: what the user, a template or an XCom gave.
+    :return: the same, when it is ``operations/`` followed by one or more segments.
+    :raises InvalidNameError: otherwise; the message says what was given and what was expected.
+    """
+    return _check_name(name, "operation", "operations", multi_segment=True)
+
+
+def check_creative_name(name: object) -> str:
+    """
+    Return the name of a creative, or say what is wrong with it.
+
+    :param name: ``creatives/`` followed by one segment.
+    :raises InvalidNameError: when it is something else.
+    """
+    return _check_name(name, "creative", "creatives", multi_segment=False)
+
+
+def is_missing_name(name: object) -> bool:
+    """Whether a value is what a template renders to when the upstream task has pushed no name."""
+    return name is None or (isinstance(name, str) and name.strip() in ("", "None"))
+
+
+def _check_name(name: object, kind: str, collection: str, *, multi_segment: bool) -> str:
+    if isinstance(name, str):
+        head, *segments = name.split("/")
+        if (
+            head == collection
+            and (segments if multi_segment else len(segments) == 1)
+            and not any(segment in ("", ".", "..") for segment in segments)
+            and name.isprintable()
+            and not _FORBIDDEN & set(name)
+        ):
+            return name
+    expected = (
+        f"expected a string '{collection}/' followed by {'one or more segments' if multi_segment else 'one segment'}"
+        r" (none of them empty, '.' or '..'; no whitespace, control character, '?', '#', '\' or scheme)"
+    )
+    raise InvalidNameError(f"Invalid {kind} name {short_repr(name)}: {expected}.{_hint(name)}")
+
+
+def _hint(name: object) -> str:
+    if is_missing_name(name):
+        return " Most likely the upstream task has pushed no name: has it run, and does it return or push one?"
+    if isinstance(name, Mapping) and "name" in name:
+        return " An operation's dict was given: pass its 'name'."
+    if isinstance(name, list | tuple):
+        return " For several operations map the task: .partial(...).expand(operation_name=[...])."
+    return ""

@@ -1,0 +1,211 @@
+"""The asynchronous hook: one look or one cancel at a time, on a session and a token that all share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from random import random
+from typing import Any, Self, TypeVar
+
+from airflow.providers.google.common.hooks.base_google import GoogleBaseAsyncHook
+from asgiref.sync import sync_to_async
+
+from airflow_dai_provider import metrics
+from airflow_dai_provider.api import rest
+from airflow_dai_provider.api.errors import Repeats, ServiceError
+from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait, describe_look
+from airflow_dai_provider.hooks.sync import DaiHook
+from airflow_dai_provider.transport.async_session import AiohttpTransport
+from airflow_dai_provider.transport.errors import api_error
+from airflow_dai_provider.transport.pool import lease
+
+T = TypeVar("T")
+
+
+class DaiAsyncHook(GoogleBaseAsyncHook):
+    """
+    Talk to the DAI service from an event loop, with the credentials and the endpoint that :class:`DaiHook` finds.
+
+    All hooks on one event loop that use the same connection and endpoint share one HTTP session with few
+    connections, and one token. Used as an asynchronous context manager, the hook holds that session open; else each
+    call opens it if nobody else does. The connection is looked up, and a token fetched, off the event loop.
+
+    The parameters and errors are those of :class:`DaiHook`.
+
+    :param gcp_conn_id: the Google Cloud connection.
+    :param impersonation_chain: service account(s) to impersonate.
+    :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own.
+    :param timeout: seconds that one request may take.
+    :param retry_timeout: seconds after which one call is not repeated again; 0 for no repeat at all.
+    """
+
+    sync_hook_class = DaiHook
+
+    #: Replaced in tests; time and chance are the only things that are. The clock is the epoch's, as a wait can outlive
+    #: the process.
+    _sleep: Callable[[float], Any] = staticmethod(asyncio.sleep)
+    _clock: Callable[[], float] = staticmethod(time.time)
+    _random: Callable[[], float] = staticmethod(random)
+
+    def __init__(
+        self,
+        gcp_conn_id: str = "google_cloud_default",
+        impersonation_chain: str | Sequence[str] | None = None,
+        api_endpoint: str | None = None,
+        timeout: float = 10.0,
+        *,
+        retry_timeout: float = 60.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            gcp_conn_id=gcp_conn_id,
+            impersonation_chain=impersonation_chain,
+            api_endpoint=api_endpoint,
+            timeout=timeout,
+            retry_timeout=retry_timeout,
+            **kwargs,
+        )
+        self._looked_up: DaiHook | None = None
+        self._held = AsyncExitStack()
+        self._transport: AiohttpTransport | None = None
+
+    async def get_sync_hook(self) -> DaiHook:
+        """Return the hook that has looked up the connection; made once, in a thread."""
+        if self._looked_up is None:
+            # Not thread-sensitive: a thousand waits that start together do not queue for one thread.
+            self._looked_up = await sync_to_async(self.sync_hook_class, thread_sensitive=False)(**self._hook_kwargs)
+        return self._looked_up
+
+    def sibling(self) -> DaiAsyncHook:
+        """Return a hook that has looked up the same connection, and holds the session for itself."""
+        sibling = DaiAsyncHook(**self._hook_kwargs)
+        sibling._looked_up = self._looked_up
+        return sibling
+
+    async def __aenter__(self) -> Self:
+        with api_error():
+            self._transport = await self._held.enter_async_context(self._lease())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._transport = None
+        await self._held.aclose()
+
+    async def get_operation(self, name: str) -> Operation:
+        """
+        Return the latest state of an operation.
+
+        :param name: ``operations/...``.
+        :raises InvalidNameError: for a name that cannot be one, before anything is sent.
+        :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
+        """
+        request = rest.get_operation(name)
+        metrics.count_looks()
+        return await self._call(request)
+
+    async def cancel_operation(self, name: str) -> None:
+        """
+        Ask the service to cancel an operation; best effort and asynchronous, so look with :meth:`get_operation`.
+
+        :param name: ``operations/...``.
+        :raises InvalidNameError: for a name that cannot be one, before anything is sent.
+        :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
+        """
+        await self._call(rest.cancel_operation(name))
+        metrics.count_cancel_requested()
+
+    async def wait_for_operation(
+        self,
+        name: str,
+        *,
+        started: float | None = None,
+        timeout: float | None = None,
+        poll_interval: float = 30.0,
+        max_outage: float | None = MAX_OUTAGE,
+    ) -> Operation:
+        """
+        Look at an operation until it has ended, as :meth:`DaiHook.wait_for_operation` does.
+
+        The log has a line for each look that brings something new.
+
+        :param name: ``operations/...``.
+        :param started: when the wait began, in seconds of the epoch; now, if it is not given.
+        :param timeout: seconds to wait at most, counted from ``started``, or None for no limit.
+        :param poll_interval: the most seconds between two looks.
+        :param max_outage: seconds that the service may stay out of reach, or None for no limit.
+        :return: the operation, ended in whatever way.
+        :raises WaitTimeoutError: when it has not ended in time; nothing is cancelled.
+        :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be looked at.
+        """
+        wait = Wait(
+            name,
+            started=self._clock() if started is None else started,
+            poll_interval=poll_interval,
+            timeout=timeout,
+            max_outage=max_outage,
+            jitter=self._random,
+        )
+        request = rest.get_operation(name)
+        seen: Operation | None = None
+        with api_error():
+            async with self._open() as transport:
+                while True:
+                    metrics.count_looks()
+                    try:
+                        operation = await self._send_and_repeat(transport, request, wait.time_left(self._clock()))
+                    except ServiceError as error:
+                        seconds, line = wait.after_error(error, self._clock())
+                        self.log.warning("%s", line)
+                    else:
+                        if operation.done:
+                            return operation
+                        now = self._clock()
+                        seconds = wait.after_look(operation, now)
+                        if operation != seen:
+                            # Only what is new: a triggerer writes for thousands of waits.
+                            self.log.info("%s", describe_look(operation, wait.elapsed(now), seconds))
+                            seen = operation
+                    await self._sleep(seconds)
+
+    async def _call(self, request: rest.Request[T]) -> T:
+        with api_error():
+            async with self._open() as transport:
+                return await self._send_and_repeat(transport, request)
+
+    async def _send_and_repeat(
+        self, transport: AiohttpTransport, request: rest.Request[T], within: float = float("inf")
+    ) -> T:
+        """Send a request, and again after errors that allow it; raises the last ServiceError."""
+        repeats: Repeats | None = None
+        started = self._clock()
+        while True:
+            try:
+                return await transport.call(request)
+            except ServiceError as error:
+                repeats = repeats or (await self.get_sync_hook()).make_repeats(request, started, within)
+                seconds = repeats.after(error, self._clock())
+                self.log.warning("%s; attempt %d, next in %.1f s", error, repeats.attempts, seconds)
+                metrics.count_repeat()
+            await self._sleep(seconds)
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[AiohttpTransport]:
+        """Give the transport that this hook holds, or hold one for as long as this lasts."""
+        if self._transport:
+            yield self._transport
+        else:
+            async with self._lease() as transport:
+                yield transport
+
+    @asynccontextmanager
+    async def _lease(self) -> AsyncIterator[AiohttpTransport]:
+        hook = await self.get_sync_hook()
+
+        def make() -> AiohttpTransport:
+            return AiohttpTransport(hook.endpoint, hook.get_credentials(), hook.timeout)
+
+        async with lease(hook.sharing_key, make) as transport:
+            yield transport

@@ -1,0 +1,1 @@
+"""A task's own ingests: when they are cancelled, resumed and recovered."""

@@ -1,0 +1,235 @@
+"""Operator that cancels the operations which everything else has left behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from datetime import timedelta
+from random import random
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
+
+from airflow_dai_provider.api.polling import Wait, check_seconds
+from airflow_dai_provider.metrics import gauge_strays
+from airflow_dai_provider.sweep.crew import MAX_CONCURRENCY, Crew
+from airflow_dai_provider.sweep.report import SweepReport, some_of
+from airflow_dai_provider.sweep.selection import PassedOver, Selection, check_count, check_flag
+from airflow_dai_provider.tasks.failures import task_error, task_errors
+from airflow_dai_provider.tasks.xcom import XCOM_REPORT
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_dai_provider.hooks.dai import DaiHook
+
+#: How many operations one request lists. An answer has to stay below ``rest.MAX_ANSWER_BYTES``.
+PAGE_SIZE = 100
+
+
+class DaiCancelStrayOperationsOperator(BaseOperator):
+    """
+    Ask the service to cancel every operation that has been running for too long: the sweep behind all other guards.
+
+    It lists what the service knows, picks what is still running, is older than ``older_than`` and matches every
+    filter, and requests the cancellation of each. The service knows no owners: ``older_than`` must exceed the longest
+    legitimate ingest of everybody who uses the account. Every operation is attempted before the task fails for one.
+
+    Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/operations/list
+
+    :param older_than: a timedelta or seconds: the age from which an operation is a stray one, by its ``createTime``
+        and this worker's clock (templated).
+    :param url_prefix: picks only operations whose media URL, as a text with its query, begins with this; one host
+        is ``https://host/``, with the slash (templated).
+    :param url_pattern: picks only operations in whose media URL, as a text with its query, this regular expression is
+        found; ``^`` and ``$`` tie it to the ends (templated).
+    :param spare: the name(s) of operations to leave alone (templated).
+    :param include_undated: whether to pick operations too that tell no create time; ones of another kind than ingests
+        are among them.
+    :param max_cancellations: when more than this are picked, the task fails and cancels none.
+    :param max_concurrency: how many requests are under way at a time, at most 50.
+    :param wait_for_completion: whether to wait until the operations have ended.
+    :param poll_interval: the most seconds between two looks at each operation; the first ones are quicker.
+    :param timeout: seconds to wait at most.
+    :param dry_run: only list, and say what would be cancelled.
+    :param gcp_conn_id: the Google Cloud connection (templated).
+    :param impersonation_chain: service account(s) to impersonate (templated).
+    :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own (templated).
+    :return: the report, which is also the XCom ``report``, even when the task fails after it has listed::
+
+            {"dry_run": bool,
+             "listed": int,                            # how many operations the service has listed
+             "passed_over": {"ended": int, "spared": int, "other_url": int, "undated": int, "younger": int},
+             "found": [{"name": str, "create_time": str | None, "age": int | None, "creative_url": str | None}],
+             "requested": [name],                      # cancellation requested, end not waited for
+             "cancelled": [name],                      # get has shown it
+             "finished": {name: "SUCCEEDED" | "FAILED"},  # meanwhile, or in spite of the cancellation
+             "refused": {name: reason},                # for good: cancelling it, or a look at it
+             "left": {name: reason}}                   # may still run; the next sweep finds it again
+
+        Each operation found is in exactly one of the last five, and in none of them after a dry run or when
+        ``max_cancellations`` has stopped the sweep. ``age`` is in seconds; URLs come without user, query and
+        fragment.
+    :raises AirflowFailException: for what a retry cannot heal: a wrong parameter, more than ``max_cancellations``, a
+        server without list or cancel, no permission, and when all that may still run was refused.
+    :raises AirflowException: when something is left: the service stays unavailable, or an operation has not ended in
+        time.
+    """
+
+    template_fields: Sequence[str] = (
+        "older_than",
+        "url_prefix",
+        "url_pattern",
+        "spare",
+        "gcp_conn_id",
+        "impersonation_chain",
+        "api_endpoint",
+    )
+    ui_color = "#fce8e6"
+
+    #: Replaced in tests. The clock is the epoch's, as the service's create times are.
+    _sleep: Callable[[float], None] = staticmethod(time.sleep)
+    _clock: Callable[[], float] = staticmethod(time.time)
+    _random: Callable[[], float] = staticmethod(random)
+
+    _killed = False
+
+    def __init__(
+        self,
+        *,
+        older_than: timedelta | float | str,
+        url_prefix: str | None = None,
+        url_pattern: str | None = None,
+        spare: Collection[str] | str | None = None,
+        include_undated: bool = False,
+        max_cancellations: int = 20,
+        max_concurrency: int = 8,
+        wait_for_completion: bool = False,
+        poll_interval: float = 30.0,
+        timeout: float = 3600.0,
+        dry_run: bool = False,
+        gcp_conn_id: str = "google_cloud_default",
+        impersonation_chain: str | Sequence[str] | None = None,
+        api_endpoint: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.older_than = older_than
+        self.url_prefix = url_prefix
+        self.url_pattern = url_pattern
+        self.spare = spare
+        self.include_undated = include_undated
+        self.max_cancellations = max_cancellations
+        self.max_concurrency = max_concurrency
+        self.wait_for_completion = wait_for_completion
+        self.poll_interval = poll_interval
+        self.timeout = timeout
+        self.is_dry_run = dry_run  # dry_run is a method of every operator
+        self.gcp_conn_id = gcp_conn_id
+        self.impersonation_chain = impersonation_chain
+        self.api_endpoint = api_endpoint
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """List, pick, request the cancellations, wait if told to; return the report."""
+        with task_errors():
+            selection = self._check_parameters()
+        from airflow_dai_provider.hooks.dai import DaiHook
+
+        with ExitStack() as closing:
+            with task_errors("No cancellation was requested"):
+                hook = DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
+                report = self._list(closing.enter_context(hook), selection)
+            try:
+                if self._may_begin(report):
+                    self._cancel(hook, report)
+            finally:
+                context["ti"].xcom_push(XCOM_REPORT, report.to_dict())
+        self._conclude(report)
+        return report.to_dict()
+
+    def on_kill(self) -> None:
+        """Request nothing more."""
+        self._killed = True
+
+    def _check_parameters(self) -> Selection:
+        check_flag("wait_for_completion", self.wait_for_completion)
+        check_flag("dry_run", self.is_dry_run)
+        check_count("max_cancellations", self.max_cancellations)
+        check_count("max_concurrency", self.max_concurrency, MAX_CONCURRENCY)
+        check_seconds("poll_interval", self.poll_interval)
+        check_seconds("timeout", self.timeout)
+        return Selection.read(
+            older_than=self.older_than,
+            url_prefix=self.url_prefix,
+            url_pattern=self.url_pattern,
+            spare=self.spare,
+            include_undated=self.include_undated,
+        )
+
+    def _list(self, hook: DaiHook, selection: Selection) -> SweepReport:
+        """List everything before anything is cancelled, and say what was found."""
+        from google.api_core.exceptions import MethodNotImplemented
+
+        # No filter: which ones the service understands is not documented.
+        now, operations = self._clock(), hook.list_operations(page_size=PAGE_SIZE)
+        try:
+            report = SweepReport(operations, selection, now, dry_run=self.is_dry_run)
+        except MethodNotImplemented as error:
+            raise AirflowFailException(
+                f"{error.message}. A sweep cannot do without operations.list: nobody else knows what runs. Check the "
+                "endpoint; if it is right, cancel by name. No cancellation was requested."
+            ) from error
+        gauge_strays(len(report.found))
+        self.log.info("%s.", report.selected)
+        if undated := report.passed_over[PassedOver.UNDATED]:
+            self.log.warning(
+                "%d running operations tell no create time; only include_undated=True picks them.", undated
+            )
+        for stray in report.found:
+            self.log.info("Found %s.", stray)
+        return report
+
+    def _may_begin(self, report: SweepReport) -> bool:
+        """Whether to cancel what was found; raises AirflowFailException when it is too much."""
+        found, limit = len(report.found), self.max_cancellations
+        too_many = f"{found} stray operations are more than max_cancellations={limit}"
+        if self.is_dry_run:
+            would = f"fail: {too_many}" if found > limit else f"request {found} cancellations"
+            self.log.info("This is a dry run. A real one would %s.", would)
+        elif found > limit:
+            raise AirflowFailException(
+                f"{too_many}, so that no cancellation was requested. These would have been cancelled: "
+                f"{some_of([str(stray) for stray in report.found])}. Narrow the selection, or raise max_cancellations."
+            )
+        return not self.is_dry_run
+
+    def _cancel(self, hook: DaiHook, report: SweepReport) -> None:
+        """Request every cancellation, and wait for the ends if told to."""
+        report.begin()
+        with Crew(hook, self.max_concurrency, self.log, lambda: self._killed) as crew:
+            crew.request_cancellations(report)
+            if not self.wait_for_completion:
+                return
+            wait = Wait(
+                "the stray operations",
+                started=self._clock(),
+                poll_interval=self.poll_interval,
+                timeout=self.timeout,
+                jitter=self._random,
+            )
+            crew.wait(report, wait, clock=self._clock, sleep=self._sleep)
+
+    def _conclude(self, report: SweepReport) -> None:
+        """Say what has become of everything, and fail the task for what may still run."""
+        failures = report.failures
+        for name, failure in failures.items():
+            self.log.error("%s may still run: %s.", name, failure.reason)
+        self.log.info("%s.", report.result)
+        if failures:
+            reasons = [f"{name}: {failure.reason}" for name, failure in failures.items()]
+            raise task_error(
+                report.code,
+                f"{len(failures)} of {len(report.found)} stray operations may still run: {some_of(reasons)}. "
+                f"The XCom '{XCOM_REPORT}' has all of it",
+            )

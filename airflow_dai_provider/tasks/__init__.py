@@ -1,0 +1,1 @@
+"""Code that operators, sensors, triggers and notifiers share."""

@@ -1,0 +1,1 @@
+"""HTTP sessions, credentials and the errors of both HTTP libraries."""

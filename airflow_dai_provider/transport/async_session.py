@@ -1,0 +1,193 @@
+"""One ``aiohttp`` session, shared by every wait on an event loop, and what the library's errors mean."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+import certifi
+import requests
+from asgiref.sync import sync_to_async
+from requests.utils import prepend_scheme_if_needed, select_proxy
+from yarl import URL
+
+from airflow_dai_provider.api import rest
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.transport.credentials import (
+    TOKEN_ERRORS,
+    client_headers,
+    no_answer,
+    not_sent,
+    refuse_plain_http,
+    token_error,
+)
+from airflow_dai_provider.transport.token import Token
+
+if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
+
+    from airflow_dai_provider.api.endpoint import Endpoint
+
+T = TypeVar("T")
+
+#: The most connections of one session; a look that finds all of them busy waits for one.
+MAX_CONNECTIONS = 50
+#: Those of them that looks leave to cancel requests.
+KEPT_FREE = 10
+#: Seconds that a connection is kept for the next look: longer than the default interval between two of them.
+KEEP_ALIVE = 90.0
+
+
+class AiohttpTransport:
+    """
+    Carry requests to one endpoint with one set of credentials; made by :meth:`open`, on the loop that uses it.
+
+    :param endpoint: where the service is.
+    :param credentials: what authorises.
+    :param timeout: seconds that one request may take.
+    :raises ValueError: when a token would leave this machine over plain HTTP.
+    """
+
+    def __init__(self, endpoint: Endpoint, credentials: Credentials, timeout: float) -> None:
+        refuse_plain_http(endpoint, credentials)
+        self.endpoint = endpoint
+        self.token = Token(credentials, timeout)
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._session: aiohttp.ClientSession | None = None
+        self._proxy: str | None = None
+        # Waited for before a request's time begins to run.
+        self._looks = asyncio.Semaphore(MAX_CONNECTIONS - KEPT_FREE)
+        self._changes = asyncio.Semaphore(KEPT_FREE)
+
+    async def open(self) -> Self:
+        """
+        Open the session; certificates are read in a thread.
+
+        :raises ServiceError: when they cannot be read, or the environment names a proxy that cannot be used.
+        """
+        try:
+            context, self._proxy = await sync_to_async(self._read_environment, thread_sensitive=False)()
+        except OSError as error:
+            message = f"The certificate authorities cannot be read: {error}"
+            raise ServiceError(message, Code.FAILED_PRECONDITION) from error
+        except ValueError:
+            # Without the cause, which can hold the proxy's password.
+            message = f"Nothing was sent to {self.endpoint.url}: the environment's proxy is no http:// or https:// URL."
+            raise ServiceError(message, Code.FAILED_PRECONDITION) from None
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=context, keepalive_timeout=KEEP_ALIVE),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=client_headers(f"aiohttp/{aiohttp.__version__}"),
+            skip_auto_headers={"Content-Type"},
+            # As much as http.client takes.
+            max_line_size=65536,
+            max_field_size=65536,
+            timeout=self._timeout,
+        )
+        return self
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session:
+            await self._session.close()
+        await self.token.close()
+
+    def _read_environment(self) -> tuple[ssl.SSLContext, str | None]:
+        """Read the authorities and the proxy from the environment, as ``requests`` does."""
+        with requests.Session() as session:
+            settings = session.merge_environment_settings(self.endpoint.url, {}, None, None, None)
+        bundle = Path(settings["verify"] if isinstance(settings["verify"], str) else certifi.where())
+        if not bundle.exists():
+            raise FileNotFoundError(f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names {bundle}, which does not exist")
+        context = ssl.create_default_context(**{"capath" if bundle.is_dir() else "cafile": str(bundle)})  # type: ignore[arg-type]
+        proxy = None if self.endpoint.is_loopback else select_proxy(self.endpoint.url, settings["proxies"])
+        return context, _proxy_url(proxy) if proxy else None
+
+    async def call(self, request: rest.Request[T]) -> T:
+        """
+        Send a request once; after a 401 once more, with a fresh token.
+
+        :raises ServiceError: for everything that is not the answer asked for.
+        """
+        headers = await self._authorise(request)
+        try:
+            return await self._send(request, headers)
+        except ServiceError as error:
+            if error.code is not Code.UNAUTHENTICATED or not self.token.renewable:
+                raise
+        return await self._send(request, await self._authorise(request, refused=headers))
+
+    async def _authorise(
+        self, request: rest.Request[Any], refused: Mapping[str, str] | None = None
+    ) -> Mapping[str, str]:
+        """Return the headers that authorise a request, others than those that were refused."""
+        try:
+            if refused is not None:
+                await self.token.renew(refused)
+            return await self.token.headers()
+        except TOKEN_ERRORS as error:
+            raise token_error(request, error, may_heal=self.token.may_heal) from error
+
+    async def _send(self, request: rest.Request[T], headers: Mapping[str, str]) -> T:
+        try:
+            async with self._looks if request.http_method == "GET" else self._changes:
+                answer = await self._exchange(request, headers)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._transport_error(request, error) from error
+        except ValueError as error:
+            # Without the cause, which can hold the token.
+            raise not_sent(request, error) from None
+        return rest.read_answer(request, answer, datetime.now(UTC))
+
+    async def _exchange(self, request: rest.Request[Any], headers: Mapping[str, str]) -> rest.Answer:
+        if self._session is None:
+            raise RuntimeError("The session is not open.")
+        async with self._session.request(
+            request.http_method,
+            # The path is encoded already; yarl would decode a part of it.
+            URL(self.endpoint.url + request.path, encoded=True),
+            json=request.body,
+            headers=headers,
+            allow_redirects=False,
+            proxy=self._proxy,
+        ) as response:
+            body = await _read_body(response)
+            return rest.Answer(response.status, response.headers, body)
+
+    def _transport_error(self, request: rest.Request[Any], error: Exception) -> ServiceError:
+        """Say what an error of the library means: whether it can heal, and whether the service may have acted."""
+        return no_answer(
+            request,
+            self.endpoint,
+            error,
+            untrusted=isinstance(error, aiohttp.ClientConnectorCertificateError),
+            timed_out=isinstance(error, TimeoutError),
+            sent=not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError),
+        )
+
+
+def _proxy_url(proxy: str) -> str:
+    url: str = prepend_scheme_if_needed(proxy, "http")
+    if urlsplit(url).scheme not in ("http", "https"):
+        # aiohttp would speak HTTP to it all the same.
+        raise ValueError
+    return url
+
+
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
+    """Read as it arrives, so that a large answer does not fill the memory."""
+    body = await response.content.read(rest.MAX_ANSWER_BYTES + 1)
+    if response.content.at_eof() or len(body) > rest.MAX_ANSWER_BYTES:
+        return body
+    chunks = [body]
+    size = len(body)
+    while size <= rest.MAX_ANSWER_BYTES and (chunk := await response.content.read(rest.MAX_ANSWER_BYTES + 1 - size)):
+        chunks.append(chunk)
+        size += len(chunk)
+    return b"".join(chunks)

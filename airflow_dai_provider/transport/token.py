@@ -1,0 +1,85 @@
+"""The token that all waits on an event loop share: fetched in a thread, and renewed before it expires."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from datetime import UTC
+
+import requests
+from asgiref.sync import sync_to_async
+from google.auth.credentials import AnonymousCredentials, Credentials
+
+from airflow_dai_provider.transport.credentials import TokenRequest
+
+#: A token is renewed this many seconds before it expires, or in the last tenth of its life if that is later.
+RENEW_BEFORE = 225.0
+
+
+class Token:
+    """
+    The authorisation of one set of credentials, fetched in a thread, once for everybody who waits for it.
+
+    :param credentials: what authorises; anonymous credentials give no header.
+    :param timeout: seconds that one request for it may take.
+    """
+
+    def __init__(self, credentials: Credentials, timeout: float) -> None:
+        self._credentials = credentials
+        self._timeout = timeout
+        self.renewable = not isinstance(credentials, AnonymousCredentials)
+        self._headers: dict[str, str] | None = None if self.renewable else {}
+        self._renew_at = float("inf")
+        self._fetching: asyncio.Task[None] | None = None
+        #: Whether the last fetch met an answer that a repeat can change.
+        self.may_heal = False
+
+    async def headers(self) -> Mapping[str, str]:
+        """
+        Return the headers that authorise a request.
+
+        :raises google.auth.exceptions.GoogleAuthError: when no token can be had.
+        """
+        if self._headers is None or time.time() >= self._renew_at:
+            await self.renew(self._headers)
+        return self._headers or {}
+
+    async def renew(self, refused: Mapping[str, str] | None) -> None:
+        """
+        Fetch a token, unless somebody else has replaced the refused one meanwhile.
+
+        :param refused: the headers that are of no use any more, as :meth:`headers` gave them.
+        :raises google.auth.exceptions.GoogleAuthError: when no token can be had; all who wait for it learn of it.
+        """
+        if self._headers is not refused:
+            return
+        if self._fetching is None:
+            self._fetching = asyncio.create_task(sync_to_async(self._fetch, thread_sensitive=False)())
+            self._fetching.add_done_callback(self._fetched)
+        await asyncio.shield(self._fetching)
+
+    async def close(self) -> None:
+        """Wait for a fetch under way, whose thread cannot be stopped."""
+        if self._fetching:
+            await asyncio.wait({self._fetching})
+
+    def _fetched(self, fetching: asyncio.Task[None]) -> None:
+        self._fetching = None
+        if not fetching.cancelled():
+            fetching.exception()  # looked at here too, since all who waited may be gone
+
+    def _fetch(self) -> None:
+        fetched = time.time()
+        with requests.Session() as session:
+            request = TokenRequest(session, self._timeout)
+            try:
+                self._credentials.refresh(request)
+            finally:
+                self.may_heal = request.may_heal
+        headers: dict[str, str] = {}
+        self._credentials.apply(headers)
+        expiry = self._credentials.expiry
+        expires = expiry.replace(tzinfo=UTC).timestamp() if expiry else float("inf")
+        self._renew_at = max(expires - RENEW_BEFORE, fetched + 0.9 * (expires - fetched))
+        self._headers = headers

@@ -1,0 +1,105 @@
+"""What is refused before it is sent, and what passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from airflow_dai_provider.api.creative import InvalidCreativeError, check_creative, creative_digest, media_urls
+
+URL = "https://media.example.com/ad.mp4?X-Goog-Signature=s1gn4ture"
+MEDIA = {"uri": URL, "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
+GOOD = {"adSystem": "example", "mediaFiles": [MEDIA]}
+DYNAMIC = {**GOOD, "networkCode": "1234"}
+
+
+def media(**changes: Any) -> dict[str, Any]:
+    return {"adSystem": "example", "mediaFiles": [{**MEDIA, **changes}]}
+
+
+@pytest.mark.parametrize(
+    ("creative", "info"),
+    [
+        (GOOD, None),
+        ({"adSystem": "x", "mezzanines": [MEDIA]}, None),
+        ({**GOOD, "mezzanines": [MEDIA, {**MEDIA, "delivery": "DELIVERY_STREAMING", "height": 1080}]}, None),
+        ({**GOOD, "mezzanines": []}, None),
+        ({**GOOD, "mediaFiles": (MEDIA,)}, None),
+        ({**GOOD, "newField": {"a": [None]}}, None),
+        (media(newField=1, mimeType="video/unheard-of"), None),
+        (DYNAMIC, {}),
+        (DYNAMIC, {"dynamicGroupId": "g", "activeDuration": "3.5s", "newField": 1}),
+        (DYNAMIC, {"activeDuration": "15552000s"}),
+        (DYNAMIC, {"activeDuration": "0.000000001s"}),
+        (DYNAMIC, {"activeDuration": None}),
+    ],
+)
+def test_what_the_service_takes_passes(creative: Any, info: Any) -> None:
+    check_creative(creative, info)
+
+
+@pytest.mark.parametrize(
+    ("creative", "info", "words"),
+    [
+        (None, None, "expected a JSON object (a dict), got None"),
+        ([GOOD], None, "expected a JSON object (a dict), got [{"),
+        ("{'adSystem': 'x'}", None, "render_template_as_native_obj=True"),
+        ({"mediaFiles": [MEDIA]}, None, "adSystem: expected a string, got None"),
+        ({**GOOD, "adSystem": " "}, None, "adSystem: expected a string, got ' '"),
+        ({**GOOD, "adSystem": 3}, None, "adSystem: expected a string, got 3"),
+        ({"adSystem": "x"}, None, "expected at least one entry in mediaFiles or mezzanines, got none"),
+        ({"adSystem": "x", "mediaFiles": []}, None, "at least one entry"),
+        ({**GOOD, "mezzanines": MEDIA}, None, "mezzanines: expected a list of media files, got {"),
+        ({**GOOD, "mediaFiles": [URL]}, None, "mediaFiles[0]: expected an object with uri, delivery and mimeType"),
+        (media(uri=None), None, "mediaFiles[0].uri: expected a string, got None"),
+        (media(mimeType=""), None, "mediaFiles[0].mimeType: expected a string, got ''"),
+        (media(delivery=None), None, "mediaFiles[0].delivery: expected DELIVERY_PROGRESSIVE or DELIVERY_STREAMING"),
+        (media(delivery="PROGRESSIVE"), None, "got 'PROGRESSIVE'"),
+        (media(delivery="DELIVERY_UNSPECIFIED"), None, "got 'DELIVERY_UNSPECIFIED'"),
+        ({**GOOD, "mezzanines": [MEDIA, {}]}, None, "mezzanines[1].uri"),
+        (GOOD, {}, "networkCode: expected a string, which a dynamic creative needs, got None"),
+        (DYNAMIC, [], "dynamic_creative_info: expected a JSON object (a dict) or None, got []"),
+        (DYNAMIC, {"activeDuration": "3.5"}, "activeDuration: expected seconds such as '3.5s', got '3.5'"),
+        (DYNAMIC, {"activeDuration": 3.5}, "got 3.5"),
+        (DYNAMIC, {"activeDuration": "-1s"}, "got '-1s'"),
+        (DYNAMIC, {"activeDuration": "1e3s"}, "got '1e3s'"),
+        (DYNAMIC, {"activeDuration": "٣s"}, "expected seconds such as"),
+        (DYNAMIC, {"activeDuration": "0s"}, "more than 0 s and at most 180 days"),
+        (DYNAMIC, {"activeDuration": "15552000.1s"}, "at most 180 days ('15552000s'), got '15552000.1s'"),
+        ({**GOOD, "adTitle": {1, 2}}, None, "expected JSON: Object of type set"),
+        ({**GOOD, "adTitle": float("nan")}, None, "expected JSON: Out of range float"),
+    ],
+)
+def test_what_it_would_refuse_is_refused(creative: Any, info: Any, words: str) -> None:
+    with pytest.raises(InvalidCreativeError) as caught:
+        check_creative(creative, info)
+    assert str(caught.value).startswith("Invalid creative: ")
+    assert words in str(caught.value)
+    assert "s1gn4ture" not in str(caught.value)
+
+
+def test_every_problem_is_named_at_once() -> None:
+    with pytest.raises(InvalidCreativeError) as caught:
+        check_creative({"mediaFiles": [{}]}, {"activeDuration": 1})
+    words = str(caught.value)
+    for field in ("adSystem", "uri", "delivery", "mimeType", "networkCode", "activeDuration"):
+        assert field in words
+
+
+def test_media_urls() -> None:
+    assert media_urls({**GOOD, "mezzanines": [{**MEDIA, "uri": "https://b"}]}) == {URL, "https://b"}
+    assert media_urls({"mediaFiles": None, "mezzanines": [MEDIA]}) == {URL}
+
+
+def test_the_digest_tells_submissions_apart() -> None:
+    digests = [
+        creative_digest(GOOD, None),
+        creative_digest(GOOD, {}),
+        creative_digest({**GOOD, "adTitle": "x"}, None),
+        creative_digest(media(uri=URL + "2"), None),
+    ]
+    assert len(set(digests)) == len(digests)
+    assert "s1gn4ture" not in "".join(digests)
+    reordered = dict(reversed(list(GOOD.items())))
+    assert creative_digest(reordered, None) == digests[0]

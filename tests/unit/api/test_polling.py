@@ -1,0 +1,338 @@
+"""When a wait looks again, driven by a clock that only the test moves."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.operation import Operation, OperationState
+from airflow_dai_provider.api.polling import (
+    MAX_OUTAGE,
+    Wait,
+    WaitTimeoutError,
+    check_seconds,
+    describe_look,
+    next_interval,
+)
+
+NAME = "operations/a/b"
+RUNNING = Operation(NAME, OperationState.RUNNING)
+AWAY = ServiceError("operations.get answered 503", Code.UNAVAILABLE)
+HEALING = {"UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNAVAILABLE"}
+
+Jitter = Callable[[], float]
+
+
+def no_jitter() -> float:
+    return 0.0
+
+
+def full_jitter() -> float:
+    return 1.0
+
+
+def make_wait(
+    *,
+    started: float = 0.0,
+    poll_interval: float = 30.0,
+    timeout: float | None = None,
+    jitter: Jitter = no_jitter,
+) -> Wait:
+    return Wait(NAME, started=started, poll_interval=poll_interval, timeout=timeout, jitter=jitter)
+
+
+def look_times(wait: Wait, until: float) -> list[float]:
+    """Return when the looks come, from the start of the wait on, up to the first one at or after ``until``."""
+    times = [0.0]
+    while times[-1] < until:
+        seconds = wait.after_look(RUNNING, wait.started + times[-1])
+        times.append(times[-1] + seconds)
+    return times
+
+
+def failing_until_raised(wait: Wait, error: ServiceError, since: float) -> tuple[int, float, Exception]:
+    """Let every look fail; return how many failed, when the last one did, and what ended the wait."""
+    now, looks = since, 1
+    while True:
+        try:
+            seconds, _ = wait.after_error(error, now)
+        except (ServiceError, WaitTimeoutError) as end:
+            return looks, now, end
+        now, looks = now + seconds, looks + 1
+
+
+def seeded_jitter(seed: int) -> Jitter:
+    return random.Random(seed).random  # noqa: S311
+
+
+@pytest.fixture(params=["no", "full", *range(20)])
+def jitter(request: pytest.FixtureRequest) -> Jitter:
+    return {"no": no_jitter, "full": full_jitter}.get(request.param) or seeded_jitter(request.param)
+
+
+def test_the_intervals_grow_by_half_up_to_the_poll_interval() -> None:
+    times = look_times(make_wait(), 165)
+    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    assert gaps == [1, 1.5, 2.25, 3.375, 5.0625, 7.59375, 11.390625, 17.0859375, 25.62890625, 30, 30, 30, 30]
+
+
+def test_the_start_of_the_wait_counts_and_not_the_clock_itself() -> None:
+    assert make_wait(started=5000.0).after_look(RUNNING, 5010.0) == make_wait().after_look(RUNNING, 10.0) == 6.0
+
+
+def test_a_short_poll_interval_is_kept_from_the_start() -> None:
+    assert look_times(make_wait(poll_interval=0.25), 1.0) == [0, 0.25, 0.5, 0.75, 1.0]
+
+
+def test_an_end_is_seen_soon_after_it_came(jitter: Jitter) -> None:
+    times = look_times(make_wait(jitter=jitter), 3600)
+    for earlier, later in zip(times, times[1:], strict=False):
+        longest = min(1 + earlier / 2, 30.0)
+        assert 0.8 * longest - 1e-9 <= later - earlier <= longest + 1e-9
+
+
+def test_a_wait_of_a_minute_costs_at_most_twelve_looks(jitter: Jitter) -> None:
+    assert len(look_times(make_wait(jitter=jitter), 60)) <= 12
+
+
+def test_a_wait_that_times_out_after_a_minute_costs_at_most_twelve_looks(jitter: Jitter) -> None:
+    times = look_times(make_wait(jitter=jitter, timeout=60), 60)
+    assert len(times) <= 12
+    assert times[-1] == 60
+
+
+def test_waits_that_began_together_spread_out() -> None:
+    waits = [make_wait(jitter=seeded_jitter(seed)) for seed in range(10)]
+    assert len({wait.after_look(RUNNING, 0.0) for wait in waits}) == 10
+
+
+def test_the_jitter_is_random_when_none_is_given() -> None:
+    wait = Wait(NAME, started=0.0, poll_interval=30.0)
+    assert 0.8 <= wait.after_look(RUNNING, 0.0) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "poll_interval", "jitter", "expected"),
+    [
+        (0, 30, 0, 1.0),
+        (0, 30, 1, 0.8),
+        (0, 0.5, 0, 0.5),
+        (10, 30, 0, 6.0),
+        (10, 30, 0.5, 5.4),
+        (58, 30, 0, 30.0),
+        (1e6, 30, 0, 30.0),
+        (1e6, 30, 1, 24.0),
+        (-1, 30, 0, 1.0),
+        (-3600, 30, 0, 1.0),
+    ],
+)
+def test_the_next_interval(elapsed: float, poll_interval: float, jitter: float, expected: float) -> None:
+    """A clock can be set back, and a wait can go on in another process with a clock behind: see the negative times."""
+    assert next_interval(elapsed, poll_interval, jitter) == pytest.approx(expected)
+
+
+def test_the_last_look_comes_at_the_deadline_and_ends_the_wait() -> None:
+    wait = make_wait(timeout=10)
+    assert look_times(wait, 10) == [0, 1, 2.5, 4.75, 8.125, 10]
+    with pytest.raises(WaitTimeoutError) as caught:
+        wait.after_look(RUNNING, 10.0)
+    assert isinstance(caught.value, TimeoutError)
+    assert str(caught.value) == f"{NAME} has not ended within 10 s; the last look said: {NAME} is RUNNING"
+
+
+@pytest.mark.parametrize(("timeout", "times"), [(0.25, [0, 0.25]), (1, [0, 1]), (1.5, [0, 1, 1.5])])
+def test_a_timeout_shorter_than_the_interval_still_gets_its_last_look(timeout: float, times: list[float]) -> None:
+    assert look_times(make_wait(timeout=timeout), timeout) == times
+
+
+def test_a_look_that_ends_after_the_deadline_is_the_last() -> None:
+    with pytest.raises(WaitTimeoutError, match="has not ended within 60 s"):
+        make_wait(started=100.0, timeout=60).after_look(RUNNING, 161.0)
+
+
+def test_without_a_timeout_the_wait_has_no_end() -> None:
+    assert make_wait().after_look(RUNNING, 1e9) == 30.0
+
+
+@pytest.mark.parametrize("code", list(Code))
+def test_an_error_that_can_heal_goes_on_and_any_other_ends_the_wait_at_once(code: Code) -> None:
+    error = ServiceError("words", code)
+    if code.value in HEALING:
+        seconds, line = make_wait().after_error(error, 10.0)
+        assert seconds == 6.0
+        assert line == f"Could not look at {NAME}: words; 10 s elapsed, next look in 6.0 s"
+    else:
+        with pytest.raises(ServiceError) as caught:
+            make_wait().after_error(error, 10.0)
+        assert caught.value is error
+
+
+def test_an_outage_ends_the_wait_with_its_error() -> None:
+    looks, ended, end = failing_until_raised(make_wait(), AWAY, since=0.0)
+    assert end is AWAY
+    assert MAX_OUTAGE <= ended < MAX_OUTAGE + 30
+    assert looks > 10
+
+
+def test_an_outage_is_counted_from_its_first_failure_and_not_from_the_start() -> None:
+    _, ended, _ = failing_until_raised(make_wait(), AWAY, since=10_000.0)
+    assert 10_000 + MAX_OUTAGE <= ended < 10_000 + MAX_OUTAGE + 30
+
+
+def test_an_outage_just_short_of_the_limit_goes_on() -> None:
+    wait = make_wait()
+    wait.after_error(AWAY, 50.0)
+    assert wait.after_error(AWAY, 50.0 + MAX_OUTAGE - 0.001)[0] == 30.0
+    with pytest.raises(ServiceError):
+        wait.after_error(AWAY, 50.0 + MAX_OUTAGE)
+
+
+def test_a_good_look_ends_the_outage() -> None:
+    wait = make_wait()
+    wait.after_error(AWAY, 0.0)
+    wait.after_error(AWAY, 299.0)
+    wait.after_look(RUNNING, 310.0)
+    wait.after_error(AWAY, 320.0)
+    wait.after_error(AWAY, 619.0)
+    with pytest.raises(ServiceError):
+        wait.after_error(AWAY, 620.0)
+
+
+def test_an_outage_at_time_zero_of_the_clock_counts() -> None:
+    wait = make_wait(started=-100.0)
+    wait.after_error(AWAY, 0.0)
+    with pytest.raises(ServiceError):
+        wait.after_error(AWAY, MAX_OUTAGE)
+
+
+def test_the_deadline_ends_an_outage_and_the_message_says_what_failed() -> None:
+    _, ended, end = failing_until_raised(make_wait(timeout=60), AWAY, since=0.0)
+    assert isinstance(end, WaitTimeoutError)
+    assert ended == 60
+    assert str(end) == f"{NAME} has not ended within 60 s; the last look failed: operations.get answered 503"
+
+
+def test_an_error_that_cannot_heal_is_raised_at_the_deadline_too() -> None:
+    gone = ServiceError("words", Code.NOT_FOUND)
+    with pytest.raises(ServiceError) as caught:
+        make_wait(timeout=60).after_error(gone, 60.0)
+    assert caught.value is gone
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "expected"),
+    [(None, 6.0), (0.0, 6.0), (5.0, 6.0), (20.0, 20.0), (90.0, 90.0)],
+)
+def test_the_next_look_is_no_earlier_than_the_server_asked(retry_after: float | None, expected: float) -> None:
+    busy = ServiceError("words", Code.RESOURCE_EXHAUSTED, retry_after=retry_after)
+    seconds, line = make_wait().after_error(busy, 10.0)
+    assert seconds == expected
+    assert line.endswith(f"next look in {expected:.1f} s")
+
+
+def test_an_error_does_not_lengthen_a_short_interval() -> None:
+    assert make_wait(poll_interval=0.25).after_error(AWAY, 0.0)[0] == 0.25
+
+
+def test_the_line_of_a_failed_look_counts_from_the_start() -> None:
+    _, line = make_wait(started=5000.0).after_error(AWAY, 5010.0)
+    assert line.endswith("; 10 s elapsed, next look in 6.0 s")
+
+
+def test_the_last_look_comes_at_the_deadline_however_long_the_server_asked_to_wait() -> None:
+    busy = ServiceError("words", Code.RESOURCE_EXHAUSTED, retry_after=3600.0)
+    assert make_wait(timeout=60).after_error(busy, 50.0)[0] == 10.0
+
+
+@pytest.mark.parametrize("retry_after", [3600.0, 1e9, float("inf")])
+def test_no_server_can_stretch_an_outage(retry_after: float) -> None:
+    away = ServiceError("words", Code.UNAVAILABLE, retry_after=retry_after)
+    _, ended, end = failing_until_raised(make_wait(), away, since=1000.0)
+    assert end is away
+    assert ended == 1000 + MAX_OUTAGE
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "wait", "line"),
+    [
+        (0.0, 1.0, f"{NAME} is RUNNING; 0 s elapsed, next look in 1.0 s"),
+        (61.4, 29.96, f"{NAME} is RUNNING; 61 s elapsed, next look in 30.0 s"),
+    ],
+)
+def test_the_line_of_a_look(elapsed: float, wait: float, line: str) -> None:
+    assert describe_look(RUNNING, elapsed, wait) == line
+
+
+def test_a_wait_knows_its_times() -> None:
+    wait = make_wait(started=100.0, timeout=30)
+    assert (wait.elapsed(110.0), wait.time_left(110.0), wait.time_left(140.0)) == (10.0, 20.0, 0.0)
+    assert make_wait().time_left(1e9) == float("inf")
+
+
+NO_DURATIONS = [
+    -1,
+    -0.5,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+    True,
+    False,
+    None,
+    "5",
+    b"5",
+    [5],
+    pytest.param(10**400, id="beyond a float"),
+]
+
+
+@pytest.mark.parametrize("value", [0, 0.0, *NO_DURATIONS])
+def test_what_is_no_positive_duration_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=r"^Invalid poll_interval .*: expected a positive number of seconds\.$"):
+        check_seconds("poll_interval", value)
+
+
+@pytest.mark.parametrize("value", NO_DURATIONS)
+def test_what_is_no_duration_is_refused_where_zero_is_one(value: object) -> None:
+    with pytest.raises(ValueError, match=r"^Invalid latency .*: expected a non-negative number of seconds\.$"):
+        check_seconds("latency", value, zero=True)
+
+
+@pytest.mark.parametrize("value", [1, 0.001, 30, 86400.5])
+def test_a_duration_is_returned_as_a_float(value: float) -> None:
+    assert check_seconds("x", value) == value
+    assert type(check_seconds("x", value)) is float
+    assert check_seconds("x", value, zero=True) == value
+
+
+def test_zero_is_a_duration_where_that_is_said() -> None:
+    assert check_seconds("x", 0, zero=True) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("poll_interval", "timeout", "parameter"),
+    [(0, None, "poll_interval"), ("30", None, "poll_interval"), (30, -1, "timeout")],
+)
+def test_a_wait_refuses_what_is_no_duration(poll_interval: float, timeout: float | None, parameter: str) -> None:
+    with pytest.raises(ValueError, match=f"^Invalid {parameter} "):
+        make_wait(poll_interval=poll_interval, timeout=timeout)
+
+
+def test_outage_is_several_looks_even_with_a_long_interval() -> None:
+    wait = Wait("operations/a", started=0.0, poll_interval=3600.0, jitter=lambda: 0.0)
+    down = ServiceError("down", Code.UNAVAILABLE)
+    now, looks = 5000.0, 0
+    while looks < 100:
+        looks += 1
+        try:
+            now += wait.after_error(down, now)[0]
+        except ServiceError:
+            break
+    assert 10 <= looks < 20
+    assert now == pytest.approx(5000.0 + MAX_OUTAGE)
+
+
+def test_a_timeout_of_zero_is_one_look() -> None:
+    wait = Wait("operations/a", started=0.0, poll_interval=30.0, timeout=0)
+    with pytest.raises(WaitTimeoutError, match="operations/a has not ended within 0 s"):
+        wait.after_look(Operation("operations/a", OperationState.RUNNING), 0.0)

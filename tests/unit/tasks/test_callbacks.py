@@ -1,0 +1,411 @@
+"""Which operations are read from the XComs of a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, AirflowException, BaseOperator, task
+
+from airflow_dai_provider.tasks.callbacks import (
+    CLOCK_SKEW,
+    is_dag_callback,
+    is_deadline,
+    names_pushed_by_deadline,
+    names_pushed_by_run,
+    names_pushed_by_task_instance,
+    names_pushed_by_tasks,
+    push_operation,
+)
+from tests.support.deadlines import Triggerer, answer_as_triggerer, deadline_context, deadlines
+
+LOGGER = logging.getLogger("airflow_dai_provider.test_pushed")
+LOGGER.setLevel(logging.INFO)
+A, B, C = (f"operations/{letter}" for letter in "abc")
+
+
+def contexts(ti: Any) -> tuple[Any, Any]:
+    """Return the context of a task's callback and that of a DAG's."""
+    return {"ti": ti}, {"ti": ti, "reason": "task_failure"}
+
+
+def test_airflow_gives_a_reason_to_the_callbacks_of_a_dag_only(ti: Any) -> None:
+    assert [is_dag_callback(context) for context in contexts(ti)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("pushed", "names"),
+    [
+        pytest.param({}, [], id="nothing"),
+        pytest.param({"operation_name": A}, [A], id="name"),
+        pytest.param({"operation_name": [A, B]}, [A, B], id="list"),
+        pytest.param({"operation_name": (A, B)}, [A, B], id="tuple"),
+        pytest.param({"operation_name": A, "return_value": B}, [A], id="name-before-result"),
+        pytest.param({"return_value": A}, [A], id="result"),
+        pytest.param({"return_value": "done"}, [], id="another-result"),
+        pytest.param({"return_value": [A]}, [], id="result-that-is-no-string"),
+        pytest.param({"return_value": {"name": A}}, [], id="result-of-the-sensor"),
+        pytest.param({"operation_name": "nonsense"}, ["nonsense"], id="a-wrong-name-is-not-hidden"),
+        pytest.param({"operation": {"name": A}}, [], id="another-key"),
+    ],
+)
+@pytest.mark.parametrize("map_index", [-1, 2])
+def test_what_a_task_instance_has_pushed(
+    make_ti: Any, pushed: dict[str, Any], names: list[str], map_index: int
+) -> None:
+    ti = make_ti(map_index=map_index)
+    for key, value in pushed.items():
+        ti.xcom_push(key, value)
+    of_task, of_dag = contexts(ti)
+    assert names_pushed_by_task_instance(of_task, LOGGER) == names
+    assert names_pushed_by_tasks(of_task, [ti.task_id], LOGGER) == names
+    assert names_pushed_by_tasks(of_dag, [ti.task_id], LOGGER) == names
+
+
+@pytest.mark.parametrize(
+    ("pushed_by", "try_number", "names"),
+    [(1, 1, [A]), (2, 2, [A]), (2, 1, []), (1, 2, []), (None, 3, [A])],
+    ids=["its-own", "its-own-second", "the-next-try-s", "an-earlier-try-s", "unknown"],
+)
+def test_the_ingest_of_another_try_is_left_alone(
+    make_ti: Any, log: Any, pushed_by: int | None, try_number: int, names: list[str]
+) -> None:
+    ti = make_ti(try_number=try_number)
+    ti.xcom_push("operation_name", A)
+    if pushed_by:
+        ti.xcom_push("operation_try_number", pushed_by)
+    of_task, of_dag = contexts(ti)
+    assert names_pushed_by_task_instance(of_task, LOGGER) == names
+    assert names_pushed_by_tasks(of_task, [ti.task_id], LOGGER) == names
+    left_alone = f"Leaving {A} alone: try {pushed_by} has started it, and this callback belongs to try {try_number}."
+    assert log.ours == ([] if names else [left_alone] * 2)
+    # The callback of a DAG comes when no try is left that could want it.
+    assert names_pushed_by_tasks(of_dag, [ti.task_id], LOGGER) == [A]
+
+
+class TestMapIndexes:
+    @pytest.fixture
+    def run(self, make_ti: Any) -> Any:
+        """A function that gives the task instance of a map index, in a run where three of them have pushed."""
+
+        def of(map_index: int, task_id: str = "publish") -> Any:
+            ti = make_ti(task_id=task_id, map_index=map_index)
+            for index, name in enumerate((A, B, C)):
+                ti.of_other_task("start_ingest", "operation_name", name, index)
+            ti.of_other_task("single", "return_value", "operations/single")
+            return ti
+
+        return of
+
+    def test_a_mapped_task_reaches_its_own_index_only(self, run: Any) -> None:
+        of_task, _ = contexts(run(1))
+        assert names_pushed_by_tasks(of_task, ["start_ingest"], LOGGER) == [B]
+        of_task, _ = contexts(run(1, "start_ingest"))
+        assert names_pushed_by_task_instance(of_task, LOGGER) == [B]
+        assert names_pushed_by_tasks(of_task, ["start_ingest"], LOGGER) == [B]
+
+    def test_a_mapped_task_reaches_a_task_that_is_not_mapped(self, run: Any) -> None:
+        of_task, _ = contexts(run(1))
+        assert names_pushed_by_tasks(of_task, ["single", "start_ingest"], LOGGER) == ["operations/single", B]
+
+    def test_a_mapped_task_whose_index_has_pushed_nothing(self, run: Any) -> None:
+        of_task, _ = contexts(run(7))
+        assert names_pushed_by_tasks(of_task, ["start_ingest"], LOGGER) == []
+
+    def test_a_task_that_is_not_mapped_reaches_all(self, run: Any) -> None:
+        of_task, _ = contexts(run(-1))
+        assert names_pushed_by_tasks(of_task, ["start_ingest"], LOGGER) == [A, B, C]
+
+    @pytest.mark.parametrize("map_index", [-1, 1])
+    def test_a_dag_reaches_all(self, run: Any, map_index: int) -> None:
+        _, of_dag = contexts(run(map_index))
+        assert names_pushed_by_tasks(of_dag, ["start_ingest", "single", "never"], LOGGER) == [
+            A,
+            B,
+            C,
+            "operations/single",
+        ]
+
+    def test_a_run_is_every_task_of_its_dag(self, run: Any) -> None:
+        with DAG("pushed_by_run", schedule=None) as dag:
+            for task_id in ("start_ingest", "single", "never"):
+                BaseOperator(task_id=task_id)
+        _, of_dag = contexts(run(-1))
+        names = names_pushed_by_run({**of_dag, "dag": dag}, LOGGER)
+        assert sorted(map(str, names)) == [A, B, C, "operations/single"]
+
+
+def test_without_a_task_instance_the_user_learns_what_to_do() -> None:
+    # Airflow passes none where the run has no task instance that it can represent.
+    with pytest.raises(AirflowException, match="no task instance .* Give the notifier operation_name"):
+        names_pushed_by_tasks({"reason": "timed_out"}, ["start_ingest"], LOGGER)
+
+
+def test_real_task_instances_answer_as_the_stand_in_does(run_dag: Any) -> None:
+    with DAG("pushed_for_real", schedule=None) as dag:
+
+        @task
+        def start_ingest(name: str, ti: Any = None) -> None:
+            ti.xcom_push("operation_name", name)
+
+        @task
+        def single() -> str:
+            return "operations/single"
+
+        @task
+        def silent() -> None:
+            pass
+
+        @task
+        def collect(**context: Any) -> dict[str, list[object]]:
+            task_ids = ["start_ingest", "single", "silent"]
+            of_dag: Any = {**context, "reason": "task_failure"}
+            of_index: Any = {**context, "ti": OfIndex(context["ti"], 1)}
+            return {
+                "task": names_pushed_by_tasks(context, task_ids, LOGGER),
+                "dag": names_pushed_by_tasks(of_dag, task_ids, LOGGER),
+                "index": names_pushed_by_tasks(of_index, task_ids, LOGGER),
+                "run": sorted(map(str, names_pushed_by_run(of_dag, LOGGER))),
+                "own": names_pushed_by_task_instance(context, LOGGER),
+            }
+
+        [start_ingest.expand(name=[A, B, C]), single(), silent()] >> collect()
+
+    class OfIndex:
+        """The same task instance, said to be mapped."""
+
+        def __init__(self, ti: Any, map_index: int) -> None:
+            self.ti, self.map_index = ti, map_index
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.ti, name)
+
+    run = run_dag(dag)
+    assert run.state == "success"
+    everything = [A, B, C, "operations/single"]
+    assert run.xcom("collect") == {
+        "task": everything,
+        "dag": everything,
+        "index": [B, "operations/single"],
+        "run": everything,
+        "own": [],
+    }
+
+
+@dataclass
+class NotRestorable:
+    """What a task may return, and what Airflow does not restore elsewhere, since it is not on its list."""
+
+    value: int = 1
+
+
+class TestWhatCannotBeRead:
+    """It must not spare the ingests of other tasks."""
+
+    @pytest.mark.parametrize("kind", [RuntimeError, AirflowException])
+    @pytest.mark.parametrize("of_dag", [False, True], ids=["task", "dag"])
+    def test_an_error_stands_for_the_names_of_that_task(
+        self, make_ti: Any, monkeypatch: pytest.MonkeyPatch, of_dag: bool, kind: type[Exception]
+    ) -> None:
+        ti = make_ti(task_id="publish")
+        ti.of_other_task("start_ingest", "operation_name", A)
+        pull = type(ti).xcom_pull
+
+        def broken(self: Any, task_ids: Any, **arguments: Any) -> Any:
+            if "broken" in task_ids:
+                raise kind("the XCom backend is away")
+            return pull(self, task_ids, **arguments)
+
+        monkeypatch.setattr(type(ti), "xcom_pull", broken)
+        error, name = names_pushed_by_tasks(contexts(ti)[of_dag], ["broken", "start_ingest"], LOGGER)
+        assert isinstance(error, AirflowException)
+        assert str(error) == "What broken has pushed cannot be read: the XCom backend is away"
+        assert name == A
+
+    def test_a_result_that_airflow_does_not_restore_is_no_name(self, run_dag: Any) -> None:
+        with DAG("pushed_not_restorable", schedule=None) as dag:
+
+            @task
+            def start_ingest() -> str:
+                return A
+
+            @task
+            def odd() -> NotRestorable:
+                return NotRestorable()
+
+            @task
+            def odd_name(ti: Any = None) -> None:
+                ti.xcom_push("operation_name", NotRestorable())
+
+            @task
+            def collect(**context: Any) -> list[str]:
+                of_dag: Any = {**context, "reason": "task_failure"}
+                return [
+                    str(name) for name in names_pushed_by_tasks(of_dag, ["odd", "odd_name", "start_ingest"], LOGGER)
+                ]
+
+            [start_ingest(), odd(), odd_name()] >> collect()
+
+        ran = run_dag(dag)
+        assert ran.state == "success"
+        error, name = ran.xcom("collect")
+        assert error.startswith("What odd_name has pushed cannot be read: ")
+        assert name == A
+
+
+class TestDeadline:
+    @pytest.fixture
+    def triggerer(self, monkeypatch: pytest.MonkeyPatch) -> Triggerer:
+        return answer_as_triggerer(monkeypatch)
+
+    def test_its_context_has_a_deadline_and_no_task_instance(self, ti: Any) -> None:
+        assert is_deadline(deadline_context())
+        assert not any(is_deadline(context) for context in contexts(ti))
+        empty: Any = {}
+        assert not is_deadline(empty)
+        with_ti: Any = {**deadline_context(), "ti": ti}
+        assert not is_deadline(with_ti)
+
+    @deadlines
+    @pytest.mark.parametrize(
+        ("instances", "task_ids", "names"),
+        [
+            pytest.param({("a", -1): A}, ["a"], [A], id="one"),
+            pytest.param({("a", -1): [A, B]}, ["a"], [A, B], id="list"),
+            pytest.param({("a", i): name for i, name in enumerate((A, B, C))}, ["a"], [A, B, C], id="mapped"),
+            pytest.param({("a", 2): A, ("a", 10): B}, ["a"], [A, B], id="mapped-in-order"),
+            pytest.param({("a", -1): A, ("b", -1): B}, ["b", "a"], [B, A], id="in-the-order-given"),
+            pytest.param({("a", -1): A, ("never", -1): None}, ["never"], [], id="none-pushed"),
+            pytest.param({("a", -1): A}, [], [], id="none-named"),
+            pytest.param({("a", -1): A, ("a_1", -1): B}, ["a"], [A], id="one-beside-a-numbered-one"),
+            pytest.param({("a_1", -1): A, ("a_2", -1): B}, ["a_1"], [A], id="numbered"),
+            pytest.param({("a", 1): A, ("a_1", -1): B}, ["a"], [A], id="mapped-beside-its-namesake"),
+            pytest.param({("a", 1): A, ("a_1", -1): B}, ["a_1"], [B], id="namesake-beside-the-mapped"),
+            pytest.param({("a", -1): A, ("b", 0): B, ("b", 1): C}, None, [A, B, C], id="run"),
+            pytest.param({("a_1", -1): A, ("a_2", -1): B, ("a", -1): C}, None, [C, A, B], id="run-numbered"),
+            pytest.param({("a", 0): A, ("a_0", -1): B, ("a_0_0", -1): C}, None, [A, B, C], id="run-namesakes"),
+            pytest.param({("a", 0): A, ("a_1", 0): B, ("a_1", 1): C}, None, [A, B, C], id="run-mapped-namesakes"),
+            pytest.param({("_1", -1): A, ("g.a_b", -1): B}, None, [A, B], id="run-odd-ids"),
+            pytest.param({}, None, [], id="run-without-tasks"),
+        ],
+    )
+    def test_what_was_pushed(
+        self,
+        triggerer: Triggerer,
+        instances: dict[tuple[str, int], Any],
+        task_ids: Iterable[str] | None,
+        names: list[str],
+    ) -> None:
+        for (task_id, map_index), name in instances.items():
+            triggerer.has(task_id, map_index, operation_name=name)
+        assert names_pushed_by_deadline(deadline_context(), task_ids) == names
+
+    @deadlines
+    @pytest.mark.parametrize(
+        ("pushed", "names"),
+        [
+            ({"return_value": A}, [A]),
+            ({"return_value": "done"}, []),
+            ({"return_value": {"name": A}}, []),
+            ({"return_value": NotRestorable()}, []),
+            ({"operation_name": B, "return_value": NotRestorable()}, [B]),
+            ({"operation_name": "nonsense"}, ["nonsense"]),
+        ],
+        ids=str,
+    )
+    def test_the_same_keys_count(self, triggerer: Triggerer, pushed: dict[str, Any], names: list[str]) -> None:
+        triggerer.has("start", **pushed)
+        assert names_pushed_by_deadline(deadline_context(), ["start"]) == names
+        assert names_pushed_by_deadline(deadline_context(), None) == names
+
+    @deadlines
+    def test_a_run_costs_few_questions(self, triggerer: Triggerer) -> None:
+        for index in range(50):
+            triggerer.has("start", index, operation_name=f"operations/{index}")
+        assert len(names_pushed_by_deadline(deadline_context(), None)) == 50
+        assert (triggerer.asked.count("GetTaskStates"), triggerer.asked.count("GetXCom")) == (3, 50)
+
+    @deadlines
+    def test_a_real_airflow_answers_so(self, run_dag: Any) -> None:
+        with DAG("pushed_by_deadline", schedule=None) as dag:
+
+            @task
+            def start(name: str, ti: Any = None) -> None:
+                ti.xcom_push("operation_name", name)
+
+            @task
+            def start_1() -> str:
+                return "operations/single"
+
+            @task
+            def odd() -> NotRestorable:
+                return NotRestorable()
+
+            @task
+            def collect(dag_run: Any = None) -> dict[str, list[object]]:
+                of_run = {"dag_id": dag_run.dag_id, "dag_run_id": dag_run.run_id}
+                context: Any = {"dag_run": of_run, "deadline": {}}
+                return {
+                    "named": names_pushed_by_deadline(context, ["start_1", "start", "odd"]),
+                    "no such task": list(map(str, names_pushed_by_deadline(context, ["never"]))),
+                    "run": names_pushed_by_deadline(context, None),
+                }
+
+            [start.expand(name=[A, B, C]), start_1(), odd()] >> collect()
+
+        ran = run_dag(dag)
+        assert ran.state == "success"
+        assert ran.xcom("collect") == {
+            "named": ["operations/single", A, B, C],
+            "no such task": [
+                f"What never has pushed cannot be read: the run {ran.run_id} of pushed_by_deadline has no such task."
+            ],
+            "run": [A, B, C, "operations/single"],
+        }
+
+
+class TestClearedRun:
+    """A DAG's callback can come when the run was cleared, and its tasks have started new ingests."""
+
+    ENDED = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+    @pytest.mark.parametrize(
+        ("dag_run", "name_is_taken"),
+        [
+            (SimpleNamespace(end_date=ENDED), {"before": True, "skew": True, "after": False}),
+            # Airflow 2 reads the run anew: a cleared one has no end, and was queued when it was cleared.
+            (SimpleNamespace(end_date=None, queued_at=ENDED), {"before": True, "skew": True, "after": False}),
+            (SimpleNamespace(end_date=None, queued_at=None), {"before": True, "skew": True, "after": True}),
+            (None, {"before": True, "skew": True, "after": True}),
+        ],
+        ids=["ended", "cleared", "unknown", "no run"],
+    )
+    def test_what_was_pushed_after_the_end_is_left_alone(
+        self, ti: Any, dag_run: Any, name_is_taken: dict[str, bool]
+    ) -> None:
+        end = self.ENDED.timestamp()
+        times = {"before": end - 60, "skew": end + CLOCK_SKEW - 0.1, "after": end + CLOCK_SKEW + 0.1}
+        for index, (label, time) in enumerate(times.items()):
+            started = replace(ti, task_id="mapped", map_index=index)
+            push_operation(started, f"operations/{label}", time)
+        context: Any = {"ti": ti, "reason": "task_failure", "dag_run": dag_run}
+        taken = [f"operations/{label}" for label, is_taken in name_is_taken.items() if is_taken]
+        assert names_pushed_by_tasks(context, ["mapped"], LOGGER) == taken
+
+    @pytest.mark.parametrize("pushed_at", [None, "x", [1], {}])
+    def test_a_task_that_tells_no_time(self, ti: Any, pushed_at: Any) -> None:
+        ti.of_other_task("plain", "operation_name", ["operations/a", {"name": "operations/b"}])
+        if pushed_at is not None:
+            ti.of_other_task("plain", "operation_pushed_at", pushed_at)
+        context: Any = {"ti": ti, "reason": "task_failure", "dag_run": SimpleNamespace(end_date=self.ENDED)}
+        assert names_pushed_by_tasks(context, ["plain"], LOGGER) == ["operations/a", {"name": "operations/b"}]
+
+    def test_a_tasks_own_callback_does_not_mind(self, ti: Any) -> None:
+        push_operation(ti, "operations/a", self.ENDED.timestamp() + 60)
+        context: Any = {"ti": ti, "dag_run": SimpleNamespace(end_date=self.ENDED)}
+        assert names_pushed_by_tasks(context, [ti.task_id], LOGGER) == ["operations/a"]

@@ -1,0 +1,188 @@
+"""Requesting the cancellation of one operation."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from google.api_core import exceptions as api
+
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.tasks.cancellation import async_request_cancellation, request_cancellation, run_at_once
+
+LOGGER = logging.getLogger("airflow_dai_provider.test_cancellation")
+LOGGER.setLevel(logging.INFO)
+GET, CANCEL = "operations.get", "operations.cancel"
+
+
+@pytest.fixture
+def hook(fake_time: Any) -> Iterator[Callable[[], Any]]:
+    from airflow_dai_provider.hooks.dai import DaiHook
+
+    made: list[DaiHook] = []
+
+    def make() -> DaiHook:
+        made.append(DaiHook())
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def methods(emulator: DaiEmulator) -> list[str | None]:
+    return [request.method for request in emulator.requests]
+
+
+def test_a_running_operation(emulator: DaiEmulator, hook: Any, log: Any) -> None:
+    name = emulator.start_ingest("operations/a/b")
+    assert request_cancellation(hook(), name, LOGGER) is None
+    assert methods(emulator) == [CANCEL]
+    assert emulator.state(name) == "CANCELLED"
+    assert log.ours == ["Requested the cancellation of operations/a/b."]
+
+
+@pytest.mark.parametrize("state", ["SUCCEEDED", "FAILED", "CANCELLED"])
+@pytest.mark.parametrize("refusal", ["failed_precondition", "not_found"])
+def test_what_has_finished_is_looked_at_where_the_service_refuses(
+    make_emulator: Any, hook: Any, log: Any, refusal: str, state: str
+) -> None:
+    emulator = make_emulator(finished_cancel=refusal)
+    outcome = "INVALID_MEDIA" if state == "FAILED" else "success"
+    name = emulator.start_ingest(seconds=1e9 if state == "CANCELLED" else 0, outcome=outcome)
+    if state == "CANCELLED":
+        hook().cancel_operation(name)
+        emulator.forget_requests()
+    operation = request_cancellation(hook(), name, LOGGER)
+    assert operation is not None
+    assert operation.state == state
+    assert methods(emulator) == [CANCEL, GET]
+    (line,) = log.ours
+    assert line.startswith(f"{name} is {state}")
+    assert "already finished, there is nothing to cancel" in line
+
+
+def test_what_has_finished_where_the_service_does_not_mind(emulator: DaiEmulator, hook: Any, log: Any) -> None:
+    name = emulator.start_ingest(seconds=0)
+    assert request_cancellation(hook(), name, LOGGER) is None
+    assert log.ours == [f"Requested the cancellation of {name}."]
+
+
+@pytest.mark.parametrize("rpc_status", ["FAILED_PRECONDITION", "NOT_FOUND"])
+def test_refused_although_it_runs(emulator: DaiEmulator, hook: Any, log: Any, rpc_status: str) -> None:
+    name = emulator.start_ingest()
+    emulator.inject(Fault(method=CANCEL, rpc_status=rpc_status))
+    # Never NotFound, which callers may take for an operation that does not run.
+    with pytest.raises(api.FailedPrecondition, match=f"{CANCEL} of {name} answered .* {rpc_status}"):
+        request_cancellation(hook(), name, LOGGER)
+    assert methods(emulator) == [CANCEL, GET]
+    assert log.ours == []
+
+
+def test_unknown(emulator: DaiEmulator, hook: Any, log: Any) -> None:
+    with pytest.raises(api.NotFound, match="operations/never"):
+        request_cancellation(hook(), "operations/never", LOGGER)
+    assert log.ours == []
+
+
+@pytest.mark.parametrize(
+    ("rpc_status", "error"),
+    [
+        ("UNIMPLEMENTED", api.MethodNotImplemented),
+        ("PERMISSION_DENIED", api.PermissionDenied),
+        ("INVALID_ARGUMENT", api.InvalidArgument),
+    ],
+)
+def test_another_refusal_is_not_looked_into(
+    emulator: DaiEmulator, hook: Any, log: Any, rpc_status: str, error: type[Exception]
+) -> None:
+    name = emulator.start_ingest()
+    emulator.inject(Fault(method=CANCEL, rpc_status=rpc_status))
+    with pytest.raises(error):
+        request_cancellation(hook(), name, LOGGER)
+    assert methods(emulator) == [CANCEL]
+    assert log.ours == []
+
+
+def test_refused_and_then_away(make_emulator: Any, hook: Any) -> None:
+    emulator = make_emulator(finished_cancel="failed_precondition")
+    name = emulator.start_ingest(seconds=0)
+    emulator.inject(Fault(method=GET, status=503, times=None))
+    with pytest.raises(api.ServiceUnavailable, match=GET):
+        request_cancellation(hook(), name, LOGGER)
+
+
+class TestAsynchronously:
+    """On an event loop the same function runs; here is what differs."""
+
+    @staticmethod
+    def request(name: str) -> Any:
+        from airflow_dai_provider.hooks.dai import DaiAsyncHook
+
+        async def main() -> Any:
+            async with DaiAsyncHook() as hook:
+                return await async_request_cancellation(hook, name, LOGGER)
+
+        return asyncio.run(main())
+
+    def test_a_running_operation(self, emulator: DaiEmulator, log: Any) -> None:
+        name = emulator.start_ingest("operations/a/b")
+        assert self.request(name) is None
+        assert methods(emulator) == [CANCEL]
+        assert log.ours == ["Requested the cancellation of operations/a/b."]
+
+    @pytest.mark.parametrize("refusal", ["failed_precondition", "not_found"])
+    def test_what_has_finished(self, make_emulator: Any, log: Any, refusal: str) -> None:
+        emulator = make_emulator(finished_cancel=refusal)
+        name = emulator.start_ingest(seconds=0)
+        assert self.request(name).state == "SUCCEEDED"
+        assert methods(emulator) == [CANCEL, GET]
+        (line,) = log.ours
+        assert "already finished, there is nothing to cancel" in line
+
+    @pytest.mark.parametrize("rpc_status", ["FAILED_PRECONDITION", "NOT_FOUND"])
+    def test_refused_although_it_runs(self, emulator: DaiEmulator, log: Any, rpc_status: str) -> None:
+        name = emulator.start_ingest()
+        emulator.inject(Fault(method=CANCEL, rpc_status=rpc_status))
+        with pytest.raises(api.FailedPrecondition, match=f"{CANCEL} of {name} answered .* {rpc_status}"):
+            self.request(name)
+        assert log.ours == []
+
+    @pytest.mark.usefixtures("emulator")
+    def test_unknown(self) -> None:
+        with pytest.raises(api.NotFound, match="operations/never"):
+            self.request("operations/never")
+
+
+class TestAtOnce:
+    def test_a_coroutine_that_never_waits(self) -> None:
+        async def add(one: int, other: int) -> int:
+            return one + other
+
+        async def twice() -> int:
+            return await add(1, 2) + await add(3, 4)
+
+        assert run_at_once(twice()) == 10
+
+    def test_its_error_is_raised(self) -> None:
+        async def fail() -> None:
+            raise LookupError("this")
+
+        with pytest.raises(LookupError, match="this"):
+            run_at_once(fail())
+
+    def test_one_that_waits_is_refused(self) -> None:
+        ended = []
+
+        async def wait() -> None:
+            try:
+                await asyncio.sleep(0)
+            finally:
+                ended.append(True)
+
+        with pytest.raises(RuntimeError, match="needs an event loop"):
+            run_at_once(wait())
+        assert ended

@@ -1,0 +1,195 @@
+"""What the state of an operation, or an error, means for a task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
+from google.api_core import exceptions as api
+from google.auth import exceptions as auth
+
+from airflow_dai_provider.api.names import InvalidNameError
+from airflow_dai_provider.api.operation import Operation, OperationState
+from airflow_dai_provider.api.polling import WaitTimeoutError
+from airflow_dai_provider.tasks.failures import (
+    UnexpectedEndError,
+    accept_end,
+    check_expected_states,
+    error_code,
+    task_errors,
+)
+
+EVERY_END = ("CANCELLED", "FAILED", "SUCCEEDED")
+STATES = (*EVERY_END, "RUNNING")
+
+
+def operation(state: str) -> Operation:
+    error = {"FAILED": (13, "internal"), "CANCELLED": (1, "cancelled")}.get(state, (None, None))
+    return Operation("operations/x", OperationState(state), *error)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        pytest.param(None, None, id="every-end"),
+        pytest.param("CANCELLED", {"CANCELLED"}, id="one-word"),
+        pytest.param(OperationState.FAILED, {"FAILED"}, id="one-state"),
+        pytest.param(["CANCELLED", "SUCCEEDED"], {"CANCELLED", "SUCCEEDED"}, id="list"),
+        pytest.param(("FAILED", OperationState.FAILED), {"FAILED"}, id="tuple"),
+        pytest.param({"SUCCEEDED"}, {"SUCCEEDED"}, id="set"),
+    ],
+)
+def test_expected_states(given: Any, expected: set[str] | None) -> None:
+    states = check_expected_states(given)
+    assert states == expected
+    assert states is None or all(isinstance(state, OperationState) for state in states)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param(given, id=repr(given))
+        for given in (
+            "",
+            [],
+            "RUNNING",
+            ["CANCELLED", "RUNNING"],
+            "cancelled",
+            "CANCELLED,SUCCEEDED",
+            "None",
+            [None],
+            [["CANCELLED"]],
+            [{"state": "CANCELLED"}],
+            5,
+            True,
+        )
+    ],
+)
+def test_expected_states_refused(given: Any) -> None:
+    with pytest.raises(AirflowFailException, match="Invalid expected_states .* CANCELLED, FAILED, SUCCEEDED"):
+        check_expected_states(given)
+
+
+@pytest.mark.parametrize("expected", [None, *EVERY_END])
+@pytest.mark.parametrize("state", EVERY_END)
+def test_an_end_is_accepted_only_when_it_was_expected(state: str, expected: str | None) -> None:
+    ended = operation(state)
+    if expected in (None, state):
+        assert accept_end(ended, check_expected_states(expected)) is ended
+        return
+    with pytest.raises(UnexpectedEndError, match=f"operations/x is {state}.* accepts only {expected}") as raised:
+        accept_end(ended, check_expected_states(expected))
+    assert isinstance(raised.value, AirflowFailException)
+
+
+def test_running_is_no_end_even_where_every_end_is_fine() -> None:
+    with pytest.raises(AirflowException, match="operations/x is RUNNING"):
+        accept_end(operation("RUNNING"), None)
+
+
+def test_the_reason_of_a_failed_ingest_is_in_the_message() -> None:
+    metadata = {
+        "@type": "type.googleapis.com/google.ads.dai.v1.CreateCreativeOperationMetadata",
+        "youtubeStatus": {"state": "FAILURE", "failureReason": {"reason": "DOWNLOAD_ERROR", "code": 403}},
+    }
+    failed = Operation("operations/x", OperationState.FAILED, 9, "no download", None, metadata)
+    with pytest.raises(UnexpectedEndError, match="FAILED with error 9: no download .*FAILURE, DOWNLOAD_ERROR 403"):
+        accept_end(failed, check_expected_states("CANCELLED"))
+
+
+PERMANENT = [
+    (api.MethodNotImplemented, "UNIMPLEMENTED"),
+    (api.PermissionDenied, "PERMISSION_DENIED"),
+    (api.InvalidArgument, "INVALID_ARGUMENT"),
+    (api.Unauthenticated, "UNAUTHENTICATED"),
+    (api.NotFound, "NOT_FOUND"),
+    (api.FailedPrecondition, "FAILED_PRECONDITION"),
+    (api.OutOfRange, "OUT_OF_RANGE"),
+    (api.AlreadyExists, "ALREADY_EXISTS"),
+]
+TRANSIENT = [
+    (api.ServiceUnavailable, "UNAVAILABLE"),
+    (api.ResourceExhausted, "RESOURCE_EXHAUSTED"),
+    (api.InternalServerError, "INTERNAL"),
+    (api.DeadlineExceeded, "DEADLINE_EXCEEDED"),
+    (api.Aborted, "ABORTED"),
+    (api.Unknown, "UNKNOWN"),
+    (api.Cancelled, "CANCELLED"),
+    (api.DataLoss, "DATA_LOSS"),
+]
+
+
+@pytest.mark.parametrize(("kind", "code"), PERMANENT + TRANSIENT, ids=lambda value: str(value).split(".")[-1])
+def test_an_error_of_the_service_becomes_one_of_a_task(kind: type[api.GoogleAPICallError], code: str) -> None:
+    error = kind("operations.get of operations/x answered no")
+    assert error_code(error) == code
+    with pytest.raises(AirflowException, match="operations.get of operations/x answered no") as raised, task_errors():
+        raise error
+    assert isinstance(raised.value, AirflowFailException) == ((kind, code) in PERMANENT)
+    assert raised.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [
+        (api.MethodNotImplemented, "This server does not support the method, and a retry cannot help"),
+        (api.PermissionDenied, "allow-listed"),
+        (api.Unauthenticated, "refused the credentials"),
+        (api.NotFound, "Finished operations expire"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_permanent_error_says_what_to_do(kind: type[api.GoogleAPICallError], advice: str) -> None:
+    with pytest.raises(AirflowFailException, match=advice), task_errors():
+        raise kind("no")
+
+
+@pytest.mark.parametrize(
+    ("error", "left_behind"),
+    [
+        pytest.param(api.ServiceUnavailable("away"), True, id="away"),
+        pytest.param(api.MethodNotImplemented("no"), True, id="unimplemented"),
+        pytest.param(api.NotFound("no"), False, id="what-does-not-exist-does-not-run"),
+        pytest.param(WaitTimeoutError("too slow"), True, id="timeout"),
+        pytest.param(auth.DefaultCredentialsError("none"), True, id="no-credentials"),
+    ],
+)
+def test_the_message_says_what_may_be_left_behind(error: Exception, left_behind: bool) -> None:
+    with pytest.raises(AirflowException) as raised, task_errors("operations/x may still run"):
+        raise error
+    assert ("operations/x may still run." in str(raised.value)) == left_behind
+
+
+@pytest.mark.parametrize(
+    ("error", "fails_for_good"),
+    [
+        pytest.param(InvalidNameError("bad name"), True, id="invalid-name"),
+        pytest.param(ValueError("bad endpoint"), True, id="bad-setting"),
+        pytest.param(WaitTimeoutError("too slow"), False, id="timeout"),
+        pytest.param(auth.DefaultCredentialsError("none"), True, id="no-credentials"),
+        pytest.param(auth.RefreshError("revoked"), True, id="revoked"),
+        pytest.param(FileNotFoundError("key.json"), True, id="no-key-file"),
+        pytest.param(auth.TransportError("unreachable"), False, id="token-service-out-of-reach"),
+        pytest.param(auth.RefreshError("busy", retryable=True), False, id="token-service-busy"),
+        pytest.param(ConnectionResetError("reset"), False, id="connection-reset"),
+    ],
+)
+def test_other_errors(error: Exception, fails_for_good: bool) -> None:
+    with pytest.raises(AirflowException) as raised, task_errors():
+        raise error
+    assert isinstance(raised.value, AirflowFailException) == fails_for_good
+    assert raised.value.__cause__ is error
+
+
+@pytest.mark.parametrize("kind", [AirflowException, AirflowSkipException, UnexpectedEndError, KeyError])
+def test_what_is_a_task_s_already_and_what_is_a_mistake_pass_unchanged(kind: type[Exception]) -> None:
+    error = kind("as it is")
+    with pytest.raises(kind) as raised, task_errors("something may still run"):
+        raise error
+    assert raised.value is error
+
+
+def test_nothing_happens_without_an_error() -> None:
+    with task_errors():
+        pass

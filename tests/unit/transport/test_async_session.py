@@ -1,0 +1,786 @@
+"""The session and the token under the asynchronous hook: renewal, TLS, proxies, and what must never leave or block."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import ssl
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from google.api_core import exceptions
+from google.auth import credentials as google_credentials
+from google.auth.credentials import AnonymousCredentials
+
+from airflow_dai_provider.api import rest
+from airflow_dai_provider.api.endpoint import Endpoint
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.emulator import DaiEmulator, SelfSigned
+from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
+from airflow_dai_provider.transport import token
+from airflow_dai_provider.transport.async_session import MAX_CONNECTIONS, AiohttpTransport
+from tests.support.event_loop import (
+    Gate,
+    TokenService,
+    let_time_pass,
+    run,
+    trust_few,
+    until,
+    write_authority,
+)
+from tests.support.tiny_server import Exchange, TinyServer, refusing_port
+
+if TYPE_CHECKING:
+    from conftest import Clock, Log
+
+NAME = "operations/ingest"
+PROXY_PASSWORD = "pr0xy-passw0rd"
+
+
+@pytest.fixture(autouse=True)
+def slept(monkeypatch: pytest.MonkeyPatch, fake_time: Clock) -> list[float]:
+    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "DAI_EMULATOR_HOST"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.lower(), raising=False)
+    trust_few(monkeypatch)
+    return let_time_pass(monkeypatch, fake_time)
+
+
+@pytest.fixture
+def emulator(clock: Clock) -> Iterator[DaiEmulator]:
+    with DaiEmulator(ingest_seconds=1e9, clock=clock) as running:
+        yield running
+
+
+@pytest.fixture
+def tokens(one_tiny_server: TinyServer, log: Log, caplog: pytest.LogCaptureFixture) -> Iterator[TokenService]:
+    """Give a token service; after the test, nothing secret of it is in the log, debug lines included."""
+    service = TokenService()
+    one_tiny_server.respond = service.respond
+    caplog.set_level("DEBUG")
+    yield service
+    with_tracebacks = map(logging.Formatter().format, caplog.get_records("call"))
+    service.assert_nothing_secret_in("\n".join([log.text, *with_tracebacks]))
+
+
+@pytest.fixture
+def robot(
+    tokens: TokenService, one_tiny_server: TinyServer, emulator: DaiEmulator, connect: Callable[..., None]
+) -> Callable[..., None]:
+    """Let the connection be a key, to the emulator; more can be said about it."""
+
+    def define(**extra: object) -> None:
+        key = tokens.key(f"{one_tiny_server.endpoint}/token")
+        connect(**{"keyfile_dict": key, "dai_api_endpoint": emulator.endpoint, **extra})
+
+    define()
+    return define
+
+
+def look(name: str = NAME, times: int = 1, **arguments: Any) -> None:
+    async def main() -> None:
+        async with DaiAsyncHook(**arguments) as hook:
+            for _ in range(times):
+                await hook.get_operation(name)
+
+    run(main())
+
+
+def look_synchronously() -> None:
+    with DaiHook() as hook:
+        hook.get_operation(NAME)
+
+
+def bearers(emulator: DaiEmulator) -> list[str | None]:
+    return [request.headers.get("authorization") for request in emulator.requests]
+
+
+async def shown(failing: Any) -> tuple[Exception, str]:
+    """Return the error of a coroutine, and all that a traceback of it shows."""
+    try:
+        await failing
+    except Exception as error:
+        return error, "".join(traceback.format_exception(error))
+    raise AssertionError("It did not fail.")
+
+
+# The token
+
+
+def test_a_token_is_used_until_it_is_old(robot: Any, emulator: DaiEmulator, tokens: TokenService) -> None:
+    look(emulator.start_ingest(), times=5)
+    assert bearers(emulator) == [f"Bearer {tokens.tokens[0]}"] * 5
+    assert tokens.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "seconds", "renewed"),
+    [
+        (3600, 3600 - 226, False),
+        (3600, 3600 - 224, True),
+        (1000, 899, False),  # a short-lived one in its last tenth
+        (1000, 901, True),
+        (4, 3, False),
+        (4, 3.7, True),
+    ],
+)
+def test_a_token_is_renewed_before_it_expires(
+    robot: Any,
+    emulator: DaiEmulator,
+    tokens: TokenService,
+    monkeypatch: pytest.MonkeyPatch,
+    expires_in: float,
+    seconds: float,
+    renewed: bool,
+) -> None:
+    name = emulator.start_ingest()
+    tokens.expires_in = expires_in
+    passed = 0.0
+    real_time = token.time.time
+    monkeypatch.setattr(token, "time", type("Time", (), {"time": lambda: real_time() + passed}))
+
+    async def main() -> None:
+        nonlocal passed
+        async with DaiAsyncHook() as hook:
+            await hook.get_operation(name)
+            passed = seconds
+            await asyncio.gather(*(hook.get_operation(name) for _ in range(10)))
+
+    run(main())
+    assert tokens.asked == 1 + renewed
+    assert bearers(emulator) == [f"Bearer {tokens.tokens[0]}"] + [f"Bearer {tokens.tokens[-1]}"] * 10
+
+
+class Guarded:
+    """A service that takes every token but those that it has revoked."""
+
+    def __init__(self) -> None:
+        self.revoked: set[str | None] = set()
+        self.lock = threading.Lock()
+        self.seen: list[str | None] = []
+
+    def respond(self, exchange: Exchange) -> None:
+        bearer = exchange.headers["Authorization"]
+        with self.lock:
+            self.seen.append(bearer)
+        if bearer in self.revoked or "everything" in self.revoked:
+            exchange.answer(401, {"error": {"code": 401, "status": "UNAUTHENTICATED", "message": "revoked"}})
+        else:
+            exchange.answer(200, {"name": NAME})
+
+
+@pytest.fixture
+def guarded() -> Guarded:
+    return Guarded()
+
+
+@pytest.fixture
+def guarded_server(guarded: Guarded, robot: Callable[..., None]) -> Iterator[TinyServer]:
+    with TinyServer(guarded.respond) as server:
+        robot(dai_api_endpoint=server.endpoint)
+        yield server
+
+
+def test_fifty_looks_that_are_refused_renew_the_token_once(
+    guarded: Guarded, guarded_server: TinyServer, tokens: TokenService, slept: list[float]
+) -> None:
+    async def main() -> None:
+        async with DaiAsyncHook() as hook:
+            await hook.get_operation(NAME)
+            guarded.revoked = {f"Bearer {tokens.tokens[0]}"}
+            await asyncio.gather(*(hook.get_operation(NAME) for _ in range(50)))
+
+    run(main())
+    assert tokens.asked == 2
+    assert guarded.seen.count(f"Bearer {tokens.tokens[0]}") == 51
+    assert guarded.seen.count(f"Bearer {tokens.tokens[1]}") == 50
+    assert slept == []
+
+
+def test_what_is_refused_with_a_fresh_token_too_ends(
+    guarded: Guarded, guarded_server: TinyServer, tokens: TokenService, slept: list[float]
+) -> None:
+    guarded.revoked = {"everything"}
+
+    async def main() -> None:
+        with pytest.raises(exceptions.Unauthenticated, match="401"):
+            await DaiAsyncHook().get_operation(NAME)
+
+    run(main())
+    assert tokens.asked == 2
+    assert guarded.seen == [f"Bearer {token}" for token in tokens.tokens]
+    assert slept == []
+
+
+def test_anonymous_sends_no_header_and_renews_nothing(
+    guarded: Guarded, guarded_server: TinyServer, tokens: TokenService, connect: Callable[..., None]
+) -> None:
+    connect(is_anonymous=True, dai_api_endpoint=guarded_server.endpoint)
+    look()
+    guarded.revoked = {"everything"}
+    with pytest.raises(exceptions.Unauthenticated):
+        look()
+    assert guarded.seen == [None, None]
+    assert tokens.asked == 0
+
+
+def test_a_token_service_that_is_down_is_news_to_all_at_once(
+    robot: Callable[..., None], tokens: TokenService, emulator: DaiEmulator
+) -> None:
+    """They do not queue to ask one after the other."""
+    robot(num_retries=0)
+    tokens.refusal = (400, {"error": "invalid_grant", "error_description": "Account disabled."})
+    tokens.gate = Gate()
+
+    async def main() -> None:
+        async with DaiAsyncHook() as hook:
+            looks = [asyncio.create_task(hook.get_operation(NAME)) for _ in range(100)]
+            assert tokens.gate
+            await tokens.gate.open_after_beats()
+            errors = await asyncio.gather(*looks, return_exceptions=True)
+        assert {type(error) for error in errors} == {exceptions.Unauthenticated}
+        assert {f"{error}" for error in errors} == {
+            f"401 operations.get of {NAME} was not sent, for want of a token: invalid_grant: Account disabled."
+        }
+
+    run(main())
+    assert tokens.asked == 1
+    assert emulator.requests == []
+
+
+def test_a_token_service_that_is_out_of_reach_is_asked_again(
+    robot: Callable[..., None], tokens: TokenService, emulator: DaiEmulator, slept: list[float]
+) -> None:
+    with refusing_port() as port:
+        robot(num_retries=2, keyfile_dict=tokens.key(f"http://127.0.0.1:{port}/token"))
+        with pytest.raises(exceptions.ServiceUnavailable, match="was not sent, for want of a token"):
+            look()
+    assert slept == [0.5, 1.0]
+    assert emulator.requests == []
+
+
+def test_after_a_failure_a_token_is_fetched_again(
+    robot: Callable[..., None], tokens: TokenService, emulator: DaiEmulator
+) -> None:
+    tokens.refusal = (400, {"error": "invalid_grant"})
+    name = emulator.start_ingest()
+
+    async def main() -> None:
+        async with DaiAsyncHook() as hook:
+            error, text = await shown(hook.get_operation(name))
+            assert type(error) is exceptions.Unauthenticated
+            tokens.assert_nothing_secret_in(text)
+            tokens.refusal = None
+            await hook.get_operation(name)
+
+    run(main())
+    assert (tokens.asked, len(emulator.requests)) == (2, 1)
+
+
+def test_a_renewal_that_fails_ends_the_look(guarded: Guarded, guarded_server: TinyServer, tokens: TokenService) -> None:
+    async def main() -> None:
+        async with DaiAsyncHook() as hook:
+            await hook.get_operation(NAME)
+            guarded.revoked = {"everything"}
+            tokens.refusal = (400, {"error": "invalid_grant"})
+            error, text = await shown(hook.get_operation(NAME))
+        assert type(error) is exceptions.Unauthenticated
+        assert "for want of a token: invalid_grant" in str(error)
+        tokens.assert_nothing_secret_in(text)
+
+    run(main())
+    assert len(guarded.seen) == 2
+
+
+@pytest.mark.parametrize("body", [b"<html>Sign in</html>", {}, [], {"access_token": None}], ids=str)
+def test_a_token_service_that_answers_nonsense(robot: Any, tokens: TokenService, body: object) -> None:
+    """A captive portal, for example; whatever it says, the error is one of the service's classes."""
+    tokens.refusal = (200, body)
+    robot(num_retries=0)
+    with pytest.raises(exceptions.GoogleAPICallError, match=f"operations.get of {NAME}"):
+        look()
+
+
+def test_the_time_for_a_token_is_bounded(robot: Any, tokens: TokenService) -> None:
+    robot(num_retries=0)
+    tokens.gate = Gate()
+    with pytest.raises(exceptions.ServiceUnavailable, match="for want of a token"):
+        look(timeout=0.05)
+    tokens.gate.open()
+
+
+# As the synchronous hook does
+
+
+@pytest.mark.parametrize("extra", [{}, {"quota_project_id": "billed-project"}], ids=["none", "quota project"])
+def test_the_quota_project(robot: Callable[..., None], emulator: DaiEmulator, extra: dict[str, str]) -> None:
+    robot(**extra)
+    name = emulator.start_ingest()
+    look(name)
+    look(name, quota_project_id="project-of-the-argument")
+    with DaiHook() as hook:
+        hook.get_operation(name)
+    projects = [request.headers.get("x-goog-user-project") for request in emulator.requests]
+    assert projects == [extra.get("quota_project_id"), "project-of-the-argument", extra.get("quota_project_id")]
+
+
+class Iam:
+    """A proxy whose tunnels all end at an account service of its own."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.context = context
+        self.asked: list[tuple[str, str, Any]] = []
+
+    def respond(self, exchange: Exchange) -> None:
+        if exchange.command == "CONNECT":
+            exchange.tunnel_to_itself(self.context)
+            return
+        request = exchange.server.requests[-1]
+        self.asked.append((request.path, request.headers["authorization"], json.loads(request.body)))
+        exchange.answer(
+            200, {"accessToken": f"t0ken-of-the-target-{len(self.asked)}", "expireTime": "2100-01-01T00:00:00Z"}
+        )
+
+
+@pytest.mark.parametrize(
+    "chain",
+    ["target@p.iam.gserviceaccount.com", ["first@p.iam.gserviceaccount.com", "target@p.iam.gserviceaccount.com"]],
+    ids=["one", "chain"],
+)
+@pytest.mark.parametrize("by", ["argument", "connection"])
+def test_the_impersonation_chain(
+    robot: Callable[..., None],
+    emulator: DaiEmulator,
+    tokens: TokenService,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    chain: Any,
+    by: str,
+) -> None:
+    certificate = SelfSigned(["iamcredentials.googleapis.com"])
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(write_authority(tmp_path, certificate)))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    iam = Iam(certificate.context())
+    if by == "connection":
+        robot(impersonation_chain=chain if isinstance(chain, str) else ",".join(chain))
+    arguments = {"impersonation_chain": chain} if by == "argument" else {}
+    name = emulator.start_ingest()
+
+    with TinyServer(iam.respond) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.endpoint)
+        look(name, times=2, **arguments)
+        with DaiHook(**arguments) as hook:
+            hook.get_operation(name)
+
+    assert bearers(emulator) == ["Bearer t0ken-of-the-target-1"] * 2 + ["Bearer t0ken-of-the-target-2"]
+    of_async, of_sync = iam.asked
+    assert (
+        of_async[0]
+        == of_sync[0]
+        == "/v1/projects/-/serviceAccounts/target@p.iam.gserviceaccount.com:generateAccessToken"
+    )
+    assert of_async[1] == f"Bearer {tokens.tokens[0]}"
+    assert of_async[2] == of_sync[2]
+    assert ("first@" in str(of_async[2]["delegates"])) == isinstance(chain, list)
+
+
+# What must not leave
+
+
+@pytest.mark.parametrize("host", ["dai.example", "192.0.2.1:8080", "[2001:db8::1]", "127.0.0.1.dai.example"])
+def test_credentials_do_not_leave_over_plain_http(
+    robot: Callable[..., None], tokens: TokenService, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    robot(dai_api_endpoint=f"http://{host}")
+    with TinyServer(lambda exchange: exchange.answer(200, {"name": NAME})) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.endpoint)
+        with pytest.raises(ValueError, match="Refusing to send credentials to http://"):
+            look()
+    assert proxy.requests == []
+    assert tokens.asked == 0
+
+
+def test_the_netrc_is_not_used(
+    robot: Callable[..., None],
+    connect: Callable[..., None],
+    emulator: DaiEmulator,
+    tokens: TokenService,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("machine 127.0.0.1 login me password of-netrc\ndefault login me password of-netrc\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    name = emulator.start_ingest()
+    look(name)
+    connect(is_anonymous=True)
+    look(name, api_endpoint=emulator.endpoint)
+    assert bearers(emulator) == [f"Bearer {tokens.tokens[0]}", None]
+
+
+# Proxies
+
+
+def operation_server() -> TinyServer:
+    return TinyServer(lambda exchange: exchange.answer(200, {"name": NAME}))
+
+
+@pytest.mark.parametrize("form", ["http://{host}", "{host}", "http://user:" + PROXY_PASSWORD + "@{host}"])
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_proxy_carries_what_leaves_this_machine(
+    connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch, kind: str, variable: str, form: str
+) -> None:
+    connect(is_anonymous=True, num_retries=0, dai_api_endpoint="http://dai.example:8080")
+    with operation_server() as proxy:
+        monkeypatch.setenv(variable, form.format(host=proxy.host))
+        {"sync": look_synchronously, "async": look}[kind]()
+    assert [request.path for request in proxy.requests] == [f"http://dai.example:8080/v1/{NAME}"]
+    assert "authorization" not in proxy.requests[0].headers
+    assert ("proxy-authorization" in proxy.requests[0].headers) == ("user" in form)
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_no_proxy_sees_what_stays_on_this_machine(
+    connect: Callable[..., None], emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, variable: str, host: str
+) -> None:
+    connect(is_anonymous=True, num_retries=0, dai_api_endpoint=emulator.endpoint.replace("127.0.0.1", host))
+    name = emulator.start_ingest()
+    with operation_server() as proxy:
+        monkeypatch.setenv(variable, proxy.endpoint)
+        look(name)
+    assert proxy.requests == []
+    assert len(emulator.requests) == 1
+
+
+def test_no_proxy_is_used_where_the_environment_says_so(
+    connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(is_anonymous=True, num_retries=0, dai_api_endpoint="http://dai.invalid")
+    monkeypatch.setenv("NO_PROXY", ".invalid")
+    with operation_server() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.endpoint)
+        with pytest.raises(exceptions.ServiceUnavailable, match="got no answer from http://dai.invalid"):
+            look()
+    assert proxy.requests == []
+
+
+def test_https_goes_through_the_tunnel_of_a_proxy(
+    robot: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: TokenService
+) -> None:
+    certificate = SelfSigned(["dai.example"])
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(write_authority(tmp_path, certificate)))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def respond(exchange: Exchange) -> None:
+        if exchange.command == "CONNECT":
+            exchange.tunnel_to_itself(certificate.context())
+        else:
+            exchange.answer(200, {"name": NAME})
+
+    robot(dai_api_endpoint="https://dai.example", num_retries=0)
+    with TinyServer(respond) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.endpoint)
+        look()
+    connect, get = proxy.requests
+    assert (connect.http_method, connect.path) == ("CONNECT", "dai.example:443")
+    assert "authorization" not in connect.headers
+    assert (get.path, get.headers["authorization"]) == (f"/v1/{NAME}", f"Bearer {tokens.tokens[0]}")
+
+
+@pytest.mark.parametrize("status", [403, 407, 502])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_proxy_that_opens_no_tunnel(
+    connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch, kind: str, status: int
+) -> None:
+    connect(is_anonymous=True, num_retries=0, dai_api_endpoint="https://dai.example")
+    with TinyServer(lambda exchange: exchange.answer(status)) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.endpoint)
+        look_as = {"sync": look_synchronously, "async": look}[kind]
+        with pytest.raises(exceptions.ServiceUnavailable, match=f"got no answer from https://dai.example: .*{status}"):
+            look_as()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_password_of_a_proxy_is_not_shown(
+    connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch, log: Log, scheme: str
+) -> None:
+    connect(is_anonymous=True, num_retries=1, dai_api_endpoint=f"{scheme}://dai.example")
+
+    async def main() -> None:
+        error, text = await shown(DaiAsyncHook().get_operation(NAME))
+        assert isinstance(error, exceptions.ServiceUnavailable)
+        assert PROXY_PASSWORD not in text
+
+    with refusing_port() as port:
+        monkeypatch.setenv(f"{scheme.upper()}_PROXY", f"http://user:{PROXY_PASSWORD}@127.0.0.1:{port}")
+        run(main())
+    assert PROXY_PASSWORD not in log.text
+
+
+# TLS
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Iterator[tuple[TinyServer, Path]]:
+    """Give a server that speaks TLS, and the file of the authority that vouches for it."""
+    certificate = SelfSigned(["127.0.0.1"])
+    with TinyServer(lambda exchange: exchange.answer(200, {"name": NAME}), certificate.context()) as server:
+        yield server, write_authority(tmp_path, certificate)
+
+
+def test_an_authority_of_ones_own(
+    robot: Callable[..., None],
+    tokens: TokenService,
+    tls: tuple[TinyServer, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server, authority = tls
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
+    robot(dai_api_endpoint=server.host, num_retries=0)
+    look()
+    assert [request.headers["authorization"] for request in server.requests] == [f"Bearer {tokens.tokens[0]}"]
+
+
+@pytest.mark.parametrize("bundle", [None, "folder"])
+def test_a_certificate_that_is_not_trusted_ends_it_at_once(
+    robot: Callable[..., None],
+    tls: tuple[TinyServer, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    slept: list[float],
+    bundle: str | None,
+) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    if bundle:
+        empty = tmp_path / "authorities"
+        empty.mkdir()
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(empty))
+    server, _ = tls
+    robot(dai_api_endpoint=server.host)
+    with pytest.raises(exceptions.FailedPrecondition, match=r"certificate is not trusted \(REQUESTS_CA_BUNDLE names"):
+        look()
+    assert server.requests == []
+    assert slept == []
+
+
+def test_tls_to_a_server_that_speaks_none(robot: Callable[..., None], emulator: DaiEmulator) -> None:
+    robot(dai_api_endpoint=emulator.host, num_retries=0)
+    with pytest.raises(exceptions.ServiceUnavailable, match=f"got no answer from https://{emulator.host}"):
+        look()
+    assert emulator.requests == []
+
+
+def test_a_certificate_of_another_name_is_not_trusted(
+    robot: Callable[..., None], tls: tuple[TinyServer, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, authority = tls
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
+    robot(dai_api_endpoint=f"localhost:{server.server_port}")
+    with pytest.raises(exceptions.FailedPrecondition, match="certificate is not trusted"):
+        look()
+    assert server.requests == []
+
+
+def test_a_file_of_authorities_that_is_missing_is_said(
+    robot: Callable[..., None], tls: tuple[TinyServer, Path], monkeypatch: pytest.MonkeyPatch, slept: list[float]
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
+    robot(dai_api_endpoint=tls[0].host)
+    with pytest.raises(exceptions.FailedPrecondition, match="/nowhere/ca.pem"):
+        look()
+    assert slept == []
+
+
+# The transport by itself
+
+
+def test_there_are_never_more_connections_than_allowed(emulator: DaiEmulator) -> None:
+    name = emulator.start_ingest()
+
+    async def main() -> None:
+        transport = await AiohttpTransport(Endpoint(emulator.endpoint), AnonymousCredentials(), 10.0).open()
+        try:
+            for _ in range(2):
+                await asyncio.gather(*(transport.call(rest.get_operation(name)) for _ in range(4 * MAX_CONNECTIONS)))
+        finally:
+            await transport.close()
+
+    run(main())
+    assert len(emulator.requests) == 8 * MAX_CONNECTIONS
+    assert MAX_CONNECTIONS / 2 < emulator.connections <= MAX_CONNECTIONS
+
+
+def test_what_is_not_open_carries_nothing(emulator: DaiEmulator) -> None:
+    async def main() -> None:
+        transport = AiohttpTransport(Endpoint(emulator.endpoint), AnonymousCredentials(), 10.0)
+        with pytest.raises(RuntimeError, match="not open"):
+            await transport.call(rest.get_operation(NAME))
+        await transport.close()
+
+    run(main())
+    assert emulator.requests == []
+
+
+def test_a_request_that_was_not_sent_says_so() -> None:
+    """A create may be repeated then; the asynchronous hook has none yet, but the rule is the same for both."""
+
+    async def main(port: int) -> ServiceError:
+        transport = await AiohttpTransport(Endpoint(f"http://127.0.0.1:{port}"), AnonymousCredentials(), 5.0).open()
+        try:
+            with pytest.raises(ServiceError) as caught:
+                await transport.call(rest.create_creative({}))
+        finally:
+            await transport.close()
+        return caught.value
+
+    with refusing_port() as port:
+        error = run(main(port))
+    assert (error.code, error.sent) == (Code.UNAVAILABLE, False)
+
+
+def test_a_token_that_does_not_expire_is_kept(emulator: DaiEmulator) -> None:
+    class Unending(google_credentials.Credentials):  # type: ignore[misc]
+        refreshed = 0
+
+        def refresh(self, _: Any) -> None:
+            self.refreshed += 1
+            self.token, self.expiry = "unending", None
+
+    credentials = Unending()
+    name = emulator.start_ingest()
+
+    async def main() -> None:
+        transport = await AiohttpTransport(Endpoint(emulator.endpoint), credentials, 10.0).open()
+        for _ in range(3):
+            await transport.call(rest.get_operation(name))
+        await transport.close()
+
+    run(main())
+    assert credentials.refreshed == 1
+    assert bearers(emulator) == ["Bearer unending"] * 3
+
+
+def test_a_failed_fetch_that_nobody_waits_for_makes_no_noise(
+    robot: Callable[..., None], tokens: TokenService, emulator: DaiEmulator
+) -> None:
+    tokens.gate = Gate()
+    tokens.refusal = (400, {"error": "invalid_grant"})
+
+    async def main() -> None:
+        async with DaiAsyncHook() as hook:
+            looking = asyncio.create_task(hook.get_operation(NAME))
+            await until(lambda: tokens.asked)
+            looking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await looking
+            assert tokens.gate
+            tokens.gate.open()
+
+    run(main())
+    assert emulator.requests == []
+
+
+# What must not block
+
+
+def test_the_loop_turns_while_a_connection_is_looked_up(
+    robot: Any, emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    get_connection = DaiHook.get_connection
+
+    def slow(conn_id: str) -> Any:
+        gate.wait()
+        return get_connection(conn_id)
+
+    monkeypatch.setattr(DaiHook, "get_connection", staticmethod(slow))
+    name = emulator.start_ingest()
+
+    async def main() -> None:
+        await asyncio.gather(DaiAsyncHook().get_operation(name), gate.open_after_beats())
+
+    run(main())
+    assert len(emulator.requests) == 1
+
+
+def test_the_loop_turns_while_a_token_is_fetched(robot: Any, emulator: DaiEmulator, tokens: TokenService) -> None:
+    tokens.gate = Gate()
+    name = emulator.start_ingest()
+
+    async def main() -> None:
+        assert tokens.gate
+        await asyncio.gather(DaiAsyncHook().get_operation(name), tokens.gate.open_after_beats())
+
+    run(main())
+    assert len(emulator.requests) == 1
+
+
+def test_the_loop_turns_while_a_token_is_renewed(
+    guarded: Guarded, guarded_server: TinyServer, tokens: TokenService
+) -> None:
+    async def main() -> None:
+        async with DaiAsyncHook() as hook:
+            await hook.get_operation(NAME)
+            guarded.revoked = {f"Bearer {tokens.tokens[0]}"}
+            tokens.gate = Gate()
+            await asyncio.gather(hook.get_operation(NAME), tokens.gate.open_after_beats())
+
+    run(main())
+
+
+def test_the_loop_turns_while_authorities_are_read(robot: Any, emulator: DaiEmulator, monkeypatch: Any) -> None:
+    gate = Gate()
+    create = ssl.create_default_context
+
+    def slow(**arguments: Any) -> ssl.SSLContext:
+        gate.wait()
+        return create(**arguments)
+
+    monkeypatch.setattr(ssl, "create_default_context", slow)
+
+    async def main() -> None:
+        looking = asyncio.create_task(DaiAsyncHook().get_operation(emulator.start_ingest()))
+        await gate.open_after_beats()
+        await looking
+
+    run(main())
+
+
+def test_the_trigger_imports_the_hook_in_a_thread() -> None:
+    """In a process of its own, where nothing has imported it yet."""
+    script = """
+import asyncio, sys, threading
+from airflow_dai_provider.triggers.dai import DaiOperationTrigger
+
+on_loop = {}
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        on_loop.setdefault(name, threading.current_thread() is threading.main_thread())
+
+async def main():
+    return [event async for event in DaiOperationTrigger("no name").run()]
+
+sys.meta_path.insert(0, Watch())
+(event,) = asyncio.run(main())
+assert event.payload["code"] == "INVALID_ARGUMENT", event
+assert on_loop["airflow_dai_provider.hooks.dai"] is False, "imported on the event loop"
+heavy = ("airflow_dai_provider.hooks", "airflow.providers.google", "google.auth", "aiohttp", "requests")
+assert not [name for name, blocking in on_loop.items() if blocking and name.startswith(heavy)]
+"""
+    environment = {**os.environ, "DAI_EMULATOR_HOST": "127.0.0.1:1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment, timeout=60
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
