@@ -37,12 +37,12 @@ TEXTS: dict[str, Fault] = {
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_text(text: str) -> None:
+def test_text_is_read(text: str) -> None:
     assert parse_fault(text) == TEXTS[text]
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_json_there_and_back(text: str) -> None:
+def test_written_json_is_read_as_the_same_fault(text: str) -> None:
     fault = TEXTS[text]
     written = json.loads(json.dumps(fault_json(fault), allow_nan=False))
     assert read_fault(written) == fault
@@ -50,7 +50,7 @@ def test_json_there_and_back(text: str) -> None:
     assert "processed" not in written or written["processed"] is True
 
 
-def test_every_field_can_be_written() -> None:
+def test_every_field_can_be_read_and_is_in_the_help() -> None:
     for field in dataclasses.fields(Fault):
         assert field.name in FAULT_HELP
         with pytest.raises(ValueError) as info:
@@ -79,7 +79,7 @@ def test_every_field_can_be_written() -> None:
         ('{"status": 503', "expected JSON"),
     ],
 )
-def test_bad_text(text: str, words: str) -> None:
+def test_invalid_text_is_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError) as info:
         parse_fault(text)
     assert words in str(info.value)
@@ -106,7 +106,7 @@ def test_bad_text(text: str, words: str) -> None:
         ({"headers": {"a": 1}, "status": 503}, "headers: got {'a': 1}, expected an object with a text for each header"),
     ],
 )
-def test_bad_json(value: Any, words: str) -> None:
+def test_invalid_json_is_refused(value: Any, words: str) -> None:
     with pytest.raises(ValueError) as info:
         read_fault(value)
     assert words in str(info.value)
