@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.authentication != (options.key_file is not None):
-        parser.error("--authentication and --key-file belong together: the key is what gives access")
+        parser.error("--authentication and --key-file belong together: the key gives access")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""The control address: over HTTP what :class:`DaiEmulator` offers from code, for other processes."""
+"""The control address: the methods of :class:`DaiEmulator` over HTTP, for other processes."""
 
 import json
 import logging

@@ -68,7 +68,7 @@ class ApiError(Exception):
 
 
 def wrong_value(field: str, given: object, expected: str) -> ValueError:
-    """Build the error for an invalid value: what was given, and what was expected."""
+    """Build the error for an invalid value, with the given and the expected one."""
     return ValueError(f"{field}: got {given!r}, expected {expected}")
 
 

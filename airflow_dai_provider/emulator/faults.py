@@ -1,4 +1,4 @@
-"""Faults on demand: what goes wrong with a request, which fields fit together, and the queue of faults to come."""
+"""Faults on demand: their fields, the rules for these, and the queue of faults to come."""
 
 import math
 import random
@@ -141,7 +141,7 @@ class Fault:
         no_response = "drop" if self.drop else "delay" if self.hangs else None
         other_status = redirect and status not in (None, *_REDIRECTS)
         codes = ", ".join(map(str, _REDIRECTS))
-        # The field, whether it contradicts the others, and what was expected.
+        # Field, contradiction with other fields, expected value.
         rules = (
             ("body", body and (not status or rpc_status), "a status and no rpc_status beside it"),
             ("html", html and (not status or rpc_status or body), "a status and neither rpc_status nor body beside it"),
@@ -170,17 +170,17 @@ class Fault:
 
     @property
     def replaces(self) -> bool:
-        """Whether a failure is sent in place of the real response."""
+        """True if a failure is sent in place of the real response."""
         return not (self.status is None and self.rpc_status is None and self.redirect is None)
 
     @property
     def lets_through(self) -> bool:
-        """Whether the service processes the request."""
+        """True if the service processes the request."""
         return self.drop != "before" and (self.processed or not self.replaces)
 
     @property
     def hangs(self) -> bool:
-        """Whether no response is ever sent, over a connection that stays open."""
+        """True if no response is ever sent, over a connection that stays open."""
         return self.delay == math.inf
 
     @property

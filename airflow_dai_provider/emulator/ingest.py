@@ -49,7 +49,7 @@ _LONGEST_ACTIVE_SECONDS = 180 * 24 * 3600
 @explained
 @validated_dataclass(frozen=True, config=ConfigDict(strict=True))
 class Plan:
-    """What an ingest is going to do.
+    """The course of an ingest: its duration, its outcome, and the effect of a cancel request.
 
     :param seconds: how long it takes; ``math.inf`` for one that never finishes by itself.
     :param outcome: ``success``, or the reason of its failure.

@@ -82,7 +82,7 @@ class DaiEmulator(HttpServer):
 
     @property
     def authentication(self) -> bool:
-        """Whether requests need a token."""
+        """True if requests need a token."""
         return self._authentication is not None
 
     @property

@@ -1,4 +1,4 @@
-"""The store of operations and creatives, and what each method of the API does to it. No HTTP, no timers."""
+"""The store of operations and creatives, and the methods of the API on it. No HTTP, no timers."""
 
 import base64
 import binascii
@@ -70,7 +70,7 @@ class Store:
             self._ingests[name] = ingest
             return ingest.to_json(now)
 
-    # The methods of the API: each takes what the request holds, returns the JSON of the response, and raises ApiError.
+    # The methods of the API: each takes parts of the request, returns the JSON of the response, and raises ApiError.
 
     def create_creative(self, body: object) -> dict[str, object]:
         """Do ``creatives.create`` with the parsed JSON of the request."""

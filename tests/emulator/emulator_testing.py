@@ -1,4 +1,4 @@
-"""What the tests of the emulator share: a clock that stands still, clients, checks, keys, and the command."""
+"""Helpers of the emulator's tests: a clock that stands still, clients, checks, keys, and the command."""
 
 import logging
 import socket

@@ -136,7 +136,7 @@ def test_google_auth_renews_a_short_token_at_every_request(real_clock: Clock) ->
         with AuthorizedSession(credentials) as session:
             for _ in range(3):
                 assert session.get(f"{emulator.endpoint}/v1/operations").status_code == 200
-        # It renews a token 225 s before its end: this one at every request.
+        # It renews a token 225 s before it expires: this one at every request.
         assert emulator.tokens_issued == 3
 
 

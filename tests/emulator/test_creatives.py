@@ -1,4 +1,4 @@
-"""creatives.create, get and delete; how the media URL chooses what an ingest does."""
+"""creatives.create, get and delete; the choice of an ingest's course by the media URL."""
 
 import copy
 from typing import Any
@@ -25,9 +25,7 @@ def test_create_returns_the_operation(emulator: DaiEmulator, client: Client, cre
     assert emulator.state(operation["name"]) == "RUNNING"
 
 
-def test_creative_exists_from_its_ingests_success_until_it_is_deleted(
-    client: Client, clock: Clock, creative: dict[str, Any]
-) -> None:
+def test_creative_exists_until_it_is_deleted(client: Client, clock: Clock, creative: dict[str, Any]) -> None:
     creative["name"] = "creatives/chosen-by-the-caller"  # output only: ignored
     operation = client.post("creatives", json={"creative": creative}).json()
     clock.advance(10)
@@ -42,9 +40,7 @@ def test_creative_exists_from_its_ingests_success_until_it_is_deleted(
     assert client.operation(operation["name"])["response"]["name"] == name
 
 
-def test_creative_does_not_exist_before_its_ingest_has_succeeded(
-    emulator: DaiEmulator, client: Client, clock: Clock
-) -> None:
+def test_creative_needs_the_success_of_its_ingest(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
     running, succeeded = emulator.start_ingest(seconds=100), emulator.start_ingest()
     clock.advance(10)
     name = client.operation(succeeded)["response"]["name"]

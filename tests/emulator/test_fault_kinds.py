@@ -63,23 +63,23 @@ def test_body_can_be_empty(emulator: DaiEmulator, client: Client) -> None:
     assert (response.status_code, response.content, response.headers["Content-Type"]) == (503, b"", "text/plain")
 
 
-@pytest.mark.parametrize(("status", "answered"), [(None, 302), (301, 301), (307, 307), (308, 308)])
+@pytest.mark.parametrize(("status", "sent"), [(None, 302), (301, 301), (307, 307), (308, 308)])
 def test_redirect_leads_to_another_host(
-    emulator: DaiEmulator, client: Client, clock: Clock, status: int | None, answered: int
+    emulator: DaiEmulator, client: Client, clock: Clock, status: int | None, sent: int
 ) -> None:
     with DaiEmulator(clock=clock) as other:
         name = other.start_ingest("operations/a", seconds=60)
         target = f"{other.endpoint}/v1/{name}:cancel"
         emulator.inject(Fault(method="operations.cancel", redirect=target, status=status))
         first = client.request("POST", f"{name}:cancel", allow_redirects=False)
-        assert (first.status_code, first.headers["Location"]) == (answered, target)
+        assert (first.status_code, first.headers["Location"]) == (sent, target)
         assert other.requests == []
         emulator.inject(Fault(redirect=target, status=status))
         client.post(f"{name}:cancel", headers={"Authorization": "Bearer s3cret"})
         (arrived,) = other.requests
-        assert arrived.http_method == ("POST" if answered in (307, 308) else "GET")
+        assert arrived.http_method == ("POST" if sent in (307, 308) else "GET")
         assert "authorization" not in arrived.headers
-    assert [request.status for request in emulator.requests] == [answered, answered]
+    assert [request.status for request in emulator.requests] == [sent, sent]
 
 
 def test_padding_makes_a_valid_response_large(emulator: DaiEmulator, client: Client) -> None:
@@ -133,7 +133,7 @@ def test_server_can_hang_in_the_body(emulator: DaiEmulator, client: Client, faul
     emulator.inject(fault)
     response = client.stream(name, timeout=0.5)
     received = b""
-    with pytest.raises(requests.ConnectionError, match="timed out"):  # noqa: PT012 (what came before counts)
+    with pytest.raises(requests.ConnectionError, match="timed out"):  # noqa: PT012 (the bytes before it count)
         for byte in response.iter_content(1):
             received += byte
     assert received == whole[: fault.truncate or (len(whole) + 1) // 2]
@@ -157,9 +157,7 @@ def test_server_can_hang(
     assert caplog.messages == [f"POST /v1/{name}:cancel left without a response", f"GET /v1/{name} 200"]
 
 
-def test_hanging_request_ends_when_its_client_disconnects(
-    emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hanging_request_ends_with_its_client(emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_dai_provider.emulator import api
 
     ended = []

@@ -27,9 +27,7 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
         (504, "DEADLINE_EXCEEDED"),
     ],
 )
-def test_status_is_sent_with_its_json_error(
-    emulator: DaiEmulator, client: Client, status: int, rpc_status: str
-) -> None:
+def test_status_has_its_json_error(emulator: DaiEmulator, client: Client, status: int, rpc_status: str) -> None:
     emulator.inject(Fault(status=status, headers={"Retry-After": "7"}))
     response = client.get("operations")
     assert_error(response, status, rpc_status)
@@ -42,7 +40,7 @@ def test_status_is_sent_with_its_json_error(
     ("rpc_status", "http_status"),
     [("FAILED_PRECONDITION", 400), ("ALREADY_EXISTS", 409), ("DATA_LOSS", 500), ("UNAVAILABLE", 503)],
 )
-def test_rpc_status_is_sent_with_its_http_status(
+def test_rpc_status_has_its_http_status(
     emulator: DaiEmulator, client: Client, rpc_status: str, http_status: int
 ) -> None:
     emulator.inject(Fault(rpc_status=rpc_status))
@@ -99,9 +97,7 @@ def test_delay_sends_the_real_response_late(emulator: DaiEmulator, client: Clien
     assert (response.status_code, response.json()) == (200, {})
 
 
-def test_request_is_processed_although_the_delay_is_too_long_for_the_client(
-    emulator: DaiEmulator, client: Client
-) -> None:
+def test_request_is_processed_in_spite_of_a_long_delay(emulator: DaiEmulator, client: Client) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(method="operations.cancel", delay=60))
     with pytest.raises(requests.ReadTimeout):
@@ -134,9 +130,7 @@ def test_client_can_disconnect_before_the_late_response(
 
 
 @pytest.mark.parametrize(("drop", "processed"), [("before", 0), ("after", 1)])
-def test_connection_is_dropped_before_or_after_processing(
-    emulator: DaiEmulator, client: Client, drop: str, processed: int
-) -> None:
+def test_connection_is_dropped(emulator: DaiEmulator, client: Client, drop: str, processed: int) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(drop=drop, delay=0.01))
     with pytest.raises(requests.ConnectionError):
@@ -157,7 +151,7 @@ def test_truncated_response_ends_early(emulator: DaiEmulator, client: Client, tr
     assert response.headers["Content-Length"] == whole.headers["Content-Length"]
     assert response.headers["Content-Type"] == whole.headers["Content-Type"]
     received = b""
-    with pytest.raises(requests.exceptions.ChunkedEncodingError):  # noqa: PT012 (what came before counts)
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):  # noqa: PT012 (the bytes before it count)
         for byte in response.iter_content(1):
             received += byte
     assert received == whole.content[:truncate]

@@ -107,9 +107,7 @@ def test_creative_name_is_one_segment_and_fully_decoded(emulator: DaiEmulator, r
     ],
 )
 @pytest.mark.parametrize("http_method", ["GET", "POST"])
-def test_unknown_route_is_the_html_of_a_front_end(
-    emulator: DaiEmulator, raw: RawClient, http_method: str, path: str
-) -> None:
+def test_unknown_route_is_an_html_page(emulator: DaiEmulator, raw: RawClient, http_method: str, path: str) -> None:
     status, content_type, page = raw(http_method, path)
     assert (status, content_type) == (404, HTML)
     assert "Error 404 (Not Found)" in page
@@ -132,7 +130,7 @@ def test_unknown_route_is_the_html_of_a_front_end(
         ("HEAD", "operations/a", "GET, DELETE"),
     ],
 )
-def test_wrong_http_method_is_refused_with_the_right_ones(
+def test_wrong_http_method_is_refused(
     emulator: DaiEmulator, client: Client, http_method: str, path: str, allow: str
 ) -> None:
     response = client.request(http_method, path)
@@ -267,10 +265,8 @@ def open_descriptors() -> int:
     return len(list(directory.iterdir())) if directory.exists() else 0
 
 
-def test_stop_leaves_no_thread_no_socket_no_warning(
-    recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
-) -> None:
-    gc.collect()  # what earlier tests have left, so that it is not collected in between
+def test_stop_leaves_nothing_behind(recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture) -> None:
+    gc.collect()  # the garbage of earlier tests, so that it is not collected in between
     threads = set(threading.enumerate())
     descriptors = open_descriptors()
     with warnings.catch_warnings(), requests.Session() as session:
@@ -370,7 +366,7 @@ def test_several_threads_can_use_it_at_once(emulator: DaiEmulator, client: Clien
     ],
     ids=["nested", "digits"],
 )
-def test_input_that_python_cannot_parse_is_refused_in_json(
+def test_unparsable_input_is_refused_in_json(
     emulator: DaiEmulator, method: str, path: str, sent: dict[str, Any]
 ) -> None:
     response = requests.request(method, f"{emulator.endpoint}{path}", timeout=10, **sent)

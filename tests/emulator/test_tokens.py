@@ -1,4 +1,4 @@
-"""The token endpoint: what google-auth gets from it, and each assertion that it refuses."""
+"""The token endpoint: the tokens that google-auth gets from it, and each assertion that it refuses."""
 
 import base64
 import hashlib
@@ -216,9 +216,7 @@ def test_both_addresses_of_the_endpoint_are_audiences(guarded: DaiEmulator, audi
         ({"assertion": ""}, "invalid_request", "Missing required parameter: assertion"),
     ],
 )
-def test_form_with_another_grant_or_without_assertion_is_refused(
-    guarded: DaiEmulator, form: dict[str, str], error: str, words: str
-) -> None:
+def test_invalid_form_is_refused(guarded: DaiEmulator, form: dict[str, str], error: str, words: str) -> None:
     assert_refused(ask(guarded, **{"assertion": "e30.e30.e30", **form}), error, words)
 
 
