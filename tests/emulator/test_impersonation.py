@@ -2,67 +2,42 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from emulator_testing import Clock, assert_error, private_key, tunnel_to
+from emulator_testing import CLOUD_PLATFORM, OTHER_SCOPE, ROBOT, Clock, assert_error, bearer, get, private_key, token_of
 from google.auth import identity_pool, impersonated_credentials, load_credentials_from_file
 from google.auth.exceptions import OAuthError, RefreshError
 from google.auth.transport.requests import AuthorizedSession, Request
 from google.oauth2 import service_account
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault, SelfSigned
+from tests.support.tunnel import tunnel_to
 
-CLOUD_PLATFORM = "https://www.googleapis.com/auth/cloud-platform"
 IAM = "https://www.googleapis.com/auth/iam"
-OTHER_SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
-ROBOT = "robot@emulator.iam.gserviceaccount.com"
 FIRST, SECOND = "first@p.iam.gserviceaccount.com", "second@p.iam.gserviceaccount.com"
 TARGET = "target@p.iam.gserviceaccount.com"
 WORKLOAD = "principal://iam.googleapis.com/locations/global/workloadIdentityPools/emulator/subject/workload"
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock(time.time())
-
-
-@pytest.fixture
-def guarded(clock: Clock) -> Iterator[DaiEmulator]:
-    with DaiEmulator(authentication=True, token_lifetime=900, private_key=private_key(), clock=clock) as running:
-        yield running
-
-
-def source_of(emulator: DaiEmulator, *scopes: str) -> service_account.Credentials:
-    return service_account.Credentials.from_service_account_info(emulator.service_account_key(), scopes=scopes or None)
-
-
 def generate(emulator: DaiEmulator, token: str | None, body: Any, target: str = TARGET) -> requests.Response:
     return requests.post(
         f"{emulator.endpoint}/v1/projects/-/serviceAccounts/{target}:generateAccessToken",
-        headers={} if token is None else {"Authorization": f"Bearer {token}"},
+        headers={} if token is None else bearer(token),
         json=body,
         timeout=5,
     )
 
 
-def token_of(emulator: DaiEmulator, *scopes: str) -> str:
-    credentials = source_of(emulator, *(scopes or (IAM,)))
-    credentials.refresh(Request())
-    return str(credentials.token)
-
-
 def lists(emulator: DaiEmulator, token: str) -> int:
-    headers = {"Authorization": f"Bearer {token}"}
-    return requests.get(f"{emulator.endpoint}/v1/operations", headers=headers, timeout=5).status_code
+    return get(emulator, headers=bearer(token)).status_code
 
 
 def as_target(emulator: DaiEmulator, *delegates: str, **arguments: Any) -> impersonated_credentials.Credentials:
     return impersonated_credentials.Credentials(
-        source_credentials=source_of(emulator),
+        source_credentials=service_account.Credentials.from_service_account_info(emulator.service_account_key()),
         target_principal=TARGET,
         target_scopes=[CLOUD_PLATFORM],
         delegates=list(delegates) or None,
@@ -71,7 +46,7 @@ def as_target(emulator: DaiEmulator, *delegates: str, **arguments: Any) -> imper
 
 
 @pytest.mark.parametrize("delegates", [(), (FIRST,), (FIRST, SECOND)])
-def test_google_auth_with_the_endpoint_overridden(guarded: DaiEmulator, delegates: tuple[str, ...]) -> None:
+def test_google_auth_impersonates_at_an_overridden_endpoint(guarded: DaiEmulator, delegates: tuple[str, ...]) -> None:
     guarded.allow_impersonation(ROBOT, *delegates, TARGET)
     url = f"{guarded.endpoint}/v1/projects/-/serviceAccounts/{TARGET}:generateAccessToken"
     with AuthorizedSession(as_target(guarded, *delegates, iam_endpoint_override=url)) as session:
@@ -85,12 +60,12 @@ def test_google_auth_with_the_endpoint_overridden(guarded: DaiEmulator, delegate
     assert guarded.tokens_issued == 2
 
 
-def test_google_auth_at_its_own_address_through_a_proxy(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: Clock
+def test_google_auth_impersonates_at_its_own_address_through_a_proxy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, real_clock: Clock
 ) -> None:
     """Nothing of google-auth is changed here: proxy and authorities come from the environment."""
     certificate = SelfSigned(hosts=("127.0.0.1", "iamcredentials.googleapis.com"))
-    with DaiEmulator(authentication=True, tls=certificate, private_key=private_key(), clock=clock) as emulator:
+    with DaiEmulator(authentication=True, tls=certificate, private_key=private_key(), clock=real_clock) as emulator:
         emulator.allow_impersonation(ROBOT, FIRST, TARGET)
         authority = tmp_path / "authority.pem"
         authority.write_text(certificate.pem)
@@ -106,22 +81,22 @@ def test_google_auth_at_its_own_address_through_a_proxy(
 
 
 @pytest.mark.parametrize("seconds", [1, 300])
-def test_lifetime_of_the_targets_token(guarded: DaiEmulator, clock: Clock, seconds: int) -> None:
+def test_targets_token_lives_as_long_as_requested(guarded: DaiEmulator, real_clock: Clock, seconds: int) -> None:
     guarded.allow_impersonation(ROBOT, TARGET)
     answer = generate(guarded, token_of(guarded), {"scope": [CLOUD_PLATFORM], "lifetime": f"{seconds}s"}).json()
     assert set(answer) == {"accessToken", "expireTime"}
-    assert answer["expireTime"] == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(clock.now + seconds))
-    clock.advance(seconds - 0.1)
+    assert answer["expireTime"] == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(real_clock.now + seconds))
+    real_clock.advance(seconds - 0.1)
     assert lists(guarded, answer["accessToken"]) == 200
-    clock.advance(0.1)
+    real_clock.advance(0.1)
     assert lists(guarded, answer["accessToken"]) == 401
 
 
-def test_targets_token_lives_no_longer_than_others(guarded: DaiEmulator, clock: Clock) -> None:
+def test_targets_token_lives_no_longer_than_others(guarded: DaiEmulator, real_clock: Clock) -> None:
     guarded.allow_impersonation(ROBOT, TARGET)
     answer = generate(guarded, token_of(guarded), {"scope": [CLOUD_PLATFORM]}).json()
-    assert answer["expireTime"] == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(clock.now + 900))
-    clock.advance(900)
+    assert answer["expireTime"] == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(real_clock.now + 900))
+    real_clock.advance(900)
     assert lists(guarded, answer["accessToken"]) == 401
 
 
@@ -144,7 +119,7 @@ def test_targets_token_has_the_scopes_asked_for(guarded: DaiEmulator) -> None:
         ([(ROBOT, TARGET)], [FIRST]),
     ],
 )
-def test_chain_that_does_not_hold(guarded: DaiEmulator, allowed: list[tuple[str, str]], delegates: list[str]) -> None:
+def test_forbidden_chain_is_refused(guarded: DaiEmulator, allowed: list[tuple[str, str]], delegates: list[str]) -> None:
     for pair in allowed:
         guarded.allow_impersonation(*pair)
     response = generate(guarded, token_of(guarded), {"scope": [CLOUD_PLATFORM], "delegates": delegates})
@@ -185,30 +160,30 @@ def test_caller_needs_a_token_and_a_scope(guarded: DaiEmulator) -> None:
         ({"scope": [CLOUD_PLATFORM], "lifetime": 60}, "'lifetime'"),
     ],
 )
-def test_impossible_request(guarded: DaiEmulator, body: Any, words: str) -> None:
+def test_invalid_request_is_refused(guarded: DaiEmulator, body: Any, words: str) -> None:
     guarded.allow_impersonation(ROBOT, TARGET)
     assert_error(generate(guarded, token_of(guarded), body), 400, "INVALID_ARGUMENT", words)
 
 
-def test_body_that_is_no_json(guarded: DaiEmulator) -> None:
+def test_body_that_is_not_json_is_refused(guarded: DaiEmulator) -> None:
     url = f"{guarded.endpoint}/v1/projects/-/serviceAccounts/{TARGET}:generateAccessToken"
-    headers = {"Authorization": f"Bearer {token_of(guarded)}"}
-    assert_error(requests.post(url, b"{", headers=headers, timeout=5), 400, "INVALID_ARGUMENT", "Invalid JSON")
+    response = requests.post(url, b"{", headers=bearer(token_of(guarded)), timeout=5)
+    assert_error(response, 400, "INVALID_ARGUMENT", "Invalid JSON")
 
 
 @pytest.mark.parametrize("chain", [(), (ROBOT,), (ROBOT, "nobody")])
-def test_impossible_chain(guarded: DaiEmulator, chain: tuple[str, ...]) -> None:
+def test_invalid_chain_is_refused(guarded: DaiEmulator, chain: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="expected"):
         guarded.allow_impersonation(*chain)
 
 
-def test_google_auth_says_that_it_may_not(guarded: DaiEmulator) -> None:
+def test_google_auth_reports_the_refusal(guarded: DaiEmulator) -> None:
     url = f"{guarded.endpoint}/v1/projects/-/serviceAccounts/{TARGET}:generateAccessToken"
     with pytest.raises(RefreshError, match="Unable to acquire impersonated credentials"):
         as_target(guarded, iam_endpoint_override=url).refresh(Request())
 
 
-def test_fault_of_the_endpoint(guarded: DaiEmulator) -> None:
+def test_fault_hits_the_endpoint(guarded: DaiEmulator) -> None:
     guarded.allow_impersonation(ROBOT, TARGET)
     guarded.inject(Fault(method="generateAccessToken", status=503))
     token = token_of(guarded)
@@ -220,7 +195,7 @@ def test_fault_of_the_endpoint(guarded: DaiEmulator) -> None:
 
 
 @pytest.mark.parametrize(("target", "account"), [(None, WORKLOAD), (TARGET, TARGET)])
-def test_external_account(guarded: DaiEmulator, tmp_path: Path, target: str | None, account: str) -> None:
+def test_external_account_gets_a_token(guarded: DaiEmulator, tmp_path: Path, target: str | None, account: str) -> None:
     file = tmp_path / "external.json"
     file.write_text(json.dumps(guarded.external_account_config(impersonate=target)))
     credentials, _ = load_credentials_from_file(str(file), scopes=[CLOUD_PLATFORM])
@@ -247,7 +222,7 @@ def exchange(emulator: DaiEmulator, **changes: str) -> requests.Response:
     return requests.post(f"{emulator.endpoint}/v1/token", data=form, timeout=5)
 
 
-def test_exchange_of_a_subject_token(guarded: DaiEmulator) -> None:
+def test_subject_token_is_exchanged(guarded: DaiEmulator) -> None:
     answer = exchange(guarded).json()
     assert answer["issued_token_type"] == "urn:ietf:params:oauth:token-type:access_token"
     assert (answer["expires_in"], answer["token_type"]) == (900, "Bearer")
@@ -265,21 +240,21 @@ def test_exchange_of_a_subject_token(guarded: DaiEmulator) -> None:
         ({"subject_token": ""}, "invalid_request"),
     ],
 )
-def test_refused_exchange(guarded: DaiEmulator, changes: dict[str, str], error: str) -> None:
+def test_invalid_exchange_is_refused(guarded: DaiEmulator, changes: dict[str, str], error: str) -> None:
     response = exchange(guarded, **changes)
     assert (response.status_code, response.json()["error"]) == (400, error)
     assert guarded.tokens_issued == 0
 
 
-def test_subject_token_is_stale_after_ten_minutes_and_no_access_token(guarded: DaiEmulator, clock: Clock) -> None:
+def test_subject_token_expires_and_is_no_access_token(guarded: DaiEmulator, real_clock: Clock) -> None:
     token = guarded.issue_subject_token()
     assert lists(guarded, token) == 401
     assert exchange(guarded, subject_token=token_of(guarded)).status_code == 400
-    clock.advance(600)
+    real_clock.advance(600)
     assert exchange(guarded, subject_token=token).status_code == 400
 
 
-def test_google_auth_says_that_the_exchange_failed(guarded: DaiEmulator) -> None:
+def test_google_auth_reports_that_the_exchange_failed(guarded: DaiEmulator) -> None:
     config = {**guarded.external_account_config(), "audience": "//iam.googleapis.com/other"}
     credentials = identity_pool.Credentials.from_info(config, scopes=[CLOUD_PLATFORM])
     with pytest.raises(OAuthError, match="audience is not the provider"):

@@ -3,7 +3,6 @@
 import base64
 import gc
 import logging
-import socket
 import threading
 import time
 import warnings
@@ -13,7 +12,18 @@ from typing import Any
 
 import pytest
 import requests
-from emulator_testing import START, Client, Clock, assert_error
+from emulator_testing import (
+    CALLS,
+    HTML,
+    START,
+    Client,
+    Clock,
+    assert_error,
+    assert_no_warning,
+    get,
+    raw_connection,
+    wait_until,
+)
 
 from airflow_dai_provider.emulator import METHODS, DaiEmulator, Fault
 from airflow_dai_provider.emulator.routes import find_route
@@ -56,18 +66,18 @@ def test_name_is_decoded_from_the_raw_path(emulator: DaiEmulator, raw: RawClient
     assert emulator.requests[1].raw_path == f"/v1/{encoded}:cancel"
 
 
-def test_name_that_is_no_utf_8_is_not_found(raw: RawClient) -> None:
+def test_name_that_is_not_utf_8_is_not_found(raw: RawClient) -> None:
     status, _, error = raw("GET", "/v1/operations/%ff")
     assert (status, error["error"]["status"]) == (404, "NOT_FOUND")
 
 
-def test_path_with_bytes_that_are_no_utf_8() -> None:
+def test_bytes_that_are_not_utf_8_are_replaced() -> None:
     # Only a build of aiohttp without its C parser lets them through, as surrogates.
     route = find_route("/v1/operations/\udcc3\udcbc\udcff")
     assert route.name == "operations/ü\ufffd"
 
 
-def test_creative_name_is_one_segment_and_wholly_decoded(emulator: DaiEmulator, raw: RawClient) -> None:
+def test_creative_name_is_one_segment_and_fully_decoded(emulator: DaiEmulator, raw: RawClient) -> None:
     raw("GET", "/v1/creatives/a%3Ab")
     assert (emulator.requests[-1].method, emulator.requests[-1].name) == ("creatives.get", "creatives/a:b")
 
@@ -97,11 +107,9 @@ def test_creative_name_is_one_segment_and_wholly_decoded(emulator: DaiEmulator, 
     ],
 )
 @pytest.mark.parametrize("http_method", ["GET", "POST"])
-def test_unknown_route_is_the_html_of_a_front_end(
-    emulator: DaiEmulator, raw: RawClient, http_method: str, path: str
-) -> None:
+def test_unknown_route_is_an_html_page(emulator: DaiEmulator, raw: RawClient, http_method: str, path: str) -> None:
     status, content_type, page = raw(http_method, path)
-    assert (status, content_type) == (404, "text/html; charset=UTF-8")
+    assert (status, content_type) == (404, HTML)
     assert "Error 404 (Not Found)" in page
     assert "<b>404.</b>" in page
     assert page.count("<b>") == 1  # that of the status; the path is escaped
@@ -122,23 +130,23 @@ def test_unknown_route_is_the_html_of_a_front_end(
         ("HEAD", "operations/a", "GET, DELETE"),
     ],
 )
-def test_wrong_http_method(emulator: DaiEmulator, client: Client, http_method: str, path: str, allow: str) -> None:
-    response = client.session.request(http_method, f"{emulator.endpoint}/v1/{path}", timeout=5)
+def test_wrong_http_method_is_refused(
+    emulator: DaiEmulator, client: Client, http_method: str, path: str, allow: str
+) -> None:
+    response = client.request(http_method, path)
     assert response.status_code == 405
-    assert response.headers["Content-Type"] == "text/html; charset=UTF-8"
+    assert response.headers["Content-Type"] == HTML
     assert response.headers["Allow"] == allow
     assert emulator.requests[-1].method is None
     if http_method != "HEAD":
         assert "Error 405" in response.text
 
 
-def test_record_of_a_request(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
+def test_requests_are_recorded(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
     name = emulator.start_ingest()
     clock.advance(2)
     client.get(name, alt="json", empty="")
-    client.session.post(
-        f"{emulator.endpoint}/v1/creatives", data=b"{", headers={"X-Goog-Api-Client": "gl/1"}, timeout=5
-    )
+    client.post("creatives", data=b"{", headers={"X-Goog-Api-Client": "gl/1"})
     get, create = emulator.requests
     assert get.time == START + 2
     assert (get.method, get.http_method, get.raw_path) == ("operations.get", "GET", f"/v1/{name}")
@@ -154,13 +162,13 @@ def test_connections_are_counted(emulator: DaiEmulator, client: Client) -> None:
         client.get("operations")
     assert emulator.connections == 1
     for _ in range(2):
-        requests.get(f"{emulator.endpoint}/v1/operations", timeout=5)
+        get(emulator)
     client.get("operations")
     assert emulator.connections == 3
     assert [request.connection for request in emulator.requests] == [1, 1, 1, 2, 3, 1]
 
 
-def test_forgotten_requests(emulator: DaiEmulator, client: Client) -> None:
+def test_record_can_be_cleared(emulator: DaiEmulator, client: Client) -> None:
     name = emulator.start_ingest()
     client.get(name)
     emulator.forget_requests()
@@ -169,10 +177,10 @@ def test_forgotten_requests(emulator: DaiEmulator, client: Client) -> None:
     assert (len(emulator.requests), emulator.connections) == (1, 1)
 
 
-def test_record_has_a_bound_when_told(clock: Clock) -> None:
+def test_record_can_have_a_bound(clock: Clock) -> None:
     with DaiEmulator(clock=clock, max_recorded_requests=2) as emulator:
         for number in range(4):
-            requests.get(f"{emulator.endpoint}/v1/operations/{number}", timeout=5)
+            get(emulator, f"operations/{number}")
         assert [request.name for request in emulator.requests] == ["operations/2", "operations/3"]
 
 
@@ -198,23 +206,12 @@ def test_log_shows_method_path_and_status_only(
     assert "s3cret" not in caplog.text.replace("DEBUG", "")
 
 
-CALLS = {
-    "operations.get": ("GET", "operations/a"),
-    "operations.list": ("GET", "operations"),
-    "operations.cancel": ("POST", "operations/a:cancel"),
-    "operations.delete": ("DELETE", "operations/a"),
-    "creatives.create": ("POST", "creatives"),
-    "creatives.get": ("GET", "creatives/a"),
-    "creatives.delete": ("DELETE", "creatives/a"),
-}
-
-
 @pytest.mark.parametrize("method", METHODS)
-def test_unimplemented_method(emulator: DaiEmulator, client: Client, method: str) -> None:
+def test_unimplemented_method_alone_answers_unimplemented(emulator: DaiEmulator, client: Client, method: str) -> None:
     emulator.start_ingest("operations/a")
     emulator.unimplement(method)
     for other, (http_method, path) in sorted(CALLS.items(), key=lambda call: call[0] != method):
-        response = client.session.request(http_method, f"{emulator.endpoint}/v1/{path}", timeout=5)
+        response = client.request(http_method, path)
         assert emulator.requests[-1].method == other
         if other == method:
             words = "not implemented, or supported, or enabled"
@@ -224,12 +221,12 @@ def test_unimplemented_method(emulator: DaiEmulator, client: Client, method: str
     assert emulator.state("operations/a") == ("RUNNING" if method == "operations.cancel" else "CANCELLED")
     emulator.implement(method)
     http_method, path = CALLS[method]
-    assert client.session.request(http_method, f"{emulator.endpoint}/v1/{path}", timeout=5).status_code != 501
+    assert client.request(http_method, path).status_code != 501
 
 
-def test_unimplemented_from_the_start() -> None:
+def test_methods_can_be_unimplemented_from_the_start() -> None:
     with DaiEmulator(unimplemented=("operations.list",)) as emulator:
-        assert_error(requests.get(f"{emulator.endpoint}/v1/operations", timeout=5), 501, "UNIMPLEMENTED")
+        assert_error(get(emulator), 501, "UNIMPLEMENTED")
 
 
 def test_unknown_method_is_refused_and_nothing_switched(emulator: DaiEmulator, client: Client) -> None:
@@ -241,23 +238,23 @@ def test_unknown_method_is_refused_and_nothing_switched(emulator: DaiEmulator, c
     assert client.get("operations").status_code == 200
 
 
-def test_addresses(emulator: DaiEmulator) -> None:
+def test_address_is_loopback_with_a_free_port(emulator: DaiEmulator) -> None:
     host, _, port = emulator.host.partition(":")
     assert host == "127.0.0.1"
     assert int(port) > 0
     assert emulator.endpoint == f"http://{emulator.host}"
 
 
-def test_address_of_ipv6() -> None:
+def test_address_can_be_ipv6() -> None:
     try:
         with DaiEmulator(host="::1") as emulator:
             assert emulator.host.startswith("[::1]:")
-            assert requests.get(f"{emulator.endpoint}/v1/operations", timeout=5).status_code == 200
+            assert get(emulator).status_code == 200
     except OSError:
         pytest.skip("no IPv6 here")
 
 
-def test_address_before_the_start() -> None:
+def test_address_is_unknown_before_the_start() -> None:
     with pytest.raises(RuntimeError, match="before it is started"):
         _ = DaiEmulator().host
 
@@ -268,10 +265,8 @@ def open_descriptors() -> int:
     return len(list(directory.iterdir())) if directory.exists() else 0
 
 
-def test_stop_leaves_no_thread_no_socket_no_warning(
-    recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
-) -> None:
-    gc.collect()  # what earlier tests have left, so that it is not collected in between
+def test_stop_leaves_nothing_behind(recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture) -> None:
+    gc.collect()  # the garbage of earlier tests, so that it is not collected in between
     threads = set(threading.enumerate())
     descriptors = open_descriptors()
     with warnings.catch_warnings(), requests.Session() as session:
@@ -280,44 +275,43 @@ def test_stop_leaves_no_thread_no_socket_no_warning(
             with DaiEmulator() as emulator:
                 assert session.get(f"{emulator.endpoint}/v1/operations", timeout=5).status_code == 200
             with pytest.raises(requests.ConnectionError):
-                requests.get(f"{emulator.endpoint}/v1/operations", timeout=5)
+                get(emulator)
     gc.collect()
     assert set(threading.enumerate()) == threads
     assert open_descriptors() == descriptors
     assert not recwarn.list
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert_no_warning(caplog)
 
 
-def test_stop_does_not_wait_for_a_late_answer(caplog: pytest.LogCaptureFixture) -> None:
+def test_stop_does_not_wait_for_a_late_response(caplog: pytest.LogCaptureFixture) -> None:
     with DaiEmulator() as emulator:
         emulator.inject(Fault(delay=60))
-        host, _, port = emulator.host.partition(":")
-        with socket.create_connection((host, int(port)), timeout=5) as connection:
+        with raw_connection(emulator) as connection:
             connection.sendall(b"GET /v1/operations HTTP/1.1\r\nHost: x\r\n\r\n")
-            while not emulator.requests:
-                time.sleep(0.001)
+            wait_until(lambda: emulator.requests)
             started = time.monotonic()
             emulator.stop()
             assert time.monotonic() - started < 2
             assert connection.recv(1) == b""
     assert emulator.requests[0].status is None
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert_no_warning(caplog)
 
 
-def test_client_that_goes_in_the_middle_of_its_request(
-    emulator: DaiEmulator, client: Client, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("path", ["/v1/creatives", "/emulator/v1/ingests"])
+def test_client_can_disconnect_in_the_middle_of_its_request(
+    emulator: DaiEmulator, client: Client, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
-    host, _, port = emulator.host.partition(":")
-    with socket.create_connection((host, int(port)), timeout=5) as connection:
-        connection.sendall(b"POST /v1/creatives HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+    with raw_connection(emulator) as connection:
+        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{{".encode())
         client.get("operations")  # by now the server has begun to read the other request
     assert client.get("operations").status_code == 200
+    assert emulator.states() == {}
     emulator.stop()
     assert {request.method for request in emulator.requests} == {"operations.list"}
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert_no_warning(caplog)
 
 
-def test_start_twice(emulator: DaiEmulator) -> None:
+def test_second_start_is_refused(emulator: DaiEmulator) -> None:
     with pytest.raises(RuntimeError, match=f"already listens on {emulator.host}"):
         emulator.start()
 
@@ -332,7 +326,7 @@ def test_stop_twice_and_start_again_keeps_port_and_state(emulator: DaiEmulator, 
     assert client.operation(name)["name"] == name
 
 
-def test_busy_port(emulator: DaiEmulator) -> None:
+def test_busy_port_is_refused(emulator: DaiEmulator) -> None:
     threads = set(threading.enumerate())
     other = DaiEmulator(port=int(emulator.host.rpartition(":")[2]))
     with pytest.raises(OSError, match="in use"):
@@ -341,7 +335,7 @@ def test_busy_port(emulator: DaiEmulator) -> None:
     other.stop()
 
 
-def test_several_threads_at_once(emulator: DaiEmulator, client: Client) -> None:
+def test_several_threads_can_use_it_at_once(emulator: DaiEmulator, client: Client) -> None:
     name = emulator.start_ingest()
 
     def work() -> None:
@@ -372,8 +366,8 @@ def test_several_threads_at_once(emulator: DaiEmulator, client: Client) -> None:
     ],
     ids=["nested", "digits"],
 )
-def test_what_python_itself_cannot_read_is_refused_in_json(
+def test_unparsable_input_is_refused_in_json(
     emulator: DaiEmulator, method: str, path: str, sent: dict[str, Any]
 ) -> None:
-    answer = requests.request(method, f"{emulator.endpoint}{path}", timeout=10, **sent)
-    assert (answer.status_code, answer.json()["error"]["status"]) == (400, "INVALID_ARGUMENT")
+    response = requests.request(method, f"{emulator.endpoint}{path}", timeout=10, **sent)
+    assert (response.status_code, response.json()["error"]["status"]) == (400, "INVALID_ARGUMENT")

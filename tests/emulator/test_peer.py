@@ -9,12 +9,11 @@ fields and wrong types would fail); it does not prove that the hand-written mess
 from typing import Any
 
 import pytest
-from emulator_testing import Client, Clock
+from emulator_testing import OTHER_SCOPE, Client, Clock, credentials_of
 from google.api_core import exceptions, path_template
 from google.api_core.operations_v1 import AbstractOperationsClient
 from google.api_core.operations_v1.transports.rest import OperationsRestTransport
 from google.auth.credentials import AnonymousCredentials
-from google.oauth2 import service_account
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
 
 from airflow_dai_provider.emulator import DaiEmulator
@@ -107,7 +106,7 @@ def metadata_of(operation: Any) -> Any:
     return metadata
 
 
-def test_get(emulator: DaiEmulator, peer: AbstractOperationsClient, clock: Clock) -> None:
+def test_get_reads_every_field(emulator: DaiEmulator, peer: AbstractOperationsClient, clock: Clock) -> None:
     name = emulator.start_ingest("operations/a/b+c=~:d/ü")
     operation = peer.get_operation(name)
     assert (operation.name, operation.done) == (name, False)
@@ -121,7 +120,7 @@ def test_get(emulator: DaiEmulator, peer: AbstractOperationsClient, clock: Clock
     assert creative.name == f"creatives/{metadata_of(operation).gv_registry_id}"
 
 
-def test_get_of_a_failed_ingest(emulator: DaiEmulator, peer: AbstractOperationsClient, clock: Clock) -> None:
+def test_get_reads_a_failure(emulator: DaiEmulator, peer: AbstractOperationsClient, clock: Clock) -> None:
     name = emulator.start_ingest(outcome="DOWNLOAD_ERROR", code=403)
     clock.advance(10)
     operation = peer.get_operation(name)
@@ -129,7 +128,7 @@ def test_get_of_a_failed_ingest(emulator: DaiEmulator, peer: AbstractOperationsC
     assert metadata_of(operation).youtube_status.failure_reason.code == 403
 
 
-def test_list_with_paging(emulator: DaiEmulator, peer: AbstractOperationsClient, clock: Clock) -> None:
+def test_list_follows_the_pages(emulator: DaiEmulator, peer: AbstractOperationsClient, clock: Clock) -> None:
     names = [emulator.start_ingest() for _ in range(5)]
     listed = [operation.name for operation in peer.list_operations("operations", "", page_size=2)]
     assert listed == names
@@ -147,7 +146,7 @@ def test_cancel_sends_no_body(emulator: DaiEmulator, peer: AbstractOperationsCli
     assert peer.get_operation(name).error.code == 1
 
 
-def test_delete(emulator: DaiEmulator, peer: AbstractOperationsClient) -> None:
+def test_delete_hides_the_operation(emulator: DaiEmulator, peer: AbstractOperationsClient) -> None:
     name = emulator.start_ingest()
     peer.delete_operation(name)
     with pytest.raises(exceptions.NotFound):
@@ -155,7 +154,7 @@ def test_delete(emulator: DaiEmulator, peer: AbstractOperationsClient) -> None:
     assert emulator.state(name) == "RUNNING"
 
 
-def test_errors(emulator: DaiEmulator, peer: AbstractOperationsClient) -> None:
+def test_errors_become_googles_exceptions(emulator: DaiEmulator, peer: AbstractOperationsClient) -> None:
     emulator.unimplement("operations.cancel")
     with pytest.raises(exceptions.MethodNotImplemented, match="not implemented, or supported, or enabled"):
         peer.cancel_operation(emulator.start_ingest())
@@ -163,11 +162,8 @@ def test_errors(emulator: DaiEmulator, peer: AbstractOperationsClient) -> None:
         list(peer.list_operations("operations", "name=x"))
 
 
-def test_with_a_token(guarded: DaiEmulator) -> None:
-    credentials = service_account.Credentials.from_service_account_info(
-        guarded.service_account_key(), scopes=["https://www.googleapis.com/auth/cloud-platform"]
-    )
-    peer = peer_of(guarded, credentials)
+def test_token_is_used_and_renewed(guarded: DaiEmulator) -> None:
+    peer = peer_of(guarded, credentials_of(guarded))
     names = [guarded.start_ingest(seconds=60) for _ in range(3)]
     assert [operation.name for operation in peer.list_operations("operations", "", page_size=2)] == names
     peer.cancel_operation(names[0])
@@ -181,10 +177,8 @@ def test_with_a_token(guarded: DaiEmulator) -> None:
     assert guarded.tokens_issued == 2
 
 
-def test_with_a_token_for_something_else(guarded: DaiEmulator) -> None:
-    credentials = service_account.Credentials.from_service_account_info(
-        guarded.service_account_key(), scopes=["https://www.googleapis.com/auth/devstorage.read_only"]
-    )
+def test_token_for_another_scope_is_refused(guarded: DaiEmulator) -> None:
+    credentials = credentials_of(guarded, OTHER_SCOPE)
     with pytest.raises(exceptions.Forbidden, match="insufficient authentication scopes"):
         peer_of(guarded, credentials).get_operation(guarded.start_ingest())
 
@@ -203,7 +197,7 @@ def test_with_a_token_for_something_else(guarded: DaiEmulator) -> None:
         "operations/a b?c#d&e",
     ],
 )
-def test_paths_of_googles_path_template(emulator: DaiEmulator, client: Client, name: str) -> None:
+def test_paths_of_googles_path_template_find_their_operation(emulator: DaiEmulator, client: Client, name: str) -> None:
     emulator.start_ingest(name)
     get = path_template.transcode([{"method": "get", "uri": GET}], name=name)
     assert client.operation(get["uri"].removeprefix("/v1/"))["name"] == name

@@ -1,57 +1,29 @@
-"""What the API lets in: tokens that are missing, expired, revoked, foreign, or good for something else."""
+"""Access to the API: tokens that are missing, expired, revoked, foreign, or issued for another scope."""
 
 import logging
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import requests
-from emulator_testing import Clock, assert_error, private_key
-from google.auth.transport.requests import AuthorizedSession, Request
-from google.oauth2 import service_account
+from emulator_testing import (
+    CALLS,
+    CLOUD_PLATFORM,
+    OTHER_SCOPE,
+    ROBOT,
+    Clock,
+    assert_error,
+    credentials_of,
+    get,
+    private_key,
+    token_of,
+)
+from google.auth.transport.requests import AuthorizedSession
 
 from airflow_dai_provider.emulator import METHODS, DaiEmulator, Fault
 
-CLOUD_PLATFORM = "https://www.googleapis.com/auth/cloud-platform"
-OTHER_SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
 REALM = 'Bearer realm="https://accounts.google.com/"'
-CALLS = {
-    "operations.get": ("GET", "operations/a"),
-    "operations.list": ("GET", "operations"),
-    "operations.cancel": ("POST", "operations/a:cancel"),
-    "operations.delete": ("DELETE", "operations/a"),
-    "creatives.create": ("POST", "creatives"),
-    "creatives.get": ("GET", "creatives/a"),
-    "creatives.delete": ("DELETE", "creatives/a"),
-}
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock(time.time())
-
-
-@pytest.fixture
-def guarded(clock: Clock) -> Iterator[DaiEmulator]:
-    with DaiEmulator(
-        authentication=True, token_lifetime=900, ingest_seconds=1e6, private_key=private_key(), clock=clock
-    ) as running:
-        yield running
-
-
-def credentials_of(emulator: DaiEmulator, *scopes: str) -> service_account.Credentials:
-    return service_account.Credentials.from_service_account_info(
-        emulator.service_account_key(), scopes=scopes or [CLOUD_PLATFORM]
-    )
-
-
-def token_of(emulator: DaiEmulator, *scopes: str) -> str:
-    credentials = credentials_of(emulator, *scopes)
-    credentials.refresh(Request())
-    return str(credentials.token)
 
 
 def send(emulator: DaiEmulator, authorization: str | None, method: str = "operations.list") -> requests.Response:
@@ -74,39 +46,39 @@ def test_every_method_needs_a_token(guarded: DaiEmulator, method: str) -> None:
 
 
 @pytest.mark.parametrize("authorization", ["Bearer ya29.foreign", "Bearer", "Bearer ", "Basic {token}", "{token}"])
-def test_foreign_token(guarded: DaiEmulator, authorization: str) -> None:
+def test_foreign_token_is_refused(guarded: DaiEmulator, authorization: str) -> None:
     response = send(guarded, authorization.format(token=token_of(guarded)))
     reason = "ACCESS_TOKEN_TYPE_UNSUPPORTED"
     assert_error(response, 401, "UNAUTHENTICATED", "invalid authentication credentials", reason)
     assert response.headers["WWW-Authenticate"] == f'{REALM}, error="invalid_token"'
 
 
-def test_token_of_another_emulator(guarded: DaiEmulator, clock: Clock) -> None:
-    with DaiEmulator(authentication=True, private_key=private_key(), clock=clock) as other:
+def test_token_of_another_emulator_is_refused(guarded: DaiEmulator, real_clock: Clock) -> None:
+    with DaiEmulator(authentication=True, private_key=private_key(), clock=real_clock) as other:
         assert send(guarded, f"Bearer {token_of(other)}").status_code == 401
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-def test_token_expires(guarded: DaiEmulator, clock: Clock, scheme: str) -> None:
+def test_token_expires(guarded: DaiEmulator, real_clock: Clock, scheme: str) -> None:
     authorization = f"{scheme} {token_of(guarded)}"
-    clock.advance(899.9)
+    real_clock.advance(899.9)
     assert send(guarded, authorization).status_code == 200
-    clock.advance(0.1)
+    real_clock.advance(0.1)
     response = send(guarded, authorization)
     assert_error(response, 401, "UNAUTHENTICATED", "invalid authentication credentials", reason="ACCESS_TOKEN_EXPIRED")
     assert [request.account is None for request in guarded.requests] == [True, False, True]
 
 
-def test_tokens_long_expired_are_forgotten(guarded: DaiEmulator, clock: Clock) -> None:
+def test_tokens_long_expired_are_forgotten(guarded: DaiEmulator, real_clock: Clock) -> None:
     tokens = guarded._auth.tokens
     for _ in range(50):
         tokens.issue("a@b", frozenset(("scope",)), 10)
-        clock.advance(600)
+        real_clock.advance(600)
     assert len(tokens._tokens) < 10
     assert guarded.tokens_issued == 50
 
 
-def test_revoked_tokens(guarded: DaiEmulator) -> None:
+def test_revoked_tokens_are_refused(guarded: DaiEmulator) -> None:
     authorization = f"Bearer {token_of(guarded)}"
     assert send(guarded, authorization).status_code == 200
     guarded.revoke_tokens()
@@ -115,7 +87,7 @@ def test_revoked_tokens(guarded: DaiEmulator) -> None:
     assert guarded.tokens_issued == 2
 
 
-def test_token_without_the_scope(guarded: DaiEmulator) -> None:
+def test_token_without_the_scope_is_refused(guarded: DaiEmulator) -> None:
     response = send(guarded, f"Bearer {token_of(guarded, OTHER_SCOPE)}")
     words = "insufficient authentication scopes"
     assert_error(response, 403, "PERMISSION_DENIED", words, "ACCESS_TOKEN_SCOPE_INSUFFICIENT")
@@ -125,24 +97,24 @@ def test_token_without_the_scope(guarded: DaiEmulator) -> None:
 
 
 @pytest.mark.parametrize("scopes", ["https://scope.example/dai", ("https://scope.example/dai", CLOUD_PLATFORM)])
-def test_other_scopes_can_be_wanted(clock: Clock, scopes: Any) -> None:
-    with DaiEmulator(authentication=True, scopes=scopes, private_key=private_key(), clock=clock) as emulator:
+def test_one_of_the_scopes_is_required(real_clock: Clock, scopes: Any) -> None:
+    with DaiEmulator(authentication=True, scopes=scopes, private_key=private_key(), clock=real_clock) as emulator:
         assert send(emulator, f"Bearer {token_of(emulator, 'https://scope.example/dai')}").status_code == 200
         status = 200 if CLOUD_PLATFORM in scopes else 403
         assert send(emulator, f"Bearer {token_of(emulator)}").status_code == status
         assert send(emulator, f"Bearer {token_of(emulator, OTHER_SCOPE)}").status_code == 403
 
 
-def test_what_comes_before_the_token_is_looked_at(guarded: DaiEmulator) -> None:
+def test_fault_and_route_come_before_the_token_and_unimplemented_after_it(guarded: DaiEmulator) -> None:
     guarded.unimplement("operations.list")
     guarded.inject(Fault(status=503))
     assert send(guarded, None).status_code == 503
     assert send(guarded, None).status_code == 401
     assert send(guarded, f"Bearer {token_of(guarded)}").status_code == 501
-    assert requests.get(f"{guarded.endpoint}/v1/nowhere", timeout=5).status_code == 404
+    assert get(guarded, "nowhere").status_code == 404
 
 
-def test_session_of_google_auth(guarded: DaiEmulator) -> None:
+def test_session_of_google_auth_renews_a_revoked_token(guarded: DaiEmulator) -> None:
     name = guarded.start_ingest()
     credentials = credentials_of(guarded).with_quota_project("my-quota")
     with AuthorizedSession(credentials) as session:
@@ -154,17 +126,17 @@ def test_session_of_google_auth(guarded: DaiEmulator) -> None:
     assert [request.method for request in guarded.requests] == methods
     assert [request.status for request in guarded.requests] == [200, 200, 200, 401, 200, 200]
     assert guarded.requests[1].headers["x-goog-user-project"] == "my-quota"
-    assert guarded.requests[1].account == "robot@emulator.iam.gserviceaccount.com"
+    assert guarded.requests[1].account == ROBOT
     assert guarded.tokens_issued == 2
 
 
-def test_short_lives_are_seen_by_google_auth(clock: Clock) -> None:
-    with DaiEmulator(authentication=True, token_lifetime=60, private_key=private_key(), clock=clock) as emulator:
+def test_google_auth_renews_a_short_token_at_every_request(real_clock: Clock) -> None:
+    with DaiEmulator(authentication=True, token_lifetime=60, private_key=private_key(), clock=real_clock) as emulator:
         credentials = credentials_of(emulator)
         with AuthorizedSession(credentials) as session:
             for _ in range(3):
                 assert session.get(f"{emulator.endpoint}/v1/operations").status_code == 200
-        # It renews a token 225 s before its end: this one at every request.
+        # It renews a token 225 s before it expires: this one at every request.
         assert emulator.tokens_issued == 3
 
 
@@ -187,7 +159,7 @@ def test_without_authentication_no_cryptography_is_loaded() -> None:
     code = (
         "import sys; from airflow_dai_provider.emulator import DaiEmulator; import airflow_dai_provider.emulator."
         "__main__\nwith DaiEmulator() as emulator: emulator.start_ingest()\n"
-        "print(sorted(m for m in ('cryptography', 'google.auth', 'requests', 'airflow') if m in sys.modules))"
+        "print(sorted(m for m in ('cryptography', 'jwt', 'google.auth', 'requests', 'airflow') if m in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"

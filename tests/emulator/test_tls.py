@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from emulator_testing import get
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault, SelfSigned
 
@@ -19,12 +20,12 @@ def authority(folder: Path, certificate: str | None) -> str:
     return str(file)
 
 
-def test_certificate_that_does_not_verify(tmp_path: Path) -> None:
+def test_certificate_does_not_verify_until_it_is_trusted(tmp_path: Path) -> None:
     with DaiEmulator(tls=True) as emulator:
         assert emulator.endpoint.startswith("https://127.0.0.1:")
         assert emulator.control_endpoint.startswith(emulator.endpoint)
         with pytest.raises(requests.exceptions.SSLError, match="self-signed certificate"):
-            requests.get(f"{emulator.endpoint}/v1/operations", timeout=5)
+            get(emulator)
         assert emulator.requests == []
         trusted = authority(tmp_path, emulator.certificate)
         for host in (emulator.endpoint, emulator.endpoint.replace("127.0.0.1", "localhost")):
@@ -32,26 +33,26 @@ def test_certificate_that_does_not_verify(tmp_path: Path) -> None:
         assert len(emulator.requests) == 2
 
 
-def test_certificate_of_another_host(tmp_path: Path) -> None:
-    with DaiEmulator(tls=SelfSigned(hosts=("dai.example",))) as emulator:
-        with pytest.raises(requests.exceptions.SSLError, match="IP address mismatch"):
-            requests.get(emulator.endpoint, verify=authority(tmp_path, emulator.certificate), timeout=5)
+@pytest.mark.parametrize(
+    ("certificate", "words"),
+    [
+        (SelfSigned(hosts=("dai.example",)), "IP address mismatch"),
+        (SelfSigned(expired=True), "certificate has expired"),
+    ],
+)
+def test_trusted_certificate_can_be_invalid(tmp_path: Path, certificate: SelfSigned, words: str) -> None:
+    with DaiEmulator(tls=certificate) as emulator:
+        with pytest.raises(requests.exceptions.SSLError, match=words):
+            get(emulator, verify=authority(tmp_path, emulator.certificate))
         assert emulator.requests == []
 
 
-def test_certificate_whose_time_is_over(tmp_path: Path) -> None:
-    with DaiEmulator(tls=SelfSigned(expired=True)) as emulator:
-        with pytest.raises(requests.exceptions.SSLError, match="certificate has expired"):
-            requests.get(emulator.endpoint, verify=authority(tmp_path, emulator.certificate), timeout=5)
-        assert emulator.requests == []
-
-
-def test_context_of_the_caller(tmp_path: Path) -> None:
+def test_context_can_be_the_callers(tmp_path: Path) -> None:
     certificate = SelfSigned()
     with DaiEmulator(tls=certificate.context()) as emulator:
         assert emulator.certificate is None
         trusted = authority(tmp_path, certificate.pem)
-        assert requests.get(f"{emulator.endpoint}/v1/operations", verify=trusted, timeout=5).status_code == 200
+        assert get(emulator, verify=trusted).status_code == 200
 
 
 def test_plain_http_has_no_certificate(emulator: DaiEmulator) -> None:
@@ -60,26 +61,26 @@ def test_plain_http_has_no_certificate(emulator: DaiEmulator) -> None:
         requests.get(emulator.endpoint.replace("http:", "https:"), timeout=5)
 
 
-def test_plain_http_to_tls() -> None:
+def test_plain_http_is_refused_by_tls() -> None:
     with DaiEmulator(tls=True) as emulator, pytest.raises(requests.ConnectionError):
         requests.get(emulator.endpoint.replace("https:", "http:"), timeout=5)
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_dropped_connection_over_tls(tmp_path: Path, reset: bool) -> None:
+def test_connection_can_be_dropped_over_tls(tmp_path: Path, reset: bool) -> None:
     with DaiEmulator(tls=True) as emulator:
         trusted = authority(tmp_path, emulator.certificate)
         emulator.inject(Fault(drop="before", reset=reset))
         # Python's ssl module shows a reset as an end.
         with pytest.raises(requests.ConnectionError):
-            requests.get(f"{emulator.endpoint}/v1/operations", verify=trusted, timeout=5)
+            get(emulator, verify=trusted)
         emulator.inject(Fault(truncate=1))
         with pytest.raises(requests.exceptions.ChunkedEncodingError):
-            requests.get(f"{emulator.endpoint}/v1/operations", verify=trusted, timeout=5)
-        assert requests.get(f"{emulator.endpoint}/v1/operations", verify=trusted, timeout=5).status_code == 200
+            get(emulator, verify=trusted)
+        assert get(emulator, verify=trusted).status_code == 200
 
 
-def test_nothing_is_left_behind_and_the_key_was_its_owners(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_key_file_is_only_for_its_owner_and_deleted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     modes = []
     load = ssl.SSLContext.load_cert_chain
 

@@ -1,4 +1,4 @@
-"""creatives.create, get and delete; how the media URL chooses what an ingest does."""
+"""creatives.create, get and delete; the choice of an ingest's course by the media URL."""
 
 import copy
 from typing import Any
@@ -25,9 +25,7 @@ def test_create_returns_the_operation(emulator: DaiEmulator, client: Client, cre
     assert emulator.state(operation["name"]) == "RUNNING"
 
 
-def test_creative_exists_from_the_end_of_its_ingest_until_it_is_deleted(
-    client: Client, clock: Clock, creative: dict[str, Any]
-) -> None:
+def test_creative_exists_until_it_is_deleted(client: Client, clock: Clock, creative: dict[str, Any]) -> None:
     creative["name"] = "creatives/chosen-by-the-caller"  # output only: ignored
     operation = client.post("creatives", json={"creative": creative}).json()
     clock.advance(10)
@@ -42,7 +40,7 @@ def test_creative_exists_from_the_end_of_its_ingest_until_it_is_deleted(
     assert client.operation(operation["name"])["response"]["name"] == name
 
 
-def test_creative_of_an_ingest_that_has_not_succeeded(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
+def test_creative_needs_the_success_of_its_ingest(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
     running, succeeded = emulator.start_ingest(seconds=100), emulator.start_ingest()
     clock.advance(10)
     name = client.operation(succeeded)["response"]["name"]
@@ -69,7 +67,7 @@ def test_mezzanine_alone_is_enough(client: Client) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'"\xff"', b"[]", b"null"])
-def test_body_that_is_no_object(emulator: DaiEmulator, client: Client, body: bytes) -> None:
+def test_body_that_is_no_object_is_refused(emulator: DaiEmulator, client: Client, body: bytes) -> None:
     assert_error(client.post("creatives", data=body), 400, "INVALID_ARGUMENT")
     assert emulator.states() == {}
 
@@ -96,7 +94,7 @@ def test_body_that_is_no_object(emulator: DaiEmulator, client: Client, body: byt
         ("dynamicCreativeInfo", {"dynamicGroupId": "g"}, "'creative.networkCode'"),
     ],
 )
-def test_create_refuses(
+def test_invalid_creative_is_refused(
     emulator: DaiEmulator, client: Client, creative: dict[str, Any], path: str, value: Any, words: str
 ) -> None:
     body: Any = {"creative": creative}
@@ -113,14 +111,14 @@ def test_create_refuses(
 
 
 @pytest.mark.parametrize("value", ["3.5s", "15552000s", "0.000000001s", None])
-def test_active_duration(client: Client, creative: dict[str, Any], value: Any) -> None:
+def test_active_duration_is_accepted(client: Client, creative: dict[str, Any], value: Any) -> None:
     info = {"dynamicGroupId": "g", "activeDuration": value}
     body = {"creative": {**creative, "networkCode": "123"}, "dynamicCreativeInfo": info}
     assert client.post("creatives", json=body).status_code == 200
 
 
 @pytest.mark.parametrize("value", ["15552000.1s", "3.5", "-1s", "1.0123456789s", "s", "1m", 30, "٣s"])
-def test_impossible_active_duration(client: Client, creative: dict[str, Any], value: Any) -> None:
+def test_invalid_active_duration_is_refused(client: Client, creative: dict[str, Any], value: Any) -> None:
     body = {"creative": {**creative, "networkCode": "123"}, "dynamicCreativeInfo": {"activeDuration": value}}
     words = "'dynamicCreativeInfo.activeDuration'"
     assert_error(client.post("creatives", json=body), 400, "INVALID_ARGUMENT", words)
@@ -181,7 +179,7 @@ def test_url_chooses_what_a_cancel_does(
         ("code=404", "only with DOWNLOAD_ERROR"),
     ],
 )
-def test_url_with_an_unknown_value(
+def test_url_with_an_invalid_value_is_refused(
     emulator: DaiEmulator, client: Client, creative: dict[str, Any], query: str, words: str
 ) -> None:
     body = with_url(creative, f"https://media.example/ad.mp4?{query}")
@@ -192,7 +190,7 @@ def test_url_with_an_unknown_value(
     assert words in str(info.value)
 
 
-def test_url_that_cannot_be_split(client: Client, creative: dict[str, Any]) -> None:
+def test_malformed_url_is_refused(client: Client, creative: dict[str, Any]) -> None:
     body = with_url(creative, "https://[media.example/ad.mp4")
     assert_error(client.post("creatives", json=body), 400, "INVALID_ARGUMENT", "media URL")
 
@@ -216,12 +214,12 @@ def test_creative_of_start_ingest_is_one_that_create_would_take(emulator: DaiEmu
 
 @pytest.mark.parametrize("field", ["seconds", "cancel_seconds"])
 @pytest.mark.parametrize("value", [-1, float("nan")])
-def test_plan_refuses_what_is_no_duration(field: str, value: Any) -> None:
+def test_plan_refuses_an_invalid_duration(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"^{field}: got"):
         Plan(**{field: value})
 
 
-def test_emulator_refuses_defaults_that_make_no_sense() -> None:
+def test_emulator_refuses_invalid_options() -> None:
     with pytest.raises(ValueError, match="seconds"):
         DaiEmulator(ingest_seconds=-1)
     with pytest.raises(ValueError, match="finished_cancel: got 'no', expected one of ok, failed_precondition"):

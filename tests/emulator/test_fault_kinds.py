@@ -1,4 +1,4 @@
-"""Each kind of fault as a client sees it over HTTP, how often it strikes, and how it is counted."""
+"""Each kind of fault as a client sees it over HTTP, how often it hits, and how it is counted."""
 
 import inspect
 import itertools
@@ -8,17 +8,15 @@ from typing import Any
 
 import pytest
 import requests
-from emulator_testing import Client, Clock, assert_error
+from emulator_testing import HTML, Client, Clock, assert_error, assert_no_warning, get, wait_until
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 
 INF = float("inf")
-HTML = "text/html; charset=UTF-8"
-Seen = dict[str, Any]
 
 
 @pytest.mark.parametrize("seconds", [0, 7])
-def test_retry_after_in_seconds(emulator: DaiEmulator, client: Client, seconds: int) -> None:
+def test_retry_after_can_be_seconds(emulator: DaiEmulator, client: Client, seconds: int) -> None:
     emulator.inject(Fault(status=503, retry_after=seconds))
     response = client.get("operations")
     assert_error(response, 503, "UNAVAILABLE")
@@ -26,7 +24,7 @@ def test_retry_after_in_seconds(emulator: DaiEmulator, client: Client, seconds: 
 
 
 @pytest.mark.parametrize("seconds", [7, 7.9, -20])
-def test_retry_after_as_a_date(emulator: DaiEmulator, client: Client, clock: Clock, seconds: float) -> None:
+def test_retry_after_can_be_a_date(emulator: DaiEmulator, client: Client, clock: Clock, seconds: float) -> None:
     clock.advance(0.05)
     emulator.inject(Fault(status=429, retry_after_date=seconds))
     response = client.get("operations")
@@ -36,7 +34,7 @@ def test_retry_after_as_a_date(emulator: DaiEmulator, client: Client, clock: Clo
     assert response.headers["Retry-After"] == f"Sun, 15 Jun 2025 {expected} GMT"
 
 
-def test_date_of_retry_after_counts_from_the_answer(emulator: DaiEmulator, client: Client) -> None:
+def test_date_of_retry_after_counts_from_the_response(emulator: DaiEmulator, client: Client) -> None:
     ticks = itertools.count(1_750_000_000)
     emulator._api._clock = lambda: float(next(ticks))
     emulator.inject(Fault(status=503, retry_after_date=0))
@@ -44,13 +42,13 @@ def test_date_of_retry_after_counts_from_the_answer(emulator: DaiEmulator, clien
     assert response.headers["Retry-After"] == response.headers["Date"] == "Sun, 15 Jun 2025 15:06:41 GMT"
 
 
-def test_date_of_its_own_stays(emulator: DaiEmulator, client: Client) -> None:
+def test_date_in_the_headers_is_kept(emulator: DaiEmulator, client: Client) -> None:
     emulator.inject(Fault(status=503, retry_after_date=0, headers={"Date": "Thu, 01 Jan 1970 00:00:00 GMT"}))
     assert client.get("operations").headers["Date"] == "Thu, 01 Jan 1970 00:00:00 GMT"
 
 
 @pytest.mark.parametrize("status", [200, 404, 503])
-def test_html_in_place_of_json(emulator: DaiEmulator, client: Client, status: int) -> None:
+def test_html_can_replace_json(emulator: DaiEmulator, client: Client, status: int) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(status=status, html=True))
     response = client.post(f"{name}:cancel")
@@ -59,32 +57,32 @@ def test_html_in_place_of_json(emulator: DaiEmulator, client: Client, status: in
     assert emulator.cancel_requested(name) == 0
 
 
-def test_status_without_a_body(emulator: DaiEmulator, client: Client) -> None:
+def test_body_can_be_empty(emulator: DaiEmulator, client: Client) -> None:
     emulator.inject(Fault(status=503, body=b"", content_type="text/plain"))
     response = client.get("operations")
     assert (response.status_code, response.content, response.headers["Content-Type"]) == (503, b"", "text/plain")
 
 
-@pytest.mark.parametrize(("status", "answered"), [(None, 302), (301, 301), (307, 307), (308, 308)])
-def test_redirect_to_another_host(
-    emulator: DaiEmulator, client: Client, clock: Clock, status: int | None, answered: int
+@pytest.mark.parametrize(("status", "sent"), [(None, 302), (301, 301), (307, 307), (308, 308)])
+def test_redirect_leads_to_another_host(
+    emulator: DaiEmulator, client: Client, clock: Clock, status: int | None, sent: int
 ) -> None:
     with DaiEmulator(clock=clock) as other:
         name = other.start_ingest("operations/a", seconds=60)
         target = f"{other.endpoint}/v1/{name}:cancel"
         emulator.inject(Fault(method="operations.cancel", redirect=target, status=status))
-        first = client.session.post(f"{emulator.endpoint}/v1/{name}:cancel", allow_redirects=False, timeout=5)
-        assert (first.status_code, first.headers["Location"]) == (answered, target)
+        first = client.request("POST", f"{name}:cancel", allow_redirects=False)
+        assert (first.status_code, first.headers["Location"]) == (sent, target)
         assert other.requests == []
         emulator.inject(Fault(redirect=target, status=status))
         client.post(f"{name}:cancel", headers={"Authorization": "Bearer s3cret"})
         (arrived,) = other.requests
-        assert arrived.http_method == ("POST" if answered in (307, 308) else "GET")
+        assert arrived.http_method == ("POST" if sent in (307, 308) else "GET")
         assert "authorization" not in arrived.headers
-    assert [request.status for request in emulator.requests] == [answered, answered]
+    assert [request.status for request in emulator.requests] == [sent, sent]
 
 
-def test_padding_makes_a_good_answer_too_large(emulator: DaiEmulator, client: Client) -> None:
+def test_padding_makes_a_valid_response_large(emulator: DaiEmulator, client: Client) -> None:
     name = emulator.start_ingest()
     whole = client.get(name)
     emulator.inject(Fault(padding=1_000_000))
@@ -96,32 +94,32 @@ def test_padding_makes_a_good_answer_too_large(emulator: DaiEmulator, client: Cl
     assert emulator.connections == 1
 
 
-def test_client_that_has_had_enough_of_the_padding(
+def test_client_can_disconnect_in_the_padding(
     emulator: DaiEmulator, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     emulator.inject(Fault(padding=50_000_000))
-    with client.session.get(f"{emulator.endpoint}/v1/operations", stream=True, timeout=5) as response:
+    with client.stream("operations") as response:
         response.raw.read(10)
     assert client.get("operations").status_code == 200
     emulator.stop()
-    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert_no_warning(caplog)
 
 
 def test_padding_can_be_cut(emulator: DaiEmulator, client: Client) -> None:
     emulator.inject(Fault(status=200, body=b"{}", padding=10, truncate=5))
-    response = client.session.get(f"{emulator.endpoint}/v1/operations", stream=True, timeout=5)
+    response = client.stream("operations")
     assert response.headers["Content-Length"] == "12"
     assert response.raw.read(5) == b"{}   "
     with pytest.raises(Exception, match="IncompleteRead|Connection broken"):
         response.raw.read(1)
 
 
-def test_delay_in_the_body(emulator: DaiEmulator, client: Client) -> None:
+def test_body_can_be_delayed(emulator: DaiEmulator, client: Client) -> None:
     name = emulator.start_ingest()
     whole = client.get(name).content
     emulator.inject(Fault(body_delay=0.2))
     started = time.monotonic()
-    response = client.session.get(f"{emulator.endpoint}/v1/{name}", stream=True, timeout=5)
+    response = client.stream(name)
     assert response.raw.read() == whole
     assert time.monotonic() - started >= 0.2
     assert client.get(name).content == whole
@@ -129,13 +127,13 @@ def test_delay_in_the_body(emulator: DaiEmulator, client: Client) -> None:
 
 
 @pytest.mark.parametrize("fault", [Fault(body_delay=INF), Fault(body_delay=INF, truncate=5)])
-def test_server_that_hangs_in_the_body(emulator: DaiEmulator, client: Client, fault: Fault) -> None:
+def test_server_can_hang_in_the_body(emulator: DaiEmulator, client: Client, fault: Fault) -> None:
     name = emulator.start_ingest()
     whole = client.get(name).content
     emulator.inject(fault)
-    response = client.session.get(f"{emulator.endpoint}/v1/{name}", stream=True, timeout=0.5)
+    response = client.stream(name, timeout=0.5)
     received = b""
-    with pytest.raises(requests.ConnectionError, match="timed out"):  # noqa: PT012 (what came before counts)
+    with pytest.raises(requests.ConnectionError, match="timed out"):  # noqa: PT012 (the bytes before it count)
         for byte in response.iter_content(1):
             received += byte
     assert received == whole[: fault.truncate or (len(whole) + 1) // 2]
@@ -143,16 +141,8 @@ def test_server_that_hangs_in_the_body(emulator: DaiEmulator, client: Client, fa
     assert client.get(name).content == whole
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait for what the emulator does after its client has gone."""
-    deadline = time.monotonic() + 5
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
-
-
 @pytest.mark.parametrize(("drop", "processed"), [(None, 1), ("before", 0), ("after", 1)])
-def test_server_that_hangs(
+def test_server_can_hang(
     emulator: DaiEmulator, client: Client, caplog: pytest.LogCaptureFixture, drop: str | None, processed: int
 ) -> None:
     caplog.set_level("INFO", logger="airflow_dai_provider.emulator")
@@ -164,7 +154,7 @@ def test_server_that_hangs(
     assert emulator.cancel_requested(name) == processed
     assert emulator.requests[-1].status is None
     assert client.get(name).status_code == 200
-    assert caplog.messages == [f"POST /v1/{name}:cancel left without an answer", f"GET /v1/{name} 200"]
+    assert caplog.messages == [f"POST /v1/{name}:cancel left without a response", f"GET /v1/{name} 200"]
 
 
 def test_hanging_request_ends_with_its_client(emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,11 +170,11 @@ def test_hanging_request_ends_with_its_client(emulator: DaiEmulator, monkeypatch
     monkeypatch.setattr(api, "pause", pause)
     emulator.inject(Fault(delay=INF))
     with pytest.raises(requests.ReadTimeout):
-        requests.get(f"{emulator.endpoint}/v1/operations", timeout=0.1)
+        get(emulator, timeout=0.1)
     wait_until(lambda: ended)
 
 
-def test_stop_does_not_wait_for_what_hangs(caplog: pytest.LogCaptureFixture) -> None:
+def test_stop_does_not_wait_for_hanging_requests(caplog: pytest.LogCaptureFixture) -> None:
     with DaiEmulator() as emulator:
         for fault in (Fault(delay=INF), Fault(body_delay=INF), Fault(body_delay=INF, truncate=1)):
             emulator.inject(fault)
@@ -193,11 +183,11 @@ def test_stop_does_not_wait_for_what_hangs(caplog: pytest.LogCaptureFixture) -> 
         started = time.monotonic()
         emulator.stop()
         assert time.monotonic() - started < 2
-    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert_no_warning(caplog)
 
 
 @pytest.mark.parametrize(("drop", "processed"), [("before", 0), ("after", 1)])
-def test_connection_reset(emulator: DaiEmulator, client: Client, drop: str, processed: int) -> None:
+def test_connection_can_be_reset(emulator: DaiEmulator, client: Client, drop: str, processed: int) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(drop=drop, reset=True))
     with pytest.raises(requests.ConnectionError, match="Connection reset by peer"):
@@ -209,11 +199,11 @@ def test_connection_reset(emulator: DaiEmulator, client: Client, drop: str, proc
     assert client.get(name).status_code == 200
 
 
-def test_connection_reset_in_the_body(emulator: DaiEmulator, client: Client) -> None:
+def test_connection_can_be_reset_in_the_body(emulator: DaiEmulator, client: Client) -> None:
     name = emulator.start_ingest()
     whole = client.get(name).content
     emulator.inject(Fault(truncate=10, reset=True, body_delay=0.05))
-    response = client.session.get(f"{emulator.endpoint}/v1/{name}", stream=True, timeout=5)
+    response = client.stream(name)
     assert response.raw.read(10) == whole[:10]
     with pytest.raises(Exception, match="Connection reset by peer"):
         response.raw.read(1)
@@ -229,12 +219,12 @@ def test_connection_reset_in_the_body(emulator: DaiEmulator, client: Client) -> 
         (Fault(status=503), 503),
     ],
 )
-def test_failure_although_the_request_was_processed(
+def test_request_can_be_processed_although_a_failure_is_sent(
     emulator: DaiEmulator, client: Client, fault: Fault, status: int
 ) -> None:
     name = emulator.start_ingest()
     emulator.inject(fault)
-    response = client.session.post(f"{emulator.endpoint}/v1/{name}:cancel", allow_redirects=False, timeout=5)
+    response = client.request("POST", f"{name}:cancel", allow_redirects=False)
     assert response.status_code == status
     assert emulator.cancel_requested(name) == fault.processed
     assert fault.lets_through is fault.processed
@@ -279,14 +269,14 @@ def test_rate_is_reproducible_by_its_seed(seeded: Callable[..., DaiEmulator]) ->
     assert 10 <= one.count(429) <= 32
 
 
-def test_seed_of_its_own_choice_can_be_read_and_used_again(seeded: Callable[..., DaiEmulator]) -> None:
+def test_random_seed_can_be_read_and_used_again(seeded: Callable[..., DaiEmulator]) -> None:
     one, other = seeded(), seeded()
     assert one.seed != other.seed
     fault = Fault(status=503, rate=0.5)
     assert sequence(one, fault) == sequence(seeded(seed=one.seed), fault) != sequence(other, fault)
 
 
-def test_requests_that_are_not_meant_draw_no_number(seeded: Callable[..., DaiEmulator]) -> None:
+def test_other_requests_draw_no_number(seeded: Callable[..., DaiEmulator]) -> None:
     fault = Fault(method="operations.list", status=503, rate=0.5)
     alone = sequence(seeded(seed=1), fault)
     emulator = seeded(seed=1)
@@ -305,7 +295,7 @@ def test_rate_of_one_hits_always_and_times_bounds_it(emulator: DaiEmulator, clie
     assert hits(emulator, client, 5) == [503, 503, 503, 200, 200]
 
 
-def test_times_follows_the_rate_unless_it_is_said() -> None:
+def test_default_of_times_follows_the_rate() -> None:
     assert Fault(status=503).times == 1
     assert Fault(status=503, rate=0.5).times is None
     assert Fault(status=503, rate=0.5, times=1).times == 1
@@ -321,7 +311,7 @@ def test_reset_begins_the_sequence_again(seeded: Callable[..., DaiEmulator]) -> 
     assert sequence(emulator, fault) == first
 
 
-def test_cleared_faults_do_not_strike(emulator: DaiEmulator, client: Client) -> None:
+def test_cleared_faults_hit_nothing(emulator: DaiEmulator, client: Client) -> None:
     emulator.inject(Fault(status=503, times=2))
     emulator.inject(Fault(status=429, times=None))
     client.get("operations")
@@ -332,7 +322,7 @@ def test_cleared_faults_do_not_strike(emulator: DaiEmulator, client: Client) -> 
     assert emulator.faults_injected == {"503": 1}
 
 
-# What it is called
+# Its name
 
 
 KINDS = {
@@ -363,11 +353,11 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_kind(kind: str) -> None:
+def test_kind_describes_the_fault(kind: str) -> None:
     assert KINDS[kind].kind == kind
 
 
-def test_what_has_been_injected_is_counted_by_kind(emulator: DaiEmulator, client: Client) -> None:
+def test_injected_faults_are_counted_by_kind(emulator: DaiEmulator, client: Client) -> None:
     emulator.inject(Fault(status=503, times=2))
     emulator.inject(Fault(method="operations.get", status=503))
     emulator.inject(Fault(truncate=0))

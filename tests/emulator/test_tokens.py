@@ -1,4 +1,4 @@
-"""The token endpoint: what google-auth gets from it, and each assertion that it refuses."""
+"""The token endpoint: the tokens that google-auth gets from it, and each assertion that it refuses."""
 
 import base64
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 from cryptography.hazmat.primitives import serialization
-from emulator_testing import Clock, private_key
+from emulator_testing import CLOUD_PLATFORM, HTML, JSON, ROBOT, Clock, bearer, credentials_of, get, private_key
 from google.auth import crypt, jwt
 from google.auth.exceptions import RefreshError
 from google.auth.transport.requests import Request
@@ -19,14 +19,12 @@ from google.oauth2 import service_account
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 
-CLOUD_PLATFORM = "https://www.googleapis.com/auth/cloud-platform"
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
-ROBOT = "robot@emulator.iam.gserviceaccount.com"
 TIMES = "short-lived token (60 minutes) and in a reasonable timeframe"
 
 
 def clock_of(emulator: DaiEmulator) -> Clock:
-    clock = emulator._service._clock
+    clock = emulator._store._clock
     assert isinstance(clock, Clock)
     return clock
 
@@ -54,41 +52,38 @@ def ask(emulator: DaiEmulator, assertion: str, **form: str) -> requests.Response
 
 def assert_refused(response: requests.Response, error: str, words: str) -> None:
     assert response.status_code == 400
-    assert response.headers["Content-Type"] == "application/json; charset=UTF-8"
+    assert response.headers["Content-Type"] == JSON
     assert set(response.json()) == {"error", "error_description"}
     assert response.json()["error"] == error
     assert words in response.json()["error_description"]
 
 
 def test_google_auth_gets_a_token(guarded: DaiEmulator) -> None:
-    credentials = service_account.Credentials.from_service_account_info(
-        guarded.service_account_key(), scopes=[CLOUD_PLATFORM]
-    )
+    credentials = credentials_of(guarded)
     credentials.refresh(Request())
     left = credentials.expiry.timestamp() - (time.time() + time.timezone)
-    assert 3500 < left < 3601
+    assert 800 < left < 901
     (request,) = guarded.requests
     assert (request.method, request.raw_path, request.status) == ("token", "/token", 200)
     assert guarded.tokens_issued == 1
-    headers = {"Authorization": f"Bearer {credentials.token}"}
-    assert requests.get(f"{guarded.endpoint}/v1/operations", headers=headers, timeout=5).status_code == 200
+    assert get(guarded, headers=bearer(credentials.token)).status_code == 200
     assert guarded.requests[-1].account == ROBOT
 
 
-def test_answer_of_the_token_endpoint(guarded: DaiEmulator) -> None:
+def test_token_endpoint_returns_a_new_token_each_time(guarded: DaiEmulator) -> None:
     key = guarded.service_account_key()
     response = ask(guarded, signed(key, claims(guarded)))
     assert response.status_code == 200
     assert response.headers["Cache-Control"] == "no-store"
     answer = response.json()
-    assert (answer["expires_in"], answer["token_type"]) == (3600, "Bearer")
+    assert (answer["expires_in"], answer["token_type"]) == (900, "Bearer")
     again = ask(guarded, signed(key, claims(guarded))).json()
     assert again["access_token"] != answer["access_token"]
     assert set(again) == {"access_token", "expires_in", "token_type"}
     assert guarded.tokens_issued == 2
 
 
-def test_key_is_the_same_for_an_account_and_another_for_another(guarded: DaiEmulator) -> None:
+def test_each_account_has_its_own_key(guarded: DaiEmulator) -> None:
     key = guarded.service_account_key()
     assert key == guarded.service_account_key(ROBOT)
     other = guarded.service_account_key("other@my-project.iam.gserviceaccount.com")
@@ -103,7 +98,7 @@ def test_key_is_the_same_for_an_account_and_another_for_another(guarded: DaiEmul
 
 
 @pytest.mark.parametrize(("issued", "expires"), [(-3599, 1), (0, 1), (0, 3600), (60, 61), (60, 3660)])
-def test_good_times(guarded: DaiEmulator, issued: int, expires: int) -> None:
+def test_times_within_the_leeway_are_accepted(guarded: DaiEmulator, issued: int, expires: int) -> None:
     now = int(clock_of(guarded).now)
     payload = claims(guarded, iat=now + issued, exp=now + expires)
     assert ask(guarded, signed(guarded.service_account_key(), payload)).status_code == 200
@@ -131,7 +126,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused_claims(guarded: DaiEmulator, case: str) -> None:
+def test_invalid_claims_are_refused(guarded: DaiEmulator, case: str) -> None:
     changes, error, words = REFUSED[case]
     now = int(clock_of(guarded).now)
     changes = {
@@ -143,7 +138,7 @@ def test_refused_claims(guarded: DaiEmulator, case: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["soon", True, None])
-def test_times_that_are_no_numbers(guarded: DaiEmulator, value: object) -> None:
+def test_times_that_are_not_numbers_are_refused(guarded: DaiEmulator, value: object) -> None:
     payload = {**claims(guarded), "iat": value}
     assert_refused(ask(guarded, signed(guarded.service_account_key(), payload)), "invalid_grant", TIMES)
 
@@ -195,20 +190,20 @@ FORGED: dict[str, tuple[Callable[[dict[str, str], dict[str, Any]], str], str]] =
 
 
 @pytest.mark.parametrize("case", FORGED)
-def test_forged_assertion(guarded: DaiEmulator, case: str) -> None:
+def test_forged_assertion_is_refused(guarded: DaiEmulator, case: str) -> None:
     forge, words = FORGED[case]
     assertion = forge(guarded.service_account_key(), claims(guarded))
     assert_refused(ask(guarded, assertion), "invalid_grant", words)
     assert guarded.tokens_issued == 0
 
 
-def test_key_named_by_its_id(guarded: DaiEmulator) -> None:
+def test_key_can_be_named_by_its_id(guarded: DaiEmulator) -> None:
     key = guarded.service_account_key()
     assert ask(guarded, signed(key, claims(guarded), key_id=key["private_key_id"])).status_code == 200
 
 
 @pytest.mark.parametrize("audience", ["https://oauth2.googleapis.com/token", "{endpoint}/token"])
-def test_addresses_by_which_the_endpoint_is_known(guarded: DaiEmulator, audience: str) -> None:
+def test_both_addresses_of_the_endpoint_are_audiences(guarded: DaiEmulator, audience: str) -> None:
     payload = claims(guarded, aud=audience.format(endpoint=guarded.endpoint), sub=ROBOT)
     assert ask(guarded, signed(guarded.service_account_key(), payload)).status_code == 200
 
@@ -221,40 +216,40 @@ def test_addresses_by_which_the_endpoint_is_known(guarded: DaiEmulator, audience
         ({"assertion": ""}, "invalid_request", "Missing required parameter: assertion"),
     ],
 )
-def test_form_that_asks_for_something_else(guarded: DaiEmulator, form: dict[str, str], error: str, words: str) -> None:
+def test_invalid_form_is_refused(guarded: DaiEmulator, form: dict[str, str], error: str, words: str) -> None:
     assert_refused(ask(guarded, **{"assertion": "e30.e30.e30", **form}), error, words)
 
 
-def test_form_that_is_none(guarded: DaiEmulator) -> None:
+def test_body_that_is_no_form_is_refused(guarded: DaiEmulator) -> None:
     response = requests.post(f"{guarded.endpoint}/token", data=b"\xff{", timeout=5)
     assert_refused(response, "unsupported_grant_type", "Invalid grant_type: ")
 
 
-def test_google_auth_says_what_the_endpoint_says(guarded: DaiEmulator) -> None:
+def test_google_auth_reports_the_endpoints_error(guarded: DaiEmulator) -> None:
     key = {**guarded.service_account_key(), "private_key": private_key("another")}
     credentials = service_account.Credentials.from_service_account_info(key, scopes=[CLOUD_PLATFORM])
     with pytest.raises(RefreshError, match=r"invalid_grant: Invalid JWT Signature\."):
         credentials.refresh(Request())
 
 
-def test_fault_of_the_token_endpoint(guarded: DaiEmulator) -> None:
+def test_fault_hits_the_token_endpoint_only_by_its_method(guarded: DaiEmulator) -> None:
     guarded.inject(Fault(status=503))
     guarded.inject(Fault(method="token", status=500, body=b'{"error": "internal_failure"}'))
     assertion = signed(guarded.service_account_key(), claims(guarded))
     assert ask(guarded, assertion).status_code == 500
     # A fault that names no method is not for tokens.
     assert ask(guarded, assertion).status_code == 200
-    assert requests.get(f"{guarded.endpoint}/v1/operations", timeout=5).status_code == 503
+    assert get(guarded).status_code == 503
 
 
 @pytest.mark.parametrize("path", ["/token", "/v1/token", "/v1/projects/-/serviceAccounts/a@b:generateAccessToken"])
 def test_without_authentication_there_are_no_token_endpoints(emulator: DaiEmulator, path: str) -> None:
     response = requests.post(f"{emulator.endpoint}{path}", timeout=5)
-    assert (response.status_code, response.headers["Content-Type"]) == (404, "text/html; charset=UTF-8")
+    assert (response.status_code, response.headers["Content-Type"]) == (404, HTML)
     assert emulator.requests[-1].method is None
 
 
-def test_token_endpoint_is_not_to_be_got(guarded: DaiEmulator) -> None:
+def test_token_endpoint_has_no_get(guarded: DaiEmulator) -> None:
     response = requests.get(f"{guarded.endpoint}/token", timeout=5)
     assert (response.status_code, response.headers["Allow"]) == (405, "POST")
 
@@ -269,7 +264,7 @@ def test_token_endpoint_is_not_to_be_got(guarded: DaiEmulator) -> None:
         ({"private_key": "s3cret"}, "private_key: expected the PEM of an RSA key"),
     ],
 )
-def test_impossible_authentication(arguments: dict[str, Any], words: str) -> None:
+def test_invalid_options_are_refused(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words) as info:
         DaiEmulator(authentication=True, **arguments)
     assert "s3cret" not in str(info.value)
@@ -287,12 +282,12 @@ def test_key_of_another_kind_is_refused() -> None:
 
 
 @pytest.mark.parametrize("email", ["robot", "@b", "a@", "a b@c", "a@b/c", "a@b:generateAccessToken"])
-def test_impossible_account(guarded: DaiEmulator, email: str) -> None:
+def test_invalid_account_is_refused(guarded: DaiEmulator, email: str) -> None:
     with pytest.raises(ValueError, match="account: got .*, expected an e-mail address"):
         guarded.service_account_key(email)
 
 
-def test_fresh_key_where_none_is_given() -> None:
+def test_key_is_fresh_where_none_is_given() -> None:
     with DaiEmulator(authentication=True) as one, DaiEmulator(authentication=True) as other:
         keys = [emulator.service_account_key()["private_key"] for emulator in (one, other)]
         assert keys[0] != keys[1]
@@ -300,7 +295,7 @@ def test_fresh_key_where_none_is_given() -> None:
         assert_refused(ask(one, assertion), "invalid_grant", "Invalid JWT Signature.")
 
 
-def test_accounts_without_authentication(emulator: DaiEmulator) -> None:
+def test_accounts_need_authentication(emulator: DaiEmulator) -> None:
     for call in (
         emulator.service_account_key,
         emulator.revoke_tokens,

@@ -1,4 +1,4 @@
-"""Faults on demand."""
+"""Faults on demand: the responses in place of the real ones, changes to these, and contradictions."""
 
 import logging
 import time
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import requests
-from emulator_testing import Client, assert_error
+from emulator_testing import HTML, JSON, Client, assert_error, assert_no_warning, get, wait_until
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 
@@ -27,7 +27,7 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
         (504, "DEADLINE_EXCEEDED"),
     ],
 )
-def test_status_brings_its_json_error(emulator: DaiEmulator, client: Client, status: int, rpc_status: str) -> None:
+def test_status_has_its_json_error(emulator: DaiEmulator, client: Client, status: int, rpc_status: str) -> None:
     emulator.inject(Fault(status=status, headers={"Retry-After": "7"}))
     response = client.get("operations")
     assert_error(response, status, rpc_status)
@@ -40,14 +40,14 @@ def test_status_brings_its_json_error(emulator: DaiEmulator, client: Client, sta
     ("rpc_status", "http_status"),
     [("FAILED_PRECONDITION", 400), ("ALREADY_EXISTS", 409), ("DATA_LOSS", 500), ("UNAVAILABLE", 503)],
 )
-def test_rpc_status_brings_its_http_status(
+def test_rpc_status_has_its_http_status(
     emulator: DaiEmulator, client: Client, rpc_status: str, http_status: int
 ) -> None:
     emulator.inject(Fault(rpc_status=rpc_status))
     assert_error(client.get("operations"), http_status, rpc_status)
 
 
-def test_both_statuses(emulator: DaiEmulator, client: Client) -> None:
+def test_status_and_rpc_status_can_differ(emulator: DaiEmulator, client: Client) -> None:
     emulator.inject(Fault(status=400, rpc_status="OUT_OF_RANGE"))
     assert_error(client.get("operations"), 400, "OUT_OF_RANGE")
     emulator.inject(Fault(status=503, rpc_status="NOT_FOUND"))
@@ -58,7 +58,7 @@ def test_both_statuses(emulator: DaiEmulator, client: Client) -> None:
 def test_status_without_rpc_code_is_the_html_of_a_front_end(emulator: DaiEmulator, client: Client, status: int) -> None:
     emulator.inject(Fault(status=status))
     response = client.get("operations")
-    assert (response.status_code, response.headers["Content-Type"]) == (status, "text/html; charset=UTF-8")
+    assert (response.status_code, response.headers["Content-Type"]) == (status, HTML)
     assert f"Error {status}" in response.text
 
 
@@ -68,19 +68,19 @@ def test_body_is_sent_as_it_is(emulator: DaiEmulator, client: Client) -> None:
     broken = client.get("operations")
     assert (broken.status_code, broken.content) == (200, b'{"name": ')
     assert broken.headers["Content-Type"] == "text/plain"
-    moved = client.session.get(f"{emulator.endpoint}/v1/operations", allow_redirects=False, timeout=5)
+    moved = client.request("GET", "operations", allow_redirects=False)
     assert (moved.status_code, moved.content, moved.headers["Location"]) == (302, b"", "/elsewhere")
-    assert moved.headers["Content-Type"] == "application/json; charset=UTF-8"
+    assert moved.headers["Content-Type"] == JSON
 
 
-def test_request_that_a_fault_answers_is_not_processed(emulator: DaiEmulator, client: Client) -> None:
+def test_request_with_a_replaced_response_is_not_processed(emulator: DaiEmulator, client: Client) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(status=503))
     client.post(f"{name}:cancel")
     assert emulator.cancel_requested(name) == 0
 
 
-def test_content_type_and_headers_change_the_real_answer(emulator: DaiEmulator, client: Client) -> None:
+def test_content_type_and_headers_change_the_real_response(emulator: DaiEmulator, client: Client) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(content_type="text/plain", headers={"X-More": "1"}))
     response = client.get(name)
@@ -88,7 +88,7 @@ def test_content_type_and_headers_change_the_real_answer(emulator: DaiEmulator, 
     assert (response.headers["Content-Type"], response.headers["X-More"]) == ("text/plain", "1")
 
 
-def test_delay_sends_the_real_answer_late(emulator: DaiEmulator, client: Client) -> None:
+def test_delay_sends_the_real_response_late(emulator: DaiEmulator, client: Client) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(delay=0.15))
     started = time.monotonic()
@@ -97,47 +97,40 @@ def test_delay_sends_the_real_answer_late(emulator: DaiEmulator, client: Client)
     assert (response.status_code, response.json()) == (200, {})
 
 
-def test_delay_too_long_for_the_client_and_yet_processed(emulator: DaiEmulator, client: Client) -> None:
+def test_request_is_processed_in_spite_of_a_long_delay(emulator: DaiEmulator, client: Client) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(method="operations.cancel", delay=60))
     with pytest.raises(requests.ReadTimeout):
-        client.session.post(f"{emulator.endpoint}/v1/{name}:cancel", timeout=0.1)
+        client.request("POST", f"{name}:cancel", timeout=0.1)
     assert emulator.state(name) == "CANCELLED"
     assert emulator.requests[-1].status is None
 
 
-def test_delay_of_one_answer_does_not_hold_up_others(emulator: DaiEmulator, client: Client) -> None:
+def test_delay_of_one_response_does_not_hold_up_others(emulator: DaiEmulator, client: Client) -> None:
     emulator.inject(Fault(method="operations.list", delay=60))
     with pytest.raises(requests.ReadTimeout):
-        requests.get(f"{emulator.endpoint}/v1/operations", timeout=0.05)
+        get(emulator, timeout=0.05)
     assert client.get("operations").status_code == 200
 
 
-def wait_for_log(caplog: pytest.LogCaptureFixture, words: str) -> None:
-    """Wait until the emulator has logged a request: the client that sent it has given up."""
-    deadline = time.monotonic() + 5
-    while words not in caplog.messages and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert words in caplog.messages
-
-
 @pytest.mark.parametrize("fault", [Fault(delay=0.1, drop="after"), Fault(delay=0.1, truncate=1), Fault(delay=0.1)])
-def test_client_that_has_gone_before_the_late_answer(
+def test_client_can_disconnect_before_the_late_response(
     emulator: DaiEmulator, client: Client, caplog: pytest.LogCaptureFixture, fault: Fault
 ) -> None:
     caplog.set_level(logging.INFO)
     emulator.inject(fault)
     with pytest.raises(requests.ReadTimeout):
-        client.session.get(f"{emulator.endpoint}/v1/operations", timeout=0.02)
+        client.request("GET", "operations", timeout=0.02)
+    wait_until(lambda: emulator.requests)
     emulator.forget_requests()
-    wait_for_log(caplog, f"GET /v1/operations {'connection dropped' if fault.drop else 200}")
+    wait_until(lambda: f"GET /v1/operations {'connection dropped' if fault.drop else 200}" in caplog.messages)
     assert emulator.requests == []
     assert client.get("operations").status_code == 200
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert_no_warning(caplog)
 
 
 @pytest.mark.parametrize(("drop", "processed"), [("before", 0), ("after", 1)])
-def test_dropped_connection(emulator: DaiEmulator, client: Client, drop: str, processed: int) -> None:
+def test_connection_is_dropped(emulator: DaiEmulator, client: Client, drop: str, processed: int) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(drop=drop, delay=0.01))
     with pytest.raises(requests.ConnectionError):
@@ -149,16 +142,16 @@ def test_dropped_connection(emulator: DaiEmulator, client: Client, drop: str, pr
 
 
 @pytest.mark.parametrize("truncate", [0, 10])
-def test_truncated_answer(emulator: DaiEmulator, client: Client, truncate: int) -> None:
+def test_truncated_response_ends_early(emulator: DaiEmulator, client: Client, truncate: int) -> None:
     name = emulator.start_ingest()
     whole = client.get(name)
     emulator.inject(Fault(truncate=truncate))
-    response = client.session.get(f"{emulator.endpoint}/v1/{name}", stream=True, timeout=5)
+    response = client.stream(name)
     assert response.status_code == 200
     assert response.headers["Content-Length"] == whole.headers["Content-Length"]
     assert response.headers["Content-Type"] == whole.headers["Content-Type"]
     received = b""
-    with pytest.raises(requests.exceptions.ChunkedEncodingError):  # noqa: PT012 (what came before counts)
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):  # noqa: PT012 (the bytes before it count)
         for byte in response.iter_content(1):
             received += byte
     assert received == whole.content[:truncate]
@@ -166,15 +159,15 @@ def test_truncated_answer(emulator: DaiEmulator, client: Client, truncate: int) 
     assert client.get(name).status_code == 200
 
 
-def test_truncated_error_with_an_uncommon_status(emulator: DaiEmulator, client: Client) -> None:
+def test_error_with_an_uncommon_status_can_be_truncated(emulator: DaiEmulator, client: Client) -> None:
     emulator.inject(Fault(status=499, truncate=5, headers={"Retry-After": "1"}))
-    response = client.session.get(f"{emulator.endpoint}/v1/operations", stream=True, timeout=5)
+    response = client.stream("operations")
     assert (response.status_code, response.headers["Retry-After"]) == (499, "1")
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
         _ = response.content
 
 
-def test_truncation_beyond_the_answer_sends_it_whole(emulator: DaiEmulator, client: Client) -> None:
+def test_truncation_beyond_the_response_sends_it_whole(emulator: DaiEmulator, client: Client) -> None:
     emulator.inject(Fault(truncate=1000))
     assert client.get("operations").json() == {}
 
@@ -185,7 +178,7 @@ def test_faults_are_used_in_order_each_as_often_as_told(emulator: DaiEmulator, c
     assert [client.get("operations").status_code for _ in range(4)] == [503, 503, 429, 200]
 
 
-def test_fault_for_ever(emulator: DaiEmulator, client: Client) -> None:
+def test_fault_can_last_forever(emulator: DaiEmulator, client: Client) -> None:
     emulator.inject(Fault(status=503, times=None))
     emulator.inject(Fault(status=429))
     assert {client.get("operations").status_code for _ in range(5)} == {503}
@@ -233,7 +226,7 @@ def test_fault_comes_before_unimplemented(emulator: DaiEmulator, client: Client)
         ({"drop": "before", "headers": {"a": "b"}, "rpc_status": "NOT_FOUND"}, "no rpc_status or headers"),
         ({"delay": -1}, "delay: got -1"),
         ({"delay": float("nan")}, "delay: got nan"),
-        ({"delay": float("inf"), "status": 503}, "delay: got inf, expected no status beside it: nothing is answered"),
+        ({"delay": float("inf"), "status": 503}, "delay: got inf, expected no status beside it: no response is sent"),
         ({"body_delay": -1}, "body_delay: got -1"),
         ({"reset": True}, "reset: got True, expected drop or truncate"),
         ({"reset": True, "status": 503}, "reset: got True"),
@@ -270,19 +263,19 @@ def test_fault_comes_before_unimplemented(emulator: DaiEmulator, client: Client)
         ({"headers": {"Content-Type": "text/html"}, "status": 503}, "headers: got 'content-type'"),
     ],
 )
-def test_fault_that_contradicts_itself(fields: dict[str, Any], words: str) -> None:
+def test_fault_that_contradicts_itself_is_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError) as info:
         Fault(**fields)
     assert words in str(info.value)
 
 
-def test_drop_with_a_delay_and_truncated_body_are_fine() -> None:
+def test_drop_with_a_delay_and_truncated_body_are_accepted() -> None:
     assert Fault(drop="after", delay=1).lets_through
     assert not Fault(drop="before").lets_through
     assert not Fault(status=200, body=b"{}", truncate=1).lets_through
 
 
-def test_the_record_tells_which_requests_a_fault_has_hit(emulator: DaiEmulator, client: Client) -> None:
+def test_record_tells_which_requests_a_fault_has_hit(emulator: DaiEmulator, client: Client) -> None:
     emulator.inject(Fault("operations.list", status=503, retry_after=1))
     for _ in range(2):
         client.get("operations")

@@ -1,4 +1,4 @@
-"""operations.get, list, cancel and delete, and what becomes of an ingest."""
+"""operations.get, list, cancel and delete, and the course of an ingest."""
 
 import base64
 import math
@@ -18,7 +18,7 @@ def names(page: dict[str, Any]) -> list[str]:
     return [operation["name"] for operation in page.get("operations", [])]
 
 
-def test_running_operation(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
+def test_running_operation_has_no_result(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
     name = emulator.start_ingest("operations/a", creative_url="https://media.example/a.mp4")
     clock.advance(9.999)
     assert client.operation(name) == {
@@ -33,7 +33,7 @@ def test_running_operation(emulator: DaiEmulator, client: Client, clock: Clock) 
     assert emulator.state(name) == "RUNNING"
 
 
-def test_succeeded_operation(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
+def test_succeeded_operation_has_a_response(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
     name = emulator.start_ingest()
     clock.advance(10)
     operation = client.operation(name)
@@ -58,7 +58,7 @@ def test_succeeded_operation(emulator: DaiEmulator, client: Client, clock: Clock
         ({"outcome": "INTERNAL_ERROR"}, 13, {"reason": "INTERNAL_ERROR"}),
     ],
 )
-def test_failed_operation(
+def test_failed_operation_has_an_error_and_a_reason(
     emulator: DaiEmulator, client: Client, clock: Clock, plan: dict[str, Any], rpc_code: int, reason: dict[str, Any]
 ) -> None:
     name = emulator.start_ingest(seconds=3, **plan)
@@ -78,7 +78,7 @@ def test_failed_operation(
     assert emulator.state(name) == "FAILED"
 
 
-def test_cancelled_operation(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
+def test_cancelled_operation_has_error_1(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
     name = emulator.start_ingest(cancel_seconds=2)
     clock.advance(1)
     response = client.post(f"{name}:cancel")
@@ -99,7 +99,7 @@ def test_cancelled_operation(emulator: DaiEmulator, client: Client, clock: Clock
     assert emulator.state(name) == "CANCELLED"
 
 
-def test_second_cancel_does_not_put_the_end_off(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
+def test_second_cancel_does_not_delay_the_first(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
     name = emulator.start_ingest(cancel_seconds=2)
     client.post(f"{name}:cancel")
     clock.advance(1.5)
@@ -109,9 +109,7 @@ def test_second_cancel_does_not_put_the_end_off(emulator: DaiEmulator, client: C
     assert emulator.cancel_requested(name) == 2
 
 
-def test_ingest_that_ends_before_its_cancellation_ends_its_own_way(
-    emulator: DaiEmulator, client: Client, clock: Clock
-) -> None:
+def test_ingest_can_finish_before_its_cancellation(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
     succeeding = emulator.start_ingest(seconds=3, cancel_seconds=5)
     failing = emulator.start_ingest(seconds=3, cancel_seconds=5, outcome="INVALID_MEDIA")
     for name in (succeeding, failing):
@@ -120,16 +118,14 @@ def test_ingest_that_ends_before_its_cancellation_ends_its_own_way(
     assert emulator.states() == {succeeding: "SUCCEEDED", failing: "FAILED"}
 
 
-def test_ingest_whose_end_and_cancellation_meet_is_cancelled(
-    emulator: DaiEmulator, client: Client, clock: Clock
-) -> None:
+def test_cancellation_wins_at_the_same_time(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
     name = emulator.start_ingest(seconds=3, cancel_seconds=3)
     client.post(f"{name}:cancel")
     clock.advance(3)
     assert emulator.state(name) == "CANCELLED"
 
 
-def test_cancel_that_is_ignored(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
+def test_cancel_can_be_ignored(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
     name = emulator.start_ingest(cancel="ignored")
     assert client.post(f"{name}:cancel").json() == {}
     clock.advance(9)
@@ -139,14 +135,14 @@ def test_cancel_that_is_ignored(emulator: DaiEmulator, client: Client, clock: Cl
     assert emulator.cancel_requested(name) == 1
 
 
-def test_ingest_without_end(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
+def test_ingest_can_run_forever(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
     name = emulator.start_ingest(seconds=math.inf, cancel_seconds=math.inf)
     client.post(f"{name}:cancel")
     clock.advance(1e9)
     assert "done" not in client.operation(name)
 
 
-def test_default_cancel_seconds(clock: Clock) -> None:
+def test_cancel_seconds_have_a_default(clock: Clock) -> None:
     with DaiEmulator(cancel_seconds=4, clock=clock) as emulator:
         name = emulator.start_ingest()
         requests.post(f"{emulator.endpoint}/v1/{name}:cancel", timeout=5)
@@ -169,7 +165,7 @@ def test_cancel_with_a_body_is_refused(emulator: DaiEmulator, client: Client, bo
     ("finished_cancel", "http_status", "rpc_status"),
     [("ok", 200, None), ("failed_precondition", 400, "FAILED_PRECONDITION"), ("not_found", 404, "NOT_FOUND")],
 )
-def test_cancel_of_a_finished_operation(
+def test_cancel_of_a_finished_operation_is_an_option(
     clock: Clock, finished_cancel: str, http_status: int, rpc_status: str | None
 ) -> None:
     with DaiEmulator(finished_cancel=finished_cancel, clock=clock) as emulator:
@@ -186,19 +182,13 @@ def test_cancel_of_a_finished_operation(
         assert emulator.cancel_requested(name) == 1
 
 
-@pytest.mark.parametrize("send", ["get", "delete"])
-def test_unknown_operation(client: Client, send: str) -> None:
-    assert_error(getattr(client, send)("operations/none"), 404, "NOT_FOUND", "operations/none")
+@pytest.mark.parametrize(("http_method", "verb"), [("GET", ""), ("DELETE", ""), ("POST", ":cancel")])
+def test_unknown_operation_is_not_found(emulator: DaiEmulator, client: Client, http_method: str, verb: str) -> None:
+    assert_error(client.request(http_method, f"operations/none{verb}"), 404, "NOT_FOUND", "operations/none")
+    assert emulator.requests[-1].name == "operations/none"
 
 
-def test_cancel_of_an_unknown_operation(emulator: DaiEmulator, client: Client) -> None:
-    assert_error(client.post("operations/none:cancel"), 404, "NOT_FOUND", "operations/none")
-    assert emulator.requests[-1].method == "operations.cancel"
-
-
-def test_deleted_operation_disappears_but_its_ingest_goes_on(
-    emulator: DaiEmulator, client: Client, clock: Clock
-) -> None:
+def test_ingest_goes_on_when_its_operation_is_deleted(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
     name, other = emulator.start_ingest(), emulator.start_ingest()
     response = client.delete(name)
     assert (response.status_code, response.json()) == (200, {})
@@ -214,7 +204,7 @@ def test_deleted_operation_disappears_but_its_ingest_goes_on(
     assert set(emulator.states()) == {name, other}
 
 
-def test_questions_about_an_unknown_ingest(emulator: DaiEmulator) -> None:
+def test_state_of_an_unknown_ingest_is_an_error(emulator: DaiEmulator) -> None:
     for ask in (emulator.state, emulator.cancel_requested):
         with pytest.raises(UnknownOperationError, match="never started an ingest named 'operations/x'$") as info:
             ask("operations/x")
@@ -237,19 +227,19 @@ def test_generated_names_are_unique_and_plain(emulator: DaiEmulator) -> None:
 @pytest.mark.parametrize(
     "name", ["my-ingest", "operations", "operations/", "operations//a", "operations/../a", "operations/a/."]
 )
-def test_impossible_name(emulator: DaiEmulator, name: str) -> None:
+def test_invalid_name_is_refused(emulator: DaiEmulator, name: str) -> None:
     with pytest.raises(ValueError, match="name: got .*, expected operations/"):
         emulator.start_ingest(name)
 
 
-def test_name_taken(emulator: DaiEmulator, client: Client) -> None:
+def test_taken_name_is_refused(emulator: DaiEmulator, client: Client) -> None:
     emulator.start_ingest("operations/a")
     client.delete("operations/a")
     with pytest.raises(ValueError, match="operations/a"):
         emulator.start_ingest("operations/a")
 
 
-def test_empty_list(client: Client) -> None:
+def test_empty_list_is_an_empty_object(client: Client) -> None:
     response = client.get("operations")
     assert (response.status_code, response.json()) == (200, {})
 
@@ -288,7 +278,7 @@ def test_listed_operation_is_what_get_returns(emulator: DaiEmulator, client: Cli
 
 
 @pytest.mark.parametrize(("size", "expected"), [(None, 100), (0, 100), (1000, 1000), (5000, 1000)])
-def test_page_size_default_and_cap(emulator: DaiEmulator, client: Client, size: int | None, expected: int) -> None:
+def test_page_size_default_and_limit(emulator: DaiEmulator, client: Client, size: int | None, expected: int) -> None:
     for _ in range(1001):
         emulator.start_ingest()
     page = client.get("operations", **({} if size is None else {"pageSize": size})).json()
@@ -297,18 +287,18 @@ def test_page_size_default_and_cap(emulator: DaiEmulator, client: Client, size: 
 
 
 @pytest.mark.parametrize("size", ["-1", "many", "1.5"])
-def test_impossible_page_size(client: Client, size: str) -> None:
+def test_invalid_page_size_is_refused(client: Client, size: str) -> None:
     assert_error(client.get("operations", pageSize=size), 400, "INVALID_ARGUMENT", "pageSize")
 
 
 @pytest.mark.parametrize(
     "token", ["x", "%", "é", base64.urlsafe_b64encode(b"after:x:None").decode(), base64.b64encode(b"\xff").decode()]
 )
-def test_impossible_page_token(client: Client, token: str) -> None:
+def test_invalid_page_token_is_refused(client: Client, token: str) -> None:
     assert_error(client.get("operations", pageToken=token), 400, "INVALID_ARGUMENT", "pageToken")
 
 
-def test_page_token_with_something_added(emulator: DaiEmulator, client: Client) -> None:
+def test_page_token_with_an_addition_is_refused(emulator: DaiEmulator, client: Client) -> None:
     for _ in range(2):
         emulator.start_ingest()
     token = client.get("operations", pageSize=1).json()["nextPageToken"]
@@ -323,7 +313,7 @@ def test_page_token_belongs_to_its_filter(emulator: DaiEmulator, client: Client)
     assert_error(client.get("operations", pageToken=token), 400, "INVALID_ARGUMENT", "filter")
 
 
-def test_filter(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
+def test_filter_selects_finished_or_running_ones(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
     finished = emulator.start_ingest(seconds=1)
     cancelled = emulator.start_ingest(seconds=50)
     running = emulator.start_ingest(seconds=50)
@@ -335,5 +325,5 @@ def test_filter(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("text", ["done", "done=True", "name=operations/a", "done=true AND done=false"])
-def test_unsupported_filter(client: Client, text: str) -> None:
+def test_unsupported_filter_is_refused(client: Client, text: str) -> None:
     assert_error(client.get("operations", filter=text), 400, "INVALID_ARGUMENT", "done=true and done=false")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_dai_provider.emulator import Fault
-from airflow_dai_provider.emulator.fault_reader import FAULT_HELP, fault_json, parse_fault, read_fault
+from airflow_dai_provider.emulator.fault_text import FAULT_HELP, fault_json, parse_fault, read_fault
 
 INF = math.inf
 
@@ -37,12 +37,12 @@ TEXTS: dict[str, Fault] = {
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_text(text: str) -> None:
+def test_text_is_read(text: str) -> None:
     assert parse_fault(text) == TEXTS[text]
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_json_there_and_back(text: str) -> None:
+def test_written_json_is_read_as_the_same_fault(text: str) -> None:
     fault = TEXTS[text]
     written = json.loads(json.dumps(fault_json(fault), allow_nan=False))
     assert read_fault(written) == fault
@@ -50,7 +50,7 @@ def test_json_there_and_back(text: str) -> None:
     assert "processed" not in written or written["processed"] is True
 
 
-def test_every_field_can_be_written() -> None:
+def test_every_field_can_be_read_and_is_in_the_help() -> None:
     for field in dataclasses.fields(Fault):
         assert field.name in FAULT_HELP
         with pytest.raises(ValueError) as info:
@@ -64,22 +64,22 @@ def test_every_field_can_be_written() -> None:
         ("", "method: got ''"),
         ("operations.wait,status=503", "method: got 'operations.wait', expected one of operations.get"),
         ("operations.get", "nothing that goes wrong"),
-        ("status=503,always", "fault: got 'always', expected field=value; what holds a comma goes into JSON"),
+        ("status=503,always", "fault: got 'always', expected field=value; a value with a comma needs JSON"),
         ("status=503,status=504", "fault: got 'status=504', expected status only once"),
         ("status=503,header.a=1,header.a=2", "expected a only once"),
         ("stauts=503", "fault: got 'stauts', expected some of the fields method, name"),
-        ("status=soon", "status: got 'soon', expected a whole number"),
+        ("status=soon", "status: got 'soon', expected an HTTP status from 200 to 599"),
         ("status=503.5", "status: got '503.5'"),
-        ("status=503,times=none", "times: got 'none', expected a whole number, or always"),
-        ("status=503,rate=often", "rate: got 'often', expected a number"),
+        ("status=503,times=none", "times: got 'none', expected a whole number, 1 or more, or always"),
+        ("status=503,rate=often", "rate: got 'often', expected a share of the requests"),
         ("status=503,rate=", "rate: got ''"),
         ("status=503,html=yes", "html: got 'yes', expected true or false"),
-        ("drop=", "drop: got '', expected a text"),
+        ("drop=", "drop: got '', expected None or one of before, after"),
         ('{"status": }', "expected JSON"),
         ('{"status": 503', "expected JSON"),
     ],
 )
-def test_bad_text(text: str, words: str) -> None:
+def test_invalid_text_is_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError) as info:
         parse_fault(text)
     assert words in str(info.value)
@@ -88,10 +88,10 @@ def test_bad_text(text: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ([], "fault: got [], expected an object with the fields of a fault"),
+        ([], "fault: got [], expected an object with some of the fields method, name"),
         ("status=503", "expected an object"),
         ({"status": "503", "stauts": 1}, "fault: got 'stauts'"),
-        ({"status": True}, "status: got True, expected a whole number"),
+        ({"status": True}, "status: got True, expected an HTTP status"),
         ({"status": 503.0}, "status: got 503.0"),
         ({"status": 503, "times": 1.5}, "times: got 1.5"),
         ({"status": 503, "times": True}, "times: got True"),
@@ -101,12 +101,12 @@ def test_bad_text(text: str, words: str) -> None:
         ({"html": 1, "status": 503}, "html: got 1"),
         ({"html": [], "status": 503}, "html: got []"),
         ({"body": 1, "status": 503}, "body: got 1, expected a text"),
-        ({"method": 1}, "method: got 1, expected a text"),
+        ({"method": 1}, "method: got 1, expected one of operations.get"),
         ({"headers": ["a"], "status": 503}, "headers: got ['a'], expected an object"),
-        ({"headers": {"a": 1}, "status": 503}, "headers: got {'a': 1}"),
+        ({"headers": {"a": 1}, "status": 503}, "headers: got {'a': 1}, expected an object with a text for each header"),
     ],
 )
-def test_bad_json(value: Any, words: str) -> None:
+def test_invalid_json_is_refused(value: Any, words: str) -> None:
     with pytest.raises(ValueError) as info:
         read_fault(value)
     assert words in str(info.value)
