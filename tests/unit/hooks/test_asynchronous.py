@@ -186,7 +186,7 @@ def test_a_redirect_is_not_followed(
 @both_hooks
 def test_a_refused_connection_is_repeated(connect: Callable[..., None], slept: list[float], kind: str) -> None:
     connect(is_anonymous=True, num_retries=3)
-    with refusing_port() as port, pytest.raises(exceptions.ServiceUnavailable, match="got no answer") as caught:
+    with refusing_port() as port, pytest.raises(exceptions.ServiceUnavailable, match="got no response") as caught:
         look(kind, "get_operation", NAME, api_endpoint=f"http://127.0.0.1:{port}")
     assert f"operations.get of {NAME}" in str(caught.value)
     assert slept == [0.5, 1.0, 2.0]

@@ -244,7 +244,7 @@ class TestWait:
         assert clock.slept == sorted(clock.slept)
         assert clock.slept[-1] == 10
         assert count(emulator, GET) == 2 * (len(clock.slept) + 1)
-        assert "The end of 2 operations is not seen yet; 1 s elapsed, next poll in 1.5 s" in log.ours
+        assert "2 operations have not finished yet; 1 s elapsed, next poll in 1.5 s" in log.ours
 
     def test_what_has_ended_is_not_looked_at_again(self, emulator: DaiEmulator, strays: Any, execute: Any) -> None:
         emulator.start_ingest("operations/quick")

@@ -1,16 +1,13 @@
-"""The session and the token under the asynchronous hook: renewal, TLS, proxies, and what must never leave or block."""
+"""The aiohttp session: connections, proxies, TLS, and where a token may go."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import ssl
 import subprocess
 import sys
-import threading
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +22,7 @@ from airflow_dai_provider.api.endpoint import Endpoint
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.emulator import DaiEmulator, SelfSigned
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
-from airflow_dai_provider.transport import token
 from airflow_dai_provider.transport.async_session import MAX_CONNECTIONS, AiohttpTransport
-from airflow_dai_provider.transport.errors import Unauthenticated
 from tests.support.event_loop import (
     Gate,
     TokenService,
@@ -41,8 +36,19 @@ from tests.support.tiny_server import Exchange, TinyServer, refusing_port
 
 if TYPE_CHECKING:
     from conftest import Clock, Log
+from tests.support.async_calls import (  # noqa: F401
+    NAME,
+    Guarded,
+    bearers,
+    emulator,
+    guarded,
+    guarded_server,
+    look,
+    robot,
+    shown,
+    tokens,
+)
 
-NAME = "operations/ingest"
 PROXY_PASSWORD = "pr0xy-passw0rd"
 
 
@@ -55,270 +61,9 @@ def slept(monkeypatch: pytest.MonkeyPatch, fake_time: Clock) -> list[float]:
     return let_time_pass(monkeypatch, fake_time)
 
 
-@pytest.fixture
-def emulator(clock: Clock) -> Iterator[DaiEmulator]:
-    with DaiEmulator(ingest_seconds=1e9, clock=clock) as running:
-        yield running
-
-
-@pytest.fixture
-def tokens(one_tiny_server: TinyServer, log: Log, caplog: pytest.LogCaptureFixture) -> Iterator[TokenService]:
-    """Give a token service; after the test, nothing secret of it is in the log, debug lines included."""
-    service = TokenService()
-    one_tiny_server.respond = service.respond
-    caplog.set_level("DEBUG")
-    yield service
-    with_tracebacks = map(logging.Formatter().format, caplog.get_records("call"))
-    service.assert_nothing_secret_in("\n".join([log.text, *with_tracebacks]))
-
-
-@pytest.fixture
-def robot(
-    tokens: TokenService, one_tiny_server: TinyServer, emulator: DaiEmulator, connect: Callable[..., None]
-) -> Callable[..., None]:
-    """Let the connection be a key, to the emulator; more can be said about it."""
-
-    def define(**extra: object) -> None:
-        key = tokens.key(f"{one_tiny_server.endpoint}/token")
-        connect(**{"keyfile_dict": key, "dai_api_endpoint": emulator.endpoint, **extra})
-
-    define()
-    return define
-
-
-def look(name: str = NAME, times: int = 1, **arguments: Any) -> None:
-    async def main() -> None:
-        async with DaiAsyncHook(**arguments) as hook:
-            for _ in range(times):
-                await hook.get_operation(name)
-
-    run(main())
-
-
 def look_synchronously() -> None:
     with DaiHook() as hook:
         hook.get_operation(NAME)
-
-
-def bearers(emulator: DaiEmulator) -> list[str | None]:
-    return [request.headers.get("authorization") for request in emulator.requests]
-
-
-async def shown(failing: Any) -> tuple[Exception, str]:
-    """Return the error of a coroutine, and all that a traceback of it shows."""
-    try:
-        await failing
-    except Exception as error:
-        return error, "".join(traceback.format_exception(error))
-    raise AssertionError("It did not fail.")
-
-
-# The token
-
-
-def test_a_token_is_used_until_it_is_old(robot: Any, emulator: DaiEmulator, tokens: TokenService) -> None:
-    look(emulator.start_ingest(), times=5)
-    assert bearers(emulator) == [f"Bearer {tokens.tokens[0]}"] * 5
-    assert tokens.asked == 1
-
-
-@pytest.mark.parametrize(
-    ("expires_in", "seconds", "renewed"),
-    [
-        (3600, 3600 - 226, False),
-        (3600, 3600 - 224, True),
-        (1000, 899, False),  # a short-lived one in its last tenth
-        (1000, 901, True),
-        (4, 3, False),
-        (4, 3.7, True),
-    ],
-)
-def test_a_token_is_renewed_before_it_expires(
-    robot: Any,
-    emulator: DaiEmulator,
-    tokens: TokenService,
-    monkeypatch: pytest.MonkeyPatch,
-    expires_in: float,
-    seconds: float,
-    renewed: bool,
-) -> None:
-    name = emulator.start_ingest()
-    tokens.expires_in = expires_in
-    passed = 0.0
-    real_time = token.time.time
-    monkeypatch.setattr(token, "time", type("Time", (), {"time": lambda: real_time() + passed}))
-
-    async def main() -> None:
-        nonlocal passed
-        async with DaiAsyncHook() as hook:
-            await hook.get_operation(name)
-            passed = seconds
-            await asyncio.gather(*(hook.get_operation(name) for _ in range(10)))
-
-    run(main())
-    assert tokens.asked == 1 + renewed
-    assert bearers(emulator) == [f"Bearer {tokens.tokens[0]}"] + [f"Bearer {tokens.tokens[-1]}"] * 10
-
-
-class Guarded:
-    """A service that takes every token but those that it has revoked."""
-
-    def __init__(self) -> None:
-        self.revoked: set[str | None] = set()
-        self.lock = threading.Lock()
-        self.seen: list[str | None] = []
-
-    def respond(self, exchange: Exchange) -> None:
-        bearer = exchange.headers["Authorization"]
-        with self.lock:
-            self.seen.append(bearer)
-        if bearer in self.revoked or "everything" in self.revoked:
-            exchange.answer(401, {"error": {"code": 401, "status": "UNAUTHENTICATED", "message": "revoked"}})
-        else:
-            exchange.answer(200, {"name": NAME})
-
-
-@pytest.fixture
-def guarded() -> Guarded:
-    return Guarded()
-
-
-@pytest.fixture
-def guarded_server(guarded: Guarded, robot: Callable[..., None]) -> Iterator[TinyServer]:
-    with TinyServer(guarded.respond) as server:
-        robot(dai_api_endpoint=server.endpoint)
-        yield server
-
-
-def test_fifty_looks_that_are_refused_renew_the_token_once(
-    guarded: Guarded, guarded_server: TinyServer, tokens: TokenService, slept: list[float]
-) -> None:
-    async def main() -> None:
-        async with DaiAsyncHook() as hook:
-            await hook.get_operation(NAME)
-            guarded.revoked = {f"Bearer {tokens.tokens[0]}"}
-            await asyncio.gather(*(hook.get_operation(NAME) for _ in range(50)))
-
-    run(main())
-    assert tokens.asked == 2
-    assert guarded.seen.count(f"Bearer {tokens.tokens[0]}") == 51
-    assert guarded.seen.count(f"Bearer {tokens.tokens[1]}") == 50
-    assert slept == []
-
-
-def test_what_is_refused_with_a_fresh_token_too_ends(
-    guarded: Guarded, guarded_server: TinyServer, tokens: TokenService, slept: list[float]
-) -> None:
-    guarded.revoked = {"everything"}
-
-    async def main() -> None:
-        with pytest.raises(exceptions.Unauthenticated, match="401"):
-            await DaiAsyncHook().get_operation(NAME)
-
-    run(main())
-    assert tokens.asked == 2
-    assert guarded.seen == [f"Bearer {token}" for token in tokens.tokens]
-    assert slept == []
-
-
-def test_anonymous_sends_no_header_and_renews_nothing(
-    guarded: Guarded, guarded_server: TinyServer, tokens: TokenService, connect: Callable[..., None]
-) -> None:
-    connect(is_anonymous=True, dai_api_endpoint=guarded_server.endpoint)
-    look()
-    guarded.revoked = {"everything"}
-    with pytest.raises(exceptions.Unauthenticated):
-        look()
-    assert guarded.seen == [None, None]
-    assert tokens.asked == 0
-
-
-def test_a_token_service_that_is_down_is_news_to_all_at_once(
-    robot: Callable[..., None], tokens: TokenService, emulator: DaiEmulator
-) -> None:
-    """They do not queue to ask one after the other."""
-    robot(num_retries=0)
-    tokens.refusal = (400, {"error": "invalid_grant", "error_description": "Account disabled."})
-    tokens.gate = Gate()
-
-    async def main() -> None:
-        async with DaiAsyncHook() as hook:
-            looks = [asyncio.create_task(hook.get_operation(NAME)) for _ in range(100)]
-            assert tokens.gate
-            await tokens.gate.open_after_beats()
-            errors = await asyncio.gather(*looks, return_exceptions=True)
-        assert {type(error) for error in errors} == {Unauthenticated}
-        assert {f"{error}" for error in errors} == {
-            f"operations.get of {NAME} was not sent: no access token: invalid_grant: Account disabled."
-        }
-
-    run(main())
-    assert tokens.asked == 1
-    assert emulator.requests == []
-
-
-def test_a_token_service_that_is_out_of_reach_is_asked_again(
-    robot: Callable[..., None], tokens: TokenService, emulator: DaiEmulator, slept: list[float]
-) -> None:
-    with refusing_port() as port:
-        robot(num_retries=2, keyfile_dict=tokens.key(f"http://127.0.0.1:{port}/token"))
-        with pytest.raises(exceptions.ServiceUnavailable, match="was not sent: no access token"):
-            look()
-    assert slept == [0.5, 1.0]
-    assert emulator.requests == []
-
-
-def test_after_a_failure_a_token_is_fetched_again(
-    robot: Callable[..., None], tokens: TokenService, emulator: DaiEmulator
-) -> None:
-    tokens.refusal = (400, {"error": "invalid_grant"})
-    name = emulator.start_ingest()
-
-    async def main() -> None:
-        async with DaiAsyncHook() as hook:
-            error, text = await shown(hook.get_operation(name))
-            assert isinstance(error, exceptions.Unauthenticated)
-            tokens.assert_nothing_secret_in(text)
-            tokens.refusal = None
-            await hook.get_operation(name)
-
-    run(main())
-    assert (tokens.asked, len(emulator.requests)) == (2, 1)
-
-
-def test_a_renewal_that_fails_ends_the_look(guarded: Guarded, guarded_server: TinyServer, tokens: TokenService) -> None:
-    async def main() -> None:
-        async with DaiAsyncHook() as hook:
-            await hook.get_operation(NAME)
-            guarded.revoked = {"everything"}
-            tokens.refusal = (400, {"error": "invalid_grant"})
-            error, text = await shown(hook.get_operation(NAME))
-        assert isinstance(error, exceptions.Unauthenticated)
-        assert "no access token: invalid_grant" in str(error)
-        tokens.assert_nothing_secret_in(text)
-
-    run(main())
-    assert len(guarded.seen) == 2
-
-
-@pytest.mark.parametrize("body", [b"<html>Sign in</html>", {}, [], {"access_token": None}], ids=str)
-def test_a_token_service_that_answers_nonsense(robot: Any, tokens: TokenService, body: object) -> None:
-    """A captive portal, for example; whatever it says, the error is one of the service's classes."""
-    tokens.refusal = (200, body)
-    robot(num_retries=0)
-    with pytest.raises(exceptions.GoogleAPICallError, match=f"operations.get of {NAME}"):
-        look()
-
-
-def test_the_time_for_a_token_is_bounded(robot: Any, tokens: TokenService) -> None:
-    robot(num_retries=0)
-    tokens.gate = Gate()
-    with pytest.raises(exceptions.ServiceUnavailable, match="no access token"):
-        look(timeout=0.05)
-    tokens.gate.open()
-
-
-# As the synchronous hook does
 
 
 @pytest.mark.parametrize("extra", [{}, {"quota_project_id": "billed-project"}], ids=["none", "quota project"])
@@ -393,9 +138,6 @@ def test_the_impersonation_chain(
     assert ("first@" in str(of_async[2]["delegates"])) == isinstance(chain, list)
 
 
-# What must not leave
-
-
 @pytest.mark.parametrize("host", ["dai.example", "192.0.2.1:8080", "[2001:db8::1]", "127.0.0.1.dai.example"])
 def test_credentials_do_not_leave_over_plain_http(
     robot: Callable[..., None], tokens: TokenService, monkeypatch: pytest.MonkeyPatch, host: str
@@ -426,9 +168,6 @@ def test_the_netrc_is_not_used(
     connect(is_anonymous=True)
     look(name, api_endpoint=emulator.endpoint)
     assert bearers(emulator) == [f"Bearer {tokens.tokens[0]}", None]
-
-
-# Proxies
 
 
 def operation_server() -> TinyServer:
@@ -531,9 +270,6 @@ def test_the_password_of_a_proxy_is_not_shown(
     assert PROXY_PASSWORD not in log.text
 
 
-# TLS
-
-
 @pytest.fixture
 def tls(tmp_path: Path) -> Iterator[tuple[TinyServer, Path]]:
     """Give a server that speaks TLS, and the file of the authority that vouches for it."""
@@ -603,9 +339,6 @@ def test_a_file_of_authorities_that_is_missing_is_said(
     with pytest.raises(exceptions.FailedPrecondition, match="/nowhere/ca.pem"):
         look()
     assert slept == []
-
-
-# The transport by itself
 
 
 def test_there_are_never_more_connections_than_allowed(emulator: DaiEmulator) -> None:
@@ -692,9 +425,6 @@ def test_a_failed_fetch_that_nobody_waits_for_makes_no_noise(
 
     run(main())
     assert emulator.requests == []
-
-
-# What must not block
 
 
 def test_the_loop_turns_while_a_connection_is_looked_up(
