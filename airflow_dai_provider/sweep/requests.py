@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.polling import Wait, WaitTimeoutError
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.sweep.report import Failure, SweepReport
@@ -15,23 +15,19 @@ if TYPE_CHECKING:
     from airflow_dai_provider.hooks.dai import DaiHook
     from airflow_dai_provider.transport.workers import Workers
 
-_KILLED = Failure(Code.CANCELLED, "the task was killed before this was attempted")
-
 
 def cancel_found(workers: Workers[DaiHook], report: SweepReport, retry_timeout: float, log: Any) -> None:
     """Request the cancellation of every operation that is left.
 
     :param retry_timeout: seconds after which one request is not retried again.
     """
-    results, failures = workers.call(
-        list(report.left), lambda hook, name: request_cancellation(hook, name, log), retry_timeout=retry_timeout
+    calls = workers.call(
+        report.left, lambda hook, name: request_cancellation(hook, name, log), retry_timeout=retry_timeout
     )
-    for name in list(report.left):
-        if name in failures:
-            _note_failure(report, name, failures[name], log)
-        elif name not in results:
-            report.failed(name, _KILLED)
-        elif finished := results[name]:
+    for name, finished, error in calls:
+        if error:
+            _note_failure(report, name, error, log)
+        elif finished:
             count_finished(finished.state)
             report.seen(name, finished)
         else:
@@ -70,22 +66,20 @@ def wait_for_requested(
 
 def _poll_requested(workers: Workers[DaiHook], report: SweepReport, log: Any) -> ServiceError | None:
     """Poll every requested operation once; return an error when none of them was seen to run."""
-    names = list(report.requested)
+    running = False
+    last_error: ServiceError | None = None
     # Not retried: the next round is the retry.
-    results, failures = workers.call(names, lambda hook, name: hook.get_operation(name))
-    for name in names:
-        if name in failures:
-            _note_failure(report, name, failures[name], log)
-        elif name not in results:
-            report.failed(name, _KILLED)
-        else:
-            report.seen(name, results[name])
-            if results[name].done:
-                count_finished(results[name].state)
-                log.info("%s.", results[name])
-    running = any(not operation.done for operation in results.values())
-    errors = [error for name, error in failures.items() if name in report.requested]
-    return errors[-1] if errors and not running else None
+    for name, operation, error in workers.call(report.requested, lambda hook, name: hook.get_operation(name)):
+        if error:
+            _note_failure(report, name, error, log)
+            last_error = error if name in report.requested else last_error
+        elif operation:
+            report.seen(name, operation)
+            running = running or not operation.done
+            if operation.done:
+                count_finished(operation.state)
+                log.info("%s.", operation)
+    return None if running else last_error
 
 
 def _note_failure(report: SweepReport, name: str, error: ServiceError, log: Any) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PAUSE = 1.0
 #: The most requests under way at a time when a callback cancels many operations.
 CALLBACK_CONCURRENCY = 16
+_TIME_IS_UP = "the time was up before it could be cancelled"
 #: What cancelling a finished operation can return, which is not documented.
 _FINISHED = frozenset({Code.FAILED_PRECONDITION, Code.NOT_FOUND})
 
@@ -68,24 +69,23 @@ def request_cancellations(
     from airflow_dai_provider.transport.workers import Workers
 
     problems: dict[str, str] = {}
-    left = dict.fromkeys(names, "the time was up before it could be cancelled")
+    left = dict.fromkeys(names, _TIME_IS_UP)
     deadline = clock() + timeout
     hooks = [hook.sibling() for _ in range(min(len(left), CALLBACK_CONCURRENCY))]
-    with Workers(hooks, should_stop=lambda: clock() >= deadline) as workers:
+    with Workers(hooks, stopped=lambda: _TIME_IS_UP if clock() >= deadline else None) as workers:
         while left and clock() < deadline:
-            requested, failures = workers.call(left, lambda own, name: request_cancellation(own, name, log))
-            for name, error in failures.items():
-                if error.rpc_code is Code.NOT_FOUND:
+            for name, _, error in workers.call(left, lambda own, name: request_cancellation(own, name, log)):
+                if error is None:
+                    del left[name]
+                elif error.rpc_code is Code.NOT_FOUND:
                     log.info("%s Nothing is left to cancel.", error)
+                    del left[name]
                 elif error.rpc_code in PERMANENT:
                     problems[name] = str(error)
-                else:
+                    del left[name]
+                elif error.rpc_code is not Code.CANCELLED:
                     log.warning("%s", error)
                     left[name] = str(error)
-                    continue
-                del left[name]
-            for name in requested:
-                del left[name]
             if left:
                 sleep(PAUSE)
     return [f"{name} may still run: {reason}" for name, reason in (problems | left).items()]

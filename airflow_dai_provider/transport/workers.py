@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from queue import SimpleQueue
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.retry import PERMANENT
@@ -22,18 +22,26 @@ S = TypeVar("S", bound=Session)
 T = TypeVar("T")
 
 
+class Outcome(NamedTuple, Generic[T]):
+    """The result of one call, or its error."""
+
+    name: str
+    result: T | None
+    error: ServiceError | None
+
+
 class Workers(Generic[S]):
     """Threads, each with a session of its own.
 
     The threads ask Airflow for nothing but the log and the metrics: connections are looked up before they start.
 
     :param sessions: hooks that are ready to use, one for each call under way at a time.
-    :param should_stop: whether to begin no other call.
+    :param stopped: the reason to begin no other call, or None.
     """
 
-    def __init__(self, sessions: Sequence[S], *, should_stop: Callable[[], bool]) -> None:
+    def __init__(self, sessions: Sequence[S], *, stopped: Callable[[], str | None]) -> None:
         self._sessions = sessions
-        self._should_stop = should_stop
+        self._stopped = stopped
         self._idle: SimpleQueue[S] = SimpleQueue()
         for session in sessions:
             self._idle.put(session)
@@ -51,49 +59,34 @@ class Workers(Generic[S]):
 
     def call(
         self, names: Iterable[str], request: Callable[[S, str], T], *, retry_timeout: float = 0.0
-    ) -> tuple[dict[str, T], dict[str, ServiceError]]:
-        """Call ``request(session, name)`` for each name.
+    ) -> Iterator[Outcome[T]]:
+        """Call ``request(session, name)`` for each name, and yield the outcomes in the same order.
 
         When the retries of one call were in vain, the next calls on its session are not retried until the service
         responds again: otherwise a long list would take hours while the service is unavailable.
 
         :param retry_timeout: seconds after which one call is not retried again; 0 for no retry.
-        :return: by name, what the calls returned, and the errors of those that failed (a name that the service
-            refuses to take counts as one). A name that was not attempted,
-            since the workers should stop, is in neither.
+        :return: for each name its outcome. The error of a call that was not begun has the code CANCELLED, that of an
+            invalid name INVALID_ARGUMENT.
         """
 
-        def attempt(name: str) -> T | None:
+        def attempt(name: str) -> Outcome[T]:
             session = self._idle.get()
             try:
-                if self._should_stop():
-                    raise _NotAttempted
+                if reason := self._stopped():
+                    return Outcome(name, None, ServiceError(reason, Code.CANCELLED))
                 result = request(session, name)
             except ValueError as error:
-                raise ServiceError(str(error), Code.INVALID_ARGUMENT) from error
+                return Outcome(name, None, ServiceError(str(error), Code.INVALID_ARGUMENT))
             except ServiceError as error:
                 session.retry_timeout = retry_timeout if error.rpc_code in PERMANENT else 0.0
-                raise
+                return Outcome(name, None, error)
             else:
                 session.retry_timeout = retry_timeout
-                return result
+                return Outcome(name, result, None)
             finally:
                 self._idle.put(session)
 
         for session in self._sessions:
             session.retry_timeout = retry_timeout
-        calls: dict[str, Future[Any]] = {name: self._threads.submit(attempt, name) for name in names}
-        results: dict[str, T] = {}
-        failures: dict[str, ServiceError] = {}
-        for name, call in calls.items():
-            try:
-                results[name] = call.result()
-            except ServiceError as error:
-                failures[name] = error
-            except _NotAttempted:
-                continue
-        return results, failures
-
-
-class _NotAttempted(Exception):  # noqa: N818 - no error
-    """The workers were told to stop before this call."""
+        return self._threads.map(attempt, list(names))

@@ -83,7 +83,7 @@ def test_what_a_statsd_listener_gets() -> None:
     documented = README.read_text()
     for name, _, _ in received:
         metric = name.removeprefix("airflow.")
-        metric = re.sub(r"ended\.\w+", "ended.<state>", metric)
+        metric = re.sub(r"finished\.\w+", "finished.<state>", metric)
         assert f"`{metric}`" in documented
 
 

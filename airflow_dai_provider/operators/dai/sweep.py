@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from airflow_dai_provider.hooks.dai import DaiHook
 
+_KILLED = "the task was killed before this was attempted"
 #: The most requests of one sweep that are under way at a time.
 MAX_CONCURRENCY = 50
 #: How many operations one request lists. An answer has to stay below ``rest.MAX_RESPONSE_BYTES``.
@@ -212,7 +213,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         from airflow_dai_provider.transport.workers import Workers
 
         hooks = [hook.sibling() for _ in range(self.max_concurrency)]
-        with Workers(hooks, should_stop=lambda: self._killed) as workers:
+        with Workers(hooks, stopped=lambda: _KILLED if self._killed else None) as workers:
             cancel_found(workers, report, hook.retry_timeout, self.log)
             if not self.wait_for_completion:
                 return

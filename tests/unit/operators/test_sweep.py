@@ -615,7 +615,7 @@ class TestConcurrency:
     def test_no_thread_survives(self, strays: Any, execute: Any) -> None:
         strays("a", "b")
         execute()
-        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("dai-sweep")]
+        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("dai-worker")]
 
     def test_only_the_main_thread_asks_airflow_for_the_connection(
         self, emulator: DaiEmulator, strays: Any, execute: Any, monkeypatch: pytest.MonkeyPatch
@@ -738,7 +738,7 @@ class TestKill:
                 make(max_concurrency=1).execute({"ti": ti})
         finally:
             signal.signal(signal.SIGALRM, before)
-        under_way = [thread for thread in threading.enumerate() if thread.name.startswith("dai-sweep")]
+        under_way = [thread for thread in threading.enumerate() if thread.name.startswith("dai-worker")]
         assert under_way  # nobody has waited for the answer
         for thread in under_way:
             thread.join()

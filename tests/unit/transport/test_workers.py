@@ -37,15 +37,13 @@ def sessions() -> list[Session]:
 
 @pytest.fixture
 def workers(sessions: list[Session]) -> Iterator[Workers[Session]]:
-    with Workers(sessions, should_stop=lambda: False) as running:
+    with Workers(sessions, stopped=lambda: None) as running:
         yield running
 
 
 def test_every_name_gets_its_result_in_order(workers: Workers[Session]) -> None:
-    results, failures = workers.call(NAMES, lambda _, name: name.upper())
-    assert results == {name: name.upper() for name in NAMES}
-    assert list(results) == NAMES
-    assert failures == {}
+    outcomes = list(workers.call(NAMES, lambda _, name: name.upper()))
+    assert outcomes == [(name, name.upper(), None) for name in NAMES]
 
 
 def test_as_many_calls_as_sessions_are_under_way_at_a_time(sessions: list[Session]) -> None:
@@ -55,8 +53,8 @@ def test_as_many_calls_as_sessions_are_under_way_at_a_time(sessions: list[Sessio
         together.wait()
         session.seen.append((name, session.retry_timeout))
 
-    with Workers(sessions, should_stop=lambda: False) as workers:
-        workers.call(NAMES, call)
+    with Workers(sessions, stopped=lambda: None) as workers:
+        list(workers.call(NAMES, call))
     assert sum(len(session.seen) for session in sessions) == len(NAMES)
 
 
@@ -68,12 +66,13 @@ def test_an_error_of_the_service_fails_its_own_name_only(workers: Workers[Sessio
             raise ValueError("Invalid operation name")
         return name
 
-    results, failures = workers.call(NAMES, call)
-    assert {name: error.rpc_code for name, error in failures.items()} == {
+    outcomes = list(workers.call(NAMES, call))
+    assert [name for name, _, _ in outcomes] == NAMES
+    assert {name: error.rpc_code for name, _, error in outcomes if error} == {
         NAMES[3]: Code.PERMISSION_DENIED,
         NAMES[4]: Code.INVALID_ARGUMENT,
     }
-    assert set(results) == set(NAMES) - set(failures)
+    assert [name for name, result, _ in outcomes if name != result] == NAMES[3:5]
 
 
 def test_any_other_error_is_raised(workers: Workers[Session]) -> None:
@@ -81,15 +80,18 @@ def test_any_other_error_is_raised(workers: Workers[Session]) -> None:
         raise KeyError("a mistake")
 
     with pytest.raises(KeyError, match="a mistake"):
-        workers.call(NAMES, call)
+        list(workers.call(NAMES, call))
 
 
-def test_no_call_begins_once_they_should_stop(sessions: list[Session]) -> None:
+def test_no_call_begins_once_they_are_stopped(sessions: list[Session]) -> None:
     begun: list[str] = []
-    with Workers(sessions[:1], should_stop=lambda: len(begun) >= 5) as workers:
-        results, failures = workers.call(NAMES, lambda _, name: begun.append(name))
-    assert begun == list(results) == NAMES[:5]
-    assert failures == {}
+    with Workers(sessions[:1], stopped=lambda: "enough" if len(begun) >= 5 else None) as workers:
+        outcomes = list(workers.call(NAMES, lambda _, name: begun.append(name)))
+    assert begun == NAMES[:5]
+    assert [error and (str(error), error.rpc_code) for _, _, error in outcomes] == [
+        *[None] * 5,
+        *[("enough", Code.CANCELLED)] * 15,
+    ]
 
 
 def test_after_retries_in_vain_the_next_calls_are_not_retried_until_the_service_responds(
@@ -102,13 +104,13 @@ def test_after_retries_in_vain_the_next_calls_are_not_retried_until_the_service_
         if name == NAMES[4]:
             raise ServiceError("no", Code.PERMISSION_DENIED)
 
-    with Workers(sessions[:1], should_stop=lambda: False) as workers:
-        workers.call(NAMES[:6], call, retry_timeout=60.0)
+    with Workers(sessions[:1], stopped=lambda: None) as workers:
+        list(workers.call(NAMES[:6], call, retry_timeout=60.0))
     assert [timeout for _, timeout in sessions[0].seen] == [60.0, 0.0, 0.0, 0.0, 60.0, 60.0]
 
 
 def test_sessions_are_closed_in_the_end(sessions: list[Session]) -> None:
-    with Workers(sessions, should_stop=lambda: False):
+    with Workers(sessions, stopped=lambda: None):
         pass
     assert all(session.closed for session in sessions)
 
@@ -121,8 +123,8 @@ def test_an_interruption_waits_for_no_call_and_leaves_its_session_open(sessions:
         release.wait(10)
         finished.set()
 
-    with pytest.raises(KeyboardInterrupt), Workers(sessions[:1], should_stop=lambda: False) as workers:  # noqa: PT012
-        threading.Thread(target=workers.call, args=(NAMES[:1], call)).start()
+    with pytest.raises(KeyboardInterrupt), Workers(sessions[:1], stopped=lambda: None) as workers:  # noqa: PT012
+        workers.call(NAMES[:1], call)
         raise KeyboardInterrupt
     assert not sessions[0].closed
     assert not finished.is_set()
