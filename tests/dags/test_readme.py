@@ -167,7 +167,8 @@ def test_every_link_within_the_project_leads_somewhere() -> None:
         if link.startswith("#"):
             assert link[1:] in anchors
         elif "://" not in link:
-            assert (ROOT / link).exists()
+            # The package can be installed elsewhere, as it is where the wheel is tested.
+            assert any((folder / link).exists() for folder in (ROOT, Path(airflow_dai_provider.__file__).parents[1]))
 
 
 #: Messages of Airflow's and requests' own, and one that is put together of single words.
