@@ -20,11 +20,13 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.interruption import raise_on_signals
+from tests.support.processes import kill, signal_group
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".airflow"
 #: Seconds that a kind has to stop its Airflow before it is killed.
 GRACE = 60.0
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: From ``linux/prctl.h``.
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -105,8 +107,7 @@ def run_all(kinds: Sequence[Kind], folder: Path, heading: str) -> int:
     # Orphans of a kind become children of this process, which can therefore find and end all that a kind leaves.
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
-    for number in STOPPING:
-        signal.signal(number, _raise_exit)
+    raise_on_signals()
     folder.mkdir(exist_ok=True)
     text = ""
     try:
@@ -133,13 +134,6 @@ def table(kinds: Sequence[Kind]) -> str:
     return "\n".join(["| kind | version | result | seconds |", "|---|---|---|---|", *rows])
 
 
-def _raise_exit(number: int, _: object) -> None:
-    """Stop, once: a further signal, as make sends after a group has had one, must not interrupt the stopping."""
-    for other in STOPPING:
-        signal.signal(other, signal.SIG_IGN)
-    sys.exit(128 + number)
-
-
 def _wait(process: subprocess.Popen[bytes]) -> int:
     """Return the exit code of a process; meanwhile reap the orphans, which nothing else does."""
     while True:
@@ -152,16 +146,16 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """Stop a process that may have ended, and kill what is left of it: its group first, then all descendants."""
     if process.returncode is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+        signal_group(process, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
     while left := psutil.Process().children(recursive=True):
-        for descendant in left:
-            with suppress(psutil.NoSuchProcess):
-                descendant.kill()
+        kill(*left)
         os.wait()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt as signal_name:
+        sys.exit(f"Stopped by {signal_name}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import signal
 import sys
 import tempfile
 import time
@@ -22,6 +21,8 @@ from peer import server
 from processes import ScenarioError
 from topics import TOPICS
 
+from tests.support.interruption import raise_on_signals
+
 
 def main() -> int:
     """Run the topics, show their tables, and write everything to a file."""
@@ -29,9 +30,7 @@ def main() -> int:
     parser.add_argument("--only", choices=TOPICS, action="append", help="one topic; may be repeated")
     parser.add_argument("--out", type=Path, default=Path(".airflow/benchmarks.json"), help="the JSON file to write")
     options = parser.parse_args()
-    # So that what has been started is stopped.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    raise_on_signals()
     began = time.monotonic()
     topics = {}
     with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as env:
@@ -58,3 +57,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except ScenarioError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt as signal_name:
+        sys.exit(f"Stopped by {signal_name}")

@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
-from processes import HERE, ScenarioError, clean_environment, running
+from processes import ScenarioError, clean_environment, running_script
 from server import LOOPBACK
 
 
@@ -25,8 +25,8 @@ def server(work: Path) -> Iterator[dict[str, str]]:
     certificate, counters = work / "server.pem", work / "counters"
     _write_certificate(certificate)
     Counters(counters)
-    command = [str(HERE / "server.py"), str(certificate), str(counters)]
-    with running(command, env=clean_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with running_script("server.py", str(certificate), str(counters), env=clean_environment(), **streams) as process:
         ports = (process.stdout.readline() if process.stdout else "").split()
         if len(ports) != 2:
             raise ScenarioError("the server has not started")

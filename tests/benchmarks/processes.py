@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tests.support.processes import running
 
 HERE = Path(__file__).parent
 
@@ -30,15 +31,10 @@ def clean_environment() -> dict[str, str]:
 
 
 @contextmanager
-def running(command: list[str], **kwargs: Any) -> Iterator[subprocess.Popen[str]]:
-    """Run a program of this folder in a process group of its own, which is gone afterwards."""
-    process = subprocess.Popen([sys.executable, "-W", "ignore", *command], start_new_session=True, text=True, **kwargs)
-    try:
+def running_script(name: str, *arguments: str, **kwargs: Any) -> Iterator[subprocess.Popen[str]]:
+    """Run a script of this folder in a process of its own, which is gone afterwards."""
+    with running([sys.executable, "-W", "ignore", HERE / name, *arguments], text=True, **kwargs) as process:
         yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 def run_scenario(work: Path, env: Mapping[str, str], arguments: Mapping[str, Any], seconds: float = 240.0) -> Any:
@@ -52,8 +48,8 @@ def run_scenario(work: Path, env: Mapping[str, str], arguments: Mapping[str, Any
     result, output = work / "result.json", work / "output.txt"
     result.unlink(missing_ok=True)
     with output.open("w") as file:
-        command = [str(HERE / "scenario.py"), str(result), json.dumps(arguments)]
-        with running(command, env=dict(env), stdin=subprocess.DEVNULL, stdout=file, stderr=file) as process:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
+        with running_script("scenario.py", str(result), json.dumps(arguments), env=env, **streams) as process:
             try:
                 process.wait(seconds)
             except subprocess.TimeoutExpired:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench import Bench
 from load_topics import look, scale
-from processes import HERE, ScenarioError, running
+from processes import ScenarioError, running_script
 from report import Limit, Topic, milli, times
 
 
@@ -109,8 +109,8 @@ def imports(bench: Bench) -> Topic:
 
 
 def _import_times(env: Mapping[str, str], base: str, modules: str) -> dict[str, Any]:
-    command = [str(HERE / "import_timer.py"), base, modules]
-    with running(command, env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+    with running_script("import_timer.py", base, modules, env=env, **streams) as process:
         output, _ = process.communicate(timeout=120)
     if process.returncode:
         raise ScenarioError(f"importing {modules} has ended with exit code {process.returncode}")

@@ -14,8 +14,14 @@ import report
 from stack import Airflow2Stack, Airflow3Stack, make_stack
 
 from airflow_dai_provider.emulator import DaiEmulator
+from tests.support.interruption import raise_on_signals
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def pytest_configure() -> None:
+    """Have every signal that ends pytest stop Airflow as well."""
+    raise_on_signals()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from pathlib import Path
 from stack import Airflow2Stack, Airflow3Stack, StackError, make_stack
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
+from tests.support.interruption import raise_on_signals
 
 ROOT = Path(__file__).resolve().parents[2]
 MEDIA = "https://media.example.com/ad.mp4"
@@ -88,6 +89,7 @@ SCENES = (
 
 
 def main() -> int:
+    raise_on_signals()
     started = time.monotonic()
 
     def say(text: str) -> None:
@@ -146,3 +148,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except StackError as error:
         sys.exit(f"The demo could not be played: {error}")
+    except KeyboardInterrupt as signal_name:
+        sys.exit(f"Stopped by {signal_name}")

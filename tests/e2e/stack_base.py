@@ -9,19 +9,24 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from processes import Process, end_sessions, processes_of
+import psutil
 from stack_logs import WrittenLogs
 from stack_waits import StackError, wait_until
 
+from tests.support.processes import command_line, kill, processes_of, signal_group
+
 LOOPBACK = "127.0.0.1"
-#: The triggerer lets 10 s pass before it ends, even when it has nothing to do; there is nothing to wait for.
-STOP_SECONDS = {"triggerer": 1}
+#: Seconds that all components together have to stop, before they are killed.
+STOP_SECONDS = 20.0
+#: The triggerer always takes 10 s to stop, even when it runs nothing.
+TRIGGERER_STOP_SECONDS = 1.0
 #: How long a process waits for another's write to the SQLite database before it gives up, and mostly dies.
 LOCK_SECONDS = 60.0
 
@@ -103,16 +108,19 @@ class AirflowStack(WrittenLogs):
     def stop(self) -> None:
         """Stop every process that was started here, with its children."""
         for process in self.processes.values():
-            _signal_group(process, signal.SIGTERM)
+            signal_group(process, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
         for component, process in self.processes.items():
+            left = TRIGGERER_STOP_SECONDS if "triggerer" in component else max(0.0, deadline - time.monotonic())
             try:
-                process.wait(STOP_SECONDS.get(component, 20))
+                process.wait(left)
             except subprocess.TimeoutExpired:
-                if component not in STOP_SECONDS:
+                if "triggerer" not in component:
                     print(f"{component} did not stop in time and is killed", file=sys.stderr)
-            _signal_group(process, signal.SIGKILL)
+            signal_group(process, signal.SIGKILL)
             process.wait()
-        end_sessions(*self._sessions)
+        # Also what has made a process group of its own.
+        kill(*processes_of(*self._sessions))
         self.processes.clear()
         self._sessions.clear()
 
@@ -132,7 +140,7 @@ class AirflowStack(WrittenLogs):
 
     def kill_component(self, component: str, how: signal.Signals = signal.SIGKILL) -> None:
         process = self.processes.pop(component)
-        _signal_group(process, how)
+        signal_group(process, how)
         process.wait()
 
     def restart_component(self, component: str) -> None:
@@ -148,10 +156,10 @@ class AirflowStack(WrittenLogs):
 
     def pause_component(self, component: str) -> None:
         """Stop a component with all its processes until :meth:`resume_component`."""
-        _signal_group(self.processes[component], signal.SIGSTOP)
+        signal_group(self.processes[component], signal.SIGSTOP)
 
     def resume_component(self, component: str) -> None:
-        _signal_group(self.processes[component], signal.SIGCONT)
+        signal_group(self.processes[component], signal.SIGCONT)
 
     def kill_task(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, *, worker: bool = False) -> None:
         """
@@ -161,14 +169,13 @@ class AirflowStack(WrittenLogs):
         """
         mark = self._process_title(dag_id, run_id, task_id, map_index)
 
-        def found() -> list[Process]:
-            return [process for process in processes_of(*self._sessions) if mark in process.title]
+        def found() -> list[psutil.Process]:
+            return [process for process in processes_of(*self._sessions) if mark in command_line(process)]
 
         (process,) = wait_until(f"the process {mark!r}", found, 20, 0.2)
         if worker:
-            (supervisor,) = [other for other in processes_of(*self._sessions) if other.pid == process.parent]
-            supervisor.kill()
-        process.kill()
+            kill(*[other for other in processes_of(*self._sessions) if other.pid == process.ppid()])
+        kill(process)
 
     def check_alive(self) -> None:
         """Raise StackError when a component has ended by itself."""
@@ -245,10 +252,3 @@ class AirflowStack(WrittenLogs):
             ti["task_id"] + (f"[{ti['map_index']}]" if ti["map_index"] >= 0 else ""): ti["state"]
             for ti in self.task_instances(dag_id, run_id)
         }
-
-
-def _signal_group(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    try:
-        os.killpg(process.pid, how)
-    except ProcessLookupError:
-        return

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from packaging.metadata import Metadata
 
+from tests.support.processes import running
+
 ROOT = Path(__file__).resolve().parents[2]
 UV = ROOT / ".venvs" / "uv" / "bin" / "uv"
 MAJOR_MINOR = ".".join(version("apache-airflow").split(".")[:2])
@@ -86,9 +88,9 @@ def test_all_tests_pass_on_the_wheel(installed: Path, unpacked: Path, tmp_path: 
     (unpacked / "airflow_dai_provider").rename(tmp_path / "sources")
     command = [installed / "python", "-m", "pytest", "--quiet", "-p", "no:cacheprovider", "--numprocesses", "auto"]
     with (tmp_path / "output").open("w+") as output:
-        code = subprocess.run(
-            command, cwd=unpacked, env=environment(tmp_path, tmp_path), stdout=output, stderr=output, check=False
-        ).returncode
+        env = environment(tmp_path, tmp_path)
+        with running(command, cwd=unpacked, env=env, stdout=output, stderr=output) as tests:
+            code = tests.wait()
         output.seek(0)
         assert code == 0, output.read()
 

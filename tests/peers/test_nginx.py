@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -20,6 +19,8 @@ from google.api_core import exceptions
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault, SelfSigned
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
+from tests.support.interruption import raise_on_signals
+from tests.support.processes import running
 
 NAMES = (
     "operations/plain",
@@ -84,15 +85,10 @@ def proxy(emulator: DaiEmulator, tmp_path_factory: pytest.TempPathFactory) -> It
         port = free.getsockname()[1]
     settings = CONFIGURATION.format(folder=folder, upstream=emulator.host, port=port)
     (folder / "nginx.conf").write_text(settings)
-    server = subprocess.Popen(
-        [NGINX, "-e", folder / "error.log", "-p", folder, "-c", folder / "nginx.conf"], start_new_session=True
-    )
-    try:
+    raise_on_signals()
+    with running([NGINX, "-e", folder / "error.log", "-p", folder, "-c", folder / "nginx.conf"]) as server:
         wait_for(port, server)
         yield Proxy(f"https://127.0.0.1:{port}", folder)
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(10)
 
 
 def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:

@@ -8,6 +8,8 @@ import os
 import sys
 import tempfile
 
+from tests.support.interruption import raise_on_signals
+
 FAULTS = 0.2
 
 
@@ -17,6 +19,7 @@ def main() -> int:
     parser.add_argument("--waits", type=int, default=300, help="deferred waits, 0 for none (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="which requests are hit (default: another each time)")
     options = parser.parse_args()
+    raise_on_signals()
 
     with tempfile.TemporaryDirectory(prefix="airflow-dai-provider-soak-") as home:
         # Before anything imports Airflow, which reads it then.
@@ -34,4 +37,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt as signal_name:
+        sys.exit(f"Stopped by {signal_name}")

@@ -1,10 +1,12 @@
-"""Whether the requests that the emulator has recorded keep to the retry rule."""
+"""Check the requests that the emulator has recorded against the retry rule, and print what is wrong."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from airflow_dai_provider.emulator import RecordedRequest
 
@@ -14,6 +16,21 @@ APART = 0.75
 #: Looks that may come sooner, for each operation: the triggerer's first, after that of the worker, and the last one of
 #: a wait, when its time is up.
 SOONER = 1
+
+#: Problems that are printed in full for each row of the table.
+SHOWN = 20
+
+
+def print_results(rows: Mapping[str, Any], problems: Mapping[str, list[str]]) -> int:
+    """Print a table of figures and of how many problems there are, then the problems; return their number."""
+    for label, value in {**rows, **{label: len(found) for label, found in problems.items()}}.items():
+        print(f"  {label:<34} {value}", flush=True)
+    for label, found in problems.items():
+        for problem in found[:SHOWN]:
+            print(f"  WRONG, {label}: {problem}", file=sys.stderr)
+        if len(found) > SHOWN:
+            print(f"  WRONG, {label}: {len(found) - SHOWN} more", file=sys.stderr)
+    return sum(map(len, problems.values()))
 
 
 def requests_against_the_rule(requests: Iterable[RecordedRequest], sooner: int = SOONER) -> list[str]:

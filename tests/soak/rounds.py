@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-import sys
 import threading
 import time
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, TaskDeferred
 from faults import inject
-from judge import requests_against_the_rule
+from judge import print_results, requests_against_the_rule
 from leaks import Leaks
 
 from airflow_dai_provider.emulator import DaiEmulator
@@ -220,6 +219,7 @@ def play_rounds(rounds: int, share: float, seed: int | None) -> int:
     faults = played.emulator.faults_injected
     minimum = len(calm.emulator.requests) / FAULTLESS
     problems = played.judge()
+    problems["wrong without faults"] = [f"{label}: {one}" for label, found in calm.judge().items() for one in found]
     rows = {
         "seconds": f"{played.seconds:.0f}",
         "seed": played.emulator.seed,
@@ -228,12 +228,5 @@ def play_rounds(rounds: int, share: float, seed: int | None) -> int:
         **{f"  {kind}": number for kind, number in sorted(faults.items())},
         "requests per round": f"{sent / rounds:.2f}, {sent / rounds / minimum:.2f} x the {minimum:.2f} without faults",
         "starts in doubt, rightly": len(played.in_doubt),
-        **{label: len(found) for label, found in problems.items()},
-        "wrong without faults": sum(map(len, calm.judge().values())),
     }
-    for label, value in rows.items():
-        print(f"  {label:<34} {value}")
-    for label, found in (problems | calm.judge()).items():
-        for problem in found[:10]:
-            print(f"  WRONG, {label}: {problem}", file=sys.stderr)
-    return sum(map(len, problems.values())) + sum(map(len, calm.judge().values()))
+    return print_results(rows, problems)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import requests
 from faults import inject
-from judge import requests_against_the_rule
+from judge import print_results, requests_against_the_rule
 
 from airflow_dai_provider.emulator import DaiEmulator
 
@@ -64,14 +64,8 @@ def play_waits(waits: int, share: float, seed: int | None) -> int:
         "waits that ended as they should": sum(state == "success" for state in states.values()),
         "looks": len(emulator.requests) - waits // 2,
         "faults injected": sum(faults.values()),
-        **{label: len(wrong) for label, wrong in problems.items()},
     }
-    for label, value in rows.items():
-        print(f"  {label:<34} {value}")
-    for label, wrong in problems.items():
-        for problem in wrong[:10]:
-            print(f"  WRONG, {label}: {problem}", file=sys.stderr)
-    return sum(map(len, problems.values()))
+    return print_results(rows, problems)
 
 
 def disturb(
