@@ -1,4 +1,4 @@
-"""The running Airflow and the emulator that the end-to-end tests share."""
+"""The running Airflow and the emulator that the end-to-end tests share, and the table of the rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def pytest_configure() -> None:
-    """Have every signal that ends pytest stop Airflow as well."""
+    """Stop Airflow when a signal stops pytest."""
     raise_on_signals()
 
 
@@ -39,7 +39,7 @@ def airflow(emulator: DaiEmulator) -> Iterator[Airflow2Stack | Airflow3Stack]:
 
 
 def collect_dags(folder: Path) -> Path:
-    """Make a DAG folder of our own DAGs and of the one with which the README opens, word for word."""
+    """Create a DAG folder with the DAGs of these tests and the first DAG of the README."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(Path(__file__).parent / "dags", folder)
     first = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -49,7 +49,7 @@ def collect_dags(folder: Path) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the table of the rows that were played, and keep it."""
+    """Print the table of the rows that were played, and write it to a file."""
     played = config.stash.get(report.PLAYED, None)
     if played:
         table = report.table(played)

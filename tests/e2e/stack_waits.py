@@ -10,7 +10,7 @@ from tests.support.interruption import interrupted
 
 
 class StackError(Exception):
-    """The Airflow under test did not do what was asked of it in time."""
+    """The Airflow under test did not do in time what it should."""
 
 
 def wait_until(what: str, check: Callable[[], Any], seconds: float, pause: float = 0.5) -> Any:
@@ -18,7 +18,7 @@ def wait_until(what: str, check: Callable[[], Any], seconds: float, pause: float
     deadline = time.monotonic() + seconds
     while not (result := check()):
         if time.monotonic() > deadline:
-            raise StackError(f"waited {seconds:g} s for {what}, in vain")
+            raise StackError(f"timed out after {seconds:g} s of waiting for {what}")
         if interrupted.wait(pause):
             raise StackError(f"interrupted while waiting for {what}")
     return result
