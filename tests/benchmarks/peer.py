@@ -1,4 +1,4 @@
-"""The server in its process, with keys made at run time, and the environment in which clients find it."""
+"""Run the server in a process of its own, with new keys, and return the environment for its clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from server import LOOPBACK
 
 @contextmanager
 def server(work: Path) -> Iterator[dict[str, str]]:
-    """Start the server in ``work`` and give the environment for its clients; stop it afterwards."""
+    """Start the server in ``work``, yield the environment for its clients, and stop it afterwards."""
     certificate, counters = work / "server.pem", work / "counters"
     _write_certificate(certificate)
     Counters(counters)
@@ -56,7 +56,7 @@ def _connection(endpoint: str, token_uri: str) -> dict[str, object]:
 
 
 def _write_certificate(path: Path) -> None:
-    """Write a self-signed certificate with its key; elliptic, as Google's is, and cheap for who opens sessions."""
+    """Write a self-signed certificate with its key: elliptic as Google's is, and cheap for clients."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, LOOPBACK)])
     now = datetime.now(UTC)

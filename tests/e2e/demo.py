@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from messages import REQUESTED
 from stack import Airflow2Stack, Airflow3Stack, StackError, make_stack
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
@@ -73,7 +74,7 @@ SCENES = (
         tasks={"ingest_and_publish": "failed"},
         ingest="CANCELLED",
         logged_by="ingest_and_publish",
-        message="Requested the cancellation",
+        message=REQUESTED,
     ),
     Scene(
         "A service without cancel: the task, which has retries=3, fails at its first try",
@@ -134,11 +135,7 @@ def account(stack: Airflow2Stack | Airflow3Stack, emulator: DaiEmulator, scene: 
         yield f"WRONG: expected {scene.ingest} after one cancel request"
     log = stack.task_log_lines(scene.dag_id, run_id, scene.logged_by)
     found = [line for line in log if scene.message in line]
-    yield (
-        f"log of {scene.logged_by}: {found[-1]}"
-        if found
-        else f"WRONG: {scene.message!r} is not in the log"
-    )
+    yield f"log of {scene.logged_by}: {found[-1]}" if found else f"WRONG: {scene.message!r} is not in the log"
 
 
 def ingest_of(stack: Airflow2Stack | Airflow3Stack, scene: Scene, run_id: str) -> str:

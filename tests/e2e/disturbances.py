@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from operator import methodcaller
 
 from events import SOON, stray
+from messages import NAME_UNKNOWN, RECOVERED, STILL_DEFERRED
 from play import Play, Stack
 
 from airflow_dai_provider.emulator import Fault
@@ -42,7 +43,7 @@ def response_lost(play: Play) -> None:
     play.start()
     play.waits()
     stray(play)
-    play.log_says("by its media URL and create time")
+    play.log_says(RECOVERED)
     play.mark("failed")
 
 
@@ -53,7 +54,7 @@ def response_lost_without_list(play: Play) -> None:
     play.start()
     play.task_is("failed")
     play.happens()
-    play.log_says("may run under an unknown name")
+    play.log_says(NAME_UNKNOWN)
     stray(play)
 
 
@@ -78,7 +79,7 @@ def lives_through_a_stall(play: Play) -> Iterator[None]:
     play.happens()
     play.is_polled()
     yield
-    play.log_says("its task is still deferred")
+    play.log_says(STILL_DEFERRED)
     play.task_is("success")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+from messages import LEFT_ALONE, LEFT_TO_NEXT_TRY, NOT_FINISHED, REQUESTED
 from play import Play
 
 from airflow_dai_provider.emulator import Fault
@@ -25,7 +26,7 @@ def raises(play: Play) -> None:
     play.start()
     play.happens(at=play.ingest().created + SOON)
     stray(play)
-    play.log_says("has not ended within")
+    play.log_says(NOT_FINISHED)
     play.task_is("failed")
 
 
@@ -113,7 +114,7 @@ def lost_and_called_back(play: Play) -> None:
     play.strays, play.healthy = earlier, [last]
     logs = play.airflow.component_logs()
     names = [*earlier, last]
-    assert any(f"Leaving {n} alone" in logs or f"cancellation of {n}" in logs for n in names), "no callback has run"
+    assert any(f"{n} {LEFT_ALONE}" in logs or f"{REQUESTED} {n}" in logs for n in names), "no callback has run"
 
 
 def raised_and_retried(play: Play) -> None:
@@ -122,7 +123,7 @@ def raised_and_retried(play: Play) -> None:
     play.start(seconds=5.5 * SOON)
     play.happens(at=play.ingest().created + 3 * SOON)
     play.healthy = [play.ingest().name]
-    play.log_says("Leaving operations/")
+    play.log_says(LEFT_TO_NEXT_TRY)
     play.task_is("success", tries=2)
 
 
@@ -132,7 +133,7 @@ def timed_out_and_retried(play: Play) -> None:
     play.start(seconds=11 * SOON)
     play.healthy = [play.ingest().name]
     play.happens(at=play.task_started() + 6 * SOON)
-    play.log_says("Leaving operations/")
+    play.log_says(LEFT_TO_NEXT_TRY)
     play.task_is("success", tries=2)
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-REQUESTED = re.compile(r"Requested the cancellation of (operations/\S+?)(\.|:)(?=\s|$)(.*)")
+from messages import OTHER_CREATIVE, REQUESTED, TASK_KILLED
+
+REQUEST = re.compile(REQUESTED + r" (operations/\S+?)(\.|:)(?=\s|$)(.*)")
 #: A log line of Airflow 2, and one of Airflow 3 that is not JSON.
 PLAIN_2 = re.compile(r"^\[(\S+)\] \{(\S+?)(?::\d+)?\} \w+ - (.*)$")
 PLAIN_3 = re.compile(r"^(\S+) \[\w+ *\] (.*?) *\[([\w.]+)\] ")
-OTHER_CREATIVE = "with another creative"
 
 
 @dataclass(frozen=True, order=True)
@@ -39,10 +40,10 @@ def _cancellations_in(path: Path) -> Iterator[Cancellation]:
         # The dag processor of Airflow 3 logs this before it calls a callback; that of Airflow 2 logs nothing.
         if "Executing Task callback" in line or "Executing on_failure dag callback" in line:
             called = "task callback" if "Task callback" in line else "DAG callback"
-        if "Requested the cancellation of" not in line:
+        if REQUESTED not in line:
             continue
         time, logger, message = _read(line)
-        found = REQUESTED.search(message)
+        found = REQUEST.search(message)
         if not found or not time:
             continue
         guard = _guard(path, logger, found[3]) or called
@@ -71,7 +72,7 @@ def _guard(path: Path, logger: str, reason: str) -> str | None:
         return "sweep"
     if task[2] == "cancel":
         return "teardown"
-    if "its task was killed" in reason:
+    if TASK_KILLED in reason:
         return "on_kill"
     return "task callback" if "notifications" in logger else "operator"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from messages import MAY_STILL_RUN, NOTHING_TO_CANCEL
 from stack import Airflow2Stack, Airflow3Stack, wait_until
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
@@ -57,7 +58,7 @@ def test_nothing_to_cancel_is_logged_and_is_no_error(airflow: Stack) -> None:
     run = airflow.trigger("nothing_to_cancel")
 
     assert airflow.wait_for_run("nothing_to_cancel", run) == "failed"
-    log = wait_until("the callback", lambda: log_with(airflow, "nothing_to_cancel", run, "No operation to cancel"), 20)
+    log = wait_until("the callback", lambda: log_with(airflow, "nothing_to_cancel", run, NOTHING_TO_CANCEL), 20)
     assert "the original failure" in log
     assert "Failed to send notification" not in log
 
@@ -68,7 +69,7 @@ def test_a_service_that_is_down_does_not_hide_the_original_failure(airflow: Stac
     run = airflow.trigger("service_is_down", {"operation": name})
 
     assert airflow.wait_for_run("service_is_down", run) == "failed"
-    log = wait_until("the callback", lambda: log_with(airflow, "service_is_down", run, f"{name} may still run"), 30)
+    log = wait_until("the callback", lambda: log_with(airflow, "service_is_down", run, f"{name} {MAY_STILL_RUN}"), 30)
     assert "the original failure" in log
     assert cancels(emulator, name) > 1
 

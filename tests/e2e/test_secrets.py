@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
+from messages import REQUESTED
 from stack import Airflow2Stack, Airflow3Stack, make_stack, wait_until
 
 from airflow_dai_provider.emulator import DaiEmulator
@@ -53,7 +54,7 @@ def test_no_file_contains_a_secret(authenticated: Airflow2Stack | Airflow3Stack,
 
     files = {path: path.read_bytes() for path in authenticated.home.rglob("*") if path.is_file()}
     logs = {path: content for path, content in files.items() if path.suffix == ".log"}
-    assert any(b"Requested the cancellation" in content for content in logs.values())
+    assert any(REQUESTED.encode() in content for content in logs.values())
     for kind, values in secrets.items():
         found = [path.name for path, content in files.items() if any(value.encode() in content for value in values)]
         assert found == [], f"a {kind} is in {found}"

@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 import pytest
 import requests
+from messages import NOT_FINISHED
 from stack import Airflow2Stack, Airflow3Stack, wait_until
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
@@ -106,7 +107,7 @@ def test_a_restart_of_the_triggerer_keeps_the_deadline(airflow: Stack, emulator:
     assert time.monotonic() - deferred < 50
     log = log_of(airflow, "deferred_sensor_with_timeout", run, "wait")
     assert "AirflowSensorTimeout" in log
-    assert f"{timed} has not ended within 20 s" in log
+    assert f"{timed} {NOT_FINISHED} 20 s" in log
     assert airflow.wait_for_run("deferred_sensor_that_cancels", waiting_run) == "success"
     assert emulator.state(waiting) == "SUCCEEDED"
     assert emulator.cancel_requested(timed) == emulator.cancel_requested(waiting) == 0

@@ -1,4 +1,4 @@
-"""``make screenshots``: run the examples on a real Airflow, and take the pictures of the README in a real browser."""
+"""``make screenshots``: run the examples on a real Airflow, and take the pictures of the README in a browser."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def take_all(pages: Pages, runs: dict[str, str]) -> list[Path]:
-    """Take each picture; every text that is named has to be on its page."""
+    """Take each picture; fail if a page lacks one of the texts that are named."""
     cancel, ingest, refused = runs["cancel_ingest"], runs["ingest"], runs["cancel_and_wait"]
     return [
         pages.graph("graph", "cancel_ingest", cancel, "start_ingest", "cancel", "wait"),

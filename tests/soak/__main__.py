@@ -17,12 +17,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
     parser.add_argument("--rounds", type=int, default=1000, help="rounds under faults (default: %(default)s)")
     parser.add_argument("--waits", type=int, default=300, help="deferred waits, 0 for none (default: %(default)s)")
-    parser.add_argument("--seed", type=int, help="which requests are hit (default: another each time)")
+    parser.add_argument("--seed", type=int, help="seed of the faults (default: a new one)")
     options = parser.parse_args()
     raise_on_signals()
 
     with tempfile.TemporaryDirectory(prefix="airflow-dai-provider-soak-") as home:
-        # Before anything imports Airflow, which reads it then.
+        # Airflow reads these when it is imported.
         os.environ.update(AIRFLOW_HOME=home, AIRFLOW__LOGGING__LOGGING_LEVEL="CRITICAL")
         logging.disable(logging.CRITICAL)
         from rounds import play_rounds
@@ -32,7 +32,7 @@ def main() -> int:
         from waits import play_waits
 
         wrong += play_waits(options.waits, FAULTS, options.seed)
-    print(f"\n{wrong} things went wrong." if wrong else "\nNothing went wrong.")
+    print(f"\nProblems: {wrong}.")
     return 1 if wrong else 0
 
 
