@@ -27,7 +27,7 @@ PLAYS_AT_ONCE = 3 if AIRFLOW == (3, 0) else 12
 #: Seconds after its event at which a running ingest counts as leaked, where no guard is expected.
 LEAK_SECONDS = 30
 
-#: Settings of Airflow for so many rows in one DAG file.
+#: Settings of Airflow for so many rows in one DAG file. Each play holds up to three slots.
 SETTINGS = {
     "AIRFLOW__CORE__PARALLELISM": "24",
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
