@@ -20,14 +20,15 @@ from airflow_dai_provider.emulator import DaiEmulator
 
 MAJOR, MINOR = map(int, version("apache-airflow").split(".")[:2])
 AIRFLOW = (MAJOR, MINOR)
-#: Plays at a time; fewer than Airflow's slots, since teardowns need some. On SQLite the API server of Airflow 3.0
-#: stalls under 12.
-PLAYS_AT_ONCE = 3 if AIRFLOW == (3, 0) else 12
+#: Plays at a time; fewer than Airflow's slots, since each play holds up to three. On SQLite the API server of Airflow
+#: 3.0 stalls under 12; Airflow 2 starts an interpreter for each task, and its heartbeats are late then.
+PLAYS_AT_ONCE = 3 if AIRFLOW == (3, 0) else 12 if AIRFLOW > (3, 0) else 6
 
-#: Seconds after its event at which a running ingest counts as leaked, where no guard is expected.
-LEAK_SECONDS = 30
+#: Seconds after its event at which a running ingest counts as leaked, where no guard is expected. Longer than it takes
+#: to notice a lost worker.
+LEAK_SECONDS = 30 if AIRFLOW >= (3, 0) else 60
 
-#: Settings of Airflow for so many rows in one DAG file. Each play holds up to three slots.
+#: Settings of Airflow for so many rows in one DAG file.
 SETTINGS = {
     "AIRFLOW__CORE__PARALLELISM": "24",
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",

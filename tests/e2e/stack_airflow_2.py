@@ -29,7 +29,8 @@ class Airflow2Stack(AirflowStack):
     def _settings(self, dags: Path) -> dict[str, str]:
         return super()._settings(dags) | {
             "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor",
-            "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "12",
+            # Heartbeats are late on a busy machine: at 12 s, healthy tasks are killed.
+            "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "30",
             "AIRFLOW__SCHEDULER__LOCAL_TASK_JOB_HEARTBEAT_SEC": "2",
             "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "3",
             "AIRFLOW__SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "60",

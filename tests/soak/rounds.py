@@ -153,20 +153,24 @@ class Played:
     The results of the rounds.
 
     :param started: the number of ingests by media URL, according to the service's own list.
-    :param in_doubt: the media URLs of tasks that have failed without knowing if an ingest was started.
+    :param in_doubt: the failures of tasks that do not know if an ingest was started, by media URL.
     """
 
     emulator: DaiEmulator
     leaks: Leaks
     wrong: list[str] = field(default_factory=list)
-    in_doubt: list[str] = field(default_factory=list)
+    in_doubt: dict[str, str] = field(default_factory=dict)
     started: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
     def judge(self) -> dict[str, list[str]]:
         """Return the problems, by the row of the table."""
         emulator = self.emulator
-        missed = [f"an ingest of {url} was started, but not found" for url in self.in_doubt if self.started[url]]
+        missed = [
+            f"an ingest of {url} was started, but not found: {error}"
+            for url, error in self.in_doubt.items()
+            if self.started[url]
+        ]
         return {
             "wrong outcomes": self.wrong + missed,
             "strays": [name for name, state in emulator.states().items() if state == "RUNNING"],
@@ -188,8 +192,8 @@ def play(rounds: int, share: float, seed: int | None) -> Played:
                 kind = KINDS[number % len(KINDS)]
                 try:
                     problem = kind(emulator, triggerer, number)
-                except IngestInDoubtError:
-                    played.in_doubt.append(media_url(number))
+                except IngestInDoubtError as error:
+                    played.in_doubt[media_url(number)] = str(error)
                 except Exception as error:  # any exception is a wrong outcome
                     played.wrong.append(f"{kind.__name__} {number}: {type(error).__name__}: {error}")
                 else:
