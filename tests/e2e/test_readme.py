@@ -1,4 +1,4 @@
-"""The DAG with which the README opens, on a fresh Airflow without any connection."""
+"""The first DAG of the README, on a new Airflow without any connection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from airflow_dai_provider.emulator import DaiEmulator
 Stack = Airflow2Stack | Airflow3Stack
 
 
-def test_first_dag_of_the_readme(airflow: Stack, emulator: DaiEmulator) -> None:
+def test_the_first_dag_of_the_readme_cancels_its_ingest(airflow: Stack, emulator: DaiEmulator) -> None:
     name = emulator.start_ingest("operations/my-ingest")
     run = airflow.trigger("cancel_dai_ingest")
 

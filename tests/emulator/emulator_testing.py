@@ -20,7 +20,6 @@ from google.auth.transport.requests import Request
 from google.oauth2 import service_account
 
 from airflow_dai_provider.emulator import DaiEmulator
-from tests.support.tunnel import tunnel_to  # noqa: F401 (still imported from here)
 
 START = 1_750_000_000.0  # 2025-06-15T15:06:40Z
 JSON = "application/json; charset=UTF-8"

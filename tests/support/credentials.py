@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from emulator_testing import tunnel_to
 
 from airflow_dai_provider.emulator import DaiEmulator, SelfSigned
 from tests.support.authentication import (
@@ -20,6 +19,7 @@ from tests.support.authentication import (
     Shown,
     guarded_emulator,
 )
+from tests.support.tunnel import tunnel_to
 
 if TYPE_CHECKING:
     from conftest import Clock, Log

@@ -244,9 +244,7 @@ BAD_ANSWERS: dict[str, tuple[bytes, str]] = {
 def test_bad_answers(once: DaiHook, emulator: DaiEmulator, body: bytes, words: str) -> None:
     emulator.inject(Fault(status=200, body=body))
 
-    with pytest.raises(
-        exceptions.Unknown, match=f"operations.get of {NAME} returned HTTP 200 .*{words}"
-    ) as caught:
+    with pytest.raises(exceptions.Unknown, match=f"operations.get of {NAME} returned HTTP 200 .*{words}") as caught:
         once.get_operation(NAME)
 
     assert len(str(caught.value)) < 500
@@ -275,9 +273,7 @@ def test_cancel_is_not_believed_on_a_bad_answer(once: DaiHook, emulator: DaiEmul
 def test_bad_pages(once: DaiHook, emulator: DaiEmulator, page: dict[str, Any]) -> None:
     emulator.inject(Fault(status=200, body=json.dumps(page).encode()))
 
-    with pytest.raises(
-        exceptions.Unknown, match="operations.list of operations returned HTTP 200"
-    ):
+    with pytest.raises(exceptions.Unknown, match="operations.list of operations returned HTTP 200"):
         list(once.list_operations())
 
 

@@ -1,10 +1,11 @@
-"""What happens in each row: the events, as a user, the machine or a time limit brings them about."""
+"""The events of the rows, each caused by a user, by the machine or by a time limit."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 
+from messages import LEFT_ALONE, LEFT_TO_NEXT_TRY, NOT_FINISHED, REQUESTED
 from play import Play
 
 from airflow_dai_provider.emulator import Fault
@@ -16,21 +17,21 @@ Event = Callable[[Play], Iterator[None] | None]
 
 
 def stray(play: Play) -> None:
-    """Have the play's first ingest be the one that must not be left running."""
+    """Note the first ingest as the one that must not be left running."""
     play.strays = [play.ingest().name]
 
 
 def raises(play: Play) -> None:
-    """Let the wait take longer than the operator's own ``timeout``."""
+    """Exceed the operator's own ``timeout``."""
     play.start()
     play.happens(at=play.ingest().created + SOON)
     stray(play)
-    play.log_says("has not ended within")
+    play.log_says(NOT_FINISHED)
     play.task_is("failed")
 
 
 def times_out(play: Play) -> None:
-    """Let the task take longer than its ``execution_timeout``."""
+    """Exceed the ``execution_timeout`` of the task."""
     play.start()
     stray(play)
     play.happens(at=play.task_started() + 2 * SOON)
@@ -39,7 +40,7 @@ def times_out(play: Play) -> None:
 
 
 def raises_twice(play: Play) -> None:
-    """Fail in both tries: the first leaves the ingest to the second, which has to cancel it."""
+    """Fail in both tries: the first leaves the ingest to the second, which must cancel it."""
     play.start()
     stray(play)
     play.task_is("failed", tries=2)
@@ -49,7 +50,7 @@ def raises_twice(play: Play) -> None:
 
 
 def trigger_fails(play: Play) -> None:
-    """Have the wait in the triggerer end with an error, while the ingest runs."""
+    """Fail the wait in the triggerer while the ingest runs."""
     play.start()
     name = play.waits("deferred").name
     stray(play)
@@ -60,6 +61,7 @@ def trigger_fails(play: Play) -> None:
 
 
 def run_times_out(play: Play) -> None:
+    """Exceed the ``dagrun_timeout``."""
     play.start()
     play.ingest()
     stray(play)
@@ -68,7 +70,7 @@ def run_times_out(play: Play) -> None:
 
 
 def marked(state: str, waiting: str = "running", task: str = "ingest", **params: str) -> Event:
-    """Return the event: a user marks a task while it runs, or is in another state."""
+    """Return the event that a user marks a task while it runs, or is in another state."""
 
     def play(play: Play) -> None:
         play.start(**params)
@@ -80,7 +82,7 @@ def marked(state: str, waiting: str = "running", task: str = "ingest", **params:
 
 
 def killed(task: str = "ingest", *, worker: bool = False) -> Event:
-    """Return the event: the process of a task is lost, and no retry is left."""
+    """Return the event that the process of a task is lost, with no retry left."""
 
     def play(play: Play) -> None:
         play.start()
@@ -93,7 +95,7 @@ def killed(task: str = "ingest", *, worker: bool = False) -> Event:
 
 
 def killed_and_retried(play: Play, *, worker: bool = False) -> None:
-    """Lose the process; the next try goes on with the ingest, or on Airflow 2 starts one of its own."""
+    """Lose the process; the next try re-attaches to the ingest, or before Airflow 3.3 starts its own."""
     play.start(seconds=75)
     play.waits()
     play.kill(worker=worker)
@@ -103,7 +105,7 @@ def killed_and_retried(play: Play, *, worker: bool = False) -> None:
 
 
 def lost_and_called_back(play: Play) -> None:
-    """Lose the worker where an ``on_retry_callback`` comes late: it may cancel the first ingest, not what runs then."""
+    """Lose the worker; a late ``on_retry_callback`` may cancel the first ingest, but not the one of the next try."""
     play.start(seconds=75)
     play.waits()
     play.kill(worker=True)
@@ -112,29 +114,31 @@ def lost_and_called_back(play: Play) -> None:
     play.strays, play.healthy = earlier, [last]
     logs = play.airflow.component_logs()
     names = [*earlier, last]
-    assert any(f"Leaving {n} alone" in logs or f"cancellation of {n}" in logs for n in names), "no callback has come"
+    assert any(f"{n} {LEFT_ALONE}" in logs or f"{REQUESTED} {n}" in logs for n in names), "no callback has run"
 
 
 def raised_and_retried(play: Play) -> None:
-    """Fail once while the ingest runs; the next try goes on with it."""
-    play.start(seconds=35)
+    """Fail once while the ingest runs; the next try re-attaches to it."""
+    # Longer than one try waits, so that it still runs when the next polls it; shorter than two tries wait.
+    play.start(seconds=5.5 * SOON)
     play.happens(at=play.ingest().created + 3 * SOON)
     play.healthy = [play.ingest().name]
-    play.log_says("Leaving operations/")
+    play.log_says(LEFT_TO_NEXT_TRY)
     play.task_is("success", tries=2)
 
 
 def timed_out_and_retried(play: Play) -> None:
-    """Let the first try take too long while the ingest runs; Airflow kills it, and the next goes on with the ingest."""
-    play.start(seconds=3 * SOON)
+    """Exceed the ``execution_timeout`` once while the ingest runs; the next try re-attaches to it."""
+    # Longer than one try has, so that it still runs when the next polls it; shorter than two tries have.
+    play.start(seconds=11 * SOON)
     play.healthy = [play.ingest().name]
-    play.happens(at=play.task_started() + 2 * SOON)
-    play.log_says("Leaving operations/")
+    play.happens(at=play.task_started() + 6 * SOON)
+    play.log_says(LEFT_TO_NEXT_TRY)
     play.task_is("success", tries=2)
 
 
 def cleared(waiting: str, play: Play) -> None:
-    """Clear the task while it waits: its ingest is cancelled, or the next try goes on with it; that one ends well."""
+    """Clear the waiting task: its ingest is cancelled, or the next try re-attaches to it; the last ingest succeeds."""
     play.start(seconds=60)
     play.waits(waiting)
     play.clear()
@@ -144,7 +148,7 @@ def cleared(waiting: str, play: Play) -> None:
 
 
 def fixed_and_cleared(play: Play) -> None:
-    """Lose the process that ingests the wrong file; fix the DAG; clear."""
+    """Lose the process that ingests the wrong file; correct the DAG; clear the task."""
     right = play.media(1, seconds=40)
     variable = f"row-{play.row}-{play.guards}"
     play.airflow.set_variable(variable, play.media(0))
@@ -161,7 +165,7 @@ def fixed_and_cleared(play: Play) -> None:
 
 
 def work_fails(what: str, state: str, play: Play) -> None:
-    """Let another task of the run fail, or skip, while the ingest runs that nobody waits for."""
+    """Have another task fail, or skip, while the ingest runs and no task waits for it."""
     play.start(work=what)
     stray(play)
     play.task_is("running", state, task="work")
@@ -172,6 +176,7 @@ def work_fails(what: str, state: str, play: Play) -> None:
 
 
 def run_marked_failed(waiting: str, play: Play) -> None:
+    """Mark the whole run failed while its task waits."""
     play.start()
     if waiting == "up_for_retry":
         play.task_is(waiting)
@@ -184,7 +189,7 @@ def run_marked_failed(waiting: str, play: Play) -> None:
 
 
 def run_deleted(play: Play) -> None:
-    """Delete a run while its task is still there; Airflow has it marked failed before that."""
+    """Mark a run failed and delete it while its task still runs; Airflow requires the mark first."""
     play.start()
     play.waits()
     stray(play)
@@ -193,15 +198,15 @@ def run_deleted(play: Play) -> None:
     play.delete()
 
 
-def mapped(strike: Callable[[Play], None], play: Play) -> None:
-    """Strike one of three mapped tasks; its siblings' ingests go on to their end."""
+def mapped(hit: Callable[[Play], None], play: Play) -> None:
+    """Hit the second of three mapped tasks; the ingests of the others succeed."""
     urls = [play.media(0, seconds=60), play.media(1), play.media(2, seconds=60)]
     play.start(urls=urls)
     play.ingest(2)
     by_url = {started.url: started.name for started in play.service.ingests(play.url)}
     play.strays = [by_url.pop(urls[1])]
     play.healthy = list(by_url.values())
-    strike(play)
+    hit(play)
 
 
 def second_is_marked(play: Play) -> None:
@@ -213,8 +218,8 @@ def second_loses_its_worker(play: Play) -> None:
     play.kill(map_index=1, worker=True)
 
 
-def too_late(play: Play) -> None:
-    """Let the run take longer than it may; nothing fails."""
+def deadline_missed(play: Play) -> None:
+    """Miss a Deadline; nothing fails."""
     play.start()
     play.waits()
     stray(play)

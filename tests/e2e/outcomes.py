@@ -1,4 +1,4 @@
-"""Plays all rows on one running Airflow, phase by phase, and keeps what has come of each."""
+"""Play all rows on one running Airflow, phase by phase, and record the outcome of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from disturbances import DISTURBANCES, TOGETHER, TRIGGERER_STALLED
-from guards import Act, acts
+from guards import Cancellation, cancellations
 from play import PATIENCE, Play, Service, Stack
 from rows import LEAK, ROWS, UNHARMED, Row
 from stack import StackError, wait_until
@@ -20,14 +20,15 @@ from airflow_dai_provider.emulator import DaiEmulator
 
 MAJOR, MINOR = map(int, version("apache-airflow").split(".")[:2])
 AIRFLOW = (MAJOR, MINOR)
-#: Plays at a time: more than two processors bear well, and fewer than Airflow's slots, of which teardowns need some.
-#: On SQLite the API server of Airflow 3.0 stalls under as many.
-CROWD = 3 if AIRFLOW == (3, 0) else 12
+#: Plays at a time; fewer than Airflow's slots, since each play holds up to three. On SQLite the API server of Airflow
+#: 3.0 stalls under 12; Airflow 2 starts an interpreter for each task, and its heartbeats are late then.
+PLAYS_AT_ONCE = 3 if AIRFLOW == (3, 0) else 12 if AIRFLOW > (3, 0) else 6
 
-#: Seconds after its event at which an ingest that still runs, with no guard expected, counts as leaked.
-LEAK_SECONDS = 30
+#: Seconds after its event at which a running ingest counts as leaked, where no guard is expected. Longer than it takes
+#: to notice a lost worker.
+LEAK_SECONDS = 30 if AIRFLOW >= (3, 0) else 60
 
-#: What Airflow needs to play that many rows in one file.
+#: Settings of Airflow for so many rows in one DAG file.
 SETTINGS = {
     "AIRFLOW__CORE__PARALLELISM": "24",
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
@@ -37,29 +38,29 @@ SETTINGS = {
 
 @dataclass
 class Outcome:
-    """What came of a row with some guards: its play, and why it could not be played, if so."""
+    """The outcome of a row with one set of guards: its play, and the error if it could not be played."""
 
     row: Row
     play: Play
     problem: str = ""
-    #: What each stray was at the end of all plays, before the sweep, and after it.
+    #: The state of each stray after the phase, and after the sweep.
     before_sweep: dict[str, str] = field(default_factory=dict)
     after_sweep: dict[str, str] = field(default_factory=dict)
     cancels: dict[str, list[float]] = field(default_factory=dict)
-    acts: list[Act] = field(default_factory=list)
+    cancellations: list[Cancellation] = field(default_factory=list)
     healthy: dict[str, str] = field(default_factory=dict)
 
-    def take(self, emulator: DaiEmulator, said: list[Act]) -> None:
-        """Take down what has become of the ingests, soon after the event: later ones can hit whatever still runs."""
+    def record_states(self, emulator: DaiEmulator, logged: list[Cancellation]) -> None:
+        """Record the states of the ingests, before a later phase can change them."""
         self.before_sweep = {name: str(emulator.state(name).value) for name in self.play.strays}
         self.healthy = {name: str(emulator.state(name).value) for name in self.play.healthy}
-        self.count(said)
+        self.record_cancellations(logged)
 
-    def count(self, said: list[Act]) -> None:
-        """Take down who has requested what, now."""
+    def record_cancellations(self, logged: list[Cancellation]) -> None:
+        """Record who has requested which cancellation until now."""
         names = {*self.play.strays, *self.play.healthy}
         self.cancels = {name: self.play.service.cancels(name) for name in self.play.strays}
-        self.acts = [act for act in said if act.operation in names]
+        self.cancellations = [one for one in logged if one.operation in names]
 
     @property
     def leaks_as_expected(self) -> bool:
@@ -75,19 +76,19 @@ class Outcome:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds from the event to the first request that cancelled the last of the strays."""
+        """Seconds from the event until the cancellation of every stray had been requested."""
         if self.leaks or not self.play.strays:
             return None
         return max(self.cancels[name][0] for name in self.play.strays) - self.play.event_time
 
     @property
     def guard(self) -> str:
-        """The guard that came first, as far as the logs tell."""
+        """The guard that came first, according to the logs."""
         if not self.play.strays:
             return UNHARMED
         if self.leaks:
             return LEAK
-        return next((act.guard for act in self.acts if act.operation in self.play.strays), "unknown")
+        return next((one.guard for one in self.cancellations if one.operation in self.play.strays), "unknown")
 
 
 def rows_of_this_airflow(wanted: Iterable[str]) -> list[Row]:
@@ -96,7 +97,7 @@ def rows_of_this_airflow(wanted: Iterable[str]) -> list[Row]:
 
 
 def play_all(airflow: Stack, service: Service, rows: list[Row]) -> dict[tuple[str, str], Outcome]:
-    """Play the rows: those that disturb nobody together, the others one phase after the other."""
+    """Play the rows: together if they leave Airflow undisturbed, the others one phase after the other."""
     played: dict[tuple[str, str], Outcome] = {}
     for phase in dict.fromkeys(row.phase for row in rows):
         outcomes = [
@@ -107,19 +108,19 @@ def play_all(airflow: Stack, service: Service, rows: list[Row]) -> dict[tuple[st
         ]
         started = time.monotonic()
         _play_phase(airflow, phase, outcomes)
-        _settle(airflow, service.emulator, outcomes)
+        _wait_for_guards(airflow, service.emulator, outcomes)
         print(f"{phase}: {len(outcomes)} plays in {time.monotonic() - started:.0f} s", flush=True)
         played |= {(outcome.row.id, outcome.play.guards): outcome for outcome in outcomes}
-    said = acts(airflow.home)
+    logged = cancellations(airflow.home)
     for outcome in played.values():
-        outcome.count(said)
+        outcome.record_cancellations(logged)
     return played
 
 
-def _settle(airflow: Stack, emulator: DaiEmulator, outcomes: list[Outcome]) -> None:
-    """Wait until the guards have done what is expected of them, and the others have had time; take it down."""
+def _wait_for_guards(airflow: Stack, emulator: DaiEmulator, outcomes: list[Outcome]) -> None:
+    """Wait until the expected guards have cancelled, and unexpected ones have had time to; record the states."""
 
-    def settled() -> bool:
+    def finished() -> bool:
         return not any(
             emulator.state(name) == "RUNNING"
             for outcome in outcomes
@@ -127,23 +128,23 @@ def _settle(airflow: Stack, emulator: DaiEmulator, outcomes: list[Outcome]) -> N
             for name in [*outcome.play.healthy, *([] if outcome.leaks_as_expected else outcome.play.strays)]
         )
 
-    # Where it is in vain, the test of that row says which ingest still runs.
+    # After a timeout, the test of the row reports the ingest that still runs.
     with suppress(StackError):
-        wait_until("the guards", settled, PATIENCE, 1)
+        wait_until("the guards", finished, PATIENCE, 1)
     leaks = [outcome.play.event_time for outcome in outcomes if outcome.leaks_as_expected]
     time.sleep(max(0.0, max(leaks, default=0.0) + LEAK_SECONDS - time.time()))
-    said = acts(airflow.home)
+    logged = cancellations(airflow.home)
     for outcome in outcomes:
-        outcome.take(emulator, said)
+        outcome.record_states(emulator, logged)
 
 
 def _play_phase(airflow: Stack, phase: str, outcomes: list[Outcome]) -> None:
     steps = [(outcome, _steps(outcome)) for outcome in outcomes]
-    with ThreadPoolExecutor(CROWD if phase == TOGETHER or phase in DISTURBANCES else 1) as crowd:
+    with ThreadPoolExecutor(PLAYS_AT_ONCE if phase == TOGETHER or phase in DISTURBANCES else 1) as pool:
         for disturb in DISTURBANCES.get(phase, ()):
-            list(crowd.map(_next_step, steps))
+            list(pool.map(_next_step, steps))
             disturb(airflow)
-        list(crowd.map(_all_steps, steps))
+        list(pool.map(_all_steps, steps))
     if phase == TRIGGERER_STALLED:
         airflow.kill_component("second-triggerer")
 
