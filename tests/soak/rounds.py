@@ -20,7 +20,7 @@ from leaks import Leaks
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiHook
-from airflow_dai_provider.ingest.recovery import IngestInDoubtError
+from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCreateCreativeOperator
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 
@@ -116,7 +116,7 @@ def start_and_give_up(emulator: DaiEmulator, triggerer: Triggerer, number: int) 
     """
     Return what is wrong with an ingest whose time is up: one was started, and it was cancelled.
 
-    Or the request was lost, and none was started: then it raises IngestInDoubtError.
+    Or the request was lost, and none was started: then it raises IngestMayHaveStartedError.
     """
     url = media_url(number)
     media = {"uri": url, "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
@@ -126,7 +126,7 @@ def start_and_give_up(emulator: DaiEmulator, triggerer: Triggerer, number: int) 
     )
     try:
         execute(operator, ti)
-    except IngestInDoubtError:
+    except IngestMayHaveStartedError:
         raise
     except AirflowException as error:
         if "has not ended within" not in str(error):
@@ -188,7 +188,7 @@ def play(rounds: int, share: float, seed: int | None) -> Played:
                 kind = KINDS[number % len(KINDS)]
                 try:
                     problem = kind(emulator, triggerer, number)
-                except IngestInDoubtError:
+                except IngestMayHaveStartedError:
                     played.in_doubt.append(media_url(number))
                 except Exception as error:  # whatever it is, it is a wrong outcome
                     played.wrong.append(f"{kind.__name__} {number}: {type(error).__name__}: {error}")

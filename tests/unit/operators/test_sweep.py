@@ -175,7 +175,7 @@ class TestSweep:
         report = execute(include_undated=include_undated)
         assert report["requested"] == [name] * include_undated
         assert emulator.cancel_requested(name) == include_undated
-        assert ("1 running operations tell no create time; only include_undated=True picks them." in log.text) == (
+        assert ("1 running operations have no create time; only include_undated=True selects them." in log.text) == (
             not include_undated
         )
 
@@ -244,7 +244,7 @@ class TestWait:
         assert clock.slept == sorted(clock.slept)
         assert clock.slept[-1] == 10
         assert count(emulator, GET) == 2 * (len(clock.slept) + 1)
-        assert "The end of 2 operations is not seen yet; 1 s elapsed, next poll in 1.5 s" in log.ours
+        assert "2 operations have not finished yet; 1 s elapsed, next poll in 1.5 s" in log.ours
 
     def test_what_has_ended_is_not_looked_at_again(self, emulator: DaiEmulator, strays: Any, execute: Any) -> None:
         emulator.start_ingest("operations/quick")
@@ -376,7 +376,7 @@ class TestErrors:
         with pytest.raises(AirflowFailException) as raised:
             execute(dry_run=dry_run)
         assert f"{LIST} of operations answered 501 UNIMPLEMENTED" in str(raised.value)
-        assert "A sweep cannot do without operations.list" in str(raised.value)
+        assert "A sweep needs operations.list" in str(raised.value)
         assert "cancel by name. No cancellation was requested." in str(raised.value)
         assert (count(emulator, LIST), len(emulator.requests)) == (1, 1)
         assert clock.slept == []
@@ -615,7 +615,7 @@ class TestConcurrency:
     def test_no_thread_survives(self, strays: Any, execute: Any) -> None:
         strays("a", "b")
         execute()
-        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("dai-sweep")]
+        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("dai-worker")]
 
     def test_only_the_main_thread_asks_airflow_for_the_connection(
         self, emulator: DaiEmulator, strays: Any, execute: Any, monkeypatch: pytest.MonkeyPatch
@@ -738,7 +738,7 @@ class TestKill:
                 make(max_concurrency=1).execute({"ti": ti})
         finally:
             signal.signal(signal.SIGALRM, before)
-        under_way = [thread for thread in threading.enumerate() if thread.name.startswith("dai-sweep")]
+        under_way = [thread for thread in threading.enumerate() if thread.name.startswith("dai-worker")]
         assert under_way  # nobody has waited for the answer
         for thread in under_way:
             thread.join()
