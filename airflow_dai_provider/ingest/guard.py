@@ -1,4 +1,19 @@
-"""What the process of a task knows of the ingest that it has started, and when it cancels it."""
+"""Cancel a task's own ingest when the task is killed or fails.
+
+The service names an ingest in its response to ``creatives.create``. That response is the only source of the name, and
+the guard is armed with it at once. All other places hold copies, each for a reader that cannot reach another one:
+
+=====================================================  ==============================================================
+copy                                                   reader
+=====================================================  ==============================================================
+the cancel request that the guard has prepared         the signal handler of a kill, which may ask nothing of Airflow
+XCom ``operation_name`` (``operation_pushed_at`` has   other tasks, callbacks in other processes, and the guard of the
+the time by this name)                                 process that resumes the task after a deferral
+the task state store                                   the next try: Airflow clears the XComs before it starts
+the argument of the trigger, and of its event          the triggerer
+``operation_name`` of ``execute_complete``             the resumed task, which refuses the event of another operation
+=====================================================  ==============================================================
+"""
 
 from __future__ import annotations
 
@@ -9,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 
 from airflow_dai_provider.ingest.resume import IngestStore
-from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from airflow_dai_provider.tasks.callbacks import operations_started_by_task_instance
 from airflow_dai_provider.tasks.cancellation import request_cancellation
 from airflow_dai_provider.tasks.failures import describe_error
@@ -20,17 +34,17 @@ if TYPE_CHECKING:
 
     from airflow_dai_provider.hooks.dai import DaiHook
 
-#: Seconds that connecting, the beginning of the answer, and its end may each take on a kill: Airflow 3 ends the process
-#: 5 s after it.
+#: Seconds that connecting, the beginning of the response and its end may each take when a task is killed. Airflow 3
+#: ends the process 5 s after the kill, so one request has to be over before that.
 KILL_TIMEOUT = 1.2
 
 
 class IngestGuard:
-    """Guards one ingest at a time, from its start until it has ended, is cancelled, or is meant to run on.
+    """Guard one ingest at a time, until it has finished, is cancelled, or is meant to run on.
 
     :param on_kill: whether a killed task cancels its ingest.
-    :param on_failure: whether a task that fails for good does.
-    :param log: says what was requested, and what may still run.
+    :param on_failure: whether a task that fails, and is not retried, cancels its ingest.
+    :param log: receives what was requested, and what may still run.
     """
 
     def __init__(self, *, on_kill: bool, on_failure: bool, log: Any) -> None:
@@ -39,40 +53,43 @@ class IngestGuard:
         self._log = log
         self._operation_name: str | None = None
         self._cancel_now: Callable[[], None] | None = None
-        self._settled = False
-        #: Whether the task has been killed; its code still runs for a while.
+        self._disarmed = False
+        #: Whether the task was killed. On Airflow 3 its code runs on until the process is ended.
         self.killed = False
 
     @property
-    def has_nothing_to_do(self) -> bool:
-        """Whether a failure leaves nothing to cancel, or nothing that may be cancelled."""
-        return self._settled or not self._on_failure or (self.killed and not self._on_kill)
+    def should_cancel(self) -> bool:
+        """Whether an error has to cancel the ingest: it may run, and the task may cancel it."""
+        return not self._disarmed and self._on_failure and (self._on_kill or not self.killed)
 
-    def take(self, hook: DaiHook, name: str) -> None:
+    def arm(self, hook: DaiHook, name: str) -> None:
         """Guard an ingest from now on."""
         self._operation_name = name
-        self._settled = False
+        self._disarmed = False
         if self._on_kill:
             self._cancel_now = hook.prepare_cancellation(name, timeout=KILL_TIMEOUT)
         if self.killed:
-            # It was killed while the service was being asked to start this.
+            # The kill came while the service was starting this ingest, so it found nothing to cancel.
             self.kill()
 
-    def settle(self) -> None:
-        """Guard it no longer: it has ended, or is meant to run on. A late kill must not cancel it."""
-        self._settled = True
+    def disarm(self) -> None:
+        """Guard the ingest no longer: it has finished, or is meant to run on, and a late kill must not cancel it."""
+        self._disarmed = True
         self._cancel_now = None
 
     def kill(self) -> None:
-        """Request the cancellation from a signal handler.
+        """Request the cancellation, from a signal handler.
 
-        The task can be anywhere, so nothing of Airflow is asked here, and nothing that the task uses is touched.
+        The signal can interrupt the task anywhere. If the task is waiting for a response of Airflow, another request to
+        Airflow from here would deadlock; if it is inside a request to the service, the locks of its session are held.
+        Therefore nothing is looked up here and nothing is shared with the task: the request was prepared when the guard
+        was armed, with a session of its own and a token at hand, and is sent once, without retries.
         """
         self.killed = True
         self._send_prepared("its task was killed")
 
     def _send_prepared(self, reason: str) -> None:
-        """Send the cancel request that has been prepared, if there is one."""
+        """Send the prepared cancel request, if there is one."""
         cancel, self._cancel_now = self._cancel_now, None
         if cancel is None:
             return
@@ -82,78 +99,70 @@ class IngestGuard:
             self._log.error("%s may still run: %s, but %s", self._operation_name, reason, describe_error(error))
         else:
             self._log.info("Requested the cancellation of %s: %s.", self._operation_name, reason)
-            self._settled = True
+            self._disarmed = True
 
     @contextmanager
-    def watch(self, context: Context, make_hook: Callable[[], DaiHook]) -> Iterator[None]:
-        """Cancel the ingest when this fails for good; the failure stays the one that the user sees."""
+    def cancel_on_error(self, context: Context, make_hook: Callable[[], DaiHook]) -> Iterator[None]:
+        """Cancel the ingest when the block raises, unless the next try reattaches to it; the error is raised again."""
         try:
             yield
         except TaskDeferred:
             if KILLS_DEFERRED_PROCESS:
-                # The trigger is on guard now.
+                # The process can be killed although the task waits in the triggerer, whose trigger guards it now.
                 self._cancel_now = None
             raise
-        except BaseException as failure:
-            timed_out = isinstance(failure, AirflowTaskTimeout) and self._on_kill and not self._settled
-            if timed_out or not self.has_nothing_to_do:
-                self._cancel_after(failure, context, make_hook)
+        except BaseException as error:
+            # Airflow kills a task after a time limit, so what holds for a kill holds for a time limit.
+            timed_out = isinstance(error, AirflowTaskTimeout) and self._on_kill and not self._disarmed
+            if timed_out or self.should_cancel:
+                self._cancel_after(error, context, make_hook)
             raise
-        # Not settled: without a wait the ingest runs on, and the task can still fail, in what comes after execute.
+        # A late kill has nothing to cancel. But the guard is not disarmed: a task that does not wait can still fail
+        # after execute, for example in post_execute, and its failure callback then has to cancel the ingest.
         self._cancel_now = None
 
     def _cancel_after(self, failure: BaseException, context: Context, make_hook: Callable[[], DaiHook]) -> None:
+        """Request the cancellation after an error, or leave the ingest to the next try. Never raise."""
         names: list[str] = []
-        asked = False
+        connected = False
         try:
             names = self._names(context)
-            if names and not self.killed and _next_try_goes_on(context, failure, names):
+            if names and not self.killed and _next_try_reattaches(context, failure, names):
                 self._log.info("Leaving %s to the next try.", ", ".join(names))
-                # Airflow 3 kills the task after a time limit, too, and while slow callbacks run.
+                # Airflow 3 also kills a task after a time limit, and when its callbacks are slow.
                 self._cancel_now = None
             elif names:
                 with make_hook() as hook:
-                    asked = True
+                    connected = True
                     for name in names:
                         request_cancellation(hook, name, self._log)
-                self.settle()
+                self.disarm()
         except Exception as error:
             ingest = ", ".join(names) or "An ingest of this task"
             self._log.error("%s may still run: it could not be cancelled: %s", ingest, describe_error(error))
-            if not asked:
-                # Airflow may be away, and not the service: what was prepared for a kill needs no connection.
+            if not connected:
+                # Perhaps only Airflow is unavailable, and not the service. The prepared request needs no connection.
                 self._send_prepared("its task has failed")
 
     def _names(self, context: Context) -> list[str]:
-        """Return the ingest of this try; a task that was deferred finds it in its XCom."""
+        """Return the operation of this try; after a deferral it is read from the XCom."""
         if self._operation_name:
             return [self._operation_name]
         names = [str(name) for name in operations_started_by_task_instance(context, self._log)]
-        if not names and (earlier := IngestStore(context).recall()):
-            # Left by an earlier try to this one, which has failed before it could go on with it.
+        if not names and (earlier := IngestStore(context).load()):
+            # An earlier try has left it to this one, which has failed before it could reattach.
             names = [earlier.operation_name]
         return names
 
 
-def _next_try_goes_on(context: Context, failure: BaseException, names: list[str]) -> bool:
-    """Whether there is another try, which finds this one's ingest."""
+def _next_try_reattaches(context: Context, failure: BaseException, names: list[str]) -> bool:
+    """Whether Airflow retries the task after this failure, and the next try finds the ingest in the store."""
     retried = isinstance(failure, Exception | AirflowTaskTimeout) and not isinstance(failure, AirflowFailException)
     ti = context["ti"]
     if not retried or ti.try_number > ti.max_tries:
         return False
     try:
-        kept = IngestStore(context).recall()
+        saved = IngestStore(context).load()
     except AirflowException:
         return False
-    return kept is not None and names == [kept.operation_name]
-
-
-class LostWorkerCallback(DaiCancelOperationNotifier):
-    """The callback that the operator adds to its own, for the worker that is lost."""
-
-    def notify(self, context: Context) -> None:
-        """Cancel, unless the operator has seen to its ingest in this same process."""
-        # Not the task of the context itself, which on Airflow 3.0 is another copy than the one that was executed.
-        guard = getattr(getattr(context.get("ti"), "task", None), "_guard", None)
-        if guard is None or not guard.has_nothing_to_do:
-            super().notify(context)
+    return saved is not None and names == [saved.operation_name]

@@ -19,7 +19,7 @@ from leaks import Leaks
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiHook
-from airflow_dai_provider.ingest.recovery import IngestInDoubtError
+from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCreateCreativeOperator
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from tests.e2e.messages import NOT_FINISHED
@@ -116,7 +116,7 @@ def start_and_time_out(emulator: DaiEmulator, triggerer: Triggerer, number: int)
     """
     Start an ingest whose wait times out, so that it is cancelled; return the problem, if any.
 
-    Raise IngestInDoubtError if the request was lost, in which case no ingest may have started.
+    Raise IngestMayHaveStartedError if the request was lost, in which case no ingest may have started.
     """
     url = media_url(number)
     media = {"uri": url, "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
@@ -126,7 +126,7 @@ def start_and_time_out(emulator: DaiEmulator, triggerer: Triggerer, number: int)
     )
     try:
         execute(operator, ti)
-    except IngestInDoubtError:
+    except IngestMayHaveStartedError:
         raise
     except AirflowException as error:
         if NOT_FINISHED not in str(error):
@@ -192,7 +192,7 @@ def play(rounds: int, share: float, seed: int | None) -> Played:
                 kind = KINDS[number % len(KINDS)]
                 try:
                     problem = kind(emulator, triggerer, number)
-                except IngestInDoubtError as error:
+                except IngestMayHaveStartedError as error:
                     played.in_doubt[media_url(number)] = str(error)
                 except Exception as error:  # any exception is a wrong outcome
                     played.wrong.append(f"{kind.__name__} {number}: {type(error).__name__}: {error}")

@@ -326,7 +326,7 @@ class TestErrors:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(method=GET, status=503, times=None))
         assert execute() == NAME
-        assert "The cancellation is requested, but it cannot be seen yet" in log.ours[-1]
+        assert "The cancellation is requested, but the operation could not be polled yet" in log.ours[-1]
         assert "cancelled" not in " ".join(log.ours).lower()
 
     def test_broken_answers(self, emulator: DaiEmulator, execute: Any) -> None:

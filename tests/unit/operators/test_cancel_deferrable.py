@@ -239,8 +239,8 @@ def test_what_makes_no_sense_is_refused_before_anything_is_sent(slow: DaiEmulato
         [],
         {"status": "paused"},
         {"status": "success"},
-        {"status": "ended", "operation": NAME},
-        {"status": "ended"},
+        {"status": "finished", "operation": NAME},
+        {"status": "finished"},
     ],
     ids=str,
 )
@@ -256,7 +256,7 @@ def test_no_event_at_all_is_no_success(context: Any) -> None:
 
 @pytest.mark.parametrize("state", [{"state": "RUNNING"}, {"state": "GONE"}, {}], ids=str)
 def test_an_operation_that_is_no_end_is_no_success(context: Any, state: dict[str, str]) -> None:
-    event = {"status": "ended", "operation": {"name": NAME, **state}}
+    event = {"status": "finished", "operation": {"name": NAME, **state}}
     with pytest.raises(AirflowException):
         make().resume_execution("execute_complete", {"event": event}, context)
 

@@ -175,7 +175,7 @@ class TestSweep:
         report = execute(include_undated=include_undated)
         assert report["requested"] == [name] * include_undated
         assert emulator.cancel_requested(name) == include_undated
-        assert ("1 running operations tell no create time; only include_undated=True picks them." in log.text) == (
+        assert ("1 running operations have no create time; only include_undated=True selects them." in log.text) == (
             not include_undated
         )
 
@@ -376,7 +376,7 @@ class TestErrors:
         with pytest.raises(AirflowFailException) as raised:
             execute(dry_run=dry_run)
         assert f"{LIST} of operations returned 501 UNIMPLEMENTED" in str(raised.value)
-        assert "A sweep cannot do without operations.list" in str(raised.value)
+        assert "A sweep needs operations.list" in str(raised.value)
         assert "cancel by name. No cancellation was requested." in str(raised.value)
         assert (count(emulator, LIST), len(emulator.requests)) == (1, 1)
         assert clock.slept == []

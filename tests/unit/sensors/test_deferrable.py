@@ -365,13 +365,13 @@ def test_a_first_look_that_fails_is_passed_over_in_silence_only_if_told_to(
     with pytest.raises(AirflowException, match="503"):
         make_sensor(deferrable=True).execute(context)
     deferred_by(make_sensor(deferrable=True, silent_fail=True), context)
-    assert [line for line in log.ours if "The first look has failed" in line]
+    assert [line for line in log.ours if "The first poll failed" in line]
 
 
-@pytest.mark.parametrize("how", ["deferred", "ended", "failed"])
+@pytest.mark.parametrize("how", ["deferred", "finished", "failed"])
 def test_the_session_of_the_first_look_is_closed(emulator: DaiEmulator, context: Any, how: str) -> None:
     if how != "failed":
-        emulator.start_ingest(NAME, seconds=0 if how == "ended" else None)
+        emulator.start_ingest(NAME, seconds=0 if how == "finished" else None)
     sensor = make_sensor(deferrable=True)
     closed = []
     close = sensor.hook.close
@@ -388,19 +388,19 @@ def resume(event: Any, context: Any, **options: Any) -> Any:
     return make_sensor(deferrable=True, **options).resume_execution("execute_complete", {"event": event}, context)
 
 
-NO_EVENTS = {
+OTHER_EVENTS = {
     "none": None,
     "empty": {},
     "unknown": {"status": "paused"},
     "another provider's": {"status": "success", "message": "done"},
     "list": [],
-    "wrong types": {"status": "ended", "operation": "operations/a"},
-    "an operation that cannot be read": {"status": "ended", "operation": {"state": "SUCCEEDED"}},
-    "an operation that runs": {"status": "ended", "operation": {"name": NAME, "state": "RUNNING"}},
+    "wrong types": {"status": "finished", "operation": "operations/a"},
+    "an operation that cannot be read": {"status": "finished", "operation": {"state": "SUCCEEDED"}},
+    "an operation that runs": {"status": "finished", "operation": {"name": NAME, "state": "RUNNING"}},
 }
 
 
-@pytest.mark.parametrize("event", NO_EVENTS.values(), ids=NO_EVENTS)
+@pytest.mark.parametrize("event", OTHER_EVENTS.values(), ids=OTHER_EVENTS)
 @pytest.mark.parametrize(("flag", "became"), [("", "error"), ("soft_fail", "error"), ("never_fail", "skip")])
 def test_what_is_no_event_is_no_success(context: Any, event: Any, flag: str, became: str) -> None:
     options = {flag: True} if flag else {}

@@ -82,11 +82,6 @@ def test_an_end_is_accepted_only_when_it_was_expected(state: str, expected: str 
     assert isinstance(raised.value, AirflowFailException)
 
 
-def test_running_is_no_end_even_where_every_end_is_fine() -> None:
-    with pytest.raises(AirflowException, match="operations/x is RUNNING"):
-        check_final_state(operation("RUNNING"), None)
-
-
 def test_the_reason_of_a_failed_ingest_is_in_the_message() -> None:
     metadata = {
         "@type": "type.googleapis.com/google.ads.dai.v1.CreateCreativeOperationMetadata",
