@@ -19,7 +19,7 @@ from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
 from airflow_dai_provider.api.retry import Retry
 from airflow_dai_provider.hooks.sync import DaiHook
-from airflow_dai_provider.transport.async_session import AiohttpTransport
+from airflow_dai_provider.transport.aiohttp_session import AiohttpTransport
 from airflow_dai_provider.transport.pool import lease
 
 T = TypeVar("T")

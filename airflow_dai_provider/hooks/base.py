@@ -19,7 +19,7 @@ from google.auth.transport.requests import AuthorizedSession
 from airflow_dai_provider.api.endpoint import Endpoint, emulator_endpoint, service_endpoint
 from airflow_dai_provider.api.polling import check_seconds
 from airflow_dai_provider.transport.credentials import credentials_error
-from airflow_dai_provider.transport.sync_session import RequestsTransport
+from airflow_dai_provider.transport.requests_session import RequestsTransport
 
 
 class DaiBaseHook(GoogleBaseHook):

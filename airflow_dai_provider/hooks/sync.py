@@ -18,7 +18,7 @@ from airflow_dai_provider.api.retry import Retry
 from airflow_dai_provider.hooks.base import DaiBaseHook
 from airflow_dai_provider.transport.credentials import held_token
 from airflow_dai_provider.transport.errors import Unknown
-from airflow_dai_provider.transport.sync_session import RequestsTransport
+from airflow_dai_provider.transport.requests_session import RequestsTransport
 
 T = TypeVar("T")
 

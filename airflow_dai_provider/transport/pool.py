@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from asgiref.sync import sync_to_async
 
-from airflow_dai_provider.transport.async_session import AiohttpTransport
+from airflow_dai_provider.transport.aiohttp_session import AiohttpTransport
 
 
 class _Shared:

@@ -232,6 +232,9 @@ class DaiCreateCreativeOperator(BaseOperator):
             if not may_have_acted(error):
                 raise
             return recover(str(error))
+        except Exception:
+            # An error before anything was sent, such as that of an invalid endpoint.
+            raise
         except BaseException as interruption:
             # A time limit, or a kill before Airflow 3. The ingest may have started by then. It is recovered and adopted
             # so that the guard cancels it, and then the interruption goes on.

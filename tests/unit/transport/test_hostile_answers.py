@@ -17,7 +17,7 @@ from google.api_core import exceptions
 from airflow_dai_provider.api.retry import may_have_acted
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
-from airflow_dai_provider.transport.async_session import MAX_CONNECTIONS
+from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS
 from tests.support.authentication import FORMS
 from tests.support.event_loop import TokenService, run, until
 from tests.support.tiny_server import Exchange, TinyServer

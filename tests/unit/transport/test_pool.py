@@ -17,7 +17,7 @@ from airflow_dai_provider.api.endpoint import Endpoint
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
 from airflow_dai_provider.transport import errors
-from airflow_dai_provider.transport.async_session import MAX_CONNECTIONS, AiohttpTransport
+from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS, AiohttpTransport
 from airflow_dai_provider.transport.pool import lease
 from tests.support.event_loop import Gate, TokenService, let_time_pass, run, trust_few, until
 from tests.support.tiny_server import TinyServer

@@ -22,8 +22,8 @@ from airflow_dai_provider.api.endpoint import Endpoint
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
-from airflow_dai_provider.transport import sync_session as transport_module
-from airflow_dai_provider.transport.sync_session import RequestsTransport
+from airflow_dai_provider.transport import requests_session as transport_module
+from airflow_dai_provider.transport.requests_session import RequestsTransport
 
 if TYPE_CHECKING:
     from tests.support.tiny_server import Exchange, TinyServer

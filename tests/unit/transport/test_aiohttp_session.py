@@ -22,7 +22,7 @@ from airflow_dai_provider.api.endpoint import Endpoint
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.emulator import DaiEmulator, SelfSigned
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
-from airflow_dai_provider.transport.async_session import MAX_CONNECTIONS, AiohttpTransport
+from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS, AiohttpTransport
 from tests.support.event_loop import (
     Gate,
     TokenService,
