@@ -36,6 +36,15 @@ def check_creative_name(name: object) -> str:
     return _check_name(name, "creative", "creatives", multi_segment=False)
 
 
+def is_operation_name(name: object) -> bool:
+    """Return whether a value is the valid name of an operation."""
+    try:
+        check_operation_name(name)
+    except InvalidNameError:
+        return False
+    return True
+
+
 def is_missing_name(name: object) -> bool:
     """Return whether a value is the result of a template whose upstream task has pushed no name."""
     return name is None or (isinstance(name, str) and name.strip() in ("", "None"))

@@ -1,4 +1,4 @@
-"""Notifier that cancels stray ingests when a task or a run has failed, or a deadline has passed."""
+"""Notifier that cancels ingests when a task or a run has failed, or a deadline has passed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,8 @@ from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.api.names import InvalidNameError, check_operation_name, is_missing_name
 from airflow_dai_provider.api.polling import check_seconds
-from airflow_dai_provider.notifications.rendering import RenderingNotifier, checked, listed
-from airflow_dai_provider.tasks.callbacks import (
-    is_dag_callback,
-    is_deadline,
-    operations_started_by_deadline_run,
-    operations_started_by_run,
-    operations_started_by_task_instance,
-    operations_started_by_tasks,
-    run_of_deadline,
-)
+from airflow_dai_provider.notifications.rendering import RenderingNotifier, listed
+from airflow_dai_provider.tasks.callbacks import CallbackKind, callback_kind, operations_started, run_of_deadline
 from airflow_dai_provider.tasks.cancellation import request_cancellations
 
 if TYPE_CHECKING:
@@ -38,21 +30,22 @@ _REFUSAL = (
 
 
 class DaiCancelOperationNotifier(RenderingNotifier):
-    """Ask the service to cancel ingests: as a failure or retry callback of a task or a DAG, or when a deadline has passed.
+    """Cancel ingests, as a failure or retry callback of a task or a DAG, or when a deadline has passed.
 
     A Deadline alert of Airflow 3 takes it as ``AsyncCallback(DaiCancelOperationNotifier, kwargs={...})``.
 
-    Without a name and without task ids, a task's callback cancels what that task instance has pushed, and that of a DAG
-    or a deadline what any task of the run has pushed. A task's callback reaches its own map index only. What is read of
-    a task is its XCom ``operation_name``, else a returned string that is the name of an operation.
+    Without a name and without task ids, a task's callback cancels the operations that its task instance has started,
+    and the callback of a DAG or a deadline those of all tasks of the run. A task's callback reaches its own map index
+    only. The names are read from the XCom ``operation_name``, else from a returned string that is a valid name.
 
-    Every operation is attempted before anything is reported; what could not be cancelled is named in the log, as is
-    what was left alone. Nothing to cancel is no error. This never waits for the end of an ingest: the service may
-    need a while, and a callback has little time.
+    All cancellations are requested, side by side, before anything is reported. The log names each operation that may
+    still run, and each that was left alone. Nothing to cancel is no error. The notifier does not wait for the final
+    state: the service may need a while, and a callback has little time.
 
-    :param operation_name: ``operations/...``, or several (templated). Nothing, or what renders to nothing, is fine.
-    :param ingest_task_ids: the task(s) that start ingests, whose pushed names are cancelled (templated).
-    :param context: what Airflow passes where it cannot call with it; leave it out.
+    :param operation_name: ``operations/...``, or several (templated). None, or a template that renders to nothing, is
+        accepted.
+    :param ingest_task_ids: the task(s) that start the ingests to cancel (templated).
+    :param context: for Airflow, which passes it where it does not call with it; leave it out.
     :param timeout: seconds for all attempts, after the connection has been looked up. A task's callbacks share 20 s.
     :param gcp_conn_id: the Google Cloud connection (templated).
     :param impersonation_chain: service account(s) to impersonate (templated).
@@ -92,21 +85,21 @@ class DaiCancelOperationNotifier(RenderingNotifier):
         self.api_endpoint = api_endpoint
 
     def __call__(self, *args: Any) -> None:
-        """Cancel; a copy is rendered, since rendering is in place and one notifier serves every run of a batch.
+        """Render a copy, and cancel: rendering is in place, and one notifier serves every run of a batch.
 
         :param args: the context, as Airflow passes it.
         :raises AirflowException: from the ``SyncCallback`` of a Deadline alert, before anything is done.
         """
-        if len(args) == 1 and is_deadline(args[0]):
+        if len(args) == 1 and callback_kind(args[0]) is CallbackKind.DEADLINE:
             raise AirflowException(_REFUSAL)
         super(DaiCancelOperationNotifier, copy(self)).__call__(*args)
 
     def notify(self, context: Context) -> None:
-        """Cancel what is named, or what was pushed.
+        """Cancel the named operations, or those that tasks have started.
 
         :raises AirflowException: after every attempt, when an operation could not be cancelled; the message names it.
         """
-        if is_deadline(context):
+        if callback_kind(context) is CallbackKind.DEADLINE:
             # The triggerer's log does not say by itself whose callback this is.
             self.log.info("A deadline has passed: that of %s.", run_of_deadline(context))
         names, problems = self._collect(context)
@@ -138,57 +131,46 @@ class DaiCancelOperationNotifier(RenderingNotifier):
             thread.shutdown(wait=False)
 
     def _collect(self, context: Context) -> tuple[list[str], list[str]]:
-        """Return the valid names, each once and in order, and what is wrong with the others."""
-        names: list[str] = []
-        problems: list[str] = []
-        try:
-            candidates = self._pushed(context)
-        except Exception as error:
-            candidates = []
-            problems.append(str(error))
-        for name in _given(self.operation_name) + candidates:
+        """Return the valid names, each once and in order, and the problems with the others."""
+        started: list[object] = []
+        problems = [*self.render_problems.get("operation_name", ()), *self.render_problems.get("ingest_task_ids", ())]
+        if self.ingest_task_ids is not None or self.operation_name is None:
+            task_ids = None if self.ingest_task_ids is None else [str(one) for one in _given(self.ingest_task_ids)]
             try:
-                names.append(check_operation_name(checked(name)))
-            except (AirflowException, InvalidNameError) as error:
+                started, unreadable = operations_started(context, task_ids, self.log)
+                problems += unreadable
+            except Exception as error:
+                problems.append(str(error))
+        names: list[str] = []
+        for name in _given(self.operation_name) + started:
+            try:
+                names.append(check_operation_name(name))
+            except InvalidNameError as error:
                 problems.append(str(error))
         return list(dict.fromkeys(names)), problems
 
-    def _pushed(self, context: Context) -> list[object]:
-        if self.ingest_task_ids is None and self.operation_name is not None:
-            return []
-        if self.ingest_task_ids is not None:
-            task_ids = _given(self.ingest_task_ids)
-            unrendered = [task_id for task_id in task_ids if isinstance(task_id, AirflowException)]
-            named = [str(task_id) for task_id in task_ids if task_id not in unrendered]
-            if is_deadline(context):
-                return unrendered + operations_started_by_deadline_run(context, named)
-            return unrendered + operations_started_by_tasks(context, named, self.log)
-        if is_deadline(context):
-            return operations_started_by_deadline_run(context, None)
-        if is_dag_callback(context):
-            return operations_started_by_run(context, self.log)
-        return operations_started_by_task_instance(context, self.log)
-
     def _source(self, context: Context) -> str:
-        """Say where no operation was found."""
+        """Return where no operation was found."""
         if self.ingest_task_ids is not None:
-            return f"{', '.join(map(str, _given(self.ingest_task_ids))) or 'no task'} has pushed none"
+            return f"{', '.join(map(str, _given(self.ingest_task_ids))) or 'no task'} has started none"
         if self.operation_name is not None:
             return "operation_name is empty"
-        of_run = is_dag_callback(context) or is_deadline(context)
-        return f"{'the run' if of_run else 'the task instance'} has pushed none"
+        return f"{callback_kind(context).value} has started none"
 
     def _cancel(self, names: list[str]) -> list[str]:
-        """Request every cancellation; return what may still run, and why. Never raise: a failure has called this."""
+        """Request every cancellation; return a problem for each operation that may still run. Never raise."""
         if not names:
             return []
         from airflow_dai_provider.hooks.dai import DaiHook
 
+        for field in ("gcp_conn_id", "impersonation_chain", "api_endpoint"):
+            if problems := self.render_problems.get(field):
+                return [f"{name} may still run: {problems[0]}" for name in names]
         try:
             with DaiHook(
-                checked(self.gcp_conn_id),
-                checked(self.impersonation_chain),
-                checked(self.api_endpoint),
+                self.gcp_conn_id,
+                self.impersonation_chain,
+                self.api_endpoint,
                 timeout=min(REQUEST_TIMEOUT, check_seconds("timeout", self.timeout)),
                 retry_timeout=0,
             ) as hook:
@@ -202,5 +184,5 @@ class DaiCancelOperationNotifier(RenderingNotifier):
 
 
 def _given(values: object) -> list[object]:
-    """Return one value or several as a list, without what renders to nothing."""
+    """Return one value or several as a list, without values that have rendered to nothing."""
     return [value for value in listed(values) if not is_missing_name(value)]

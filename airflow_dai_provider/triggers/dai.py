@@ -15,6 +15,7 @@ from asgiref.sync import sync_to_async
 from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.tasks.cancellation import request_cancellation
 from airflow_dai_provider.tasks.deferral import error_event, operation_event
+from airflow_dai_provider.tasks.xcom import XCOM_TRY_NUMBER
 from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL, task_instance_state
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class DaiOperationTrigger(BaseTrigger):
         Airflow also kills a trigger that another triggerer has taken over, so the state of the task decides.
         """
         try:
-            if await task_instance_state(self.task_instance) == "deferred":
+            if await task_instance_state(self.task_instance, XCOM_TRY_NUMBER) == "deferred":
                 self.log.info("Leaving %s alone: its task is still deferred.", self.operation_name)
                 return
             self.log.info("The task that waits for %s was killed.", self.operation_name)

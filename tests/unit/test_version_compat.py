@@ -11,7 +11,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, task
 from airflow.triggers.base import BaseTrigger
 
-from airflow_dai_provider.tasks.callbacks import push_operation
+from airflow_dai_provider.tasks.xcom import XCOM_TRY_NUMBER, push_operation
 from airflow_dai_provider.version_compat import (
     HAS_TASK_STATE_STORE,
     TRIGGERS_HAVE_ON_KILL,
@@ -49,7 +49,7 @@ def test_nothing_is_skipped_that_this_airflow_has() -> None:
 
 def test_without_a_task_instance_there_is_no_state_to_tell() -> None:
     with pytest.raises(LookupError, match="no task instance"):
-        asyncio.run(task_instance_state(None))
+        asyncio.run(task_instance_state(None, XCOM_TRY_NUMBER))
 
 
 def test_the_state_of_each_task_instance(run_dag: Any, airflow_2: bool) -> None:
@@ -79,7 +79,7 @@ def test_the_state_of_each_task_instance(run_dag: Any, airflow_2: bool) -> None:
                 ti = SimpleNamespace(
                     dag_id="states", task_id=task_id, run_id=dag_run.run_id, map_index=map_index, try_number=try_number
                 )
-                return asyncio.run(task_instance_state(ti))
+                return asyncio.run(task_instance_state(ti, XCOM_TRY_NUMBER))
 
             told = {
                 "done": state("done"),

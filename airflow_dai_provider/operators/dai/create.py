@@ -21,10 +21,9 @@ from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError, reco
 from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, reattach_or_cancel
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
-from airflow_dai_provider.tasks.callbacks import push_operation
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
 from airflow_dai_provider.tasks.failures import check_final_state, task_errors
-from airflow_dai_provider.tasks.xcom import XCOM_OPERATION
+from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, push_operation
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE
 
 if TYPE_CHECKING:

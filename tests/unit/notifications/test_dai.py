@@ -162,7 +162,7 @@ class TestPushed:
         assert emulator.state(A) == "RUNNING"
         assert log.ours == [
             f"Leaving {A} alone: try 2 has started it, and this callback belongs to try 1.",
-            "No operation to cancel: the task instance has pushed none.",
+            "No operation to cancel: the task instance has started none.",
         ]
 
     def test_a_wrong_one_is_reported(self, emulator: DaiEmulator, context: Any, ti: Any) -> None:
@@ -175,11 +175,11 @@ class TestPushed:
     @pytest.mark.parametrize(
         ("arguments", "reason", "source"),
         [
-            ({}, {}, "the task instance has pushed none"),
-            ({}, {"reason": "task_failure"}, "the run has pushed none"),
-            ({"ingest_task_ids": ["start_ingest", "publish"]}, {}, "start_ingest, publish has pushed none"),
-            ({"ingest_task_ids": "publish"}, {"reason": "task_failure"}, "publish has pushed none"),
-            ({"ingest_task_ids": "{{ none }}"}, {}, "no task has pushed none"),
+            ({}, {}, "the task instance has started none"),
+            ({}, {"reason": "task_failure"}, "the run has started none"),
+            ({"ingest_task_ids": ["start_ingest", "publish"]}, {}, "start_ingest, publish has started none"),
+            ({"ingest_task_ids": "publish"}, {"reason": "task_failure"}, "publish has started none"),
+            ({"ingest_task_ids": "{{ none }}"}, {}, "no task has started none"),
             ({"operation_name": ""}, {}, "operation_name is empty"),
         ],
     )
@@ -201,7 +201,7 @@ class TestPushed:
         self, emulator: DaiEmulator, context: Any, ti: Any, reason: dict[str, str]
     ) -> None:
         ti.of_other_task("start_ingest", "operation_name", emulator.start_ingest(A))
-        words = "What strat_ingest has pushed cannot be read: the DAG a_dag has no such task, but publish, start_ingest"
+        words = "Cannot read the operations started by strat_ingest: the DAG a_dag has no such task, but publish, start_ingest"
         with pytest.raises(AirflowException, match=words):
             DaiCancelOperationNotifier(ingest_task_ids=["strat_ingest", "start_ingest"]).notify(context(**reason))
         assert emulator.cancel_requested(A) == 1

@@ -152,9 +152,9 @@ class TestPushed:
     @pytest.mark.parametrize(
         ("arguments", "source"),
         [
-            ({}, "the run has pushed none"),
-            ({"ingest_task_ids": ["start", "other"]}, "start, other has pushed none"),
-            ({"ingest_task_ids": []}, "no task has pushed none"),
+            ({}, "the run has started none"),
+            ({"ingest_task_ids": ["start", "other"]}, "start, other has started none"),
+            ({"ingest_task_ids": []}, "no task has started none"),
         ],
     )
     def test_nothing_to_cancel_is_fine(
@@ -185,7 +185,7 @@ class TestPushed:
         state, _ = fire(**arguments)
         assert state == "failed"
         assert running(ingests) == [B, C, D]
-        assert log.errors[0] == "What broken has pushed cannot be read: the XCom backend is away"
+        assert log.errors[0] == "Cannot read the operations started by broken: the XCom backend is away"
 
     def test_an_airflow_that_answers_nothing_does_not_spare_what_is_named(
         self, ingests: DaiEmulator, triggerer: Triggerer, monkeypatch: pytest.MonkeyPatch, log: Log
@@ -196,7 +196,7 @@ class TestPushed:
         monkeypatch.setattr(triggerer, "send", away)
         assert fire(operation_name=A, ingest_task_ids="start")[0] == "failed"
         assert running(ingests) == [B, C, D]
-        assert log.errors[0] == "What start has pushed cannot be read: the API server is away"
+        assert log.errors[0] == "Cannot read the operations started by start: the API server is away"
 
     def test_without_a_run_there_is_nothing_to_ask_for(self, ingests: DaiEmulator) -> None:
         state, output = fire({"deadline": {}}, ingest_task_ids="start")

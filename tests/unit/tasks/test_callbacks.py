@@ -14,14 +14,12 @@ from airflow.providers.common.compat.sdk import DAG, AirflowException, BaseOpera
 
 from airflow_dai_provider.tasks.callbacks import (
     CLOCK_SKEW,
-    is_dag_callback,
-    is_deadline,
-    operations_started_by_deadline_run,
-    operations_started_by_run,
+    CallbackKind,
+    callback_kind,
+    operations_started,
     operations_started_by_task_instance,
-    operations_started_by_tasks,
-    push_operation,
 )
+from airflow_dai_provider.tasks.xcom import push_operation
 from tests.support.deadlines import Triggerer, answer_as_triggerer, deadline_context, deadlines
 
 LOGGER = logging.getLogger("airflow_dai_provider.test_pushed")
@@ -35,7 +33,7 @@ def contexts(ti: Any) -> tuple[Any, Any]:
 
 
 def test_airflow_gives_a_reason_to_the_callbacks_of_a_dag_only(ti: Any) -> None:
-    assert [is_dag_callback(context) for context in contexts(ti)] == [False, True]
+    assert [callback_kind(context) for context in contexts(ti)] == [CallbackKind.TASK, CallbackKind.DAG]
 
 
 @pytest.mark.parametrize(
@@ -63,8 +61,8 @@ def test_what_a_task_instance_has_pushed(
         ti.xcom_push(key, value)
     of_task, of_dag = contexts(ti)
     assert operations_started_by_task_instance(of_task, LOGGER) == names
-    assert operations_started_by_tasks(of_task, [ti.task_id], LOGGER) == names
-    assert operations_started_by_tasks(of_dag, [ti.task_id], LOGGER) == names
+    assert operations_started(of_task, [ti.task_id], LOGGER) == (names, [])
+    assert operations_started(of_dag, [ti.task_id], LOGGER) == (names, [])
 
 
 @pytest.mark.parametrize(
@@ -81,11 +79,11 @@ def test_the_ingest_of_another_try_is_left_alone(
         ti.xcom_push("operation_try_number", pushed_by)
     of_task, of_dag = contexts(ti)
     assert operations_started_by_task_instance(of_task, LOGGER) == names
-    assert operations_started_by_tasks(of_task, [ti.task_id], LOGGER) == names
+    assert operations_started(of_task, [ti.task_id], LOGGER) == (names, [])
     left_alone = f"Leaving {A} alone: try {pushed_by} has started it, and this callback belongs to try {try_number}."
     assert log.ours == ([] if names else [left_alone] * 2)
     # The callback of a DAG comes when no try is left that could want it.
-    assert operations_started_by_tasks(of_dag, [ti.task_id], LOGGER) == [A]
+    assert operations_started(of_dag, [ti.task_id], LOGGER) == ([A], [])
 
 
 class TestMapIndexes:
@@ -104,46 +102,45 @@ class TestMapIndexes:
 
     def test_a_mapped_task_reaches_its_own_index_only(self, run: Any) -> None:
         of_task, _ = contexts(run(1))
-        assert operations_started_by_tasks(of_task, ["start_ingest"], LOGGER) == [B]
+        assert operations_started(of_task, ["start_ingest"], LOGGER) == ([B], [])
         of_task, _ = contexts(run(1, "start_ingest"))
         assert operations_started_by_task_instance(of_task, LOGGER) == [B]
-        assert operations_started_by_tasks(of_task, ["start_ingest"], LOGGER) == [B]
+        assert operations_started(of_task, ["start_ingest"], LOGGER) == ([B], [])
 
     def test_a_mapped_task_reaches_a_task_that_is_not_mapped(self, run: Any) -> None:
         of_task, _ = contexts(run(1))
-        assert operations_started_by_tasks(of_task, ["single", "start_ingest"], LOGGER) == ["operations/single", B]
+        assert operations_started(of_task, ["single", "start_ingest"], LOGGER) == (["operations/single", B], [])
 
     def test_a_mapped_task_whose_index_has_pushed_nothing(self, run: Any) -> None:
         of_task, _ = contexts(run(7))
-        assert operations_started_by_tasks(of_task, ["start_ingest"], LOGGER) == []
+        assert operations_started(of_task, ["start_ingest"], LOGGER) == ([], [])
 
     def test_a_task_that_is_not_mapped_reaches_all(self, run: Any) -> None:
         of_task, _ = contexts(run(-1))
-        assert operations_started_by_tasks(of_task, ["start_ingest"], LOGGER) == [A, B, C]
+        assert operations_started(of_task, ["start_ingest"], LOGGER) == ([A, B, C], [])
 
     @pytest.mark.parametrize("map_index", [-1, 1])
     def test_a_dag_reaches_all(self, run: Any, map_index: int) -> None:
         _, of_dag = contexts(run(map_index))
-        assert operations_started_by_tasks(of_dag, ["start_ingest", "single", "never"], LOGGER) == [
-            A,
-            B,
-            C,
-            "operations/single",
-        ]
+        assert operations_started(of_dag, ["start_ingest", "single", "never"], LOGGER) == (
+            [A, B, C, "operations/single"],
+            [],
+        )
 
     def test_a_run_is_every_task_of_its_dag(self, run: Any) -> None:
         with DAG("pushed_by_run", schedule=None) as dag:
             for task_id in ("start_ingest", "single", "never"):
                 BaseOperator(task_id=task_id)
         _, of_dag = contexts(run(-1))
-        names = operations_started_by_run({**of_dag, "dag": dag}, LOGGER)
+        names, problems = operations_started({**of_dag, "dag": dag}, None, LOGGER)
+        assert problems == []
         assert sorted(map(str, names)) == [A, B, C, "operations/single"]
 
 
 def test_without_a_task_instance_the_user_learns_what_to_do() -> None:
     # Airflow passes none where the run has no task instance that it can represent.
     with pytest.raises(AirflowException, match="no task instance .* Give the notifier operation_name"):
-        operations_started_by_tasks({"reason": "timed_out"}, ["start_ingest"], LOGGER)
+        operations_started({"reason": "timed_out"}, ["start_ingest"], LOGGER)
 
 
 def test_real_task_instances_answer_as_the_stand_in_does(run_dag: Any) -> None:
@@ -167,10 +164,10 @@ def test_real_task_instances_answer_as_the_stand_in_does(run_dag: Any) -> None:
             of_dag: Any = {**context, "reason": "task_failure"}
             of_index: Any = {**context, "ti": OfIndex(context["ti"], 1)}
             return {
-                "task": operations_started_by_tasks(context, task_ids, LOGGER),
-                "dag": operations_started_by_tasks(of_dag, task_ids, LOGGER),
-                "index": operations_started_by_tasks(of_index, task_ids, LOGGER),
-                "run": sorted(map(str, operations_started_by_run(of_dag, LOGGER))),
+                "task": operations_started(context, task_ids, LOGGER)[0],
+                "dag": operations_started(of_dag, task_ids, LOGGER)[0],
+                "index": operations_started(of_index, task_ids, LOGGER)[0],
+                "run": sorted(map(str, operations_started(of_dag, None, LOGGER)[0])),
                 "own": operations_started_by_task_instance(context, LOGGER),
             }
 
@@ -222,10 +219,10 @@ class TestWhatCannotBeRead:
             return pull(self, task_ids, **arguments)
 
         monkeypatch.setattr(type(ti), "xcom_pull", broken)
-        error, name = operations_started_by_tasks(contexts(ti)[of_dag], ["broken", "start_ingest"], LOGGER)
-        assert isinstance(error, AirflowException)
-        assert str(error) == "What broken has pushed cannot be read: the XCom backend is away"
-        assert name == A
+        assert operations_started(contexts(ti)[of_dag], ["broken", "start_ingest"], LOGGER) == (
+            [A],
+            ["Cannot read the operations started by broken: the XCom backend is away"],
+        )
 
     def test_a_result_that_airflow_does_not_restore_is_no_name(self, run_dag: Any) -> None:
         with DAG("pushed_not_restorable", schedule=None) as dag:
@@ -243,20 +240,17 @@ class TestWhatCannotBeRead:
                 ti.xcom_push("operation_name", NotRestorable())
 
             @task
-            def collect(**context: Any) -> list[str]:
+            def collect(**context: Any) -> list[Any]:
                 of_dag: Any = {**context, "reason": "task_failure"}
-                return [
-                    str(name)
-                    for name in operations_started_by_tasks(of_dag, ["odd", "odd_name", "start_ingest"], LOGGER)
-                ]
+                return list(operations_started(of_dag, ["odd", "odd_name", "start_ingest"], LOGGER))
 
             [start_ingest(), odd(), odd_name()] >> collect()
 
         ran = run_dag(dag)
         assert ran.state == "success"
-        error, name = ran.xcom("collect")
-        assert error.startswith("What odd_name has pushed cannot be read: ")
-        assert name == A
+        names, (problem,) = ran.xcom("collect")
+        assert problem.startswith("Cannot read the operations started by odd_name: ")
+        assert names == [A]
 
 
 class TestDeadline:
@@ -265,12 +259,12 @@ class TestDeadline:
         return answer_as_triggerer(monkeypatch)
 
     def test_its_context_has_a_deadline_and_no_task_instance(self, ti: Any) -> None:
-        assert is_deadline(deadline_context())
-        assert not any(is_deadline(context) for context in contexts(ti))
+        assert callback_kind(deadline_context()) is CallbackKind.DEADLINE
+        assert CallbackKind.DEADLINE not in [callback_kind(context) for context in contexts(ti)]
         empty: Any = {}
-        assert not is_deadline(empty)
+        assert callback_kind(empty) is CallbackKind.TASK
         with_ti: Any = {**deadline_context(), "ti": ti}
-        assert not is_deadline(with_ti)
+        assert callback_kind(with_ti) is CallbackKind.TASK
 
     @deadlines
     @pytest.mark.parametrize(
@@ -304,7 +298,7 @@ class TestDeadline:
     ) -> None:
         for (task_id, map_index), name in instances.items():
             triggerer.has(task_id, map_index, operation_name=name)
-        assert operations_started_by_deadline_run(deadline_context(), task_ids) == names
+        assert operations_started(deadline_context(), task_ids, LOGGER) == (names, [])
 
     @deadlines
     @pytest.mark.parametrize(
@@ -321,14 +315,14 @@ class TestDeadline:
     )
     def test_the_same_keys_count(self, triggerer: Triggerer, pushed: dict[str, Any], names: list[str]) -> None:
         triggerer.has("start", **pushed)
-        assert operations_started_by_deadline_run(deadline_context(), ["start"]) == names
-        assert operations_started_by_deadline_run(deadline_context(), None) == names
+        assert operations_started(deadline_context(), ["start"], LOGGER) == (names, [])
+        assert operations_started(deadline_context(), None, LOGGER) == (names, [])
 
     @deadlines
     def test_a_run_costs_few_questions(self, triggerer: Triggerer) -> None:
         for index in range(50):
             triggerer.has("start", index, operation_name=f"operations/{index}")
-        assert len(operations_started_by_deadline_run(deadline_context(), None)) == 50
+        assert len(operations_started(deadline_context(), None, LOGGER)[0]) == 50
         assert (triggerer.asked.count("GetTaskStates"), triggerer.asked.count("GetXCom")) == (3, 50)
 
     @deadlines
@@ -352,9 +346,9 @@ class TestDeadline:
                 of_run = {"dag_id": dag_run.dag_id, "dag_run_id": dag_run.run_id}
                 context: Any = {"dag_run": of_run, "deadline": {}}
                 return {
-                    "named": operations_started_by_deadline_run(context, ["start_1", "start", "odd"]),
-                    "no such task": list(map(str, operations_started_by_deadline_run(context, ["never"]))),
-                    "run": operations_started_by_deadline_run(context, None),
+                    "named": operations_started(context, ["start_1", "start", "odd"], LOGGER)[0],
+                    "no such task": operations_started(context, ["never"], LOGGER)[1],
+                    "run": operations_started(context, None, LOGGER)[0],
                 }
 
             [start.expand(name=[A, B, C]), start_1(), odd()] >> collect()
@@ -364,7 +358,7 @@ class TestDeadline:
         assert ran.xcom("collect") == {
             "named": ["operations/single", A, B, C],
             "no such task": [
-                f"What never has pushed cannot be read: the run {ran.run_id} of pushed_by_deadline has no such task."
+                f"Cannot read the operations started by never: the run {ran.run_id} of pushed_by_deadline has no such task."
             ],
             "run": [A, B, C, "operations/single"],
         }
@@ -396,7 +390,7 @@ class TestClearedRun:
             push_operation(started, f"operations/{label}", time)
         context: Any = {"ti": ti, "reason": "task_failure", "dag_run": dag_run}
         taken = [f"operations/{label}" for label, is_taken in name_is_taken.items() if is_taken]
-        assert operations_started_by_tasks(context, ["mapped"], LOGGER) == taken
+        assert operations_started(context, ["mapped"], LOGGER) == (taken, [])
 
     @pytest.mark.parametrize("pushed_at", [None, "x", [1], {}])
     def test_a_task_that_tells_no_time(self, ti: Any, pushed_at: Any) -> None:
@@ -404,9 +398,9 @@ class TestClearedRun:
         if pushed_at is not None:
             ti.of_other_task("plain", "operation_pushed_at", pushed_at)
         context: Any = {"ti": ti, "reason": "task_failure", "dag_run": SimpleNamespace(end_date=self.ENDED)}
-        assert operations_started_by_tasks(context, ["plain"], LOGGER) == ["operations/a", {"name": "operations/b"}]
+        assert operations_started(context, ["plain"], LOGGER) == (["operations/a", {"name": "operations/b"}], [])
 
     def test_a_tasks_own_callback_does_not_mind(self, ti: Any) -> None:
         push_operation(ti, "operations/a", self.ENDED.timestamp() + 60)
         context: Any = {"ti": ti, "dag_run": SimpleNamespace(end_date=self.ENDED)}
-        assert operations_started_by_tasks(context, [ti.task_id], LOGGER) == ["operations/a"]
+        assert operations_started(context, [ti.task_id], LOGGER) == (["operations/a"], [])

@@ -98,7 +98,7 @@ def state(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     """Give a function that says what state Airflow tells of the task, or what look-up of it fails."""
 
     def define(answer: Any) -> None:
-        async def task_instance_state(_: object) -> Any:
+        async def task_instance_state(*_: object) -> Any:
             await asyncio.sleep(0.03)
             if isinstance(answer, Exception):
                 raise answer
