@@ -129,7 +129,7 @@ class TestSweep:
         assert report["cancelled"] == []
         assert "cancelled" not in log.text.replace("0 cancelled", "")
 
-    def test_nothing_to_do(self, emulator: DaiEmulator, execute: Any, log: Any, ti: Any) -> None:
+    def test_young_operations_are_left_alone(self, emulator: DaiEmulator, execute: Any, log: Any, ti: Any) -> None:
         emulator.start_ingest("operations/young")
         report = execute()
         assert places(report) == {}
@@ -138,7 +138,7 @@ class TestSweep:
         assert log.ours[-1].startswith("0 stray")
 
     @pytest.mark.usefixtures("emulator")
-    def test_an_empty_account(self, execute: Any) -> None:
+    def test_an_empty_account_is_no_error(self, execute: Any) -> None:
         assert execute()["listed"] == 0
 
     @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ class TestSweep:
         ],
         ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
     )
-    def test_the_selection(
+    def test_the_filters_select_operations(
         self, emulator: DaiEmulator, strays: Any, execute: Any, parameters: dict[str, Any], picked: list[str]
     ) -> None:
         emulator.start_ingest("operations/plain", creative_url="https://media.example/ad.mp4")
@@ -167,7 +167,7 @@ class TestSweep:
         assert [name for name, state in emulator.states().items() if state == "CANCELLED"] == names
 
     @pytest.mark.parametrize("include_undated", [False, True])
-    def test_one_without_a_create_time(
+    def test_an_undated_operation_is_selected_only_with_include_undated(
         self, emulator: DaiEmulator, strays: Any, execute: Any, log: Any, include_undated: bool
     ) -> None:
         name = strays("undated")[0]
@@ -179,21 +179,19 @@ class TestSweep:
             not include_undated
         )
 
-    def test_one_that_moves_between_two_pages_counts_once(
-        self, emulator: DaiEmulator, strays: Any, execute: Any
-    ) -> None:
-        name, ended = strays("moving", "ending")
-        answer_list(emulator, *(listed(n, createTime="2025-06-15T00:00:00Z") for n in (name, ended)), token="next")
+    def test_an_operation_on_two_pages_counts_once(self, emulator: DaiEmulator, strays: Any, execute: Any) -> None:
+        name, finished = strays("moving", "ending")
+        answer_list(emulator, *(listed(n, createTime="2025-06-15T00:00:00Z") for n in (name, finished)), token="next")
         answer_list(
             emulator,
             listed(name, createTime="2025-06-15T00:00:00Z"),
-            {"name": ended, "done": True, "response": {}},
+            {"name": finished, "done": True, "response": {}},
         )
         report = execute()
         assert (report["listed"], report["requested"]) == (2, [name])
-        assert [emulator.cancel_requested(n) for n in (name, ended)] == [1, 0]
+        assert [emulator.cancel_requested(n) for n in (name, finished)] == [1, 0]
 
-    def test_five_hundred_on_their_pages(self, emulator: DaiEmulator, strays: Any, execute: Any) -> None:
+    def test_all_of_several_pages_are_cancelled(self, emulator: DaiEmulator, strays: Any, execute: Any) -> None:
         names = strays(*map(str, range(500)))
         report = execute(max_cancellations=500)
         assert report["requested"] == names
@@ -204,14 +202,16 @@ class TestSweep:
         assert set(emulator.states().values()) == {"CANCELLED"}
 
     @pytest.mark.parametrize("answer", ["failed_precondition", "not_found"])
-    def test_what_finished_meanwhile(self, make_emulator: Any, execute: Any, clock: Any, answer: str) -> None:
+    def test_an_operation_that_finished_meanwhile_is_reported_as_finished(
+        self, make_emulator: Any, execute: Any, clock: Any, answer: str
+    ) -> None:
         emulator = make_emulator(finished_cancel=answer)
         emulator.start_ingest("operations/done", seconds=0)
         emulator.start_ingest("operations/stopped")
         emulator.start_ingest("operations/runs")
         clock.advance(2 * HOUR)
-        with DaiHook() as somebody_else:
-            somebody_else.cancel_operation("operations/stopped")
+        with DaiHook() as other_client:
+            other_client.cancel_operation("operations/stopped")
         times = {"createTime": "2025-06-15T00:00:00Z"}
         answer_list(emulator, *(listed(f"operations/{name}", **times) for name in ("done", "stopped", "runs")))
         assert places(execute()) == {
@@ -222,7 +222,9 @@ class TestSweep:
 
 
 class TestWait:
-    def test_it_tells_every_end(self, emulator: DaiEmulator, strays: Any, execute: Any, log: Any, ti: Any) -> None:
+    def test_every_final_state_is_reported(
+        self, emulator: DaiEmulator, strays: Any, execute: Any, log: Any, ti: Any
+    ) -> None:
         emulator.start_ingest("operations/stubborn", cancel="ignored", seconds=2 * HOUR + 5)
         emulator.start_ingest("operations/bad", cancel="ignored", seconds=2 * HOUR + 9, outcome="INVALID_MEDIA")
         names = strays("quick", "slow", cancel_seconds=20)
@@ -235,7 +237,7 @@ class TestWait:
         assert "operations/slow is CANCELLED (last: ingest PROCESSING)." in log.ours
         assert log.ours[-1] == "4 stray: 0 requested, 2 cancelled, 2 finished meanwhile, 0 refused, 0 left."
 
-    def test_looks_are_quick_at_first_and_then_one_per_interval(
+    def test_polls_are_quick_at_first_and_then_one_per_interval(
         self, emulator: DaiEmulator, strays: Any, execute: Any, clock: Any, log: Any
     ) -> None:
         strays("a", "b", cancel_seconds=60)
@@ -246,15 +248,17 @@ class TestWait:
         assert count(emulator, GET) == 2 * (len(clock.slept) + 1)
         assert "2 operations have not finished yet; 1 s elapsed, next poll in 1.5 s" in log.ours
 
-    def test_what_has_ended_is_not_looked_at_again(self, emulator: DaiEmulator, strays: Any, execute: Any) -> None:
+    def test_a_finished_operation_is_not_polled_again(self, emulator: DaiEmulator, strays: Any, execute: Any) -> None:
         emulator.start_ingest("operations/quick")
         strays("slow", cancel_seconds=20)
         execute(wait_for_completion=True)
-        looks = [request.name for request in emulator.requests if request.method == GET]
-        assert looks.count("operations/quick") == 1
-        assert looks.count("operations/slow") > 3
+        polls = [request.name for request in emulator.requests if request.method == GET]
+        assert polls.count("operations/quick") == 1
+        assert polls.count("operations/slow") > 3
 
-    def test_the_time_is_up(self, emulator: DaiEmulator, strays: Any, execute: Any, clock: Any, ti: Any) -> None:
+    def test_a_timeout_leaves_the_unfinished_operations(
+        self, emulator: DaiEmulator, strays: Any, execute: Any, clock: Any, ti: Any
+    ) -> None:
         emulator.start_ingest("operations/stubborn", cancel="ignored")
         strays("quick")
         with pytest.raises(AirflowException, match="1 of 2 stray operations may still run.*waited for 90 s") as raised:
@@ -266,14 +270,14 @@ class TestWait:
         assert "requested, but operations/stubborn is RUNNING" in report["left"]["operations/stubborn"]
         assert count(emulator, CANCEL) == 2
 
-    def test_an_outage_is_survived(self, emulator: DaiEmulator, strays: Any, execute: Any) -> None:
+    def test_a_short_outage_does_not_end_the_wait(self, emulator: DaiEmulator, strays: Any, execute: Any) -> None:
         names = strays("a", "b", cancel_seconds=20)
         emulator.inject(Fault(method=GET, status=503, times=10))
         report = execute(wait_for_completion=True)
         assert list(places(report)) == ["cancelled"]
         assert sorted(report["cancelled"]) == names
 
-    def test_a_service_that_stays_away(
+    def test_an_outage_ends_the_wait(
         self, emulator: DaiEmulator, strays: Any, execute: Any, clock: Any, ti: Any
     ) -> None:
         names = strays("a", "b", cancel_seconds=20)
@@ -285,7 +289,7 @@ class TestWait:
         assert list(pushed_report(ti)["left"]) == names
         assert count(emulator, GET) == 2 * (len(clock.slept) + 1)  # a round is the repeat of the one before
 
-    def test_one_look_that_fails_does_not_hold_up_the_others(
+    def test_a_failing_poll_does_not_hold_up_the_others(
         self, emulator: DaiEmulator, strays: Any, execute: Any, ti: Any
     ) -> None:
         strays("a", "dark", cancel_seconds=900)
@@ -296,7 +300,7 @@ class TestWait:
         assert "returned 503" in pushed_report(ti)["left"]["operations/dark"]
 
     @pytest.mark.parametrize(("rpc_status", "place"), [("PERMISSION_DENIED", "refused"), ("NOT_FOUND", "left")])
-    def test_a_look_that_nothing_heals_is_not_repeated(
+    def test_a_poll_is_not_retried_after_a_permanent_error(
         self, emulator: DaiEmulator, strays: Any, execute: Any, ti: Any, rpc_status: str, place: str
     ) -> None:
         strays("a", "dark", cancel_seconds=20)
@@ -334,7 +338,9 @@ class TestDryRun:
         assert "This is a dry run. A real one would request 2 cancellations." in log.ours
         assert set(emulator.states().values()) == {"RUNNING"}
 
-    def test_too_many_are_no_error_but_said(self, emulator: DaiEmulator, strays: Any, execute: Any, log: Any) -> None:
+    def test_a_dry_run_logs_that_too_many_would_fail(
+        self, emulator: DaiEmulator, strays: Any, execute: Any, log: Any
+    ) -> None:
         strays("a", "b", "c")
         assert len(execute(dry_run=True, max_cancellations=2)["found"]) == 3
         words = "A real one would fail: 3 stray operations are more than max_cancellations=2."
@@ -343,7 +349,9 @@ class TestDryRun:
 
 
 class TestLimit:
-    def test_too_many_cancel_nothing(self, emulator: DaiEmulator, strays: Any, execute: Any, ti: Any, log: Any) -> None:
+    def test_more_than_max_cancellations_fail_and_cancel_none(
+        self, emulator: DaiEmulator, strays: Any, execute: Any, ti: Any, log: Any
+    ) -> None:
         names = strays(*(f"ad-{number:02}" for number in range(21)))
         with pytest.raises(AirflowFailException, match="21 stray operations are more than max_cancellations=20") as it:
             execute()
@@ -360,7 +368,7 @@ class TestLimit:
         assert [request.method for request in emulator.requests] == [LIST]
         assert set(emulator.states().values()) == {"RUNNING"}
 
-    def test_as_many_as_that_are_fine(self, emulator: DaiEmulator, strays: Any, execute: Any) -> None:
+    def test_as_many_as_max_cancellations_are_cancelled(self, emulator: DaiEmulator, strays: Any, execute: Any) -> None:
         strays("a", "b")
         execute(max_cancellations=2)
         assert set(emulator.states().values()) == {"CANCELLED"}
@@ -368,7 +376,7 @@ class TestLimit:
 
 class TestErrors:
     @pytest.mark.parametrize("dry_run", [False, True])
-    def test_a_server_without_list(
+    def test_a_server_without_list_fails_the_task_at_once(
         self, emulator: DaiEmulator, strays: Any, execute: Any, clock: Any, ti: Any, dry_run: bool
     ) -> None:
         strays("a")
@@ -383,7 +391,7 @@ class TestErrors:
         assert ti.pushed == {}
 
     @pytest.mark.parametrize("wait", [False, True], ids=["asks", "waits"])
-    def test_a_server_without_cancel(
+    def test_a_server_without_cancel_fails_the_task_at_once(
         self, emulator: DaiEmulator, strays: Any, execute: Any, clock: Any, ti: Any, wait: bool
     ) -> None:
         names = strays("a", "b", "c")
@@ -398,14 +406,16 @@ class TestErrors:
         assert count(emulator, CANCEL) == 3
         assert clock.slept == []
 
-    def test_a_server_without_get(self, emulator: DaiEmulator, strays: Any, execute: Any) -> None:
+    def test_a_server_without_get_fails_only_a_task_that_waits(
+        self, emulator: DaiEmulator, strays: Any, execute: Any
+    ) -> None:
         strays("a", cancel_seconds=60)
         emulator.unimplement(GET)
         assert execute()["requested"] == ["operations/a"]
         with pytest.raises(AirflowFailException, match=f"requested, but {GET} of operations/a returned 501"):
             execute(wait_for_completion=True)
 
-    def test_unimplemented_counts_even_beside_what_may_heal(
+    def test_unimplemented_fails_for_good_beside_a_transient_error(
         self, emulator: DaiEmulator, strays: Any, execute: Any
     ) -> None:
         strays("a", "b")
@@ -423,7 +433,7 @@ class TestErrors:
             ("OUT_OF_RANGE", "OUT_OF_RANGE"),
         ],
     )
-    def test_every_one_is_attempted_before_a_refusal_is_told(
+    def test_all_are_attempted_before_the_task_fails(
         self, emulator: DaiEmulator, strays: Any, execute: Any, ti: Any, log: Any, rpc_status: str, words: str
     ) -> None:
         names = strays(*"abcde")
@@ -436,10 +446,10 @@ class TestErrors:
         assert report["requested"] == [name for name in names if name != "operations/b"]
         assert any("operations/b may still run: " in line for line in log.errors)
 
-    def test_what_is_listed_and_yet_unknown_is_left(
+    def test_a_listed_but_unknown_operation_is_left(
         self, emulator: DaiEmulator, strays: Any, execute: Any, ti: Any
     ) -> None:
-        """A deleted operation's ingest goes on; and a list that names what get never knows must not look harmless."""
+        """The ingest of a deleted operation runs on, and a list that disagrees with get may hide a running one."""
         name = strays("a")[0]
         answer_list(emulator, *(listed(n, createTime="2025-06-15T00:00:00Z") for n in (name, "operations/ghost")))
         with pytest.raises(AirflowException, match="1 of 2.*operations/ghost.*404") as raised:
@@ -448,7 +458,7 @@ class TestErrors:
         assert list(pushed_report(ti)["left"]) == ["operations/ghost"]
         assert pushed_report(ti)["requested"] == [name]
 
-    def test_a_listed_name_that_is_none(self, emulator: DaiEmulator, strays: Any, execute: Any, ti: Any) -> None:
+    def test_a_listed_invalid_name_is_refused(self, emulator: DaiEmulator, strays: Any, execute: Any, ti: Any) -> None:
         name = strays("a")[0]
         answer_list(emulator, *(listed(n, createTime="2025-06-15T00:00:00Z") for n in ("operations/../x", name)))
         with pytest.raises(AirflowFailException, match="Invalid operation name 'operations/../x'"):
@@ -466,7 +476,7 @@ class TestErrors:
         ],
     )
     @pytest.mark.parametrize("method", [LIST, CANCEL])
-    def test_a_hiccup_is_repeated(
+    def test_a_transient_error_is_retried(
         self, emulator: DaiEmulator, strays: Any, execute: Any, method: str, fault: dict[str, Any]
     ) -> None:
         names = strays("a", "b", "c")
@@ -474,14 +484,16 @@ class TestErrors:
         assert execute()["requested"] == names
         assert set(emulator.states().values()) == {"CANCELLED"}
 
-    def test_a_service_that_is_away_from_the_start(self, emulator: DaiEmulator, execute: Any, ti: Any) -> None:
+    def test_an_unavailable_service_fails_the_task_before_anything_is_cancelled(
+        self, emulator: DaiEmulator, execute: Any, ti: Any
+    ) -> None:
         emulator.stop()
         with pytest.raises(AirflowException, match=f"{LIST} of .* No cancellation was requested") as raised:
             execute()
         assert not isinstance(raised.value, AirflowFailException)
         assert ti.pushed == {}
 
-    def test_a_list_that_breaks_off_cancels_nothing(
+    def test_an_incomplete_list_cancels_nothing(
         self, emulator: DaiEmulator, strays: Any, execute: Any, ti: Any
     ) -> None:
         strays(*map(str, range(150)))
@@ -493,7 +505,7 @@ class TestErrors:
         assert ti.pushed == {}
 
     @pytest.mark.parametrize("down", ["answers-503", "is-gone"])
-    def test_a_service_that_goes_away_in_the_middle(
+    def test_an_outage_in_the_middle_leaves_the_rest(
         self, emulator: DaiEmulator, strays: Any, execute: Any, ti: Any, clock: Any, down: str
     ) -> None:
         names = strays(*(f"ad-{number:02}" for number in range(30)))
@@ -514,7 +526,7 @@ class TestErrors:
         assert len(clock.slept) == 2 * 5
 
     @pytest.mark.parametrize("answer", [{"headers": {"X-Cancel": "fine"}}, {"rpc_status": "PERMISSION_DENIED"}])
-    def test_a_service_that_comes_back(
+    def test_requests_are_retried_again_when_the_service_is_back(
         self, emulator: DaiEmulator, strays: Any, execute: Any, ti: Any, answer: dict[str, Any]
     ) -> None:
         names = strays(*"abcdef")
@@ -527,12 +539,12 @@ class TestErrors:
         assert set(names[3:]) <= set(pushed_report(ti)["requested"])
 
     @pytest.mark.usefixtures("metadata_database")
-    def test_no_connection(self, monkeypatch: pytest.MonkeyPatch, execute: Any) -> None:
+    def test_an_undefined_connection_fails_the_task(self, monkeypatch: pytest.MonkeyPatch, execute: Any) -> None:
         monkeypatch.delenv("DAI_EMULATOR_HOST", raising=False)
         with pytest.raises(AirflowNotFoundException, match="no_such_connection"):
             execute(gcp_conn_id="no_such_connection")
 
-    def test_no_credentials(self, monkeypatch: pytest.MonkeyPatch, execute: Any) -> None:
+    def test_missing_credentials_fail_the_task_for_good(self, monkeypatch: pytest.MonkeyPatch, execute: Any) -> None:
         monkeypatch.setenv("AIRFLOW_CONN_DAI", json.dumps({"conn_type": "google_cloud_platform"}))
         with pytest.raises(AirflowFailException, match=r"no usable credentials.*No cancellation was requested\."):
             execute(gcp_conn_id="dai")
@@ -587,7 +599,7 @@ def peak(emulator: DaiEmulator, method: str) -> Iterator[list[int]]:
 
 class TestConcurrency:
     @pytest.mark.parametrize("size", [1, 3, 8])
-    def test_it_is_bounded(self, emulator: DaiEmulator, strays: Any, execute: Any, size: int) -> None:
+    def test_concurrent_requests_are_bounded(self, emulator: DaiEmulator, strays: Any, execute: Any, size: int) -> None:
         strays(*map(str, range(16)))
         emulator.inject(Fault(method=CANCEL, delay=0.05, times=None))
         with peak(emulator, CANCEL) as cancels:
@@ -596,14 +608,14 @@ class TestConcurrency:
         assert emulator.connections == size + 1  # that of the list
         assert set(emulator.states().values()) == {"CANCELLED"}
 
-    def test_looks_are_bounded_and_reuse_the_connections(
+    def test_polls_are_bounded_and_reuse_the_connections(
         self, emulator: DaiEmulator, strays: Any, execute: Any
     ) -> None:
         strays(*map(str, range(12)), cancel_seconds=5)
         emulator.inject(Fault(method=GET, delay=0.03, times=None))
-        with peak(emulator, GET) as looks:
+        with peak(emulator, GET) as polls:
             execute(max_concurrency=4, wait_for_completion=True)
-        assert looks == [4]
+        assert polls == [4]
         assert count(emulator, GET) > 12
         assert emulator.connections == 4 + 1
 
@@ -612,7 +624,7 @@ class TestConcurrency:
         execute(max_concurrency=50)
         assert emulator.connections <= 2 + 1
 
-    def test_no_thread_survives(self, strays: Any, execute: Any) -> None:
+    def test_no_thread_is_left(self, strays: Any, execute: Any) -> None:
         strays("a", "b")
         execute()
         assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("dai-worker")]
@@ -666,7 +678,7 @@ class TestConnection:
         assert execute(gcp_conn_id="dai", api_endpoint=meant.endpoint)["requested"] == ["operations/a"]
         assert other.requests == []
 
-    def test_an_account_to_impersonate_is_asked_for(
+    def test_the_impersonated_account_gets_the_token(
         self, emulator: DaiEmulator, execute: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Google's own service, which does that, is out of reach here."""
@@ -739,7 +751,7 @@ class TestKill:
         finally:
             signal.signal(signal.SIGALRM, before)
         under_way = [thread for thread in threading.enumerate() if thread.name.startswith("dai-worker")]
-        assert under_way  # nobody has waited for the answer
+        assert under_way  # the response was not waited for
         for thread in under_way:
             thread.join()
         assert count(emulator, CANCEL) <= 4
@@ -770,7 +782,7 @@ class TestParameters:
             ("dry_run", "{{ params.dry_run }}", "True or False"),
         ],
     )
-    def test_a_wrong_one_fails_for_good_without_a_request(
+    def test_an_invalid_parameter_fails_for_good_without_a_request(
         self, emulator: DaiEmulator, strays: Any, execute: Any, parameter: str, value: Any, expected: str
     ) -> None:
         strays("a")
@@ -788,7 +800,7 @@ class TestParameters:
         assert {name: getattr(operator, name) for name in given} == given
         assert operator.is_dry_run is dry_run
 
-    def test_the_defaults(self) -> None:
+    def test_defaults(self) -> None:
         operator = make()
         assert (operator.url_prefix, operator.url_pattern, operator.spare) == (None, None, None)
         assert (operator.include_undated, operator.wait_for_completion, operator.is_dry_run) == (False, False, False)
@@ -797,11 +809,11 @@ class TestParameters:
         assert operator.gcp_conn_id == "google_cloud_default"
         assert (operator.impersonation_chain, operator.api_endpoint) == (None, None)
 
-    def test_how_old_is_not_guessed(self) -> None:
+    def test_older_than_is_required(self) -> None:
         with pytest.raises((TypeError, AirflowException), match="older_than"):
             DaiCancelStrayOperationsOperator(task_id="sweep")
 
-    def test_parameters_have_names(self) -> None:
+    def test_parameters_are_keyword_only(self) -> None:
         with pytest.raises((TypeError, AirflowException)):
             DaiCancelStrayOperationsOperator(HOUR, task_id="sweep")
 
@@ -850,7 +862,7 @@ class TestRun:
         assert run.xcom("sweep", XCOM_REPORT) == run.xcom("sweep")
         assert set(emulator.states().values()) == {"CANCELLED"}
 
-    def test_templates(self, strays: Any, run_dag: Any) -> None:
+    def test_templates_are_rendered_in_a_run(self, strays: Any, run_dag: Any) -> None:
         strays("a", "b", "c")
         with DAG("stray_templates", schedule=None, params={"hours": 1, "url": "https://media.example/"}) as dag:
 
@@ -865,7 +877,7 @@ class TestRun:
         assert run.state == "success"
         assert run.xcom("sweep")["requested"] == ["operations/b"]
 
-    def test_mapped(self, emulator: DaiEmulator, run_dag: Any, clock: Any) -> None:
+    def test_each_map_index_sweeps_its_own_url(self, emulator: DaiEmulator, run_dag: Any, clock: Any) -> None:
         for word in ("one", "two", "three"):
             emulator.start_ingest(f"operations/{word}", creative_url=f"https://{word}.example/ad.mp4")
         clock.advance(2 * HOUR)
@@ -881,7 +893,7 @@ class TestRun:
         ]
         assert emulator.state("operations/three") == "RUNNING"
 
-    def test_the_connection_says_where_and_how_often(
+    def test_the_connection_sets_the_endpoint_and_the_retries(
         self, emulator: DaiEmulator, strays: Any, run_dag: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("DAI_EMULATOR_HOST")
