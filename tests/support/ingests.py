@@ -33,7 +33,7 @@ def creative(url: str = URL, **more: Any) -> dict[str, Any]:
 
 @dataclass
 class Store:
-    """Stands in for Airflow's task state store, as it answers in a worker of 3.3; it outlives tries and clears."""
+    """Stand in for Airflow's task state store in a worker of 3.3; it outlives tries and clears."""
 
     kept: dict[str, Any] = field(default_factory=dict)
     broken: bool = False
@@ -52,7 +52,7 @@ class Store:
 
     def _check(self) -> None:
         if self.broken:
-            raise RuntimeError("the API server is away")
+            raise RuntimeError("the API server is unavailable")
 
 
 @pytest.fixture(autouse=True)
@@ -112,14 +112,14 @@ def resume(deferred: TaskDeferred, context: Any, *, to_the_end: bool = True, **o
 
 
 def cancel(emulator: DaiEmulator) -> None:
-    """Have somebody else cancel the newest ingest."""
+    """Cancel the newest ingest, as another client would."""
     name = list(emulator.states())[-1]
     assert requests.post(f"{emulator.endpoint}/v1/{name}:cancel", timeout=10).ok
 
 
 @pytest.fixture
-def between_looks(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Callable[[Callable[[], Any]], None]:
-    """Have something happen once, while the task sleeps before its second look."""
+def between_polls(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Callable[[Callable[[], Any]], None]:
+    """Have something happen once, while the task sleeps before its second poll."""
 
     def arrange(happen: Callable[[], Any]) -> None:
         from airflow_dai_provider.hooks.dai import DaiHook
@@ -150,7 +150,7 @@ both = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker"
 
 
 def interrupt_create(patches: pytest.MonkeyPatch) -> None:
-    """Let a time limit end each start when the service has done its part."""
+    """Raise a time limit in each start, after the service has started the ingest."""
     create = DaiHook.create_creative
 
     def interrupted(hook: DaiHook, *args: Any) -> None:

@@ -39,23 +39,25 @@ pytestmark = pytest.mark.usefixtures("_time")
 
 
 class TestKill:
-    def test_while_it_waits(self, slow: DaiEmulator, context: Any, log: Log, between_looks: Any) -> None:
+    def test_a_kill_while_it_waits_cancels_the_ingest(
+        self, slow: DaiEmulator, context: Any, log: Log, between_polls: Any
+    ) -> None:
         operator = make()
-        between_looks(operator.on_kill)
+        between_polls(operator.on_kill)
         with pytest.raises(UnexpectedStateError, match="is CANCELLED"):
             operator.execute(context)
         assert slow.cancel_requested(the(slow)) == 1
         assert f"Requested the cancellation of {the(slow)}: its task was killed." in log.ours
 
-    def test_once_only(self, slow: DaiEmulator, context: Any, between_looks: Any) -> None:
+    def test_two_kills_request_one_cancellation(self, slow: DaiEmulator, context: Any, between_polls: Any) -> None:
         operator = make()
-        between_looks(lambda: (operator.on_kill(), operator.on_kill()))
+        between_polls(lambda: (operator.on_kill(), operator.on_kill()))
         with pytest.raises(UnexpectedStateError):
             operator.execute(context)
         operator.on_kill()
         assert slow.cancel_requested(the(slow)) == 1
 
-    def test_it_asks_nothing_of_airflow(self, slow: DaiEmulator, context: Any, ti: Any, store: Store) -> None:
+    def test_a_kill_makes_no_call_to_airflow(self, slow: DaiEmulator, context: Any, ti: Any, store: Store) -> None:
         """A handler that interrupts a call of Airflow's must make none: the kill comes in the middle of each."""
         operator = make(wait_for_completion=False)
         calls: list[str] = []
@@ -76,15 +78,15 @@ class TestKill:
         operator.execute(context)
         assert slow.cancel_requested(the(slow)) == 1
 
-    def test_it_uses_a_connection_of_its_own(self, slow: DaiEmulator, context: Any, between_looks: Any) -> None:
+    def test_a_kill_uses_a_connection_of_its_own(self, slow: DaiEmulator, context: Any, between_polls: Any) -> None:
         operator = make()
-        between_looks(operator.on_kill)
+        between_polls(operator.on_kill)
         with pytest.raises(UnexpectedStateError):
             operator.execute(context)
         (kill,) = {r.connection for r in slow.requests if r.method == CANCEL}
         assert kill not in {r.connection for r in slow.requests if r.method != CANCEL}
 
-    def test_while_the_service_is_asked_to_start(
+    def test_a_kill_during_the_start_cancels_what_was_started(
         self, slow: DaiEmulator, context: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The name comes after the kill, and the process has seconds left: they are enough."""
@@ -102,7 +104,7 @@ class TestKill:
             operator.execute(context)
         assert slow.cancel_requested(the(slow)) == 1
 
-    def test_before_it_starts(self, slow: DaiEmulator, context: Any, store: Store) -> None:
+    def test_a_kill_during_the_reattachment_starts_nothing(self, slow: DaiEmulator, context: Any, store: Store) -> None:
         store.kept[KEY] = {"operation_name": "operations/unknown", "endpoint": slow.endpoint, "digest": "x"}
         operator = make()
         get = store.get
@@ -111,45 +113,47 @@ class TestKill:
             operator.execute(context)
         assert slow.states() == {}
 
-    def test_a_service_that_hangs_does_not_hold_it(
-        self, slow: DaiEmulator, context: Any, log: Log, between_looks: Any
+    def test_a_failing_cancel_request_of_a_kill_is_sent_once_and_logged(
+        self, slow: DaiEmulator, context: Any, log: Log, between_polls: Any
     ) -> None:
         slow.inject(Fault(CANCEL, drop="before"))
         operator = make()
-        between_looks(operator.on_kill)
+        between_polls(operator.on_kill)
         execute_and_succeed = operator.execute(context)
         assert slow.states() == {execute_and_succeed: "SUCCEEDED"}
         (error,) = log.errors
         assert f"{execute_and_succeed} may still run: its task was killed, but {CANCEL} of" in error
         assert count(slow, CANCEL) == 1
 
-    def test_it_is_left_alone_if_told_to(self, slow: DaiEmulator, context: Any, between_looks: Any) -> None:
+    def test_a_kill_leaves_the_ingest_running_without_cancel_on_kill(
+        self, slow: DaiEmulator, context: Any, between_polls: Any
+    ) -> None:
         operator = make(cancel_on_kill=False)
 
         def kill_as_airflow_2_does() -> None:
             operator.on_kill()
             raise KeyboardInterrupt
 
-        between_looks(kill_as_airflow_2_does)
+        between_polls(kill_as_airflow_2_does)
         with pytest.raises(KeyboardInterrupt):
             operator.execute(context)
         assert slow.cancel_requested(the(slow)) == 0
 
     @pytest.mark.parametrize("cancel_on_kill", [True, False])
     @pytest.mark.usefixtures("slow")
-    def test_the_trigger_is_told(self, context: Any, cancel_on_kill: bool) -> None:
+    def test_cancel_on_kill_reaches_the_trigger(self, context: Any, cancel_on_kill: bool) -> None:
         with pytest.raises(TaskDeferred) as deferred:
             make(deferrable=True, cancel_on_kill=cancel_on_kill).execute(context)
         assert deferred.value.trigger.serialize()[1]["cancel_on_kill"] is cancel_on_kill
 
-    def test_after_success_there_is_nothing_to_cancel(self, slow: DaiEmulator, context: Any) -> None:
+    def test_a_kill_after_success_cancels_nothing(self, slow: DaiEmulator, context: Any) -> None:
         operator = make()
         name = operator.execute(context)
         operator.on_kill()
         assert slow.cancel_requested(name) == 0
 
-    def test_before_the_task_begins(self, slow: DaiEmulator, context: Any) -> None:
-        """Airflow can kill a task that is only starting; the process goes on for seconds, and must start nothing."""
+    def test_a_kill_before_execute_starts_nothing(self, slow: DaiEmulator, context: Any) -> None:
+        """Airflow can kill a task that is only starting; the process runs on for seconds, and must start nothing."""
         operator = make()
         operator.on_kill()
         with pytest.raises(AirflowException, match="being killed; no ingest was started"):
@@ -160,10 +164,10 @@ class TestKill:
 class TestGuard:
     """What the guard does where neither a kill nor a plain failure is all that happens."""
 
-    def test_airflow_goes_away_when_the_ingest_has_started(
+    def test_the_ingest_is_cancelled_although_airflow_is_unavailable(
         self, slow: DaiEmulator, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch, log: Log
     ) -> None:
-        """Neither the name can be pushed then, nor the connection be looked up; a cancel is at hand."""
+        """The name cannot be pushed then, nor the connection looked up; the prepared request needs neither."""
         operator = make()
         hooks = iter([operator._make_hook()])
 
@@ -177,7 +181,9 @@ class TestGuard:
         assert slow.cancel_requested(the(slow)) == 1
         assert f"Requested the cancellation of {the(slow)}: its task has failed." in log.ours
 
-    def test_a_kill_after_a_deferral(self, slow: DaiEmulator, context: Any, airflow_2: bool) -> None:
+    def test_a_kill_after_a_deferral_cancels_only_on_airflow_3(
+        self, slow: DaiEmulator, context: Any, airflow_2: bool
+    ) -> None:
         """Airflow 2 kills a process that ends slowly; on 3 it can be that the deferral was refused."""
         operator = make(deferrable=True)
         with pytest.raises(TaskDeferred):
@@ -187,7 +193,7 @@ class TestGuard:
 
     @both
     def test_a_time_limit_cancels_as_a_kill_does(
-        self, slow: DaiEmulator, context: Any, between_looks: Any, deferrable: bool
+        self, slow: DaiEmulator, context: Any, between_polls: Any, deferrable: bool
     ) -> None:
         limits = {"deferrable": deferrable, "cancel_on_failure": False, "execution_timeout": timedelta(seconds=20)}
         if deferrable:
@@ -196,7 +202,7 @@ class TestGuard:
             with pytest.raises(AirflowTaskTimeout):
                 resume(deferred.value, context, **limits)
         else:
-            between_looks(lambda: (_ for _ in ()).throw(AirflowTaskTimeout("time is up")))
+            between_polls(lambda: (_ for _ in ()).throw(AirflowTaskTimeout("time is up")))
             with pytest.raises(AirflowTaskTimeout):
                 execute(context, **limits)
         assert slow.cancel_requested(the(slow)) == 1

@@ -45,9 +45,9 @@ class TestLostAnswer:
         ],
         ids=["no answer", "cut off", "not JSON"],
     )
-    def test_the_ingest_is_found_and_adopted(self, slow: DaiEmulator, context: Any, log: Log, fault: Fault) -> None:
+    def test_the_ingest_is_recovered_and_adopted(self, slow: DaiEmulator, context: Any, log: Log, fault: Fault) -> None:
         slow.inject(fault)
-        if fault.status:  # this fault keeps the request from the service; somebody else's ingest plays its part
+        if fault.status:  # this fault keeps the request from the service; another ingest takes the place of its own
             slow.start_ingest("operations/mine", creative_url=URL)
         name = execute(context)
         assert slow.states() == {name: "SUCCEEDED"}
@@ -59,7 +59,9 @@ class TestLostAnswer:
         assert SECRET not in log.text
 
     @pytest.mark.parametrize("status", [500, 502, 503, 504, 408])
-    def test_no_error_of_a_server_is_repeated(self, slow: DaiEmulator, context: Any, clock: Clock, status: int) -> None:
+    def test_creating_is_not_retried_after_an_error_of_the_server(
+        self, slow: DaiEmulator, context: Any, clock: Clock, status: int
+    ) -> None:
         slow.inject(Fault(CREATE, status=status, times=None))
         with pytest.raises(IngestMayHaveStartedError, match="no operation matched within 17 s") as caught:
             execute(context)
@@ -69,13 +71,13 @@ class TestLostAnswer:
         assert count(slow, LIST) == len(PAUSES)
         assert clock.slept == list(PAUSES)
 
-    def test_it_can_appear_late(self, slow: DaiEmulator, context: Any) -> None:
+    def test_an_ingest_that_is_listed_late_is_recovered(self, slow: DaiEmulator, context: Any) -> None:
         slow.inject(Fault(CREATE, drop="after"))
         slow.inject(Fault(LIST, status=200, body=b"{}", times=2))
         name = execute(context)
         assert slow.states() == {name: "SUCCEEDED"}
 
-    def test_a_list_that_fails_is_asked_for_again(self, slow: DaiEmulator, context: Any) -> None:
+    def test_a_list_request_that_fails_is_retried(self, slow: DaiEmulator, context: Any) -> None:
         slow.inject(Fault(CREATE, drop="after"))
         slow.inject(Fault(LIST, status=500, times=len(PAUSES) - 1))
         name = execute(context)
@@ -92,7 +94,7 @@ class TestLostAnswer:
             execute(context)
         assert slow.cancel_requested("operations/other") == 0
 
-    def test_two_of_them(self, slow: DaiEmulator, context: Any) -> None:
+    def test_two_matching_ingests_fail_the_task_and_are_named(self, slow: DaiEmulator, context: Any) -> None:
         slow.start_ingest("operations/other", creative_url=URL)
         slow.inject(Fault(CREATE, drop="after"))
         with pytest.raises(IngestMayHaveStartedError, match="operations/other") as caught:
@@ -101,19 +103,21 @@ class TestLostAnswer:
         assert all(slow.cancel_requested(name) == 0 for name in slow.states())
 
     @pytest.mark.parametrize("list_fault", [{"rpc_status": "UNIMPLEMENTED"}, {"status": 503, "times": None}])
-    def test_a_server_that_does_not_list(self, slow: DaiEmulator, context: Any, list_fault: Any) -> None:
+    def test_a_server_without_a_list_fails_the_task(self, slow: DaiEmulator, context: Any, list_fault: Any) -> None:
         slow.inject(Fault(CREATE, drop="after"))
         slow.inject(Fault(LIST, **list_fault))
         with pytest.raises(IngestMayHaveStartedError, match="the operations cannot be listed: operations.list of"):
             execute(context)
 
-    def test_a_busy_service_is_asked_again(self, slow: DaiEmulator, context: Any) -> None:
+    def test_creating_is_retried_while_the_service_is_throttled(self, slow: DaiEmulator, context: Any) -> None:
         slow.inject(Fault(CREATE, status=429, times=2))
         name = execute(context)
         assert slow.states() == {name: "SUCCEEDED"}
         assert (count(slow, CREATE), count(slow, LIST)) == (3, 0)
 
-    def test_a_time_limit_in_the_middle(self, slow: DaiEmulator, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_time_limit_during_the_start_cancels_what_was_started(
+        self, slow: DaiEmulator, context: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """What has started is found and cancelled, and the failure is the time limit's."""
         from airflow_dai_provider.hooks.dai import DaiHook
 
@@ -132,14 +136,16 @@ class TestLostAnswer:
 class TestInterruptedInDoubt:
     """After an interruption that Airflow retries, a second ingest would be started."""
 
-    def test_in_the_start(self, slow: DaiEmulator, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_time_limit_during_the_start_fails_for_good_without_a_list(
+        self, slow: DaiEmulator, context: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         slow.inject(Fault(LIST, rpc_status="UNIMPLEMENTED"))
         interrupt_create(monkeypatch)
         with pytest.raises(IngestMayHaveStartedError, match="interrupted: Timeout, PID: 1"):
             execute(context)
 
     @pytest.mark.parametrize("error", [AirflowTaskTimeout("Timeout, PID: 1"), RuntimeError("Timeout, PID: 1")])
-    def test_in_the_search(
+    def test_an_interruption_of_the_search_fails_for_good(
         self,
         slow: DaiEmulator,
         context: Any,
@@ -160,7 +166,7 @@ class TestInterruptedInDoubt:
             execute(context)
         assert count(slow, CREATE) == 1
 
-    def test_an_xcom_that_cannot_be_pushed_does_not_hide_it(
+    def test_a_failing_xcom_push_does_not_hide_the_time_limit(
         self, slow: DaiEmulator, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         interrupt_create(monkeypatch)

@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("_time")
 
 
 class TestRetry:
-    """On 3.3 the next try goes on with the ingest of the one before."""
+    """On 3.3 the next try reattaches to the ingest of the one before."""
 
     def fail_first_try(self, context: Any, ti: Any, **options: Any) -> None:
         ti.max_tries = 1
@@ -54,7 +54,7 @@ class TestRetry:
         ti.pushed.clear()  # as Airflow does
 
     @both
-    def test_it_goes_on_with_an_equal_one(
+    def test_the_next_try_reattaches_to_the_same_creative_s_ingest(
         self, slow: DaiEmulator, context: Any, ti: Any, store: Store, log: Log, deferrable: bool
     ) -> None:
         self.fail_first_try(context, ti, deferrable=deferrable)
@@ -66,7 +66,7 @@ class TestRetry:
         assert (ti.pushed["ingest", -1, "operation_name"], ti.pushed["ingest", -1, "operation_try_number"]) == (name, 2)
         assert store.kept == {}
 
-    def test_it_goes_on_with_one_that_it_does_not_wait_for(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
+    def test_the_next_try_reattaches_without_waiting(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
         """The first try can have failed in what comes after ``execute``."""
         ti.max_tries = 1
         name = execute(context, wait_for_completion=False)
@@ -75,25 +75,27 @@ class TestRetry:
         assert slow.states() == {name: "RUNNING"}
         assert slow.cancel_requested(name) == 0
 
-    def test_another_creatives_that_nobody_has_waited_for_is_cancelled(self, slow: DaiEmulator, context: Any) -> None:
+    def test_another_creative_s_ingest_of_a_succeeded_task_is_cancelled(self, slow: DaiEmulator, context: Any) -> None:
         """The task has succeeded, with the wrong file; the DAG is fixed, and the task cleared."""
         wrong = execute(context, wait_for_completion=False)
         right = execute(context, wait_for_completion=False, url="https://media.example.com/right.mp4")
         assert right != wrong
         assert [slow.cancel_requested(name) for name in (wrong, right)] == [1, 0]
 
-    def test_a_cleared_one_that_has_succeeded_starts_anew(self, slow: DaiEmulator, context: Any) -> None:
+    def test_a_cleared_task_whose_ingest_succeeded_starts_a_new_one(self, slow: DaiEmulator, context: Any) -> None:
         first = execute(context)
         second = execute(context)
         assert slow.states() == {first: "SUCCEEDED", second: "SUCCEEDED"}
 
-    def test_the_last_try_cancels(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
+    def test_the_last_try_cancels_its_ingest(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
         self.fail_first_try(context, ti)
         with pytest.raises(AirflowException, match="has not finished within 10 s"):
             execute(context, timeout=10)
         assert slow.cancel_requested(the(slow)) == 1
 
-    def test_what_a_retry_cannot_heal_is_cancelled_at_once(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
+    def test_a_permanent_error_cancels_although_retries_are_left(
+        self, slow: DaiEmulator, context: Any, ti: Any
+    ) -> None:
         ti.max_tries = 3
         slow.inject(Fault(GET, rpc_status="PERMISSION_DENIED", times=None))
         with pytest.raises(AirflowFailException):
@@ -117,7 +119,9 @@ class TestRetry:
         ],
         ids=["another file", "another title", "dynamic"],
     )
-    def test_another_creatives_is_cancelled_first(self, slow: DaiEmulator, context: Any, ti: Any, other: Any) -> None:
+    def test_another_creative_s_ingest_is_cancelled_before_the_start(
+        self, slow: DaiEmulator, context: Any, ti: Any, other: Any
+    ) -> None:
         self.fail_first_try(context, ti)
         wrong = the(slow)
         right = execute(context, **other)
@@ -126,7 +130,9 @@ class TestRetry:
         methods = [r.method for r in slow.requests]
         assert methods.index(CANCEL) < [n for n, method in enumerate(methods) if method == CREATE][1]
 
-    def test_another_creatives_that_cannot_be_cancelled(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
+    def test_nothing_is_started_if_another_creative_s_ingest_cannot_be_cancelled(
+        self, slow: DaiEmulator, context: Any, ti: Any
+    ) -> None:
         self.fail_first_try(context, ti)
         slow.inject(Fault(CANCEL, rpc_status="UNIMPLEMENTED", times=None))
         with pytest.raises(AirflowFailException, match="UNIMPLEMENTED"):
@@ -134,7 +140,7 @@ class TestRetry:
         assert count(slow, CREATE) == 1
 
     @pytest.mark.parametrize("end", ["SUCCEEDED", "CANCELLED"])
-    def test_one_that_has_ended_is_not_gone_on_with(
+    def test_a_finished_ingest_is_not_reattached_to(
         self, slow: DaiEmulator, context: Any, ti: Any, clock: Clock, end: str
     ) -> None:
         self.fail_first_try(context, ti)
@@ -145,7 +151,9 @@ class TestRetry:
         second = execute(context)
         assert slow.states() == {first: end, second: "SUCCEEDED"}
 
-    def test_one_that_the_service_has_forgotten(self, slow: DaiEmulator, context: Any, store: Store) -> None:
+    def test_an_ingest_that_the_service_no_longer_knows_is_replaced(
+        self, slow: DaiEmulator, context: Any, store: Store
+    ) -> None:
         store.kept[KEY] = {"operation_name": "operations/unknown", "endpoint": slow.endpoint, "digest": "x"}
         name = execute(context)
         assert slow.states() == {name: "SUCCEEDED"}
@@ -153,16 +161,16 @@ class TestRetry:
     @pytest.mark.parametrize(
         "kept", ["x", {}, {"operation_name": "../x", "endpoint": "x", "digest": "x"}, {"operation_name": "x"}]
     )
-    def test_a_record_that_cannot_be_read(self, slow: DaiEmulator, context: Any, store: Store, kept: Any) -> None:
+    def test_a_malformed_record_is_ignored(self, slow: DaiEmulator, context: Any, store: Store, kept: Any) -> None:
         store.kept[KEY] = kept
         name = execute(context)
         assert slow.states() == {name: "SUCCEEDED"}
 
     @both
-    def test_one_that_ends_cancelled_is_replaced_once(
-        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, between_looks: Any, deferrable: bool
+    def test_an_ingest_cancelled_by_the_earlier_try_is_replaced(
+        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, between_polls: Any, deferrable: bool
     ) -> None:
-        """The kill of an earlier try can come after this one has gone on with its ingest."""
+        """The kill of an earlier try can come after this one has reattached to its ingest."""
         self.fail_first_try(context, ti)
         first = the(slow)
         if deferrable:
@@ -171,15 +179,15 @@ class TestRetry:
             cancel(slow)
             name = resume(deferred.value, context)
         else:
-            between_looks(lambda: cancel(slow))
+            between_polls(lambda: cancel(slow))
             name = execute(context)
         assert slow.states() == {first: "CANCELLED", name: "SUCCEEDED"}
         assert ti.pushed["ingest", -1, "operation_name"] == name
         assert store.kept == {}
 
     @both
-    def test_but_not_one_that_is_cancelled_long_after(
-        self, slow: DaiEmulator, context: Any, ti: Any, between_looks: Any, clock: Clock, deferrable: bool
+    def test_an_ingest_cancelled_long_after_the_reattachment_fails_the_task(
+        self, slow: DaiEmulator, context: Any, ti: Any, between_polls: Any, clock: Clock, deferrable: bool
     ) -> None:
         """By a user, or at a deadline; no guard of the earlier try comes that late."""
         self.fail_first_try(context, ti)
@@ -192,12 +200,14 @@ class TestRetry:
             with pytest.raises(UnexpectedStateError, match="is CANCELLED"):
                 resume(deferred.value, context)
         else:
-            between_looks(lambda: (cancel(slow), clock.advance(200)))
+            between_polls(lambda: (cancel(slow), clock.advance(200)))
             with pytest.raises(UnexpectedStateError, match="is CANCELLED"):
                 execute(context)
         assert slow.states() == {first: "CANCELLED"}
 
-    def test_one_at_another_endpoint_is_named_and_left(self, context: Any, make_emulator: Any, log: Log) -> None:
+    def test_an_ingest_at_another_endpoint_is_logged_and_left_running(
+        self, context: Any, make_emulator: Any, log: Log
+    ) -> None:
         """There, another operation can have its name."""
         old = make_emulator()
         name = execute(context, wait_for_completion=False)
@@ -208,7 +218,7 @@ class TestRetry:
         assert (old.cancel_requested(name), new.cancel_requested(name)) == (0, 0)
         assert count(new, CREATE) == 1
 
-    def test_but_only_once(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
+    def test_a_second_cancelled_ingest_is_not_replaced(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
         self.fail_first_try(context, ti)
         with pytest.raises(TaskDeferred) as deferred:
             make(deferrable=True).execute(context)
@@ -220,17 +230,17 @@ class TestRetry:
             resume(again.value, context)
         assert count(slow, CREATE) == 2
 
-    def test_not_by_a_task_that_is_being_killed(
-        self, slow: DaiEmulator, context: Any, ti: Any, between_looks: Any
+    def test_a_killed_task_does_not_replace_its_cancelled_ingest(
+        self, slow: DaiEmulator, context: Any, ti: Any, between_polls: Any
     ) -> None:
         self.fail_first_try(context, ti)
         operator = make()
-        between_looks(operator.on_kill)
+        between_polls(operator.on_kill)
         with pytest.raises(AirflowException, match="being killed"):
             operator.execute(context)
         assert slow.states() == {the(slow): "CANCELLED"}
 
-    def test_one_that_cannot_be_looked_at_is_cancelled_by_the_last_try(
+    def test_an_ingest_that_cannot_be_polled_is_cancelled_by_the_last_try(
         self, slow: DaiEmulator, context: Any, ti: Any
     ) -> None:
         self.fail_first_try(context, ti)
@@ -242,14 +252,14 @@ class TestRetry:
 
     def test_a_store_that_cannot_be_read_starts_nothing(self, slow: DaiEmulator, context: Any, store: Store) -> None:
         store.broken = True
-        with pytest.raises(
-            AirflowException, match="Cannot read the task state store: the API server is away"
-        ) as caught:
+        with pytest.raises(AirflowException, match="Cannot read the task state store: the API server") as caught:
             execute(context)
         assert not isinstance(caught.value, AirflowFailException)
         assert slow.states() == {}
 
-    def test_a_store_that_cannot_be_written(self, slow: DaiEmulator, context: Any, store: Store, log: Log) -> None:
+    def test_a_store_that_cannot_be_written_does_not_fail_the_task(
+        self, slow: DaiEmulator, context: Any, store: Store, log: Log
+    ) -> None:
         get = store.get
 
         def breaks_after(key: str) -> Any:
@@ -267,7 +277,7 @@ class TestLeftToTheNextTry:
     """An ingest is left only to a next try that will know of it."""
 
     @pytest.mark.parametrize("what", ["xcom", "store", "time limit"])
-    def test_not_to_one_that_does_not(
+    def test_an_ingest_that_the_next_try_cannot_find_is_cancelled(
         self, slow: DaiEmulator, context: Any, ti: Any, store: Store, monkeypatch: pytest.MonkeyPatch, what: str
     ) -> None:
         ti.max_tries = 1
@@ -287,16 +297,18 @@ class TestLeftToTheNextTry:
         second = execute(context)
         assert slow.states()[second] == "SUCCEEDED"
 
-    def test_not_when_the_task_was_killed(self, slow: DaiEmulator, context: Any, ti: Any, between_looks: Any) -> None:
+    def test_a_killed_task_cancels_although_retries_are_left(
+        self, slow: DaiEmulator, context: Any, ti: Any, between_polls: Any
+    ) -> None:
         ti.max_tries = 1
         slow.inject(Fault(CANCEL, status=503))
         operator = make(timeout=20)
-        between_looks(operator.on_kill)
+        between_polls(operator.on_kill)
         with pytest.raises(AirflowException, match="has not finished"):
             operator.execute(context)
         assert slow.cancel_requested(the(slow)) == 1
 
-    def test_a_next_try_that_cannot_go_on_with_it_cancels_it(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
+    def test_a_next_try_that_fails_before_it_reattaches_cancels(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
         ti.max_tries = 1
         with pytest.raises(AirflowException, match="has not finished"):
             execute(context, timeout=10)
@@ -308,21 +320,23 @@ class TestLeftToTheNextTry:
         assert slow.cancel_requested(the(slow)) == 1
 
     @pytest.mark.skipif(not HAS_TASK_STATE_STORE, reason="before Airflow 3.3 the failing try cancels")
-    def test_after_a_time_limit(self, slow: DaiEmulator, run_dag: Any, between_looks: Any) -> None:
+    def test_an_ingest_left_after_a_time_limit_survives_the_kill_that_follows(
+        self, slow: DaiEmulator, run_dag: Any, between_polls: Any
+    ) -> None:
         """Airflow 3 calls on_kill after a time limit, when the ingest is left to the next try already."""
 
         def time_is_up() -> None:
             raise AirflowTaskTimeout("Timeout, PID: 1")
 
-        between_looks(time_is_up)
+        between_polls(time_is_up)
         with DAG("timed", schedule=None, start_date=timezone.datetime(2026, 1, 1)) as dag:
             make(execution_timeout=timedelta(hours=1), retries=1, retry_delay=0)
         assert run_dag(dag).tasks == {"ingest": "success"}
         assert (slow.states()[the(slow)], slow.cancel_requested(the(slow))) == ("SUCCEEDED", 0)
 
 
-def test_a_retry_on_a_real_airflow(slow: DaiEmulator, run_dag: Any) -> None:
-    """What Airflow itself keeps between two tries: on 3.3 the second goes on with the ingest of the first."""
+def test_a_retry_reattaches_on_a_real_airflow_3_3(slow: DaiEmulator, run_dag: Any) -> None:
+    """On 3.3 the second try reattaches to the ingest of the first; before, it starts its own."""
     with DAG("retried", schedule=None, start_date=timezone.datetime(2026, 1, 1)) as dag:
         make(timeout=50, retries=1, retry_delay=0)
     slow.inject(Fault(GET, status=503, times=None))

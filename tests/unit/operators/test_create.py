@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -65,7 +66,7 @@ class TestStart:
         assert store.kept == {}
         assert SECRET not in json.dumps(list(ti.pushed.values())) + log.text
 
-    def test_what_the_service_gets(self, slow: DaiEmulator, context: Any) -> None:
+    def test_the_creative_is_sent_unchanged(self, slow: DaiEmulator, context: Any) -> None:
         given = creative(advertiser="A", networkCode="1234", somethingNew={"x": [1]})
         info = {"dynamicGroupId": "g", "activeDuration": "3.5s"}
         execute(context, creative=given, dynamic_creative_info=info)
@@ -109,7 +110,7 @@ class TestStart:
             execute(context, **options)
         assert slow.requests == []
 
-    def test_it_is_mapped(self, slow: DaiEmulator, run_dag: Any) -> None:
+    def test_each_map_index_has_an_ingest_of_its_own(self, slow: DaiEmulator, run_dag: Any) -> None:
         urls = [f"https://media.example.com/{number}.mp4?seconds={10 * number + 10}" for number in range(3)]
         with DAG("ingests", schedule=None) as dag:
             DaiCreateCreativeOperator.partial(task_id="ingest", timeout=25).expand(creative=list(map(creative, urls)))
@@ -135,7 +136,7 @@ class TestFailure:
     """The ingest is cancelled when the task fails for good, and the failure stays what it is."""
 
     @both
-    def test_the_time_is_up(self, slow: DaiEmulator, context: Any, deferrable: bool) -> None:
+    def test_a_timeout_cancels_the_ingest(self, slow: DaiEmulator, context: Any, deferrable: bool) -> None:
         with pytest.raises(AirflowException, match="has not finished within 20 s") as caught:
             execute(context, deferrable=deferrable, timeout=20)
         assert not isinstance(caught.value, AirflowFailException)
@@ -143,7 +144,7 @@ class TestFailure:
 
     @both
     @pytest.mark.parametrize("outcome", ["DOWNLOAD_ERROR", "INVALID_MEDIA"])
-    def test_an_ingest_that_fails_has_nothing_to_cancel(
+    def test_a_failed_ingest_fails_the_task_and_is_not_cancelled(
         self, slow: DaiEmulator, context: Any, ti: Any, deferrable: bool, outcome: str
     ) -> None:
         with pytest.raises(UnexpectedStateError, match=outcome):
@@ -151,13 +152,17 @@ class TestFailure:
         assert slow.cancel_requested(the(slow)) == 0
         assert ti.pushed["ingest", -1, XCOM_OPERATION]["state"] == "FAILED"
 
-    def test_somebody_else_cancels_it(self, slow: DaiEmulator, context: Any, between_looks: Any) -> None:
-        between_looks(lambda: cancel(slow))
+    def test_an_ingest_cancelled_by_someone_else_fails_the_task(
+        self, slow: DaiEmulator, context: Any, between_polls: Any
+    ) -> None:
+        between_polls(lambda: cancel(slow))
         with pytest.raises(UnexpectedStateError, match="is CANCELLED.*accepts only SUCCEEDED"):
             execute(context)
         assert slow.cancel_requested(the(slow)) == 1
 
-    def test_somebody_else_cancels_it_while_deferred(self, slow: DaiEmulator, context: Any) -> None:
+    def test_an_ingest_cancelled_by_someone_else_while_deferred_fails_the_task(
+        self, slow: DaiEmulator, context: Any
+    ) -> None:
         with pytest.raises(TaskDeferred) as deferred:
             make(deferrable=True).execute(context)
         cancel(slow)
@@ -166,7 +171,7 @@ class TestFailure:
         assert slow.cancel_requested(the(slow)) == 1
 
     @both
-    def test_the_service_goes_away_and_stays_away(
+    def test_an_outage_fails_the_task_and_the_log_names_what_may_run(
         self, slow: DaiEmulator, context: Any, log: Log, deferrable: bool
     ) -> None:
         """Nothing can be cancelled then: the log says what runs, the error is the one of the wait."""
@@ -178,49 +183,55 @@ class TestFailure:
         (error,) = log.errors
         assert f"{the(slow)} may still run: it could not be cancelled: {CANCEL} of" in error
 
-    def test_a_trigger_that_breaks(self, slow: DaiEmulator, context: Any) -> None:
+    def test_a_trigger_that_fails_cancels_the_ingest(self, slow: DaiEmulator, context: Any) -> None:
         with pytest.raises(TaskDeferred):
             make(deferrable=True).execute(context)
         with pytest.raises(AirflowException, match="Trigger failure"):
             make(deferrable=True).resume_execution("__fail__", {"error": "Trigger failure"}, context)
         assert slow.cancel_requested(the(slow)) == 1
 
-    def test_a_deferral_that_airflow_ends(self, slow: DaiEmulator, context: Any) -> None:
+    def test_a_deferral_that_airflow_times_out_cancels_the_ingest(self, slow: DaiEmulator, context: Any) -> None:
         with pytest.raises(TaskDeferred):
             make(deferrable=True).execute(context)
         with pytest.raises(AirflowException):
             make(deferrable=True).resume_execution("__fail__", {"error": "Trigger timeout"}, context)
         assert slow.cancel_requested(the(slow)) == 1
 
-    def test_a_time_limit_of_the_task(self, slow: DaiEmulator, context: Any, between_looks: Any) -> None:
+    def test_a_time_limit_of_the_task_cancels_the_ingest_once(
+        self, slow: DaiEmulator, context: Any, between_polls: Any
+    ) -> None:
         operator = make()
 
         def time_is_up() -> None:
             raise AirflowTaskTimeout("Timeout, PID: 1")
 
-        between_looks(time_is_up)
+        between_polls(time_is_up)
         with pytest.raises(AirflowTaskTimeout):
             operator.execute(context)
-        operator.on_kill()  # as Airflow 3 goes on
+        operator.on_kill()  # as Airflow 3 does then
         assert slow.cancel_requested(the(slow)) == 1
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError("a bug")])
-    def test_anything_else(self, slow: DaiEmulator, context: Any, between_looks: Any, error: Any) -> None:
+    def test_any_other_exception_cancels_the_ingest(
+        self, slow: DaiEmulator, context: Any, between_polls: Any, error: Any
+    ) -> None:
         def fail() -> None:
             raise error
 
-        between_looks(fail)
+        between_polls(fail)
         with pytest.raises(BaseException, match="a bug" if isinstance(error, Exception) else None):
             make().execute(context)
         assert slow.cancel_requested(the(slow)) == 1
 
     @both
-    def test_it_is_left_alone_if_told_to(self, slow: DaiEmulator, context: Any, deferrable: bool) -> None:
+    def test_a_failure_leaves_the_ingest_running_without_cancel_on_failure(
+        self, slow: DaiEmulator, context: Any, deferrable: bool
+    ) -> None:
         with pytest.raises(AirflowException, match="has not finished within"):
             execute(context, deferrable=deferrable, timeout=20, cancel_on_failure=False)
         assert slow.cancel_requested(the(slow)) == 0
 
-    def test_nothing_was_started(self, slow: DaiEmulator, context: Any, log: Log) -> None:
+    def test_a_refused_start_cancels_nothing(self, slow: DaiEmulator, context: Any, log: Log) -> None:
         slow.inject(Fault(CREATE, rpc_status="PERMISSION_DENIED"))
         with pytest.raises(AirflowFailException, match="PERMISSION_DENIED.*allow-listed"):
             execute(context)
@@ -228,7 +239,9 @@ class TestFailure:
         assert count(slow, CANCEL) == count(slow, LIST) == 0
         assert log.errors == []
 
-    def test_the_failure_of_the_cancel_does_not_hide_the_first(self, slow: DaiEmulator, context: Any, log: Log) -> None:
+    def test_a_failing_cancel_does_not_hide_the_failure_of_the_task(
+        self, slow: DaiEmulator, context: Any, log: Log
+    ) -> None:
         slow.inject(Fault(CANCEL, rpc_status="UNIMPLEMENTED"))
         with pytest.raises(AirflowException, match="has not finished within 20 s"):
             execute(context, timeout=20)
@@ -248,7 +261,7 @@ class TestCallback:
         callback({**context, "task": task, "dag": DAG("a_dag", schedule=None)})
         assert slow.cancel_requested(name) == 1
 
-    def test_it_leaves_the_next_tries_alone(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
+    def test_it_leaves_the_ingest_of_the_next_try_running(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
         name = slow.start_ingest()
         ti.pushed = {("ingest", -1, "operation_name"): name, ("ingest", -1, "operation_try_number"): 2}
         task = make()
@@ -256,7 +269,7 @@ class TestCallback:
         callback({**context, "task": task, "dag": DAG("a_dag", schedule=None)})
         assert slow.cancel_requested(name) == 0
 
-    def test_it_is_silent_when_the_operator_has_seen_to_it(self, slow: DaiEmulator, run_dag: Any) -> None:
+    def test_it_does_nothing_when_the_operator_has_cancelled(self, slow: DaiEmulator, run_dag: Any) -> None:
         with DAG("failing", schedule=None) as dag:
             make(timeout=10)
         assert run_dag(dag).tasks == {"ingest": "failed"}
@@ -269,9 +282,20 @@ class TestCallback:
         assert run_dag(dag).tasks == {"ingest": "failed"}
         assert slow.cancel_requested(the(slow)) == 1
 
+    @pytest.mark.parametrize(("ending", "handled"), [("parsed", False), ("succeeded", True), ("not cancelled", False)])
+    def test_the_operator_handles_its_own_ingest_unless_its_cancel_failed(
+        self, slow: DaiEmulator, context: Any, ending: str, handled: bool
+    ) -> None:
+        task = make(timeout=10 if ending == "not cancelled" else 3600)
+        slow.inject(Fault(CANCEL, rpc_status="PERMISSION_DENIED"))
+        if ending != "parsed":
+            with suppress(AirflowException):
+                task.execute(context)
+        assert task.cancels_own_ingest is handled
+
     @pytest.mark.parametrize("as_list", [True, False])
     @pytest.mark.usefixtures("slow")
-    def test_the_users_own_and_the_default_ones_stay(self, run_dag: Any, as_list: bool) -> None:
+    def test_callbacks_of_the_user_and_of_default_args_are_kept(self, run_dag: Any, as_list: bool) -> None:
         called: list[str] = []
         default = [lambda _: called.append("default")]
         default_args = {"on_failure_callback": default if as_list else default[0]}
@@ -288,12 +312,12 @@ class TestCallback:
         run_dag(dag)
         assert sorted(called) == ["default", "own"]
 
-    def test_there_is_none_without_the_guard(self) -> None:
+    def test_there_is_no_callback_without_cancel_on_failure(self) -> None:
         task = make(cancel_on_failure=False)
         assert not task.on_failure_callback
         assert not task.on_retry_callback
 
-    def test_a_lost_try_is_cancelled_where_the_next_cannot_go_on_with_its_ingest(self) -> None:
+    def test_a_retry_callback_is_added_only_where_the_next_try_cannot_reattach(self) -> None:
         default = [print]
         with DAG("retried", schedule=None, default_args={"on_retry_callback": default}):
             task = make()
@@ -303,12 +327,12 @@ class TestCallback:
         ]
         assert default == [print]
 
-    def test_it_reaches_the_endpoint_of_the_task(self) -> None:
+    def test_it_uses_the_connection_and_the_endpoint_of_the_task(self) -> None:
         (callback,) = make(gcp_conn_id="x", impersonation_chain=["a", "b"], api_endpoint="e").on_failure_callback
         assert (callback.gcp_conn_id, callback.impersonation_chain, callback.api_endpoint) == ("x", ["a", "b"], "e")
 
 
-def test_the_event_of_another_ingest_is_not_believed(slow: DaiEmulator, context: Any, ti: Any) -> None:
+def test_the_event_of_another_ingest_fails_the_try(slow: DaiEmulator, context: Any, ti: Any) -> None:
     """Airflow can mix up two triggers on SQLite."""
     ti.max_tries = 1
     with pytest.raises(TaskDeferred) as deferred:
@@ -318,10 +342,10 @@ def test_the_event_of_another_ingest_is_not_believed(slow: DaiEmulator, context:
     kwargs = {**(deferred.value.kwargs or {}), "event": event}
     with pytest.raises(AirflowException, match=f"event of operations/other .* waits for {the(slow)}"):
         make(deferrable=True).resume_execution(deferred.value.method_name, kwargs, context)
-    assert slow.cancel_requested(the(slow)) == 0, "The next try goes on with it."
+    assert slow.cancel_requested(the(slow)) == 0, "The next try reattaches to it."
 
 
-def test_a_failure_after_execute(slow: DaiEmulator, run_dag: Any) -> None:
+def test_a_failure_after_execute_cancels_the_ingest(slow: DaiEmulator, run_dag: Any) -> None:
     with DAG("post", schedule=None, start_date=timezone.datetime(2026, 1, 1)) as dag:
         make(wait_for_completion=False, post_execute=fail)
     assert run_dag(dag).tasks == {"ingest": "failed"}

@@ -1,4 +1,4 @@
-"""The deferrable sensor: it means the same as in the other two modes, whatever its flags and whatever happens."""
+"""The deferrable sensor: the same result as in the other two modes, for each flag and each error."""
 
 from __future__ import annotations
 
@@ -119,24 +119,24 @@ class Row:
     words: str = ""
 
 
-#: The first look finds the ingest running, and what follows strikes after it.
-ONE_GOOD_LOOK = {"content_type": "application/json"}
+#: The first poll finds the ingest running, and the faults that follow come after it.
+ONE_GOOD_POLL = {"content_type": "application/json"}
 FAILING = {"outcome": "DOWNLOAD_ERROR", "code": 403}
 
 
-def for_ever(**fault: Any) -> dict[str, Any]:
+def always(**fault: Any) -> dict[str, Any]:
     return {**fault, "times": None}
 
 
 def at_once_and_later(label: str, **fields: Any) -> dict[str, Row]:
-    """Return two rows: the first look meets it, and a later one does."""
+    """Return two rows: one in which the first poll meets it, and one in which a later poll does."""
     ingest = {} if fields.get("ingest") is None else fields["ingest"]
     at_once = Row(**{**fields, "ingest": {**ingest, "seconds": 0} if "faults" not in fields else None})
-    later = Row(**{**fields, "ingest": {"seconds": 25, **ingest}, "faults": (ONE_GOOD_LOOK, *fields.get("faults", ()))})
+    later = Row(**{**fields, "ingest": {"seconds": 25, **ingest}, "faults": (ONE_GOOD_POLL, *fields.get("faults", ()))})
     return {f"{label}, at once": at_once, f"{label}, later": later}
 
 
-HOPELESS: dict[str, Any] = {"plain": "fail", "soft_fail": "fail", "never_fail": "skip", "silent_fail": "fail"}
+PERMANENT: dict[str, Any] = {"plain": "fail", "soft_fail": "fail", "never_fail": "skip", "silent_fail": "fail"}
 UNEXPECTED: dict[str, Any] = {
     "plain": "unexpected",
     "soft_fail": "skip",
@@ -155,30 +155,30 @@ TABLE: dict[str, Row] = {
         options={"expected_states": ["CANCELLED"]},
         words="accepts only CANCELLED",
     ),
-    **at_once_and_later("missing", **HOPELESS, faults=(for_ever(status=404),), words="does not know it"),
-    **at_once_and_later("missing but fine", plain="None", faults=(for_ever(status=404),), options={"missing_ok": True}),
+    **at_once_and_later("missing", **PERMANENT, faults=(always(status=404),), words="does not know it"),
+    **at_once_and_later("missing but fine", plain="None", faults=(always(status=404),), options={"missing_ok": True}),
     **at_once_and_later(
-        "unimplemented", **HOPELESS, faults=(for_ever(rpc_status="UNIMPLEMENTED"),), words="a retry cannot"
+        "unimplemented", **PERMANENT, faults=(always(rpc_status="UNIMPLEMENTED"),), words="a retry cannot"
     ),
     **at_once_and_later(
         "unimplemented, missing is fine",
-        **HOPELESS,
-        faults=(for_ever(rpc_status="UNIMPLEMENTED"),),
+        **PERMANENT,
+        faults=(always(rpc_status="UNIMPLEMENTED"),),
         options={"missing_ok": True},
     ),
     **at_once_and_later(
-        "unknown route", **HOPELESS, faults=(for_ever(status=404, body=b"<html>"),), words="endpoint right"
+        "unknown route", **PERMANENT, faults=(always(status=404, body=b"<html>"),), words="endpoint right"
     ),
-    **at_once_and_later("denied", **HOPELESS, faults=(for_ever(status=403),), words="allow-listed"),
-    **at_once_and_later("unauthenticated", **HOPELESS, faults=(for_ever(status=401),), words="credentials"),
-    **at_once_and_later("precondition", **HOPELESS, faults=(for_ever(rpc_status="FAILED_PRECONDITION"),)),
+    **at_once_and_later("denied", **PERMANENT, faults=(always(status=403),), words="allow-listed"),
+    **at_once_and_later("unauthenticated", **PERMANENT, faults=(always(status=401),), words="credentials"),
+    **at_once_and_later("precondition", **PERMANENT, faults=(always(rpc_status="FAILED_PRECONDITION"),)),
     **at_once_and_later(
         "away for good",
         plain="error",
         soft_fail="error",
         never_fail="skip",
         silent_fail="timeout",
-        faults=(for_ever(status=503),),
+        faults=(always(status=503),),
         words="503",
     ),
     **at_once_and_later(
@@ -187,10 +187,10 @@ TABLE: dict[str, Row] = {
         soft_fail="error",
         never_fail="skip",
         silent_fail="timeout",
-        faults=(for_ever(rpc_status="DATA_LOSS"),),
+        faults=(always(rpc_status="DATA_LOSS"),),
         words="DATA_LOSS",
     ),  # fmt: skip
-    "away for a moment": Row("SUCCEEDED", ingest={"seconds": 25}, faults=(ONE_GOOD_LOOK, {"status": 503, "times": 3})),
+    "away for a moment": Row("SUCCEEDED", ingest={"seconds": 25}, faults=(ONE_GOOD_POLL, {"status": 503, "times": 3})),
     "never ends": Row(
         "timeout",
         ingest={},
@@ -207,8 +207,8 @@ TABLE: dict[str, Row] = {
         silent_fail="timeout",
         options={"timeout": 0},
     ),
-    "bad name": Row(**HOPELESS, options={"operation_name": "None"}, words="has pushed no name"),
-    "bad states": Row(**HOPELESS, ingest={}, options={"expected_states": "RUNNING"}, words="Invalid expected_states"),
+    "bad name": Row(**PERMANENT, options={"operation_name": "None"}, words="has pushed no name"),
+    "bad states": Row(**PERMANENT, ingest={}, options={"expected_states": "RUNNING"}, words="Invalid expected_states"),
 }
 
 FLAGS = ("plain", "soft_fail", "never_fail", "silent_fail")
@@ -241,7 +241,7 @@ def outcome(call: Callable[[], Any]) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(("mode", "label", "flag"), CASES)
-def test_each_mode_means_the_same(
+def test_each_mode_has_the_same_result(
     emulator: DaiEmulator, context: Any, clock: Clock, mode: str, label: str, flag: str
 ) -> None:
     row = TABLE[label]
@@ -259,19 +259,19 @@ def test_each_mode_means_the_same(
     assert "operations.cancel" not in {request.method for request in emulator.requests}
 
 
-def test_a_running_one_is_rescheduled(emulator: DaiEmulator, context: Any, clock: Clock) -> None:
+def test_a_running_operation_is_rescheduled(emulator: DaiEmulator, context: Any, clock: Clock) -> None:
     emulator.start_ingest(NAME)
     with pytest.raises(AirflowRescheduleException) as later:
         make_sensor(mode="reschedule").execute(context)
     assert later.value.reschedule_date.timestamp() == clock.now + POKE_INTERVAL
 
 
-def test_an_outage_in_the_triggerer_ends_as_an_ordinary_error(
+def test_an_outage_in_the_triggerer_leaves_the_task_its_retries(
     emulator: DaiEmulator, context: Any, clock: Clock
 ) -> None:
     for flag, became in {"retries": "error", "soft_fail": "error", "never_fail": "skip"}.items():
         name = emulator.start_ingest()
-        emulator.inject(Fault(name=name, **ONE_GOOD_LOOK))  # type: ignore[arg-type]
+        emulator.inject(Fault(name=name, **ONE_GOOD_POLL))  # type: ignore[arg-type]
         emulator.inject(Fault(name=name, status=503, times=None))
         options = {flag: True} if flag != "retries" else {}
         began = clock.now
@@ -280,7 +280,7 @@ def test_an_outage_in_the_triggerer_ends_as_an_ordinary_error(
         assert clock.now - began >= MAX_OUTAGE
 
 
-# Handing over
+# Deferring
 
 
 def deferred_by(sensor: DaiOperationSensor, context: Any) -> tuple[TaskDeferred, dict[str, Any]]:
@@ -291,7 +291,7 @@ def deferred_by(sensor: DaiOperationSensor, context: Any) -> tuple[TaskDeferred,
     return deferred.value, arguments
 
 
-def test_it_looks_once_and_hands_over(emulator: DaiEmulator, context: Any, clock: Clock, log: Log) -> None:
+def test_it_polls_once_and_defers(emulator: DaiEmulator, context: Any, clock: Clock, log: Log) -> None:
     emulator.start_ingest(NAME)
     deferred, arguments = deferred_by(make_sensor(deferrable=True), context)
     assert [request.method for request in emulator.requests] == ["operations.get"]
@@ -312,7 +312,7 @@ def test_it_looks_once_and_hands_over(emulator: DaiEmulator, context: Any, clock
 
 
 @pytest.mark.parametrize("options", [{}, {"soft_fail": True}, {"silent_fail": True}, {"never_fail": True}], ids=str)
-def test_one_that_has_ended_is_not_handed_over(emulator: DaiEmulator, context: Any, options: Any) -> None:
+def test_a_finished_operation_is_not_deferred_for(emulator: DaiEmulator, context: Any, options: Any) -> None:
     emulator.start_ingest(NAME, seconds=0)
     assert make_sensor(deferrable=True, **options).execute(context)["state"] == "SUCCEEDED"
     assert len(emulator.requests) == 1
@@ -357,9 +357,7 @@ def test_the_endpoint_reaches_the_trigger(emulator: DaiEmulator, context: Any, m
     assert arguments["api_endpoint"] == emulator.endpoint
 
 
-def test_a_first_look_that_fails_is_passed_over_in_silence_only_if_told_to(
-    emulator: DaiEmulator, context: Any, log: Log
-) -> None:
+def test_a_failed_first_poll_is_ignored_only_with_silent_fail(emulator: DaiEmulator, context: Any, log: Log) -> None:
     emulator.start_ingest(NAME)
     emulator.inject(Fault(status=503, times=None))
     with pytest.raises(AirflowException, match="503"):
@@ -369,7 +367,7 @@ def test_a_first_look_that_fails_is_passed_over_in_silence_only_if_told_to(
 
 
 @pytest.mark.parametrize("how", ["deferred", "finished", "failed"])
-def test_the_session_of_the_first_look_is_closed(emulator: DaiEmulator, context: Any, how: str) -> None:
+def test_the_session_of_the_first_poll_is_closed(emulator: DaiEmulator, context: Any, how: str) -> None:
     if how != "failed":
         emulator.start_ingest(NAME, seconds=0 if how == "finished" else None)
     sensor = make_sensor(deferrable=True)
@@ -402,12 +400,12 @@ OTHER_EVENTS = {
 
 @pytest.mark.parametrize("event", OTHER_EVENTS.values(), ids=OTHER_EVENTS)
 @pytest.mark.parametrize(("flag", "became"), [("", "error"), ("soft_fail", "error"), ("never_fail", "skip")])
-def test_what_is_no_event_is_no_success(context: Any, event: Any, flag: str, became: str) -> None:
+def test_an_unreadable_event_fails_the_task(context: Any, event: Any, flag: str, became: str) -> None:
     options = {flag: True} if flag else {}
     assert outcome(lambda: resume(event, context, **options))[0] == became
 
 
-def test_no_event_at_all_is_no_success(context: Any) -> None:
+def test_a_missing_event_fails_the_task(context: Any) -> None:
     with pytest.raises(AirflowException, match="Expected the event of DaiOperationTrigger, got None"):
         make_sensor().resume_execution("execute_complete", None, context)
 
@@ -423,9 +421,7 @@ def words_of_airflow(airflow_2: bool) -> str:
 @pytest.mark.parametrize(
     ("flag", "became"), [("", "timeout"), ("soft_fail", "skip"), ("never_fail", "timeout"), ("silent_fail", "timeout")]
 )
-def test_a_deferral_that_airflow_itself_ends_is_a_timeout(
-    context: Any, airflow_2: bool, flag: str, became: str
-) -> None:
+def test_a_deferral_that_airflow_times_out_is_a_timeout(context: Any, airflow_2: bool, flag: str, became: str) -> None:
     sensor = make_sensor(**({flag: True} if flag else {}))
     error = {"error": words_of_airflow(airflow_2)}
     kind, words = outcome(lambda: sensor.resume_execution("__fail__", error, context))
@@ -434,7 +430,9 @@ def test_a_deferral_that_airflow_itself_ends_is_a_timeout(
 
 
 @pytest.mark.parametrize("flag", ["", "soft_fail"])
-def test_a_deferral_that_airflow_ends_at_the_execution_timeout(context: Any, airflow_2: bool, flag: str) -> None:
+def test_a_deferral_that_airflow_times_out_at_the_execution_timeout_is_a_timeout_of_the_task(
+    context: Any, airflow_2: bool, flag: str
+) -> None:
     """Airflow 2 sees to it itself, counting from the start of the task, which is before the trigger's own end."""
     sensor = make_sensor(execution_timeout=timedelta(seconds=30), **({flag: True} if flag else {}))
     with pytest.raises(AirflowTaskTimeout):
@@ -443,7 +441,7 @@ def test_a_deferral_that_airflow_ends_at_the_execution_timeout(context: Any, air
 
 @pytest.mark.parametrize(("flag", "became"), [("", "error"), ("soft_fail", "error"), ("never_fail", "skip")])
 @pytest.mark.parametrize("next_kwargs", [{"error": "Trigger failure", "traceback": ["a"]}, {"error": "odd"}, {}, None])
-def test_a_trigger_that_broke_is_an_ordinary_error(context: Any, next_kwargs: Any, flag: str, became: str) -> None:
+def test_a_failed_trigger_leaves_the_task_its_retries(context: Any, next_kwargs: Any, flag: str, became: str) -> None:
     sensor = make_sensor(**({flag: True} if flag else {}))
     assert outcome(lambda: sensor.resume_execution("__fail__", next_kwargs, context))[0] == became
 
@@ -463,7 +461,7 @@ def test_an_execution_timeout_is_a_timeout_of_the_task(
     assert emulator.cancel_requested(NAME) == 0
 
 
-def test_the_result_is_the_one_of_poke_mode(emulator: DaiEmulator, context: Any, clock: Clock) -> None:
+def test_each_mode_returns_the_same_keys(emulator: DaiEmulator, context: Any, clock: Clock) -> None:
     results = []
     for run_in in MODES.values():
         name = emulator.start_ingest(seconds=20)

@@ -71,7 +71,7 @@ def test_the_sooner_deadline_counts(execution_timeout: timedelta | None, timeout
     assert deferred.value.timeout == timedelta(seconds=limit + BACKSTOP)
 
 
-def test_airflow_itself_ends_it_later_than_the_trigger() -> None:
+def test_airflow_times_out_later_than_the_trigger() -> None:
     assert BACKSTOP > 30, "The trigger's event should win, although a triggerer can be slow."
 
 

@@ -1,4 +1,4 @@
-"""What the state of an operation, or an error, means for a task."""
+"""Final states and errors become the right error of a task, or none."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from airflow_dai_provider.tasks.failures import (
 )
 from airflow_dai_provider.transport import errors as api
 
-EVERY_END = ("CANCELLED", "FAILED", "SUCCEEDED")
-STATES = (*EVERY_END, "RUNNING")
+FINAL_STATES = ("CANCELLED", "FAILED", "SUCCEEDED")
 
 
 def operation(state: str) -> Operation:
@@ -31,7 +30,7 @@ def operation(state: str) -> Operation:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        pytest.param(None, None, id="every-end"),
+        pytest.param(None, None, id="every-final-state"),
         pytest.param("CANCELLED", {"CANCELLED"}, id="one-word"),
         pytest.param(OperationState.FAILED, {"FAILED"}, id="one-state"),
         pytest.param(["CANCELLED", "SUCCEEDED"], {"CANCELLED", "SUCCEEDED"}, id="list"),
@@ -39,7 +38,7 @@ def operation(state: str) -> Operation:
         pytest.param({"SUCCEEDED"}, {"SUCCEEDED"}, id="set"),
     ],
 )
-def test_expected_states(given: Any, expected: set[str] | None) -> None:
+def test_valid_expected_states_are_read(given: Any, expected: set[str] | None) -> None:
     states = check_expected_states(given)
     assert states == expected
     assert states is None or all(isinstance(state, OperationState) for state in states)
@@ -65,20 +64,20 @@ def test_expected_states(given: Any, expected: set[str] | None) -> None:
         )
     ],
 )
-def test_expected_states_refused(given: Any) -> None:
+def test_invalid_expected_states_are_refused(given: Any) -> None:
     with pytest.raises(AirflowFailException, match="Invalid expected_states .* CANCELLED, FAILED, SUCCEEDED"):
         check_expected_states(given)
 
 
-@pytest.mark.parametrize("expected", [None, *EVERY_END])
-@pytest.mark.parametrize("state", EVERY_END)
-def test_an_end_is_accepted_only_when_it_was_expected(state: str, expected: str | None) -> None:
-    ended = operation(state)
+@pytest.mark.parametrize("expected", [None, *FINAL_STATES])
+@pytest.mark.parametrize("state", FINAL_STATES)
+def test_a_final_state_is_accepted_only_when_expected(state: str, expected: str | None) -> None:
+    finished = operation(state)
     if expected in (None, state):
-        assert check_final_state(ended, check_expected_states(expected)) is ended
+        assert check_final_state(finished, check_expected_states(expected)) is finished
         return
     with pytest.raises(UnexpectedStateError, match=f"operations/x is {state}.* accepts only {expected}") as raised:
-        check_final_state(ended, check_expected_states(expected))
+        check_final_state(finished, check_expected_states(expected))
     assert isinstance(raised.value, AirflowFailException)
 
 
@@ -115,7 +114,7 @@ TRANSIENT = [
 
 
 @pytest.mark.parametrize(("kind", "code"), PERMANENT + TRANSIENT, ids=lambda value: str(value).split(".")[-1])
-def test_an_error_of_the_service_becomes_one_of_a_task(kind: type[ServiceError], code: str) -> None:
+def test_an_error_of_the_service_becomes_an_error_of_the_task(kind: type[ServiceError], code: str) -> None:
     error = kind("operations.get of operations/x returned no")
     assert error.rpc_code == code
     with pytest.raises(AirflowException, match="operations.get of operations/x returned no") as raised, task_errors():
@@ -162,7 +161,7 @@ def test_the_message_says_what_may_be_left_behind(error: Exception, left_behind:
         pytest.param(WaitTimeoutError("too slow"), False, id="timeout"),
     ],
 )
-def test_other_errors(error: Exception, fails_for_good: bool) -> None:
+def test_an_invalid_value_is_permanent_and_a_timeout_is_not(error: Exception, fails_for_good: bool) -> None:
     with pytest.raises(AirflowException) as raised, task_errors():
         raise error
     assert isinstance(raised.value, AirflowFailException) == fails_for_good
@@ -170,7 +169,7 @@ def test_other_errors(error: Exception, fails_for_good: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", [AirflowException, AirflowSkipException, UnexpectedStateError, KeyError, OSError])
-def test_what_is_a_task_s_already_and_what_is_a_mistake_pass_unchanged(kind: type[Exception]) -> None:
+def test_other_exceptions_pass_unchanged(kind: type[Exception]) -> None:
     error = kind("as it is")
     with pytest.raises(kind) as raised, task_errors("something may still run"):
         raise error

@@ -64,7 +64,7 @@ def again(trigger: DaiOperationTrigger) -> DaiOperationTrigger:
 # How it is made
 
 
-def test_every_argument_survives_a_journey() -> None:
+def test_every_argument_is_serialized() -> None:
     parameters = set(inspect.signature(DaiOperationTrigger.__init__).parameters) - {"self"}
     assert parameters == set(ARGUMENTS)
     assert all(
@@ -77,7 +77,7 @@ def test_every_argument_survives_a_journey() -> None:
     assert again(trigger).serialize() == trigger.serialize()
 
 
-def test_the_wait_begins_when_the_trigger_is_made_first() -> None:
+def test_the_wait_starts_when_the_trigger_is_first_made() -> None:
     before = time.time()
     trigger = DaiOperationTrigger("operations/a")
     assert before <= trigger.started <= time.time()
@@ -90,25 +90,25 @@ def test_nothing_is_sent_before_it_runs(make_emulator: Any) -> None:
     assert emulator.requests == []
 
 
-# What it looks at
+# When it polls
 
 
-def test_looks_are_quick_at_first_and_grow_by_half(
+def test_the_interval_of_polls_grows_by_half(
     emulator: DaiEmulator, make_trigger: MakeTrigger, clock: Clock, slept: list[float]
 ) -> None:
     began = clock.now
     fire(make_trigger(emulator.start_ingest(seconds=60), poll_interval=15))
     assert slept == pytest.approx([1, 1.5, 2.25, 3.375, 5.0625, 7.59375, 11.390625, 15, 15])
-    looks = [request.time - began for request in emulator.requests]
-    assert looks[:2] == pytest.approx([0, 1])
-    assert len(looks) == len(slept) + 1
+    polls = [request.time - began for request in emulator.requests]
+    assert polls[:2] == pytest.approx([0, 1])
+    assert len(polls) == len(slept) + 1
     assert emulator.connections == 1
 
 
-def test_a_wait_that_goes_on_elsewhere_keeps_its_pace(
+def test_a_wait_in_another_triggerer_keeps_its_interval(
     emulator: DaiEmulator, make_trigger: MakeTrigger, clock: Clock, slept: list[float]
 ) -> None:
-    """A triggerer that restarts does not begin with quick looks again."""
+    """A triggerer that restarts does not begin with quick polls again."""
     trigger = again(make_trigger(emulator.start_ingest(seconds=200)))
     clock.advance(100)
     fire(trigger)
@@ -166,7 +166,7 @@ def test_arguments_reach_the_hook(
 
 
 @pytest.mark.parametrize("state", ["SUCCEEDED", "FAILED", "CANCELLED"])
-def test_an_end(emulator: DaiEmulator, make_trigger: MakeTrigger, state: str, log: Log) -> None:
+def test_a_finished_operation_is_fired(emulator: DaiEmulator, make_trigger: MakeTrigger, state: str, log: Log) -> None:
     outcome = {"outcome": "DOWNLOAD_ERROR", "code": 403} if state == "FAILED" else {}
     name = emulator.start_ingest(seconds=1e9 if state == "CANCELLED" else 3, **outcome)
 
@@ -201,7 +201,7 @@ def test_an_end(emulator: DaiEmulator, make_trigger: MakeTrigger, state: str, lo
         ({"status": 504}, "DEADLINE_EXCEEDED", "504 DEADLINE_EXCEEDED"),
     ],
 )
-def test_an_error(
+def test_an_error_is_fired_with_its_code(
     emulator: DaiEmulator, make_trigger: MakeTrigger, fault: Any, code: str, words: str, log: Log
 ) -> None:
     name = emulator.start_ingest()
@@ -226,7 +226,7 @@ def test_an_error(
         ({"api_endpoint": "http://a/b"}, "INVALID_ARGUMENT", "Invalid api_endpoint"),
     ],
 )
-def test_arguments_that_make_no_sense(
+def test_invalid_arguments_are_fired_as_an_error(
     emulator: DaiEmulator,
     make_trigger: MakeTrigger,
     monkeypatch: pytest.MonkeyPatch,
@@ -249,7 +249,7 @@ def test_arguments_that_make_no_sense(
         ({"is_anonymous": True, "dai_api_endpoint": "not an endpoint"}, "INVALID_ARGUMENT", "dai_api_endpoint"),
     ],
 )
-def test_a_connection_that_makes_no_sense(
+def test_an_unusable_connection_is_fired_as_an_error(
     make_trigger: MakeTrigger,
     monkeypatch: pytest.MonkeyPatch,
     extra: dict[str, Any],
@@ -264,7 +264,7 @@ def test_a_connection_that_makes_no_sense(
     assert words in event["message"]
 
 
-def test_the_time_is_up(emulator: DaiEmulator, make_trigger: MakeTrigger, clock: Clock) -> None:
+def test_a_timeout_is_fired_after_a_last_poll(emulator: DaiEmulator, make_trigger: MakeTrigger, clock: Clock) -> None:
     began, name = clock.now, emulator.start_ingest()
 
     event = fire(make_trigger(name, timeout=50))
@@ -273,15 +273,17 @@ def test_the_time_is_up(emulator: DaiEmulator, make_trigger: MakeTrigger, clock:
     assert event["status"] == "timeout"
     assert f"{name} has not finished within 50 s" in event["message"]
     assert clock.now - began == pytest.approx(50)
-    assert emulator.requests[-1].time - began == pytest.approx(50), "One last look is made when the time is up."
+    assert emulator.requests[-1].time - began == pytest.approx(50), "One last poll is made when the time is up."
     assert emulator.cancel_requested(name) == 0
 
 
-def test_an_end_that_is_seen_by_the_last_look_counts(emulator: DaiEmulator, make_trigger: MakeTrigger) -> None:
+def test_an_operation_that_the_last_poll_finds_finished_is_no_timeout(
+    emulator: DaiEmulator, make_trigger: MakeTrigger
+) -> None:
     assert fire(make_trigger(emulator.start_ingest(seconds=49.9), timeout=50))["status"] == "finished"
 
 
-def test_failures_in_the_middle_do_not_end_it(
+def test_transient_errors_do_not_end_the_wait(
     emulator: DaiEmulator, make_trigger: MakeTrigger, slept: list[float]
 ) -> None:
     name = emulator.start_ingest(seconds=300)
@@ -296,7 +298,7 @@ def test_failures_in_the_middle_do_not_end_it(
 @pytest.mark.parametrize(
     ("arguments", "seconds"), [({}, MAX_OUTAGE), ({"max_outage": 45.0}, 45)], ids=["default", "argument"]
 )
-def test_an_outage_ends_it(
+def test_an_outage_ends_the_wait(
     emulator: DaiEmulator, make_trigger: MakeTrigger, clock: Clock, arguments: dict[str, float], seconds: float
 ) -> None:
     name, began = emulator.start_ingest(), clock.now
@@ -305,11 +307,11 @@ def test_an_outage_ends_it(
     event = fire(make_trigger(name, **arguments))
 
     assert (event["status"], event["code"]) == ("error", "UNAVAILABLE")
-    assert seconds <= clock.now - began <= seconds + 65, "A look that fails is repeated for up to a minute."
+    assert seconds <= clock.now - began <= seconds + 65, "A failing poll is retried for up to a minute."
     assert emulator.cancel_requested(name) == 0
 
 
-def test_without_a_limit_an_outage_does_not_end_it(
+def test_without_max_outage_an_outage_does_not_end_the_wait(
     emulator: DaiEmulator, make_trigger: MakeTrigger, clock: Clock
 ) -> None:
     name, began = emulator.start_ingest(seconds=10), clock.now
@@ -318,14 +320,14 @@ def test_without_a_limit_an_outage_does_not_end_it(
     assert clock.now - began > 2 * MAX_OUTAGE
 
 
-def test_without_a_limit_an_outage_ends_with_the_time(emulator: DaiEmulator, make_trigger: MakeTrigger) -> None:
+def test_without_max_outage_the_timeout_ends_the_wait(emulator: DaiEmulator, make_trigger: MakeTrigger) -> None:
     emulator.inject(Fault(status=503, times=None))
     event = fire(make_trigger("operations/a", max_outage=None, timeout=900))
     assert event["status"] == "timeout"
     assert "503" in event["message"]
 
 
-def test_it_fires_once_and_is_over(emulator: DaiEmulator, make_trigger: MakeTrigger) -> None:
+def test_it_fires_once(emulator: DaiEmulator, make_trigger: MakeTrigger) -> None:
     async def main() -> None:
         events = make_trigger(emulator.start_ingest(seconds=0)).run()
         await anext(events)  # type: ignore[arg-type]
@@ -356,7 +358,7 @@ def test_many_triggers_share_one_session(emulator: DaiEmulator, make_trigger: Ma
     assert {request.name for request in emulator.requests} == {trigger.operation_name for trigger in triggers}
 
 
-def test_nothing_secret_is_in_what_it_leaves(
+def test_no_secret_is_logged_fired_or_serialized(
     make_trigger: MakeTrigger, emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
     monkeypatch.delenv("DAI_EMULATOR_HOST")

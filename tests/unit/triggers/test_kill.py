@@ -30,10 +30,10 @@ MakeTrigger = Callable[..., DaiOperationTrigger]
 
 class Killing:
     """
-    The triggerer, from the user's click on: cancels what has not ended yet, again and again.
+    The triggerer after the user's click: it cancels the trigger again and again until that has finished.
 
     Airflow 3.3 awaits on_kill with a time limit. The first of these cancels is passed on to on_kill, and the second
-    makes the triggerer leave it behind and clean up, so what on_kill has begun goes on by itself.
+    makes the triggerer leave it behind and clean up, so the task that on_kill has started runs on by itself.
     """
 
     def __init__(self, *, has_on_kill: bool) -> None:
@@ -70,7 +70,7 @@ def connections(emulator: DaiEmulator, method: str) -> set[Any]:
 
 
 async def all_kills_done() -> None:
-    """Wait for what goes on when the triggerer has turned to something else."""
+    """Wait for the cancellations that outlive their triggers."""
     await until(lambda: not dai._KILLS and not pool._CLOSING)
 
 
@@ -95,7 +95,7 @@ def killing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def state(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Give a function that says what state Airflow tells of the task, or what look-up of it fails."""
+    """Give a function that sets the state of the task, or the error with which its look-up fails."""
 
     def define(answer: Any) -> None:
         async def task_instance_state(*_: object) -> Any:
@@ -110,7 +110,7 @@ def state(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     return define
 
 
-def test_this_version_of_airflow() -> None:
+def test_triggers_have_on_kill_is_right_for_this_version() -> None:
     assert TRIGGERS_HAVE_ON_KILL is hasattr(BaseTrigger, "on_kill")
 
 
@@ -131,7 +131,7 @@ def test_a_killed_task_cancels_its_operation_once(
     assert not connections(emulator, "operations.cancel") & connections(emulator, "operations.get")
 
 
-def test_one_that_was_not_told_to_cancel_does_not(
+def test_without_cancel_on_kill_nothing_is_cancelled(
     emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any
 ) -> None:
     name = emulator.start_ingest()
@@ -139,7 +139,7 @@ def test_one_that_was_not_told_to_cancel_does_not(
     assert [request.method for request in emulator.requests] == ["operations.get"]
 
 
-def test_a_task_that_still_waits_elsewhere_is_left_alone(
+def test_the_operation_of_a_task_that_is_still_deferred_runs_on(
     emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any, log: Log
 ) -> None:
     state("deferred")
@@ -150,7 +150,7 @@ def test_a_task_that_still_waits_elsewhere_is_left_alone(
     assert not [line for line in log.ours if "may still run" in line or "Requested" in line]
 
 
-def test_where_the_state_cannot_be_had_nothing_is_cancelled_and_that_is_said(
+def test_an_unknown_state_of_the_task_cancels_nothing_and_is_logged(
     emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any, log: Log
 ) -> None:
     state(RuntimeError("the API server is down"))
@@ -160,7 +160,7 @@ def test_where_the_state_cannot_be_had_nothing_is_cancelled_and_that_is_said(
     assert [line for line in log.errors if f"{name} may still run" in line]
 
 
-def test_a_trigger_without_a_task_instance_cancels_nothing_and_says_so(
+def test_a_trigger_without_a_task_instance_cancels_nothing_and_logs_it(
     emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, log: Log
 ) -> None:
     name = emulator.start_ingest()
@@ -169,7 +169,7 @@ def test_a_trigger_without_a_task_instance_cancels_nothing_and_says_so(
     assert [line for line in log.errors if f"{name} may still run" in line]
 
 
-def test_a_slow_service_is_not_too_slow(
+def test_a_slow_response_does_not_lose_the_cancel(
     emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any, log: Log
 ) -> None:
     name = emulator.start_ingest()
@@ -179,7 +179,7 @@ def test_a_slow_service_is_not_too_slow(
     assert [line for line in log.ours if "Requested the cancellation" in line]
 
 
-def test_on_kill_lasts_as_long_as_the_cancel(
+def test_on_kill_returns_when_the_cancel_request_is_done(
     emulator: DaiEmulator, make_trigger: MakeTrigger, state: Any, log: Log
 ) -> None:
     name = emulator.start_ingest()
@@ -189,23 +189,23 @@ def test_on_kill_lasts_as_long_as_the_cancel(
     assert [line for line in log.ours if "Requested the cancellation" in line]
 
 
-def test_a_service_with_a_hiccup_is_asked_again(
+def test_the_cancel_is_retried_after_a_transient_error(
     emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(method="operations.cancel", status=503, times=3))
 
-    def go_on_quickly() -> int:
+    def no_longer_sleep() -> int:
         if emulator.requests:
             monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(lambda _: asyncio.sleep(0)))
         return len(emulator.requests)
 
-    run(killing(make_trigger(name, cancel_on_kill=True), go_on_quickly))
+    run(killing(make_trigger(name, cancel_on_kill=True), no_longer_sleep))
     assert emulator.cancel_requested(name) == 1
 
 
 @pytest.mark.parametrize("rpc_status", ["UNIMPLEMENTED", "PERMISSION_DENIED"])
-def test_a_service_that_refuses_is_said(
+def test_a_refused_cancel_is_logged_and_not_retried(
     emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any, rpc_status: str, log: Log
 ) -> None:
     name = emulator.start_ingest()
@@ -216,7 +216,7 @@ def test_a_service_that_refuses_is_said(
     assert not [line for line in log.ours if "Requested" in line]
 
 
-def test_a_service_that_is_down_is_said(
+def test_an_unavailable_service_is_logged(
     emulator: DaiEmulator,
     make_trigger: MakeTrigger,
     killing: Killing,
@@ -238,7 +238,7 @@ def test_a_service_that_is_down_is_said(
     assert [line for line in log.errors if f"{name} may still run" in line]
 
 
-def test_a_service_that_hangs_holds_on_kill_no_longer_than_allowed_and_that_is_said(
+def test_on_kill_is_bounded_in_time_and_logs_it(
     emulator: DaiEmulator, make_trigger: MakeTrigger, state: Any, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
     monkeypatch.setattr(dai, "KILL_SECONDS", 0.15)
@@ -256,7 +256,7 @@ def test_a_service_that_hangs_holds_on_kill_no_longer_than_allowed_and_that_is_s
     assert [line for line in said if f"{name} may still run" in line]
 
 
-def test_what_the_triggerer_closes_meanwhile_does_not_break_the_cancel_off(
+def test_the_cancel_survives_the_cleanup_of_the_trigger(
     emulator: DaiEmulator, make_trigger: MakeTrigger, state: Any, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
     """The clean-up closes the shared session while the cancel is under way, which has a session of its own."""
@@ -282,7 +282,7 @@ def test_what_the_triggerer_closes_meanwhile_does_not_break_the_cancel_off(
     assert [line for line in log.ours if "Requested the cancellation" in line]
 
 
-def test_one_that_is_killed_while_its_connection_is_looked_up(
+def test_a_kill_during_the_connection_look_up_cancels(
     emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate()
@@ -307,7 +307,7 @@ def test_one_that_is_killed_while_its_connection_is_looked_up(
 
 
 @pytest.mark.parametrize("cancel_on_kill", [True, False])
-def test_one_that_is_killed_while_its_token_is_fetched(
+def test_a_kill_during_the_token_fetch_uses_that_token(
     emulator: DaiEmulator,
     make_trigger: MakeTrigger,
     killing: Killing,
@@ -364,7 +364,7 @@ def test_a_kill_looks_up_no_connection_and_fetches_no_token(
     assert looked_up == ["google_cloud_default"]
 
 
-def test_one_that_is_killed_in_the_middle_of_a_look(
+def test_a_kill_during_a_poll_cancels(
     emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any
 ) -> None:
     name = emulator.start_ingest()
@@ -373,7 +373,7 @@ def test_one_that_is_killed_in_the_middle_of_a_look(
     assert emulator.cancel_requested(name) == 1
 
 
-def test_one_that_is_killed_when_its_operation_has_ended(
+def test_a_kill_finds_that_the_operation_has_finished(
     emulator: DaiEmulator, make_trigger: MakeTrigger, state: Any, log: Log
 ) -> None:
     name = emulator.start_ingest(seconds=0.0)
@@ -384,7 +384,7 @@ def test_one_that_is_killed_when_its_operation_has_ended(
     assert any("had already finished, there is nothing to cancel" in line for line in log.ours)
 
 
-def test_a_killed_one_harms_no_other(
+def test_a_kill_does_not_disturb_other_waits(
     emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any
 ) -> None:
     killed, other = emulator.start_ingest(), emulator.start_ingest(seconds=0.0)
@@ -424,10 +424,10 @@ def test_a_triggerer_that_stops_cancels_nothing(
     assert emulator.cancel_requested(name) == 0
 
 
-def test_a_kill_after_the_end_has_nothing_to_break_off(
+def test_a_kill_after_the_event_changes_nothing(
     emulator: DaiEmulator, make_trigger: MakeTrigger, state: Any, log: Log
 ) -> None:
-    """The user's click and the end of the ingest can cross: cancelling a finished operation is harmless."""
+    """The ingest can finish while the user clicks: cancelling a finished operation is harmless."""
     trigger = make_trigger(emulator.start_ingest(seconds=0), cancel_on_kill=True)
 
     async def main() -> None:
