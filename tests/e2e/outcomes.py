@@ -26,7 +26,7 @@ PLAYS_AT_ONCE = 3 if AIRFLOW == (3, 0) else 12 if AIRFLOW > (3, 0) else 6
 
 #: Seconds after its event at which a running ingest counts as leaked, where no guard is expected. Longer than it takes
 #: to notice a lost worker.
-LEAK_SECONDS = 30 if AIRFLOW >= (3, 0) else 60
+LEAK_SECONDS = 30 if AIRFLOW >= (3, 0) else 90
 
 #: Settings of Airflow for so many rows in one DAG file.
 SETTINGS = {

@@ -31,6 +31,9 @@ class Airflow2Stack(AirflowStack):
             "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor",
             # Heartbeats are late on a busy machine: at 12 s, healthy tasks are killed.
             "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "30",
+            # The dag processor must have handled a lost task before the next detection, which would report it again:
+            # Airflow would then fail the next try.
+            "AIRFLOW__SCHEDULER__ZOMBIE_DETECTION_INTERVAL": "40",
             "AIRFLOW__SCHEDULER__LOCAL_TASK_JOB_HEARTBEAT_SEC": "2",
             "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "3",
             "AIRFLOW__SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "60",
