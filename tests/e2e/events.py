@@ -12,6 +12,8 @@ from airflow_dai_provider.emulator import Fault
 
 #: As in dags/rows.py.
 SOON = 8
+#: Seconds of an ingest that still runs when Airflow has noticed that its task is lost and has started the next try.
+OUTLASTS_RETRY = 120
 
 Event = Callable[[Play], Iterator[None] | None]
 
@@ -96,7 +98,7 @@ def killed(task: str = "ingest", *, worker: bool = False) -> Event:
 
 def killed_and_retried(play: Play, *, worker: bool = False) -> None:
     """Lose the process; the next try re-attaches to the ingest, or before Airflow 3.3 starts its own."""
-    play.start(seconds=75)
+    play.start(seconds=OUTLASTS_RETRY)
     play.waits()
     play.kill(worker=worker)
     play.task_is("success", tries=2)
@@ -106,7 +108,7 @@ def killed_and_retried(play: Play, *, worker: bool = False) -> None:
 
 def lost_and_called_back(play: Play) -> None:
     """Lose the worker; a late ``on_retry_callback`` may cancel the first ingest, but not the one of the next try."""
-    play.start(seconds=75)
+    play.start(seconds=OUTLASTS_RETRY)
     play.waits()
     play.kill(worker=True)
     play.task_is("success", tries=2)

@@ -17,7 +17,7 @@ from airflow_dai_provider.emulator import DaiEmulator
 Stack = Airflow2Stack | Airflow3Stack
 
 #: Seconds that Airflow has for each thing that a play waits for; many plays share two processors.
-PATIENCE = 240
+PATIENCE = 300
 
 
 @dataclass(frozen=True)

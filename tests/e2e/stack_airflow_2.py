@@ -30,7 +30,7 @@ class Airflow2Stack(AirflowStack):
         return super()._settings(dags) | {
             "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor",
             # Heartbeats are late on a busy machine: at 12 s, healthy tasks are killed.
-            "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "30",
+            "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "20",
             # The dag processor must have handled a lost task before the next detection, which would report it again:
             # Airflow would then fail the next try.
             "AIRFLOW__SCHEDULER__ZOMBIE_DETECTION_INTERVAL": "40",
