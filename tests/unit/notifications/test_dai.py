@@ -12,6 +12,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowException, BaseOperator, task
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.hooks import dai
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 
 GET, CANCEL = "operations.get", "operations.cancel"
@@ -63,7 +64,7 @@ class TestNames:
         DaiCancelOperationNotifier(given)(context(letter="a", nothing="", **reason))
         assert {name for name, state in emulator.states().items() if state == "CANCELLED"} == cancelled
         assert sorted(log.ours) == [f"Requested the cancellation of {name}." for name in sorted(cancelled)]
-        assert emulator.connections == 1
+        assert emulator.connections <= len(cancelled)
 
     def test_a_name_given_twice_is_asked_for_once(self, emulator: DaiEmulator, context: Any) -> None:
         emulator.start_ingest(A)
@@ -201,7 +202,7 @@ class TestPushed:
         self, emulator: DaiEmulator, context: Any, ti: Any, reason: dict[str, str]
     ) -> None:
         ti.of_other_task("start_ingest", "operation_name", emulator.start_ingest(A))
-        words = "Cannot read the operations started by strat_ingest: the DAG a_dag has no such task, but publish, start_ingest"
+        words = "started by strat_ingest: the DAG a_dag has no such task, but publish, start_ingest"
         with pytest.raises(AirflowException, match=words):
             DaiCancelOperationNotifier(ingest_task_ids=["strat_ingest", "start_ingest"]).notify(context(**reason))
         assert emulator.cancel_requested(A) == 1
@@ -229,7 +230,7 @@ class TestRendering:
             ti.of_other_task("other", "operation_name", bystander)
             emulator.forget_requests()
             notifier(context(ti=ti, dag=dag, letter=letter, task=ti.task_id, nothing=""))
-            assert [request.name for request in emulator.requests] == [named, pushed]
+            assert sorted(str(request.name) for request in emulator.requests) == sorted([named, pushed])
             assert emulator.state(bystander) == "RUNNING"
         assert {name: getattr(notifier, name) for name in notifier.template_fields} == before
 
@@ -347,10 +348,15 @@ class TestAnswers:
         self, context: Any, monkeypatch: pytest.MonkeyPatch, timeout: float
     ) -> None:
         made: list[Any] = []
-        make = DaiCancelOperationNotifier._make_hook
-        monkeypatch.setattr(DaiCancelOperationNotifier, "_make_hook", lambda self: made.append(make(self)) or made[-1])
+
+        class RecordedHook(dai.DaiHook):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                made.append(self)
+
+        monkeypatch.setattr(dai, "DaiHook", RecordedHook)
         DaiCancelOperationNotifier(A, timeout=timeout).notify(context())
-        assert made[0].timeout == min(timeout, 5)
+        assert (made[0].timeout, made[0].retry_timeout) == (min(timeout, 5), 0)
         assert made[0]._transport is None  # closed
 
     @pytest.mark.parametrize("timeout", [0, -1, "10", None], ids=repr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import threading
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.hooks import dai
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from tests.support.airflow_versions import (
     HAS_SYNC_CALLBACKS,
@@ -152,7 +154,7 @@ class TestPushed:
     @pytest.mark.parametrize(
         ("arguments", "source"),
         [
-            ({}, "the run has started none"),
+            ({}, "the run whose deadline has passed has started none"),
             ({"ingest_task_ids": ["start", "other"]}, "start, other has started none"),
             ({"ingest_task_ids": []}, "no task has started none"),
         ],
@@ -233,14 +235,12 @@ class TestTriggerer:
     ) -> None:
         triggerer.has("start", operation_name=A)
         gate = Gate()
-        owner, name = (
-            (DaiCancelOperationNotifier, "_make_async_hook") if slow == "the connection" else (triggerer, "send")
-        )
+        owner, name = (dai, "DaiHook") if slow == "the connection" else (triggerer, "send")
         work = getattr(owner, name)
 
-        def slowly(*args: Any) -> Any:
+        def slowly(*args: Any, **kwargs: Any) -> Any:
             gate.wait()
-            return work(*args)
+            return work(*args, **kwargs)
 
         monkeypatch.setattr(owner, name, slowly)
 
@@ -278,6 +278,11 @@ class TestTriggerer:
                 await waiting
 
         run(main())
+        # The thread cannot be stopped, and is bounded by the timeout of the notifier.
+        for thread in threading.enumerate():
+            if thread.name.startswith(("dai-notifier", "dai-worker")):
+                thread.join(15)
+                assert not thread.is_alive()
 
 
 class TestSyncCallback:

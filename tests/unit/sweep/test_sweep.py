@@ -232,7 +232,8 @@ class TestReport:
             "left": {},
         }
         assert report.selected == (
-            "7 operations listed: 2 finished, 1 spared, 1 of another URL, 1 without a create time, 1 young enough; 1 stray"
+            "7 operations listed: 2 finished, 1 spared, 1 of another URL, 1 without a create time, 1 young enough; "
+            "1 stray"
         )
 
     def test_one_listed_twice_counts_once_as_it_came_last(self) -> None:

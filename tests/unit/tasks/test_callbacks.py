@@ -358,7 +358,8 @@ class TestDeadline:
         assert ran.xcom("collect") == {
             "named": ["operations/single", A, B, C],
             "no such task": [
-                f"Cannot read the operations started by never: the run {ran.run_id} of pushed_by_deadline has no such task."
+                f"Cannot read the operations started by never: the run {ran.run_id} of pushed_by_deadline "
+                "has no such task."
             ],
             "run": [A, B, C, "operations/single"],
         }
