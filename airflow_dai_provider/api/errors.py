@@ -72,11 +72,11 @@ class ServiceError(Exception):
         self.sent = sent
 
     def __str__(self) -> str:
-        # Google's classes put an HTTP status in front, also where no server has answered.
+        # Google's classes put an HTTP status in front, also where no server has responded.
         return str(self.args[0])
 
 
 def code_of_http_status(status: int) -> Code:
-    """Return the rpc code that an HTTP status stands for where the answer names none."""
+    """Return the rpc code that an HTTP status stands for where the response names none."""
     fallback = Code.FAILED_PRECONDITION if 400 <= status < 500 else Code.INTERNAL if status >= 500 else Code.UNKNOWN
     return _CODE_BY_HTTP_STATUS.get(status, fallback)

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 #: A larger response is not read to its end.
 MAX_RESPONSE_BYTES = 4 * 1024 * 1024
-#: How many operations a page of operations.list has where all are listed. The answer stays well below the limit above.
+#: How many operations a page of operations.list has where all are listed. The response stays well below the limit above.
 LIST_PAGE_SIZE = 100
 
 

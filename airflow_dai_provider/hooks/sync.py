@@ -11,13 +11,13 @@ from google.api_core import exceptions
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import Wait
 from airflow_dai_provider.api.retry import Retry
 from airflow_dai_provider.hooks.base import DaiBaseHook
 from airflow_dai_provider.transport.credentials import held_token
-from airflow_dai_provider.transport.errors import Unknown
+from airflow_dai_provider.transport.errors import typed
 from airflow_dai_provider.transport.requests_session import RequestsTransport
 
 T = TypeVar("T")
@@ -107,7 +107,8 @@ class DaiHook(DaiBaseHook):
             if page.next_page_token is None:
                 return
             if page.next_page_token in seen:
-                raise Unknown(f"operations.list returned the same page token twice: {page.next_page_token}")
+                message = f"operations.list returned the same page token twice: {page.next_page_token}"
+                raise typed(ServiceError(message, Code.UNKNOWN))
             token = page.next_page_token
             seen.add(token)
 

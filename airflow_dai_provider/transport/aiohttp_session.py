@@ -27,7 +27,7 @@ from airflow_dai_provider.transport.credentials import (
     refuse_plain_http,
     token_error,
 )
-from airflow_dai_provider.transport.errors import FailedPrecondition, typed
+from airflow_dai_provider.transport.errors import typed
 from airflow_dai_provider.transport.token import Token
 
 if TYPE_CHECKING:
@@ -70,11 +70,13 @@ class AiohttpTransport:
         try:
             context, self._proxy = await sync_to_async(self._read_environment, thread_sensitive=False)()
         except OSError as error:
-            raise FailedPrecondition(f"Cannot read the certificate authorities: {error}") from error
+            raise typed(
+                ServiceError(f"Cannot read the certificate authorities: {error}", Code.FAILED_PRECONDITION)
+            ) from error
         except ValueError:
             # The cause is left out, since it can hold the proxy's password.
             message = f"Nothing was sent to {self.endpoint.url}: the environment's proxy is no http:// or https:// URL."
-            raise FailedPrecondition(message) from None
+            raise typed(ServiceError(message, Code.FAILED_PRECONDITION)) from None
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=context, keepalive_timeout=KEEP_ALIVE),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -137,13 +139,13 @@ class AiohttpTransport:
     async def _send(self, request: rest.Request[T], headers: Mapping[str, str]) -> T:
         try:
             async with self._free:
-                answer = await self._exchange(request, headers)
+                response = await self._exchange(request, headers)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._transport_error(request, error) from error
         except ValueError as error:
             # The cause is left out, since it can hold the token.
             raise not_sent(request, error) from None
-        return rest.read_response(request, answer, datetime.now(UTC))
+        return rest.read_response(request, response, datetime.now(UTC))
 
     async def _exchange(self, request: rest.Request[Any], headers: Mapping[str, str]) -> rest.Response:
         if self._session is None:

@@ -82,17 +82,17 @@ class TokenRequest(AuthRequest):
             raise RefreshError("the token service returned a redirect, which is not followed with credentials")
         return response
 
-    def _read(self, answer: requests.Response, **_: Any) -> None:
+    def _read(self, response: requests.Response, **_: Any) -> None:
         """Read the response here: requests would read a large or slow one to its end."""
         deadline = time.monotonic() + self._timeout
-        with answer:
+        with response:
             try:
-                body = read_body(answer.raw, lambda: time.monotonic() > deadline)
+                body = read_body(response.raw, lambda: time.monotonic() > deadline)
             except urllib3.exceptions.HTTPError as error:
                 raise requests.exceptions.ConnectionError(f"cannot read the response: {error}") from error
         if len(body) > rest.MAX_RESPONSE_BYTES:
             raise requests.exceptions.ConnectionError(f"the response is larger than {rest.MAX_RESPONSE_BYTES} bytes")
-        answer._content, answer._content_consumed = body, True  # type: ignore[attr-defined]
+        response._content, response._content_consumed = body, True  # type: ignore[attr-defined]
 
 
 def client_headers(library: str) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """The errors that hooks raise: for each rpc code one class, which is ours and that of ``google.api_core``.
 
-So users catch ``google.api_core.exceptions.NotFound``, and this package reads ``rpc_code`` of the same error. No class
-sets ``code``: google-api-core would register it in place of its own.
+So users catch ``google.api_core.exceptions.NotFound``, and this package reads ``rpc_code`` of the same error.
 """
 
 from __future__ import annotations
@@ -10,79 +9,32 @@ from google.api_core import exceptions
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 
-
-class Cancelled(ServiceError, exceptions.Cancelled):
-    rpc_code = Code.CANCELLED
-
-
-class Unknown(ServiceError, exceptions.Unknown):
-    rpc_code = Code.UNKNOWN
-
-
-class InvalidArgument(ServiceError, exceptions.InvalidArgument):
-    rpc_code = Code.INVALID_ARGUMENT
-
-
-class DeadlineExceeded(ServiceError, exceptions.DeadlineExceeded):
-    rpc_code = Code.DEADLINE_EXCEEDED
-
-
-class NotFound(ServiceError, exceptions.NotFound):
-    rpc_code = Code.NOT_FOUND
-
-
-class AlreadyExists(ServiceError, exceptions.AlreadyExists):
-    rpc_code = Code.ALREADY_EXISTS
-
-
-class PermissionDenied(ServiceError, exceptions.PermissionDenied):
-    rpc_code = Code.PERMISSION_DENIED
-
-
-class ResourceExhausted(ServiceError, exceptions.ResourceExhausted):
-    rpc_code = Code.RESOURCE_EXHAUSTED
-
-
-class FailedPrecondition(ServiceError, exceptions.FailedPrecondition):
-    rpc_code = Code.FAILED_PRECONDITION
-
-
-class Aborted(ServiceError, exceptions.Aborted):
-    rpc_code = Code.ABORTED
-
-
-class OutOfRange(ServiceError, exceptions.OutOfRange):
-    rpc_code = Code.OUT_OF_RANGE
-
-
-class Unimplemented(ServiceError, exceptions.MethodNotImplemented):
-    rpc_code = Code.UNIMPLEMENTED
-
-
-class Internal(ServiceError, exceptions.InternalServerError):
-    rpc_code = Code.INTERNAL
-
-
-class Unavailable(ServiceError, exceptions.ServiceUnavailable):
-    rpc_code = Code.UNAVAILABLE
-
-
-class DataLoss(ServiceError, exceptions.DataLoss):
-    rpc_code = Code.DATA_LOSS
-
-
-class Unauthenticated(ServiceError, exceptions.Unauthenticated):
-    rpc_code = Code.UNAUTHENTICATED
-
-
-_CLASSES = {
-    kind.rpc_code: kind
-    for kind in (
-        *(Cancelled, Unknown, InvalidArgument, DeadlineExceeded, NotFound, AlreadyExists, PermissionDenied),
-        *(ResourceExhausted, FailedPrecondition, Aborted, OutOfRange, Unimplemented, Internal, Unavailable),
-        *(DataLoss, Unauthenticated),
-    )
+_GOOGLE: dict[Code, type[exceptions.GoogleAPICallError]] = {
+    Code.CANCELLED: exceptions.Cancelled,
+    Code.UNKNOWN: exceptions.Unknown,
+    Code.INVALID_ARGUMENT: exceptions.InvalidArgument,
+    Code.DEADLINE_EXCEEDED: exceptions.DeadlineExceeded,
+    Code.NOT_FOUND: exceptions.NotFound,
+    Code.ALREADY_EXISTS: exceptions.AlreadyExists,
+    Code.PERMISSION_DENIED: exceptions.PermissionDenied,
+    Code.RESOURCE_EXHAUSTED: exceptions.ResourceExhausted,
+    Code.FAILED_PRECONDITION: exceptions.FailedPrecondition,
+    Code.ABORTED: exceptions.Aborted,
+    Code.OUT_OF_RANGE: exceptions.OutOfRange,
+    Code.UNIMPLEMENTED: exceptions.MethodNotImplemented,
+    Code.INTERNAL: exceptions.InternalServerError,
+    Code.UNAVAILABLE: exceptions.ServiceUnavailable,
+    Code.DATA_LOSS: exceptions.DataLoss,
+    Code.UNAUTHENTICATED: exceptions.Unauthenticated,
 }
+
+# No class sets ``code``: google-api-core would register it, for all users of the process.
+_CLASSES: dict[Code, type[ServiceError]] = {
+    code: type(google.__name__, (ServiceError, google), {"__module__": __name__, "rpc_code": code})
+    for code, google in _GOOGLE.items()
+}
+# To pickle an error, its class is found in this module by name.
+globals().update({kind.__name__: kind for kind in _CLASSES.values()})
 
 
 def typed(error: ServiceError) -> ServiceError:

@@ -116,7 +116,7 @@ class RequestsTransport:
         # An error that the caller is handling already is the context of ours, not its cause.
         handled = sys.exception()
         try:
-            answer = self._exchange(request)
+            response = self._exchange(request)
         except GoogleAuthError as error:
             raise token_error(request, error, retryable=self._auth_request.retryable) from error
         except _NEVER_MADE as error:
@@ -126,7 +126,7 @@ class RequestsTransport:
             raise self._transport_error(request, error, handled) from error
         except OSError as error:
             raise no_authorities(request, error) from error
-        return rest.read_response(request, answer, datetime.now(UTC))
+        return rest.read_response(request, response, datetime.now(UTC))
 
     def _exchange(self, request: rest.Request[Any]) -> rest.Response:
         with self.session.request(
