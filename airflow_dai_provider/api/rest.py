@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 #: A larger response is not read to its end.
 MAX_RESPONSE_BYTES = 4 * 1024 * 1024
-#: How many operations a page of operations.list has where all are listed. The response stays well below the limit above.
+#: The operations on a page of operations.list where all are listed; the response stays well below that limit.
 LIST_PAGE_SIZE = 100
 
 

@@ -24,8 +24,8 @@ REQUEST_TIMEOUT = 5.0
 
 _REFUSAL = (
     "DaiCancelOperationNotifier was given to the SyncCallback of a Deadline alert, and has cancelled nothing: the "
-    "process that runs it does not respond to XCom requests. Use AsyncCallback(DaiCancelOperationNotifier, kwargs={...}), which "
-    "the triggerer runs."
+    "process that runs it does not respond to XCom requests. Use AsyncCallback(DaiCancelOperationNotifier, "
+    "kwargs={...}), which the triggerer runs."
 )
 
 
