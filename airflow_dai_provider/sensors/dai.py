@@ -133,7 +133,8 @@ class DaiOperationSensor(BaseSensorOperator):
         finally:
             if self._guard:
                 self._guard.disarm()
-            self._close_hook()
+            if hook := self.__dict__.pop("hook", None):
+                hook.close()
 
     def on_kill(self) -> None:
         """Request the cancellation when the task is killed while it pokes; Airflow calls this from a signal handler."""
@@ -257,7 +258,3 @@ class DaiOperationSensor(BaseSensorOperator):
         if skipped:
             raise AirflowSkipException(str(error)) from error
         raise error
-
-    def _close_hook(self) -> None:
-        if hook := self.__dict__.pop("hook", None):
-            hook.close()

@@ -187,7 +187,7 @@ def test_every_message_of_the_troubleshooting_is_one_of_ours() -> None:
     assert len(messages) > 50
     for message in messages:
         for part in filter(None, (part.strip() for part in message.split("..."))):
-            if code := re.fullmatch(r"answered \S+ ([A-Z_]+)(?:: (.*))?", part):
+            if code := re.fullmatch(r"returned \S+ ([A-Z_]+)(?:: (.*))?", part):
                 assert code[1] in set(Code)
                 assert (code[2] or "") in ours
             elif not part.startswith(NOT_OURS):

@@ -7,12 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import (
-    DAG,
-    AirflowException,
-    AirflowTaskTimeout,
-    TaskDeferred,
-)
+from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowTaskTimeout, TaskDeferred
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
@@ -23,17 +18,7 @@ from airflow_dai_provider.tasks.failures import UnexpectedStateError
 if TYPE_CHECKING:
     from conftest import Log
 
-from tests.support.ingests import (
-    CANCEL,
-    Store,
-    both,
-    count,
-    creative,
-    execute,
-    make,
-    resume,
-    the,
-)
+from tests.support.ingests import CANCEL, Store, both, count, creative, execute, make, resume, the
 
 pytestmark = pytest.mark.usefixtures("_time")
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import (
-    AirflowTaskTimeout,
-)
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
@@ -17,18 +15,7 @@ from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
 if TYPE_CHECKING:
     from conftest import Clock, Log
 
-from tests.support.ingests import (
-    CREATE,
-    JSON,
-    LIST,
-    SECRET,
-    URL,
-    count,
-    execute,
-    fail,
-    interrupt_create,
-    the,
-)
+from tests.support.ingests import CREATE, JSON, LIST, SECRET, URL, count, execute, fail, interrupt_create, the
 
 pytestmark = pytest.mark.usefixtures("_time")
 
@@ -146,12 +133,7 @@ class TestInterruptedInDoubt:
 
     @pytest.mark.parametrize("error", [AirflowTaskTimeout("Timeout, PID: 1"), RuntimeError("Timeout, PID: 1")])
     def test_an_interruption_of_the_search_fails_for_good(
-        self,
-        slow: DaiEmulator,
-        context: Any,
-        clock: Clock,
-        monkeypatch: pytest.MonkeyPatch,
-        error: BaseException,
+        self, slow: DaiEmulator, context: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, error: BaseException
     ) -> None:
         slow.inject(Fault(CREATE, drop="after"))
         slow.inject(Fault(LIST, status=503, times=None))

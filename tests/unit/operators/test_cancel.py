@@ -7,11 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import (
-    AirflowException,
-    AirflowFailException,
-    AirflowNotFoundException,
-)
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
 
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.emulator import DaiEmulator, Fault

@@ -7,10 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import (
-    DAG,
-    task,
-)
+from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator

@@ -7,26 +7,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import (
-    AirflowException,
-    AirflowFailException,
-    AirflowNotFoundException,
-)
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
-from tests.support.strays import (
-    CANCEL,
-    GET,
-    HOUR,
-    LIST,
-    SIGNED,
-    answer_list,
-    count,
-    listed,
-    places,
-    pushed_report,
-)
+from tests.support.strays import CANCEL, GET, HOUR, LIST, SIGNED, answer_list, count, listed, places, pushed_report
 
 pytestmark = pytest.mark.usefixtures("sweep_time")
 

@@ -26,15 +26,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import XCOM_REPORT, DaiCancelStrayOperationsOperator
 from tests.support.event_loop import TokenService
-from tests.support.strays import (
-    CANCEL,
-    GET,
-    HOUR,
-    LIST,
-    count,
-    make,
-    pushed_report,
-)
+from tests.support.strays import CANCEL, GET, HOUR, LIST, count, make, pushed_report
 from tests.support.tiny_server import TinyServer
 
 pytestmark = pytest.mark.usefixtures("sweep_time")

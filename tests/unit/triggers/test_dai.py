@@ -250,11 +250,7 @@ def test_invalid_arguments_are_fired_as_an_error(
     ],
 )
 def test_an_unusable_connection_is_fired_as_an_error(
-    make_trigger: MakeTrigger,
-    monkeypatch: pytest.MonkeyPatch,
-    extra: dict[str, Any],
-    code: str | None,
-    words: str,
+    make_trigger: MakeTrigger, monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any], code: str | None, words: str
 ) -> None:
     monkeypatch.delenv("DAI_EMULATOR_HOST", raising=False)
     define_connection(monkeypatch, **extra)

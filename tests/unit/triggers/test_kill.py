@@ -337,11 +337,7 @@ def test_a_kill_during_the_token_fetch_uses_that_token(
 
 
 def test_a_kill_looks_up_no_connection_and_fetches_no_token(
-    emulator: DaiEmulator,
-    make_trigger: MakeTrigger,
-    killing: Killing,
-    state: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both can take longer than what is left of the triggerer's time."""
     monkeypatch.delenv("DAI_EMULATOR_HOST")
