@@ -99,7 +99,7 @@ def list_operations(
         raise ValueError(f"Invalid page_size {short_repr(page_size)}: expected a whole number from 1 on.")
     query = {"filter": filter_, "pageSize": page_size, "pageToken": page_token}
     path = _path("operations", {key: value for key, value in query.items() if value is not None})
-    return Request("operations.list", "GET", "operations", path, _read_page, THROTTLED_OR_UNAVAILABLE)
+    return Request("operations.list", "GET", "operations", path, _read_page, TRANSIENT)
 
 
 def create_creative(

@@ -24,7 +24,7 @@ CREATIVE = {"adSystem": "t", "mezzanines": [{"uri": URL, "delivery": "DELIVERY_P
 CALLS: dict[str, tuple[Callable[[DaiHook], object], frozenset[Code]]] = {
     "operations.get": (lambda hook: hook.get_operation(NAME), TRANSIENT),
     "operations.cancel": (lambda hook: hook.cancel_operation(NAME), TRANSIENT),
-    "operations.list": (lambda hook: list(hook.list_operations()), THROTTLED_OR_UNAVAILABLE),
+    "operations.list": (lambda hook: list(hook.list_operations()), TRANSIENT),
     "operations.delete": (lambda hook: hook.delete_operation(NAME), THROTTLED_OR_UNAVAILABLE),
     "creatives.create": (lambda hook: hook.create_creative(CREATIVE), THROTTLED),
     "creatives.get": (lambda hook: hook.get_creative("creatives/gv-1"), TRANSIENT),
