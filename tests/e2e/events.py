@@ -48,7 +48,7 @@ def raises_twice(play: Play) -> None:
     play.task_is("failed", tries=2)
     # On Airflow 2 the second try has started an ingest of its own.
     play.strays = [started.name for started in play.service.ingests(play.url)]
-    play.happens(at=play.task_started() + 3 * SOON)
+    play.happens(at=play.task_started() + 6 * SOON)
 
 
 def trigger_fails(play: Play) -> None:
@@ -122,8 +122,8 @@ def lost_and_called_back(play: Play) -> None:
 def raised_and_retried(play: Play) -> None:
     """Fail once while the ingest runs; the next try re-attaches to it."""
     # Longer than one try waits, so that it still runs when the next polls it; shorter than two tries wait.
-    play.start(seconds=5.5 * SOON)
-    play.happens(at=play.ingest().created + 3 * SOON)
+    play.start(seconds=11 * SOON)
+    play.happens(at=play.ingest().created + 6 * SOON)
     play.healthy = [play.ingest().name]
     play.log_says(LEFT_TO_NEXT_TRY)
     play.task_is("success", tries=2)

@@ -56,7 +56,7 @@ class Airflow2Stack(AirflowStack):
                 jobs = session.query(Job).filter(Job.state == "running").all()
                 return {job.job_type for job in jobs if job.is_alive()} >= {"SchedulerJob", "TriggererJob"}
 
-        wait_until("Airflow to be healthy", healthy, 120)
+        wait_until("Airflow to be healthy", healthy, 300)
 
     def wait_for_dags(self, *dag_ids: str) -> None:
         from airflow.models.dag import DagModel
@@ -66,7 +66,7 @@ class Airflow2Stack(AirflowStack):
             with create_session() as session:
                 return set(dag_ids) <= {dag_id for (dag_id,) in session.query(DagModel.dag_id)}
 
-        wait_until(f"the DAGs {', '.join(dag_ids)}", known, 60)
+        wait_until(f"the DAGs {', '.join(dag_ids)}", known, 180)
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
         from airflow.api.common.trigger_dag import trigger_dag

@@ -65,7 +65,7 @@ class Airflow3Stack(AirflowStack):
                 return False
             return all((health.get(name) or {}).get("status") == "healthy" for name in expected)
 
-        wait_until("Airflow to be healthy", healthy, 120, 0.3)
+        wait_until("Airflow to be healthy", healthy, 300, 0.3)
         token = self._http.get(f"http://{LOOPBACK}:{self.port}/auth/token", timeout=10).json()["access_token"]
         self._http.headers["Authorization"] = f"Bearer {token}"
 
@@ -88,7 +88,7 @@ class Airflow3Stack(AirflowStack):
         def known() -> bool:
             return set(dag_ids) <= {dag["dag_id"] for dag in self.api("GET", "dags?limit=100")["dags"]}
 
-        wait_until(f"the DAGs {', '.join(dag_ids)}", known, 60, 0.3)
+        wait_until(f"the DAGs {', '.join(dag_ids)}", known, 180, 0.3)
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
         body = {"logical_date": None, "conf": dict(conf or {})}

@@ -80,7 +80,7 @@ for guards in ("own", "rings"):
     with dag("raises", guards):
         ingest(timeout=SOON)
     with dag("raises_with_retry", guards):
-        ingest(timeout=3 * SOON, retries=1)
+        ingest(timeout=6 * SOON, retries=1)
     with dag("times_out", guards):
         ingest(execution_timeout=timedelta(seconds=2 * SOON))
     with dag("times_out_with_retry", guards):
