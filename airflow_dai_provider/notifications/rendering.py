@@ -50,7 +50,9 @@ class RenderingNotifier(BaseNotifier):
                 except Exception as error:
                     problems.append(f"{short_repr(value)} cannot be rendered: {error}.{hint}")
             self.render_problems[field] = problems
-            setattr(self, field, rendered if _is_several(given) else next(iter(rendered), None))
+            # A value that cannot be rendered leaves an empty list, never None: without a value, the notifier would
+            # cancel everything that the task or the run has started.
+            setattr(self, field, rendered if problems or _is_several(given) else rendered[0])
 
 
 def listed(values: Any) -> list[Any]:
