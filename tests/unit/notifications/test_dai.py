@@ -261,7 +261,6 @@ class TestRendering:
             "api_endpoint",
         }
 
-
     @pytest.mark.parametrize("field", ["operation_name", "ingest_task_ids"])
     @pytest.mark.parametrize("reason", [{}, {"reason": "task_failure"}], ids=["task", "dag"])
     def test_a_field_that_cannot_be_rendered_is_not_taken_as_left_out(
