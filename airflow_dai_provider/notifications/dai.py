@@ -11,9 +11,10 @@ from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.api.names import InvalidNameError, check_operation_name, is_missing_name
 from airflow_dai_provider.api.polling import check_seconds
-from airflow_dai_provider.notifications.rendering import RenderingNotifier, listed
+from airflow_dai_provider.notifications.rendering import RenderingNotifier
 from airflow_dai_provider.tasks.callbacks import CallbackKind, callback_kind, operations_started, run_of_deadline
 from airflow_dai_provider.tasks.cancellation import request_cancellations
+from airflow_dai_provider.tasks.xcom import as_list
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -114,8 +115,9 @@ class DaiCancelOperationNotifier(RenderingNotifier):
     async def async_notify(self, context: Context) -> None:
         """Do the same in a thread, as the triggerer does at a deadline.
 
-        Airflow can be asked from a thread of ``sync_to_async`` only. It has an executor of its own, since a notifier
-        that is cancelled leaves its thread at work until the timeout.
+        On Airflow 3.1 only a thread of ``sync_to_async`` can send requests to Airflow. A thread cannot be stopped: when
+        the triggerer cancels this coroutine, the thread goes on until the timeout. So the thread has an executor of its
+        own, since all triggers share the few threads of the default one.
 
         :raises AirflowException: as :meth:`notify`.
         """
@@ -185,4 +187,4 @@ class DaiCancelOperationNotifier(RenderingNotifier):
 
 def _given(values: object) -> list[object]:
     """Return one value or several as a list, without values that have rendered to nothing."""
-    return [value for value in listed(values) if not is_missing_name(value)]
+    return [value for value in as_list(values) if not is_missing_name(value)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.notifier import BaseNotifier
 
 from airflow_dai_provider.api.redaction import short_repr
 from airflow_dai_provider.tasks.callbacks import CallbackKind, callback_kind
+from airflow_dai_provider.tasks.xcom import as_list, is_several
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -44,7 +45,7 @@ class RenderingNotifier(BaseNotifier):
         for field in self.template_fields:
             given = getattr(self, field)
             rendered, problems = [], []
-            for value in listed(given):
+            for value in as_list(given):
                 try:
                     rendered.append(self.render_template(value, context, jinja_env))
                 except Exception as error:
@@ -52,13 +53,4 @@ class RenderingNotifier(BaseNotifier):
             self.render_problems[field] = problems
             # A value that cannot be rendered leaves an empty list, never None: without a value, the notifier would
             # cancel everything that the task or the run has started.
-            setattr(self, field, rendered if problems or _is_several(given) else rendered[0])
-
-
-def listed(values: Any) -> list[Any]:
-    """Return one value or several as a list."""
-    return list(values) if _is_several(values) else [values]
-
-
-def _is_several(values: object) -> bool:
-    return isinstance(values, Collection) and not isinstance(values, str | bytes | Mapping)
+            setattr(self, field, rendered if problems or is_several(given) else rendered[0])

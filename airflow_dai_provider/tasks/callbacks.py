@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowException, Context
 
@@ -18,7 +19,11 @@ from airflow_dai_provider.tasks.xcom import XCOM_PUSHED_AT, XCOM_TRY_NUMBER, NoX
 #: Seconds by which the clock of a worker may be ahead of Airflow's.
 CLOCK_SKEW = 2.0
 
+T = TypeVar("T")
+#: Names of operations, which are not checked yet, and problems.
 Started = tuple[list[object], list[str]]
+#: A task id and one of its map indexes; the index is -1 where the task is not mapped.
+Instance = tuple[str, int]
 
 
 class CallbackKind(Enum):
@@ -84,14 +89,14 @@ def _started_by_tasks(context: Context, task_ids: Iterable[str], log: Any) -> St
         if known is not None and task_id not in known:
             raise AirflowException(f"the DAG {ti.dag_id} has no such task, but {', '.join(sorted(known))}.")
         if of_dag:
-            return _pushed_until(ended, ti, task_id, pull_operations(ti, task_id, None), log)
+            return _without_late(pull_operations(ti, task_id, None), ti, task_id, ended, log)
         if task_id == ti.task_id:
             return operations_started_by_task_instance(context, log)
         if ti.map_index < 0:
             return pull_operations(ti, task_id, None)
         return pull_operations(ti, task_id, ti.map_index) or pull_operations(ti, task_id, -1)
 
-    return _collect((task_id, started_by, (task_id,)) for task_id in task_ids)
+    return _collect((task_id, partial(started_by, task_id)) for task_id in task_ids)
 
 
 def _started_by_deadline_run(context: Context, task_ids: Iterable[str] | None) -> Started:
@@ -103,12 +108,11 @@ def _started_by_deadline_run(context: Context, task_ids: Iterable[str] | None) -
     if run is None:
         raise AirflowException("Airflow has passed no run to this callback. Give the notifier operation_name.")
     problems: list[str] = []
-    instances = run.instances() if task_ids is None else []
-    for task_id in task_ids or ():
-        found, problem = _collect([(task_id, run.instances_of, (task_id,))])
-        instances += found
-        problems += problem or ([] if found else [_unreadable(task_id, f"{run} has no such task.")])
-    names, unreadable = _collect((one[0], pull_operations, (run, *one)) for one in instances)
+    if task_ids is None:
+        instances = run.instances()
+    else:
+        instances, problems = _collect((task_id, partial(run.instances_of, task_id)) for task_id in task_ids)
+    names, unreadable = _collect((one[0], partial(pull_operations, run, *one)) for one in instances)
     return names, problems + unreadable
 
 
@@ -135,13 +139,17 @@ class Run:
 
         return run_xcom(self.dag_id, self.run_id, task_ids, map_indexes, key)
 
-    def instances_of(self, task_id: str) -> list[Any]:
-        """Return the task id with each of its map indexes, or with -1."""
-        keys = self._keys([task_id])
+    def instances_of(self, task_id: str) -> list[Instance]:
+        """Return the instances of a task.
+
+        :raises AirflowException: when the run has no such task.
+        """
+        if not (keys := self._keys([task_id])):
+            raise AirflowException(f"{self} has no such task.")
         return [(task_id, index) for index in sorted(-1 if key == task_id else _split(key)[1] for key in keys)]
 
-    def instances(self) -> list[Any]:
-        """Return every task id with its map indexes, or with -1.
+    def instances(self) -> list[Instance]:
+        """Return the instances of all tasks.
 
         Airflow gives map index 3 of ``a`` and a task named ``a_3`` the same key, so both are tried. The one that does
         not exist does no harm: it has pushed nothing.
@@ -158,25 +166,28 @@ class Run:
         return list(run_task_states(self.dag_id, self.run_id, task_ids))
 
 
-def _split(key: str) -> tuple[str, int]:
-    """Read a key as task id and map index; without the task id where it names a task that is not mapped."""
+def _split(key: str) -> Instance:
+    """Read a key as task id and map index; the task id is empty where the key names a task that is not mapped."""
     task_id, _, index = key.rpartition("_")
     return (task_id, int(index)) if index.isdecimal() else ("", -1)
 
 
 def _end_of_run(context: Context) -> float:
-    """Return when the run has ended; on Airflow 2, when a run was cleared that is running again."""
+    """Return when the run has ended, in seconds of the epoch, by the fastest clock of a worker.
+
+    A run that was cleared and is running again has no end on Airflow 2; there it is when the run was cleared.
+    """
     dag_run = context.get("dag_run")
     end = getattr(dag_run, "end_date", None) or getattr(dag_run, "queued_at", None)
     return end.timestamp() + CLOCK_SKEW if end else float("inf")
 
 
-def _pushed_until(ended: float, ti: Any, task_id: str, names: list[object], log: Any) -> list[object]:
-    """Return the names that were not pushed later than that.
+def _without_late(names: list[object], ti: Any, task_id: str, ended: float, log: Any) -> list[object]:
+    """Return the names that were pushed before the run has ended, or without a time.
 
     A DAG's callback can come late, when the run was cleared and its tasks have started new ingests. Those are healthy,
-    and were pushed after the end of the run. A task that was starting its ingest when a time limit ended the run looks
-    the same; it is left alone too, with a warning.
+    and must not be cancelled. They are recognised by their time: they were pushed after the end of the run. A task that
+    was starting its ingest when a time limit ended the run looks the same; it is left alone too, with a warning.
     """
     times: dict[object, float] = {}
     for pushed_at in pull(ti, task_id, XCOM_PUSHED_AT, None) if names else ():
@@ -201,19 +212,19 @@ def _task_instance(context: Context) -> Any:
     return ti
 
 
-def _collect(reads: Iterable[tuple[str, Callable[..., list[Any]], tuple[Any, ...]]]) -> tuple[list[Any], list[str]]:
-    """Call each ``read(*args)``; return all results, and a problem for each task id that cannot be read."""
-    results: list[Any] = []
+def _collect(reads: Iterable[tuple[str, Callable[[], list[T]]]]) -> tuple[list[T], list[str]]:
+    """Return what all reads return, and a problem for each that fails.
+
+    :param reads: functions, each with the id of the task that it reads from.
+    :raises NoXComsError: where no task can be read.
+    """
+    results: list[T] = []
     problems: list[str] = []
-    for task_id, read, args in reads:
+    for task_id, read in reads:
         try:
-            results += read(*args)
+            results += read()
         except NoXComsError:
             raise
         except Exception as error:
-            problems.append(_unreadable(task_id, error))
+            problems.append(f"Cannot read the operations started by {task_id}: {error}")
     return results, problems
-
-
-def _unreadable(task_id: str, reason: object) -> str:
-    return f"Cannot read the operations started by {task_id}: {reason}"

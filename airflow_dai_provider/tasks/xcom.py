@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException
@@ -42,12 +43,7 @@ def pull_operations(ti: Any, task_id: str, map_index: int | None) -> list[object
     :param ti: a task instance of the same run, which pulls.
     :param map_index: None for every map index.
     """
-    started = [
-        name
-        for value in pull(ti, task_id, XCOM_OPERATION_NAME, map_index)
-        for name in (value if isinstance(value, list | tuple) else [value])
-    ]
-    if started:
+    if started := [name for value in pull(ti, task_id, XCOM_OPERATION_NAME, map_index) for name in as_list(value)]:
         return started
     try:
         returned = pull(ti, task_id, XCOM_RETURN_VALUE, map_index)
@@ -55,6 +51,16 @@ def pull_operations(ti: Any, task_id: str, map_index: int | None) -> list[object
         # An object whose class Airflow does not restore here, so no name.
         return []
     return [value for value in returned if is_operation_name(value)]
+
+
+def is_several(value: object) -> bool:
+    """Return whether a value stands for several: any collection but a text or a JSON object."""
+    return isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return one value or several as a list."""
+    return list(value) if is_several(value) else [value]
 
 
 def pull(ti: Any, task_id: str, key: str, map_index: int | None) -> list[Any]:

@@ -261,6 +261,16 @@ class TestRendering:
             "api_endpoint",
         }
 
+    @pytest.mark.parametrize("field", ["operation_name", "ingest_task_ids"])
+    @pytest.mark.parametrize("reason", [{}, {"reason": "task_failure"}], ids=["task", "dag"])
+    def test_a_field_that_cannot_be_rendered_is_not_taken_as_left_out(
+        self, emulator: DaiEmulator, context: Any, ti: Any, log: Any, field: str, reason: dict[str, str]
+    ) -> None:
+        ti.xcom_push("operation_name", emulator.start_ingest(A))
+        call(DaiCancelOperationNotifier(**{field: "{{ missing.name }}"}), context(**reason))
+        assert emulator.requests == []
+        assert log.errors[0] == "'{{ missing.name }}' cannot be rendered: 'missing' is undefined."
+
 
     @pytest.mark.parametrize("field", ["operation_name", "ingest_task_ids"])
     @pytest.mark.parametrize("reason", [{}, {"reason": "task_failure"}], ids=["task", "dag"])
