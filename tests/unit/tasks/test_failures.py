@@ -92,7 +92,7 @@ def test_the_reason_of_a_failed_ingest_is_in_the_message() -> None:
 
 
 PERMANENT = [
-    (api.Unimplemented, "UNIMPLEMENTED"),
+    (api.MethodNotImplemented, "UNIMPLEMENTED"),
     (api.PermissionDenied, "PERMISSION_DENIED"),
     (api.InvalidArgument, "INVALID_ARGUMENT"),
     (api.Unauthenticated, "UNAUTHENTICATED"),
@@ -102,9 +102,9 @@ PERMANENT = [
     (api.AlreadyExists, "ALREADY_EXISTS"),
 ]
 TRANSIENT = [
-    (api.Unavailable, "UNAVAILABLE"),
+    (api.ServiceUnavailable, "UNAVAILABLE"),
     (api.ResourceExhausted, "RESOURCE_EXHAUSTED"),
-    (api.Internal, "INTERNAL"),
+    (api.InternalServerError, "INTERNAL"),
     (api.DeadlineExceeded, "DEADLINE_EXCEEDED"),
     (api.Aborted, "ABORTED"),
     (api.Unknown, "UNKNOWN"),
@@ -126,7 +126,7 @@ def test_an_error_of_the_service_becomes_an_error_of_the_task(kind: type[Service
 @pytest.mark.parametrize(
     ("kind", "advice"),
     [
-        (api.Unimplemented, "This server does not support the method, and a retry cannot help"),
+        (api.MethodNotImplemented, "This server does not support the method, and a retry cannot help"),
         (api.PermissionDenied, "allow-listed"),
         (api.Unauthenticated, "refused the credentials"),
         (api.NotFound, "Finished operations expire"),
@@ -141,8 +141,8 @@ def test_a_permanent_error_says_what_to_do(kind: type[ServiceError], advice: str
 @pytest.mark.parametrize(
     ("error", "left_behind"),
     [
-        pytest.param(api.Unavailable("away"), True, id="away"),
-        pytest.param(api.Unimplemented("no"), True, id="unimplemented"),
+        pytest.param(api.ServiceUnavailable("away"), True, id="away"),
+        pytest.param(api.MethodNotImplemented("no"), True, id="unimplemented"),
         pytest.param(api.NotFound("no"), False, id="what-does-not-exist-does-not-run"),
         pytest.param(WaitTimeoutError("too slow"), True, id="timeout"),
     ],
