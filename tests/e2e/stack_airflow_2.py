@@ -14,6 +14,7 @@ from stack_waits import wait_until
 #: Settings to run several tasks at once. Airflow's own tests use this executor on SQLite too; a lock can fail a try.
 CONCURRENT = {
     "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+    "AIRFLOW__CORE__PARALLELISM": "12",
     "_AIRFLOW__SKIP_DATABASE_EXECUTOR_COMPATIBILITY_CHECK": "1",
 }
 

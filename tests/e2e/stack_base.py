@@ -172,7 +172,7 @@ class AirflowStack:
         def found() -> list[psutil.Process]:
             return [process for process in processes_of(*self._sessions) if mark in command_line(process)]
 
-        (process,) = wait_until(f"the process {mark!r}", found, 20, 0.2)
+        (process,) = wait_until(f"the process {mark!r}", found, 60, 0.2)
         if worker:
             kill(*[other for other in processes_of(*self._sessions) if other.pid == process.ppid()])
         kill(process)
@@ -237,7 +237,7 @@ class AirflowStack:
         """Return the task instances, each with task_id, map_index, state, try_number and start_date."""
         raise NotImplementedError
 
-    def wait_for_run(self, dag_id: str, run_id: str, seconds: float = 120) -> str:
+    def wait_for_run(self, dag_id: str, run_id: str, seconds: float = 300) -> str:
         """Wait until a run has finished, and return its state."""
 
         def finished() -> str | None:

@@ -13,7 +13,7 @@ def test_the_first_dag_of_the_readme_cancels_its_ingest(airflow: Stack, emulator
     name = emulator.start_ingest("operations/my-ingest")
     run = airflow.trigger("cancel_dai_ingest")
 
-    assert airflow.wait_for_run("cancel_dai_ingest", run, 180) == "success"
+    assert airflow.wait_for_run("cancel_dai_ingest", run) == "success"
     assert airflow.task_states("cancel_dai_ingest", run) == {"cancel": "success", "wait": "success"}
     assert emulator.state(name) == "CANCELLED"
     assert airflow.xcom("cancel_dai_ingest", run, "cancel") == name

@@ -126,7 +126,7 @@ def test_runs_that_fail_at_once_cancel_each_its_own_ingest(stage: Stage) -> None
         airflow.trigger("burst", {"url": f"{failing_url}{number}.mp4?seconds=7200&cancel_seconds=1"})
         for number in range(MANY)
     ]
-    assert [airflow.wait_for_run("burst", run, 400) for run in runs] == ["failed"] * MANY
+    assert [airflow.wait_for_run("burst", run, 900) for run in runs] == ["failed"] * MANY
 
     def cancelled() -> bool:
         return all(service.cancels(ingest.name) for ingest in service.ingests(failing_url))

@@ -37,9 +37,9 @@ def authenticated(google: DaiEmulator) -> Iterator[Airflow2Stack | Airflow3Stack
 
 def test_no_file_contains_a_secret(authenticated: Airflow2Stack | Airflow3Stack, google: DaiEmulator) -> None:
     timed_out, cancelled = authenticated.trigger("timed_out"), authenticated.trigger("cancelled")
-    assert authenticated.wait_for_run("timed_out", timed_out, 180) == "failed"
-    assert authenticated.wait_for_run("cancelled", cancelled, 180) == "success"
-    wait_until("both cancels", lambda: set(google.states().values()) == {"CANCELLED"}, 60)
+    assert authenticated.wait_for_run("timed_out", timed_out) == "failed"
+    assert authenticated.wait_for_run("cancelled", cancelled) == "success"
+    wait_until("both cancels", lambda: set(google.states().values()) == {"CANCELLED"}, 180)
 
     tokens = {request.headers["authorization"].partition(" ")[2] for request in google.requests if request.account}
     assertions = {

@@ -25,7 +25,7 @@ def defer(airflow: Stack, dag_id: str, operation: str) -> str:
     def deferred() -> bool:
         return [task["state"] for task in airflow.task_instances(dag_id, run)] == ["deferred"]
 
-    wait_until(f"{dag_id} to be deferred", deferred, 60)
+    wait_until(f"{dag_id} to be deferred", deferred, 180)
     return run
 
 
@@ -83,11 +83,11 @@ def test_a_deferred_task_that_is_marked_failed_cancels_only_if_told_to(airflow: 
     spared_run = defer(airflow, "deferred_sensor", spared)
     killed_run = defer(airflow, "deferred_sensor_that_cancels", killed)
     for name in (spared, killed):
-        wait_until("polls from the triggerer", lambda name=name: polls(emulator, name) > 2, 30)
+        wait_until("polls from the triggerer", lambda name=name: polls(emulator, name) > 2, 120)
     airflow.mark("deferred_sensor", spared_run, "wait", "failed")
     airflow.mark("deferred_sensor_that_cancels", killed_run, "wait", "failed")
 
-    wait_until("the cancel", lambda: emulator.state(killed) == "CANCELLED", 30)
+    wait_until("the cancel", lambda: emulator.state(killed) == "CANCELLED", 120)
     assert emulator.cancel_requested(killed) == 1
     assert emulator.cancel_requested(spared) == 0
 
@@ -119,7 +119,7 @@ def test_a_lost_triggerer_hands_its_waits_to_another(airflow: Stack, emulator: D
     runs = [defer(airflow, "deferred_sensor_that_cancels", name) for name in names]
     airflow.kill_component("second-triggerer")
 
-    assert [airflow.wait_for_run("deferred_sensor_that_cancels", run, 180) for run in runs] == ["success"] * 4
+    assert [airflow.wait_for_run("deferred_sensor_that_cancels", run) for run in runs] == ["success"] * 4
     assert [emulator.state(name) for name in names] == ["SUCCEEDED"] * 4
     assert [emulator.cancel_requested(name) for name in names] == [0] * 4
 
