@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.deadlines import Triggerer, answer_as_triggerer
+from tests.support.deadlines import Triggerer, install_triggerer
 from tests.support.event_loop import trust_few
 
 
@@ -15,4 +15,4 @@ def few_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def triggerer(monkeypatch: pytest.MonkeyPatch) -> Triggerer:
-    return answer_as_triggerer(monkeypatch)
+    return install_triggerer(monkeypatch)

@@ -337,7 +337,7 @@ class TestSyncCallback:
         assert "given to the SyncCallback of a Deadline alert, and has cancelled nothing" in (error or "")
         assert "Use AsyncCallback(DaiCancelOperationNotifier, kwargs={...})" in (error or "")
         assert ingests.requests == []
-        assert triggerer.asked == []
+        assert triggerer.requests == []
         assert log.ours == []
         assert context == deadline_context(), "Nothing was rendered into it."
 

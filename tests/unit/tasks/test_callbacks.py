@@ -1,4 +1,4 @@
-"""Which operations are read from the XComs of a run."""
+"""The kind of a callback, and the operations that it reaches."""
 
 from __future__ import annotations
 
@@ -19,58 +19,29 @@ from airflow_dai_provider.tasks.callbacks import (
     operations_started,
     operations_started_by_task_instance,
 )
-from airflow_dai_provider.tasks.xcom import push_operation
-from tests.support.deadlines import Triggerer, answer_as_triggerer, deadline_context, deadlines
+from airflow_dai_provider.tasks.xcom import NoXComsError, push_operation
+from tests.support.deadlines import Triggerer, deadline_context, deadlines, install_triggerer
 
-LOGGER = logging.getLogger("airflow_dai_provider.test_pushed")
+LOGGER = logging.getLogger("airflow_dai_provider.test_callbacks")
 LOGGER.setLevel(logging.INFO)
 A, B, C = (f"operations/{letter}" for letter in "abc")
 
 
 def contexts(ti: Any) -> tuple[Any, Any]:
-    """Return the context of a task's callback and that of a DAG's."""
+    """Return the context of a task's callback, and the context of a DAG's callback."""
     return {"ti": ti}, {"ti": ti, "reason": "task_failure"}
 
 
-def test_airflow_gives_a_reason_to_the_callbacks_of_a_dag_only(ti: Any) -> None:
+def test_only_the_context_of_a_dags_callback_has_a_reason(ti: Any) -> None:
     assert [callback_kind(context) for context in contexts(ti)] == [CallbackKind.TASK, CallbackKind.DAG]
-
-
-@pytest.mark.parametrize(
-    ("pushed", "names"),
-    [
-        pytest.param({}, [], id="nothing"),
-        pytest.param({"operation_name": A}, [A], id="name"),
-        pytest.param({"operation_name": [A, B]}, [A, B], id="list"),
-        pytest.param({"operation_name": (A, B)}, [A, B], id="tuple"),
-        pytest.param({"operation_name": A, "return_value": B}, [A], id="name-before-result"),
-        pytest.param({"return_value": A}, [A], id="result"),
-        pytest.param({"return_value": "done"}, [], id="another-result"),
-        pytest.param({"return_value": [A]}, [], id="result-that-is-no-string"),
-        pytest.param({"return_value": {"name": A}}, [], id="result-of-the-sensor"),
-        pytest.param({"operation_name": "nonsense"}, ["nonsense"], id="a-wrong-name-is-not-hidden"),
-        pytest.param({"operation": {"name": A}}, [], id="another-key"),
-    ],
-)
-@pytest.mark.parametrize("map_index", [-1, 2])
-def test_what_a_task_instance_has_pushed(
-    make_ti: Any, pushed: dict[str, Any], names: list[str], map_index: int
-) -> None:
-    ti = make_ti(map_index=map_index)
-    for key, value in pushed.items():
-        ti.xcom_push(key, value)
-    of_task, of_dag = contexts(ti)
-    assert operations_started_by_task_instance(of_task, LOGGER) == names
-    assert operations_started(of_task, [ti.task_id], LOGGER) == (names, [])
-    assert operations_started(of_dag, [ti.task_id], LOGGER) == (names, [])
 
 
 @pytest.mark.parametrize(
     ("pushed_by", "try_number", "names"),
     [(1, 1, [A]), (2, 2, [A]), (2, 1, []), (1, 2, []), (None, 3, [A])],
-    ids=["its-own", "its-own-second", "the-next-try-s", "an-earlier-try-s", "unknown"],
+    ids=["its-own", "its-own-second", "next-try", "earlier-try", "unknown"],
 )
-def test_the_ingest_of_another_try_is_left_alone(
+def test_the_operation_of_another_try_is_left_alone(
     make_ti: Any, log: Any, pushed_by: int | None, try_number: int, names: list[str]
 ) -> None:
     ti = make_ti(try_number=try_number)
@@ -82,14 +53,14 @@ def test_the_ingest_of_another_try_is_left_alone(
     assert operations_started(of_task, [ti.task_id], LOGGER) == (names, [])
     left_alone = f"Leaving {A} alone: try {pushed_by} has started it, and this callback belongs to try {try_number}."
     assert log.ours == ([] if names else [left_alone] * 2)
-    # The callback of a DAG comes when no try is left that could want it.
+    # When the callback of a DAG is called, no try is left that could use the ingest.
     assert operations_started(of_dag, [ti.task_id], LOGGER) == ([A], [])
 
 
 class TestMapIndexes:
     @pytest.fixture
     def run(self, make_ti: Any) -> Any:
-        """A function that gives the task instance of a map index, in a run where three of them have pushed."""
+        """A function that returns the task instance of a map index; three indexes have started operations."""
 
         def of(map_index: int, task_id: str = "publish") -> Any:
             ti = make_ti(task_id=task_id, map_index=map_index)
@@ -111,24 +82,24 @@ class TestMapIndexes:
         of_task, _ = contexts(run(1))
         assert operations_started(of_task, ["single", "start_ingest"], LOGGER) == (["operations/single", B], [])
 
-    def test_a_mapped_task_whose_index_has_pushed_nothing(self, run: Any) -> None:
+    def test_a_mapped_task_whose_index_has_started_nothing_reaches_nothing(self, run: Any) -> None:
         of_task, _ = contexts(run(7))
         assert operations_started(of_task, ["start_ingest"], LOGGER) == ([], [])
 
-    def test_a_task_that_is_not_mapped_reaches_all(self, run: Any) -> None:
+    def test_a_task_that_is_not_mapped_reaches_every_index(self, run: Any) -> None:
         of_task, _ = contexts(run(-1))
         assert operations_started(of_task, ["start_ingest"], LOGGER) == ([A, B, C], [])
 
     @pytest.mark.parametrize("map_index", [-1, 1])
-    def test_a_dag_reaches_all(self, run: Any, map_index: int) -> None:
+    def test_a_dag_reaches_every_index(self, run: Any, map_index: int) -> None:
         _, of_dag = contexts(run(map_index))
         assert operations_started(of_dag, ["start_ingest", "single", "never"], LOGGER) == (
             [A, B, C, "operations/single"],
             [],
         )
 
-    def test_a_run_is_every_task_of_its_dag(self, run: Any) -> None:
-        with DAG("pushed_by_run", schedule=None) as dag:
+    def test_a_dag_reaches_all_its_tasks_by_default(self, run: Any) -> None:
+        with DAG("operations_of_run", schedule=None) as dag:
             for task_id in ("start_ingest", "single", "never"):
                 BaseOperator(task_id=task_id)
         _, of_dag = contexts(run(-1))
@@ -137,14 +108,14 @@ class TestMapIndexes:
         assert sorted(map(str, names)) == [A, B, C, "operations/single"]
 
 
-def test_without_a_task_instance_the_user_learns_what_to_do() -> None:
+def test_a_context_without_a_task_instance_is_an_error() -> None:
     # Airflow passes none where the run has no task instance that it can represent.
     with pytest.raises(AirflowException, match="no task instance .* Give the notifier operation_name"):
         operations_started({"reason": "timed_out"}, ["start_ingest"], LOGGER)
 
 
-def test_real_task_instances_answer_as_the_stand_in_does(run_dag: Any) -> None:
-    with DAG("pushed_for_real", schedule=None) as dag:
+def test_real_task_instances_return_the_same(run_dag: Any) -> None:
+    with DAG("operations_of_tasks", schedule=None) as dag:
 
         @task
         def start_ingest(name: str, ti: Any = None) -> None:
@@ -174,7 +145,7 @@ def test_real_task_instances_answer_as_the_stand_in_does(run_dag: Any) -> None:
         [start_ingest.expand(name=[A, B, C]), single(), silent()] >> collect()
 
     class OfIndex:
-        """The same task instance, said to be mapped."""
+        """The same task instance with another map index."""
 
         def __init__(self, ti: Any, map_index: int) -> None:
             self.ti, self.map_index = ti, map_index
@@ -196,17 +167,15 @@ def test_real_task_instances_answer_as_the_stand_in_does(run_dag: Any) -> None:
 
 @dataclass
 class NotRestorable:
-    """What a task may return, and what Airflow does not restore elsewhere, since it is not on its list."""
+    """A value that a task may return, but that Airflow does not restore elsewhere: its class is not allowed."""
 
     value: int = 1
 
 
-class TestWhatCannotBeRead:
-    """It must not spare the ingests of other tasks."""
-
+class TestUnreadable:
     @pytest.mark.parametrize("kind", [RuntimeError, AirflowException])
     @pytest.mark.parametrize("of_dag", [False, True], ids=["task", "dag"])
-    def test_an_error_stands_for_the_names_of_that_task(
+    def test_a_task_that_cannot_be_read_is_a_problem_beside_the_names(
         self, make_ti: Any, monkeypatch: pytest.MonkeyPatch, of_dag: bool, kind: type[Exception]
     ) -> None:
         ti = make_ti(task_id="publish")
@@ -224,8 +193,19 @@ class TestWhatCannotBeRead:
             ["Cannot read the operations started by broken: the XCom backend is away"],
         )
 
-    def test_a_result_that_airflow_does_not_restore_is_no_name(self, run_dag: Any) -> None:
-        with DAG("pushed_not_restorable", schedule=None) as dag:
+    @pytest.mark.parametrize("of_dag", [False, True], ids=["task", "dag"])
+    def test_one_error_stands_for_all_tasks_where_no_xcom_can_be_read(
+        self, ti: Any, monkeypatch: pytest.MonkeyPatch, of_dag: bool
+    ) -> None:
+        def without_supervisor(*_: Any, **__: Any) -> None:
+            raise ImportError("cannot import", name="airflow.sdk.execution_time.task_runner")
+
+        monkeypatch.setattr(type(ti), "xcom_pull", without_supervisor)
+        with pytest.raises(NoXComsError, match="XComs cannot be read here"):
+            operations_started(contexts(ti)[of_dag], ["one", "another"], LOGGER)
+
+    def test_a_result_that_airflow_does_not_restore_is_ignored(self, run_dag: Any) -> None:
+        with DAG("operations_not_restorable", schedule=None) as dag:
 
             @task
             def start_ingest() -> str:
@@ -256,9 +236,9 @@ class TestWhatCannotBeRead:
 class TestDeadline:
     @pytest.fixture
     def triggerer(self, monkeypatch: pytest.MonkeyPatch) -> Triggerer:
-        return answer_as_triggerer(monkeypatch)
+        return install_triggerer(monkeypatch)
 
-    def test_its_context_has_a_deadline_and_no_task_instance(self, ti: Any) -> None:
+    def test_only_a_context_without_a_task_instance_is_a_deadlines(self, ti: Any) -> None:
         assert callback_kind(deadline_context()) is CallbackKind.DEADLINE
         assert CallbackKind.DEADLINE not in [callback_kind(context) for context in contexts(ti)]
         empty: Any = {}
@@ -289,7 +269,7 @@ class TestDeadline:
             pytest.param({}, None, [], id="run-without-tasks"),
         ],
     )
-    def test_what_was_pushed(
+    def test_the_operations_of_a_run_are_read_one_by_one(
         self,
         triggerer: Triggerer,
         instances: dict[tuple[str, int], Any],
@@ -313,21 +293,21 @@ class TestDeadline:
         ],
         ids=str,
     )
-    def test_the_same_keys_count(self, triggerer: Triggerer, pushed: dict[str, Any], names: list[str]) -> None:
+    def test_the_same_xcoms_are_read(self, triggerer: Triggerer, pushed: dict[str, Any], names: list[str]) -> None:
         triggerer.has("start", **pushed)
         assert operations_started(deadline_context(), ["start"], LOGGER) == (names, [])
         assert operations_started(deadline_context(), None, LOGGER) == (names, [])
 
     @deadlines
-    def test_a_run_costs_few_questions(self, triggerer: Triggerer) -> None:
+    def test_a_run_costs_one_request_per_task_instance(self, triggerer: Triggerer) -> None:
         for index in range(50):
             triggerer.has("start", index, operation_name=f"operations/{index}")
         assert len(operations_started(deadline_context(), None, LOGGER)[0]) == 50
-        assert (triggerer.asked.count("GetTaskStates"), triggerer.asked.count("GetXCom")) == (3, 50)
+        assert (triggerer.requests.count("GetTaskStates"), triggerer.requests.count("GetXCom")) == (3, 50)
 
     @deadlines
-    def test_a_real_airflow_answers_so(self, run_dag: Any) -> None:
-        with DAG("pushed_by_deadline", schedule=None) as dag:
+    def test_a_real_airflow_returns_the_same(self, run_dag: Any) -> None:
+        with DAG("operations_of_deadline", schedule=None) as dag:
 
             @task
             def start(name: str, ti: Any = None) -> None:
@@ -358,7 +338,7 @@ class TestDeadline:
         assert ran.xcom("collect") == {
             "named": ["operations/single", A, B, C],
             "no such task": [
-                f"Cannot read the operations started by never: the run {ran.run_id} of pushed_by_deadline "
+                f"Cannot read the operations started by never: the run {ran.run_id} of operations_of_deadline "
                 "has no such task."
             ],
             "run": [A, B, C, "operations/single"],
@@ -366,7 +346,7 @@ class TestDeadline:
 
 
 class TestClearedRun:
-    """A DAG's callback can come when the run was cleared, and its tasks have started new ingests."""
+    """The callback of a DAG can be late: the run was cleared, and its tasks have started new ingests."""
 
     ENDED = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -381,7 +361,7 @@ class TestClearedRun:
         ],
         ids=["ended", "cleared", "unknown", "no run"],
     )
-    def test_what_was_pushed_after_the_end_is_left_alone(
+    def test_an_operation_started_after_the_end_is_left_alone(
         self, ti: Any, dag_run: Any, name_is_taken: dict[str, bool]
     ) -> None:
         end = self.ENDED.timestamp()
@@ -394,14 +374,14 @@ class TestClearedRun:
         assert operations_started(context, ["mapped"], LOGGER) == (taken, [])
 
     @pytest.mark.parametrize("pushed_at", [None, "x", [1], {}])
-    def test_a_task_that_tells_no_time(self, ti: Any, pushed_at: Any) -> None:
+    def test_an_operation_without_a_time_is_reached(self, ti: Any, pushed_at: Any) -> None:
         ti.of_other_task("plain", "operation_name", ["operations/a", {"name": "operations/b"}])
         if pushed_at is not None:
             ti.of_other_task("plain", "operation_pushed_at", pushed_at)
         context: Any = {"ti": ti, "reason": "task_failure", "dag_run": SimpleNamespace(end_date=self.ENDED)}
         assert operations_started(context, ["plain"], LOGGER) == (["operations/a", {"name": "operations/b"}], [])
 
-    def test_a_tasks_own_callback_does_not_mind(self, ti: Any) -> None:
+    def test_the_callback_of_a_task_ignores_the_end_of_the_run(self, ti: Any) -> None:
         push_operation(ti, "operations/a", self.ENDED.timestamp() + 60)
         context: Any = {"ti": ti, "dag_run": SimpleNamespace(end_date=self.ENDED)}
         assert operations_started(context, [ti.task_id], LOGGER) == (["operations/a"], [])
