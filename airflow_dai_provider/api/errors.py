@@ -49,8 +49,8 @@ _CODE_BY_HTTP_STATUS = {
 class ServiceError(Exception):
     """A request that did not get the response it asked for.
 
-    The hooks raise a subclass for each rpc code, which is also the class of ``google.api_core.exceptions``
-    (:mod:`airflow_dai_provider.transport.errors`). Code that decides reads ``rpc_code`` and never the class, since
+    The hooks raise a subclass for each rpc code, which is also the class of ``google.api_core.exceptions``: see
+    :mod:`airflow_dai_provider.transport.google_errors`. Code that decides reads ``rpc_code`` and never the class, since
     three codes share ``BadRequest``.
 
     The parameters are positional, and only the message is required, so that an error can be pickled.

@@ -20,7 +20,7 @@ from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
 from airflow_dai_provider.api.retry import Retry
 from airflow_dai_provider.hooks.sync import DaiHook
 from airflow_dai_provider.transport.aiohttp_session import AiohttpTransport
-from airflow_dai_provider.transport.pool import lease
+from airflow_dai_provider.transport.session_pool import lease
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from airflow_dai_provider.api.polling import Wait
 from airflow_dai_provider.api.retry import Retry
 from airflow_dai_provider.hooks.base import DaiBaseHook
 from airflow_dai_provider.transport.credentials import held_token
-from airflow_dai_provider.transport.errors import typed
+from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.requests_session import RequestsTransport
 
 T = TypeVar("T")

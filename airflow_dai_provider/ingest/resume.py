@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.names import InvalidNameError, check_operation_name
-from airflow_dai_provider.tasks.cancellation import request_cancellation
+from airflow_dai_provider.tasks.cancel_requests import request_cancellation
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.notifier import BaseNotifier
 
 from airflow_dai_provider.api.redaction import short_repr
-from airflow_dai_provider.tasks.callbacks import CallbackKind, callback_kind
+from airflow_dai_provider.tasks.callback_scope import CallbackKind, callback_kind
 from airflow_dai_provider.tasks.xcom import as_list, is_several
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.polling import FIRST_INTERVAL, MAX_OUTAGE, describe_poll
-from airflow_dai_provider.ingest.guard import IngestGuard
+from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
 from airflow_dai_provider.tasks.failures import (

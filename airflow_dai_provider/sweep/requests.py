@@ -9,11 +9,11 @@ from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.polling import Wait, WaitTimeoutError
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.sweep.report import Failure, SweepReport
-from airflow_dai_provider.tasks.cancellation import request_cancellation
+from airflow_dai_provider.tasks.cancel_requests import request_cancellation
 
 if TYPE_CHECKING:
     from airflow_dai_provider.hooks.dai import DaiHook
-    from airflow_dai_provider.transport.workers import Workers
+    from airflow_dai_provider.transport.threads import Workers
 
 
 def cancel_found(workers: Workers[DaiHook], report: SweepReport, retry_timeout: float, log: Any) -> None:

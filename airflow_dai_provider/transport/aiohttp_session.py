@@ -27,8 +27,8 @@ from airflow_dai_provider.transport.credentials import (
     refuse_plain_http,
     token_error,
 )
-from airflow_dai_provider.transport.errors import typed
-from airflow_dai_provider.transport.token import Token
+from airflow_dai_provider.transport.google_errors import typed
+from airflow_dai_provider.transport.shared_token import Token
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials

@@ -23,7 +23,7 @@ from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.endpoint import EMULATOR_VARIABLE, Endpoint
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.redaction import redact_urls
-from airflow_dai_provider.transport.errors import typed
+from airflow_dai_provider.transport.google_errors import typed
 
 #: The errors that ``Credentials.refresh`` raises: google-auth reads the token service's response unchecked.
 TOKEN_ERRORS = (GoogleAuthError, OSError, TypeError, ValueError, LookupError, AttributeError)

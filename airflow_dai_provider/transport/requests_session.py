@@ -31,7 +31,7 @@ from airflow_dai_provider.transport.credentials import (
     refuse_plain_http,
     token_error,
 )
-from airflow_dai_provider.transport.errors import typed
+from airflow_dai_provider.transport.google_errors import typed
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from google.auth import credentials
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
-from airflow_dai_provider.transport import token
+from airflow_dai_provider.transport import shared_token
 from tests.support.airflow_versions import secrets_maskers
 from tests.support.event_loop import let_time_pass, private_key_pem, run, trust_few
 
@@ -43,7 +43,7 @@ def live_on(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     trust_few(monkeypatch)
     mask_nothing(monkeypatch)
     let_time_pass(monkeypatch, clock)
-    monkeypatch.setattr(token, "time", SimpleNamespace(time=clock))
+    monkeypatch.setattr(shared_token, "time", SimpleNamespace(time=clock))
     monkeypatch.setattr(
         "google.auth._helpers.utcnow", lambda: datetime.fromtimestamp(clock(), UTC).replace(tzinfo=None)
     )

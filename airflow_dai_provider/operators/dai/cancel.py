@@ -15,7 +15,7 @@ from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.polling import check_seconds
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.metrics import count_finished, time_cancel
-from airflow_dai_provider.tasks.cancellation import request_cancellation
+from airflow_dai_provider.tasks.cancel_requests import request_cancellation
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
 from airflow_dai_provider.tasks.failures import accept_missing, check_expected_states, check_final_state, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION

@@ -16,7 +16,7 @@ from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.polling import check_seconds
 from airflow_dai_provider.api.redaction import url_secrets
 from airflow_dai_provider.api.retry import may_have_acted
-from airflow_dai_provider.ingest.guard import IngestGuard
+from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError, recover_ingest
 from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, reattach_or_cancel
 from airflow_dai_provider.metrics import count_finished

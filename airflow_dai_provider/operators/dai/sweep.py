@@ -210,7 +210,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
     def _cancel(self, hook: DaiHook, report: SweepReport) -> None:
         """Request every cancellation, and wait until the operations have finished if told to."""
         report.begin()
-        from airflow_dai_provider.transport.workers import Workers
+        from airflow_dai_provider.transport.threads import Workers
 
         hooks = [hook.sibling() for _ in range(self.max_concurrency)]
         with Workers(hooks, stopped=lambda: _KILLED if self._killed else None) as workers:

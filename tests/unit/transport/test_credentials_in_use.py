@@ -19,7 +19,7 @@ from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCreateCreativeOperator
 from airflow_dai_provider.tasks import deferral
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
-from airflow_dai_provider.transport.errors import Unauthenticated
+from airflow_dai_provider.transport.google_errors import Unauthenticated
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from tests.support.authentication import (
     TOKEN_METHODS,

@@ -15,7 +15,7 @@ from airflow.triggers.base import BaseTrigger
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
-from airflow_dai_provider.transport import pool
+from airflow_dai_provider.transport import session_pool
 from airflow_dai_provider.triggers import dai
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL
@@ -71,7 +71,7 @@ def connections(emulator: DaiEmulator, method: str) -> set[Any]:
 
 async def all_kills_done() -> None:
     """Wait for the cancellations that outlive their triggers."""
-    await until(lambda: not dai._KILLS and not pool._CLOSING)
+    await until(lambda: not dai._KILLS and not session_pool._CLOSING)
 
 
 async def kill_by_itself(trigger: DaiOperationTrigger) -> float:

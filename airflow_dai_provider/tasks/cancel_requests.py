@@ -66,7 +66,7 @@ def request_cancellations(
     :return: for each operation that may still run, a sentence that says why.
     """
     # Imported here, since DAG files are parsed often and few tasks cancel many operations.
-    from airflow_dai_provider.transport.workers import Workers
+    from airflow_dai_provider.transport.threads import Workers
 
     problems: dict[str, str] = {}
     left = dict.fromkeys(names, _TIME_IS_UP)

@@ -11,7 +11,7 @@ from google.api_core import exceptions as api
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.tasks.cancellation import request_cancellation
+from airflow_dai_provider.tasks.cancel_requests import request_cancellation
 
 LOGGER = logging.getLogger("airflow_dai_provider.test_cancellation")
 LOGGER.setLevel(logging.INFO)

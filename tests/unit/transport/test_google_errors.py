@@ -10,7 +10,7 @@ import pytest
 from google.api_core import exceptions
 
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.transport.errors import typed
+from airflow_dai_provider.transport.google_errors import typed
 
 GOOGLE = {
     "CANCELLED": exceptions.Cancelled,

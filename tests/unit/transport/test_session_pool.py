@@ -16,9 +16,9 @@ from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.endpoint import Endpoint
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
-from airflow_dai_provider.transport import errors
+from airflow_dai_provider.transport import google_errors
 from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS, AiohttpTransport
-from airflow_dai_provider.transport.pool import lease
+from airflow_dai_provider.transport.session_pool import lease
 from tests.support.event_loop import Gate, TokenService, let_time_pass, run, trust_few, until
 from tests.support.tiny_server import TinyServer
 
@@ -457,7 +457,7 @@ def test_bad_credentials_fail_each_wait_cleanly(emulator: DaiEmulator, connect: 
         hooks = [DaiAsyncHook() for _ in range(5)]
         return await asyncio.gather(*(hook.get_operation("operations/a") for hook in hooks), return_exceptions=True)
 
-    assert {type(error) for error in run(main())} == {errors.Unauthenticated}
+    assert {type(error) for error in run(main())} == {google_errors.Unauthenticated}
     connect(is_anonymous=True, dai_api_endpoint=emulator.endpoint)
     held_together(emulator, DaiAsyncHook)
     assert len(emulator.requests) == 1

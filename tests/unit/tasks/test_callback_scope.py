@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowException, BaseOperator, task
 
-from airflow_dai_provider.tasks.callbacks import (
+from airflow_dai_provider.tasks.callback_scope import (
     CLOCK_SKEW,
     CallbackKind,
     callback_kind,

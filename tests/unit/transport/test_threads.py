@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.transport.workers import Workers
+from airflow_dai_provider.transport.threads import Workers
 
 NAMES = [f"operations/{number}" for number in range(20)]
 

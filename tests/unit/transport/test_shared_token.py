@@ -11,8 +11,8 @@ from google.api_core import exceptions
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
-from airflow_dai_provider.transport import token
-from airflow_dai_provider.transport.errors import Unauthenticated
+from airflow_dai_provider.transport import shared_token
+from airflow_dai_provider.transport.google_errors import Unauthenticated
 from tests.support.event_loop import (
     Gate,
     TokenService,
@@ -76,8 +76,8 @@ def test_a_token_is_renewed_before_it_expires(
     name = emulator.start_ingest()
     tokens.expires_in = expires_in
     passed = 0.0
-    real_time = token.time.time
-    monkeypatch.setattr(token, "time", type("Time", (), {"time": lambda: real_time() + passed}))
+    real_time = shared_token.time.time
+    monkeypatch.setattr(shared_token, "time", type("Time", (), {"time": lambda: real_time() + passed}))
 
     async def main() -> None:
         nonlocal passed

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 
 from airflow_dai_provider.ingest.resume import IngestStore
-from airflow_dai_provider.tasks.callbacks import operations_started_by_task_instance
-from airflow_dai_provider.tasks.cancellation import request_cancellation
+from airflow_dai_provider.tasks.callback_scope import operations_started_by_task_instance
+from airflow_dai_provider.tasks.cancel_requests import request_cancellation
 from airflow_dai_provider.tasks.failures import describe_error
 from airflow_dai_provider.version_compat import KILLS_DEFERRED_PROCESS
 
