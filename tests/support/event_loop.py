@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 #: Seconds after which a test that hangs is ended.
-HANGS_AFTER = 15.0
+HANGS_AFTER = 60.0
 #: Seconds that a blocked thread waits for a gate before it gives up.
 GATE_SECONDS = 5.0
 
