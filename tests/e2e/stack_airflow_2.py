@@ -14,7 +14,7 @@ from stack_waits import wait_until
 #: Settings to run several tasks at once. Airflow's own tests use this executor on SQLite too; a lock can fail a try.
 CONCURRENT = {
     "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
-    "AIRFLOW__CORE__PARALLELISM": "12",
+    "AIRFLOW__CORE__PARALLELISM": "8",
     "_AIRFLOW__SKIP_DATABASE_EXECUTOR_COMPATIBILITY_CHECK": "1",
 }
 
@@ -31,7 +31,7 @@ class Airflow2Stack(AirflowStack):
         return super()._settings(dags) | {
             "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor",
             # Heartbeats are late on a busy machine: at 12 s, healthy tasks are killed.
-            "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "20",
+            "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "30",
             # The dag processor must have handled a lost task before the next detection, which would report it again:
             # Airflow would then fail the next try.
             "AIRFLOW__SCHEDULER__ZOMBIE_DETECTION_INTERVAL": "40",
