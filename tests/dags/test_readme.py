@@ -28,6 +28,7 @@ from airflow_dai_provider.operators.dai import (
 )
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from tests.support.airflow_versions import deadline_names
+from tests.support.emulators import methods
 from tests.support.source_strings import provider_strings
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +114,7 @@ def test_the_check_of_a_connection(emulator: DaiEmulator) -> None:
         [sys.executable, *shlex.split(command)[1:]], capture_output=True, text=True, check=True, env=os.environ
     )
     assert f"(True, '{emulator.endpoint} responded to operations.list.')" in done.stdout
-    assert [request.method for request in emulator.requests] == ["operations.list"]
+    assert methods(emulator) == ["operations.list"]
 
 
 def test_the_commands_of_the_local_service(tmp_path: Path) -> None:

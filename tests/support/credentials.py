@@ -6,24 +6,17 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from airflow_dai_provider.emulator import DaiEmulator, SelfSigned
-from tests.support.authentication import (
-    FORMS,
-    Form,
-    Shown,
-    guarded_emulator,
-)
+from tests.support.authentication import FORMS, Form, Shown, guarded_emulator
+from tests.support.clock import Clock
+from tests.support.log import Log
 from tests.support.tunnel import tunnel_to
-
-if TYPE_CHECKING:
-    from conftest import Clock, Log
-
 
 NAME = "operations/ingest"
 ROBOT = "robot@emulator.iam.gserviceaccount.com"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import requests
@@ -14,11 +12,11 @@ from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
-from airflow_dai_provider.tasks import deferral
-from tests.support.event_loop import fire, let_time_pass, trust_few
-
-if TYPE_CHECKING:
-    from conftest import Clock
+from tests.support.clock import Clock
+from tests.support.emulators import MakeEmulator
+from tests.support.event_loop import fire
+from tests.support.payloads import creative
+from tests.support.task_instance import Store
 
 CREATE, GET, CANCEL, LIST = "creatives.create", "operations.get", "operations.cancel", "operations.list"
 SECRET = "sig=dGhlLXNpZ25hdHVyZQ"
@@ -26,40 +24,9 @@ URL = f"https://media.example.com/ad.mp4?{SECRET}"
 JSON = {"content_type": "application/json"}
 
 
-def creative(url: str = URL, **more: Any) -> dict[str, Any]:
-    media = {"uri": url, "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
-    return {"adSystem": "example", "mediaFiles": [media], **more}
-
-
-@dataclass
-class Store:
-    """Stand in for Airflow's task state store in a worker of 3.3; it outlives tries and clears."""
-
-    kept: dict[str, Any] = field(default_factory=dict)
-    broken: bool = False
-
-    def get(self, key: str) -> Any:
-        self._check()
-        return self.kept.get(key)
-
-    def set(self, key: str, value: Any) -> None:
-        self._check()
-        self.kept[key] = json.loads(json.dumps(value))
-
-    def delete(self, key: str) -> None:
-        self._check()
-        self.kept.pop(key, None)
-
-    def _check(self) -> None:
-        if self.broken:
-            raise RuntimeError("the API server is unavailable")
-
-
 @pytest.fixture(autouse=True)
-def _time(monkeypatch: pytest.MonkeyPatch, fake_time: Clock) -> None:
-    trust_few(monkeypatch)
-    let_time_pass(monkeypatch, fake_time)
-    monkeypatch.setattr(deferral.time, "time", fake_time)
+def _time(few_authorities: None, fake_time: Clock) -> None:
+    """Let tasks, hooks and triggers live on the test's clock."""
 
 
 @pytest.fixture
@@ -81,10 +48,9 @@ def context_before_3_3(context: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def slow(make_emulator: Any) -> DaiEmulator:
+def slow(make_emulator: MakeEmulator) -> DaiEmulator:
     """Give an emulator whose ingests take a minute, and a cancel 3 s."""
-    emulator: DaiEmulator = make_emulator(ingest_seconds=60, cancel_seconds=3)
-    return emulator
+    return make_emulator(ingest_seconds=60, cancel_seconds=3)
 
 
 def make(url: str = URL, **options: Any) -> DaiCreateCreativeOperator:
@@ -134,10 +100,6 @@ def between_polls(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Callable[[Ca
         monkeypatch.setattr(DaiHook, "_sleep", staticmethod(sleep))
 
     return arrange
-
-
-def count(emulator: DaiEmulator, method: str) -> int:
-    return [request.method for request in emulator.requests].count(method)
 
 
 def the(emulator: DaiEmulator) -> str:

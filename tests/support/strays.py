@@ -10,12 +10,12 @@ import pytest
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import XCOM_REPORT, DaiCancelStrayOperationsOperator
+from tests.support.payloads import metadata
 
 LIST, GET, CANCEL = "operations.list", "operations.get", "operations.cancel"
 HOUR = 3600.0
 PLACES = ("requested", "cancelled", "finished", "refused", "left")
 SIGNED = "https://user:s3cret@media.example/ad.mp4?X-Goog-Signature=s3cret#s3cret"
-METADATA_TYPE = "type.googleapis.com/google.ads.dai.v1.CreateCreativeOperationMetadata"
 
 
 @pytest.fixture
@@ -50,10 +50,6 @@ def make(**options: Any) -> DaiCancelStrayOperationsOperator:
     return DaiCancelStrayOperationsOperator(task_id="sweep", **{"older_than": HOUR, **options})
 
 
-def count(emulator: DaiEmulator, method: str) -> int:
-    return [request.method for request in emulator.requests].count(method)
-
-
 def pushed_report(ti: Any) -> dict[str, Any]:
     report: dict[str, Any] = ti.pushed[ti.task_id, -1, XCOM_REPORT]
     assert json.loads(json.dumps(report)) == report
@@ -65,9 +61,9 @@ def places(report: dict[str, Any]) -> dict[str, Any]:
     return {place: report[place] for place in PLACES if report[place]}
 
 
-def listed(name: str, **metadata: Any) -> dict[str, Any]:
+def listed(name: str, **fields: Any) -> dict[str, Any]:
     """Return a running operation as a list shows it."""
-    return {"name": name, "metadata": {"@type": METADATA_TYPE, **metadata}}
+    return {"name": name, "metadata": metadata(**fields)}
 
 
 def answer_list(emulator: DaiEmulator, *operations: dict[str, Any], token: str | None = None) -> None:

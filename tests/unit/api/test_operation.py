@@ -8,18 +8,14 @@ from typing import Any
 import pytest
 
 from airflow_dai_provider.api.operation import Ingest, InvalidOperationError, Operation, OperationState
+from tests.support.payloads import METADATA_TYPE, metadata
 
 NAME = "operations/a/b"
-TYPE = "type.googleapis.com/google.ads.dai.v1.CreateCreativeOperationMetadata"
 SIGNED = "https://user:pw@cdn.example/v.mp4?X-Goog-Signature=5ec7e7#t"
 PLAIN = "https://cdn.example/v.mp4"
 
 RUNNING, SUCCEEDED = OperationState.RUNNING, OperationState.SUCCEEDED
 FAILED, CANCELLED = OperationState.FAILED, OperationState.CANCELLED
-
-
-def metadata(**fields: Any) -> dict[str, Any]:
-    return {"@type": TYPE, **fields}
 
 
 FULL_METADATA = metadata(
@@ -277,7 +273,7 @@ def test_the_json_form_of_what_the_service_has_not_said() -> None:
             ["creative_url", "gv_registry_id", "create_time", "youtube_state", "failure_reason", "failure_code"]
         ),
         "response": None,
-        "metadata": {"@type": TYPE},
+        "metadata": {"@type": METADATA_TYPE},
     }
     assert Operation(NAME, RUNNING).to_dict()["ingest"] is None
 

@@ -16,6 +16,8 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.names import InvalidNameError
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.retry import may_retry
+from tests.support.payloads import creative
+from tests.support.rpc_codes import RPC_CODES
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOST = "https://dai.googleapis.com"
@@ -176,10 +178,7 @@ def test_a_page_size_is_a_whole_number_from_one_on(page_size: Any) -> None:
         rest.list_operations(page_size=page_size)
 
 
-CREATIVE = {
-    "adSystem": "x",
-    "mediaFiles": [{"uri": SIGNED, "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}],
-}
+CREATIVE = creative(SIGNED)
 
 
 @pytest.mark.parametrize(
@@ -376,32 +375,14 @@ def test_no_secret_of_a_cut_answer_is_shown() -> None:
 
 # Errors
 
-HTTP_STATUS = {
-    "CANCELLED": 499,
-    "UNKNOWN": 500,
-    "INVALID_ARGUMENT": 400,
-    "DEADLINE_EXCEEDED": 504,
-    "NOT_FOUND": 404,
-    "ALREADY_EXISTS": 409,
-    "PERMISSION_DENIED": 403,
-    "RESOURCE_EXHAUSTED": 429,
-    "FAILED_PRECONDITION": 400,
-    "ABORTED": 409,
-    "OUT_OF_RANGE": 400,
-    "UNIMPLEMENTED": 501,
-    "INTERNAL": 500,
-    "UNAVAILABLE": 503,
-    "DATA_LOSS": 500,
-    "UNAUTHENTICATED": 401,
-}
-
 
 def json_error(status: object = None, message: object = "words", **fields: Any) -> dict[str, Any]:
     return {"error": {"code": 400, "message": message, **({"status": status} if status is not None else {}), **fields}}
 
 
-@pytest.mark.parametrize(("code", "http_status"), HTTP_STATUS.items())
-def test_the_status_of_the_error_decides_and_the_message_says_everything(code: str, http_status: int) -> None:
+@pytest.mark.parametrize("code", RPC_CODES)
+def test_the_status_of_the_error_decides_and_the_message_says_everything(code: str) -> None:
+    http_status = RPC_CODES[code].http_status
     error = read_error(CANCEL, http_status, json_error(code))
     assert error.rpc_code == code
     assert str(error) == f"operations.cancel of operations/a returned {http_status} {code}: words"
@@ -529,14 +510,14 @@ REPEATED: list[tuple[rest.Request[Any], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize("code", HTTP_STATUS)
+@pytest.mark.parametrize("code", RPC_CODES)
 @pytest.mark.parametrize(
     ("request_", "codes"), [pytest.param(request_, codes, id=request_.method) for request_, codes in REPEATED]
 )
 def test_which_requests_may_be_repeated_after_which_error(
     request_: rest.Request[Any], codes: set[str], code: str
 ) -> None:
-    error = read_error(request_, HTTP_STATUS[code], json_error(code))
+    error = read_error(request_, RPC_CODES[code].http_status, json_error(code))
     assert may_retry(request_.retryable_codes, error) is (code in codes)
 
 

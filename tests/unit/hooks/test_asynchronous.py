@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from google.api_core import exceptions
@@ -19,20 +19,14 @@ from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import MAX_OUTAGE, WaitTimeoutError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
-from tests.support.event_loop import let_time_pass, run, trust_few
+from tests.support.clock import Clock
+from tests.support.event_loop import run
+from tests.support.log import Log
 from tests.support.tiny_server import Exchange, TinyServer, refusing_port
 
-if TYPE_CHECKING:
-    from conftest import Clock, Log
+pytestmark = pytest.mark.usefixtures("few_authorities", "fake_time")
 
 NAME = "operations/ingest"
-
-
-@pytest.fixture(autouse=True)
-def slept(monkeypatch: pytest.MonkeyPatch, fake_time: Clock) -> list[float]:
-    """Let both hooks wait on the test's clock; what they have slept."""
-    trust_few(monkeypatch)
-    return let_time_pass(monkeypatch, fake_time)
 
 
 @pytest.fixture

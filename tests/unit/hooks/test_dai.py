@@ -14,12 +14,13 @@ from airflow_dai_provider.api.names import InvalidNameError
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
+from tests.support.clock import Clock
+from tests.support.emulators import methods
+from tests.support.hooks import cases, operation
+from tests.support.payloads import NAME, URL, creative
 
 if TYPE_CHECKING:
-    from conftest import Clock
-
     from tests.support.tiny_server import Exchange, TinyServer
-from tests.support.hook_calls import CREATIVE, NAME, URL, cases, operation, sent
 
 GOOD_NAMES = {
     "plain": NAME,
@@ -166,12 +167,12 @@ def test_delete_does_not_cancel(hook: DaiHook, emulator: DaiEmulator) -> None:
 
 
 def test_create_sends_the_creative_as_json(hook: DaiHook, emulator: DaiEmulator) -> None:
-    operation = hook.create_creative(CREATIVE)
+    operation = hook.create_creative(creative())
 
     (request,) = emulator.requests
     assert (request.http_method, request.raw_path) == ("POST", "/v1/creatives")
     assert request.headers["content-type"] == "application/json"
-    assert json.loads(request.body) == {"creative": CREATIVE}
+    assert json.loads(request.body) == {"creative": creative()}
     assert operation.state is OperationState.RUNNING
     assert emulator.state(operation.name) == "RUNNING"
 
@@ -179,14 +180,14 @@ def test_create_sends_the_creative_as_json(hook: DaiHook, emulator: DaiEmulator)
 def test_create_sends_the_dynamic_info_too(hook: DaiHook, emulator: DaiEmulator) -> None:
     info = {"dynamicGroupId": "группа", "activeDuration": "3.5s"}
 
-    creative = {**CREATIVE, "networkCode": "7"}
+    given = creative(networkCode="7")
 
-    hook.create_creative(creative, info)
+    hook.create_creative(given, info)
 
-    assert json.loads(emulator.requests[0].body) == {"creative": creative, "dynamicCreativeInfo": info}
+    assert json.loads(emulator.requests[0].body) == {"creative": given, "dynamicCreativeInfo": info}
 
 
-@pytest.mark.parametrize("arguments", [("a",), (None,), ([CREATIVE],), (CREATIVE, "a")], ids=repr)
+@pytest.mark.parametrize("arguments", [("a",), (None,), ([creative()],), (creative(), "a")], ids=repr)
 def test_create_refuses_what_is_no_json_object(hook: DaiHook, emulator: DaiEmulator, arguments: Any) -> None:
     with pytest.raises(TypeError, match="expected a JSON object"):
         hook.create_creative(*arguments)
@@ -194,19 +195,19 @@ def test_create_refuses_what_is_no_json_object(hook: DaiHook, emulator: DaiEmula
 
 
 def test_get_and_delete_creative(hook: DaiHook, emulator: DaiEmulator, clock: Clock) -> None:
-    operation = hook.create_creative(CREATIVE)
+    operation = hook.create_creative(creative())
     clock.now += 100
     ingest = hook.get_operation(operation.name).ingest
     assert ingest is not None
     name = f"creatives/{ingest.gv_registry_id}"
     emulator.forget_requests()
 
-    assert hook.get_creative(name) == {**CREATIVE, "name": name}
+    assert hook.get_creative(name) == {**creative(), "name": name}
     hook.delete_creative(name)
     with pytest.raises(exceptions.NotFound):
         hook.get_creative(name)
 
-    assert sent(emulator) == ["creatives.get", "creatives.delete", "creatives.get"]
+    assert methods(emulator) == ["creatives.get", "creatives.delete", "creatives.get"]
     assert {(request.raw_path, request.body) for request in emulator.requests} == {(f"/v1/{name}", b"")}
 
 
@@ -296,7 +297,7 @@ def test_a_name_reaches_the_service_unchanged(hook: DaiHook, emulator: DaiEmulat
     assert emulator.cancel_requested(name) == 1
     hook.delete_operation(name)
 
-    assert sent(emulator) == ["operations.get", "operations.cancel", "operations.delete"]
+    assert methods(emulator) == ["operations.get", "operations.cancel", "operations.delete"]
     assert {request.name for request in emulator.requests} == {name}
 
 
@@ -337,7 +338,7 @@ def test_connection_by_get(hook: DaiHook, emulator: DaiEmulator) -> None:
         True,
         f"{emulator.endpoint} responded to operations.get; it has no operations.list.",
     )
-    assert sent(emulator) == ["operations.list", "operations.get"]
+    assert methods(emulator) == ["operations.list", "operations.get"]
 
 
 def test_connection_by_get_that_finds_something(hook: DaiHook, emulator: DaiEmulator) -> None:

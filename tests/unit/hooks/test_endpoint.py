@@ -10,10 +10,10 @@ from google.api_core import exceptions
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
+from tests.support.payloads import NAME
 
 if TYPE_CHECKING:
     pass
-from tests.support.hook_calls import NAME
 
 
 def test_the_argument_comes_first(

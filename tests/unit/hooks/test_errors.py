@@ -13,46 +13,17 @@ from google.api_core import exceptions
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
+from tests.support.emulators import methods
+from tests.support.hooks import CALLS, CANCELLED, FAILED, RUNNING, SUCCEEDED, cases, operation
+from tests.support.payloads import NAME, URL, creative
+from tests.support.rpc_codes import RPC_CODES
 
 if TYPE_CHECKING:
     from tests.support.tiny_server import Exchange, TinyServer
-from tests.support.hook_calls import (
-    CALLS,
-    CANCELLED,
-    CREATIVE,
-    FAILED,
-    NAME,
-    RUNNING,
-    SUCCEEDED,
-    URL,
-    cases,
-    operation,
-    sent,
-)
-
-#: Every rpc code: the HTTP status with which it comes, and the class that the hook raises.
-CODES: dict[str, tuple[int, type[exceptions.GoogleAPICallError]]] = {
-    "CANCELLED": (499, exceptions.Cancelled),
-    "UNKNOWN": (500, exceptions.Unknown),
-    "INVALID_ARGUMENT": (400, exceptions.InvalidArgument),
-    "DEADLINE_EXCEEDED": (504, exceptions.DeadlineExceeded),
-    "NOT_FOUND": (404, exceptions.NotFound),
-    "ALREADY_EXISTS": (409, exceptions.AlreadyExists),
-    "PERMISSION_DENIED": (403, exceptions.PermissionDenied),
-    "RESOURCE_EXHAUSTED": (429, exceptions.ResourceExhausted),
-    "FAILED_PRECONDITION": (400, exceptions.FailedPrecondition),
-    "ABORTED": (409, exceptions.Aborted),
-    "OUT_OF_RANGE": (400, exceptions.OutOfRange),
-    "UNIMPLEMENTED": (501, exceptions.MethodNotImplemented),
-    "INTERNAL": (500, exceptions.InternalServerError),
-    "UNAVAILABLE": (503, exceptions.ServiceUnavailable),
-    "DATA_LOSS": (500, exceptions.DataLoss),
-    "UNAUTHENTICATED": (401, exceptions.Unauthenticated),
-}
 
 
 @pytest.mark.parametrize("method", CALLS)
-@pytest.mark.parametrize("rpc_status", CODES)
+@pytest.mark.parametrize("rpc_status", RPC_CODES)
 def test_each_code_has_its_class_and_its_repeats(
     emulator: DaiEmulator,
     connect: Callable[..., None],
@@ -67,10 +38,10 @@ def test_each_code_has_its_class_and_its_repeats(
     with pytest.raises(exceptions.GoogleAPICallError) as caught:
         call(make_hook(api_endpoint=emulator.endpoint))
 
-    status, error = CODES[rpc_status]
+    _, status, error = RPC_CODES[rpc_status]
     for words in (method, str(status), rpc_status, "The emulator was told to fail."):
         assert words in str(caught.value)
-    assert sent(emulator) == [method] * (2 if rpc_status in repeated else 1)
+    assert methods(emulator) == [method] * (2 if rpc_status in repeated else 1)
 
 
 def json_error(status: object, message: object = "m", **fields: object) -> bytes:
@@ -161,7 +132,7 @@ def test_the_words_of_the_service_come_without_signatures(once: DaiHook, emulato
     emulator.inject(Fault(status=400, body=json_error("INVALID_ARGUMENT", words)))
 
     with pytest.raises(exceptions.InvalidArgument, match=f"cannot download {URL} today$"):
-        once.create_creative(CREATIVE)
+        once.create_creative(creative())
 
 
 GOOD_ANSWERS: dict[str, tuple[Fault, OperationState]] = {
@@ -211,7 +182,7 @@ def test_cancel_may_answer_204(once: DaiHook, emulator: DaiEmulator) -> None:
 
     once.cancel_operation(NAME)
 
-    assert sent(emulator) == ["operations.cancel"]
+    assert methods(emulator) == ["operations.cancel"]
 
 
 BAD_ANSWERS: dict[str, tuple[bytes, str]] = {
@@ -290,7 +261,7 @@ def test_a_bad_answer_to_a_create_is_not_asked_for_again(hook: DaiHook, emulator
     emulator.inject(Fault(method="creatives.create", status=200, body=b'{"na', times=None))
 
     with pytest.raises(exceptions.Unknown):
-        hook.create_creative(CREATIVE)
+        hook.create_creative(creative())
     assert len(emulator.requests) == 1
 
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import TYPE_CHECKING
 
 import pytest
 from google.api_core import exceptions
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
-
-if TYPE_CHECKING:
-    from conftest import Log
-
-from tests.support.hook_calls import CALLS, CREATIVE, NAME, lines, sent
+from tests.support.emulators import methods
+from tests.support.hooks import CALLS
+from tests.support.log import Log
+from tests.support.payloads import NAME, creative
 
 
 def test_503_twice_then_fine(hook: DaiHook, emulator: DaiEmulator, slept: list[float], log: Log) -> None:
@@ -25,13 +23,13 @@ def test_503_twice_then_fine(hook: DaiHook, emulator: DaiEmulator, slept: list[f
 
     hook.cancel_operation(name)
 
-    assert sent(emulator) == ["operations.cancel"] * 3
+    assert methods(emulator) == ["operations.cancel"] * 3
     assert emulator.cancel_requested(name) == 1
     assert slept == [0.5, 1.0]
-    assert [line.split(": ")[0] for line in lines(log, "; attempt")] == [
+    assert [line.split(": ")[0] for line in log.lines("; attempt")] == [
         f"operations.cancel of {name} returned 503 UNAVAILABLE"
     ] * 2
-    assert [line.split("; ")[-1] for line in lines(log, "; attempt")] == [
+    assert [line.split("; ")[-1] for line in log.lines("; attempt")] == [
         "attempt 1, next in 0.5 s",
         "attempt 2, next in 1.0 s",
     ]
@@ -44,7 +42,7 @@ def test_501_is_asked_once(hook: DaiHook, emulator: DaiEmulator, slept: list[flo
         hook.cancel_operation(NAME)
     assert len(emulator.requests) == 1
     assert slept == []
-    assert lines(log, "attempt") == []
+    assert log.lines("attempt") == []
 
 
 @pytest.mark.parametrize(
@@ -69,9 +67,9 @@ def test_a_create_is_repeated_only_where_nothing_can_have_started(
 
     if requests == 1:
         with pytest.raises(exceptions.GoogleAPICallError):
-            hook.create_creative(CREATIVE)
+            hook.create_creative(creative())
     else:
-        hook.create_creative(CREATIVE)
+        hook.create_creative(creative())
 
     assert len(emulator.requests) == requests
     assert len(emulator.states()) == started
@@ -99,7 +97,7 @@ def test_a_refused_connection_is_tried_again(
         CALLS[method][0](hook)
 
     assert slept == [0.5, 1.0]
-    assert sent(emulator) == [method]
+    assert methods(emulator) == [method]
 
 
 def test_a_dropped_connection_is_tried_again_where_that_is_safe(hook: DaiHook, emulator: DaiEmulator) -> None:
@@ -206,7 +204,7 @@ def test_retry_after_is_bounded(hook: DaiHook, emulator: DaiEmulator, slept: lis
         hook.get_operation(NAME)
     assert len(emulator.requests) == 1
     assert slept == []
-    assert lines(log, "attempt") == []
+    assert log.lines("attempt") == []
 
 
 def test_retry_after_does_not_make_a_call_repeatable(hook: DaiHook, emulator: DaiEmulator) -> None:
@@ -244,4 +242,4 @@ def test_no_repeat_without_retry_timeout(
         hook.get_operation(NAME)
     assert len(emulator.requests) == 1
     assert slept == []
-    assert lines(log, "attempt") == []
+    assert log.lines("attempt") == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from google.api_core import exceptions
@@ -11,11 +11,10 @@ from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.polling import MAX_OUTAGE, WaitTimeoutError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
-
-if TYPE_CHECKING:
-    from conftest import Clock, Log
-
-from tests.support.hook_calls import CANCELLED, FAILED, NAME, SUCCEEDED, lines
+from tests.support.clock import Clock
+from tests.support.hooks import CANCELLED, FAILED, SUCCEEDED
+from tests.support.log import Log
+from tests.support.payloads import NAME
 
 
 def looks(emulator: DaiEmulator) -> list[float]:
@@ -40,7 +39,7 @@ def test_wait_until_the_end(
 
     assert ended.state is state
     assert looks(emulator) == [0, 1, 2.5, 4.75, 8.125, 13.188, 20.781]
-    logged = lines(log, "next poll")
+    logged = log.lines("next poll")
     assert len(logged) == len(looks(emulator)) - 1
     assert logged[0] == f"{name} is RUNNING (ingest PROCESSING); 0 s elapsed, next poll in 1.0 s"
     assert logged[3] == f"{name} is RUNNING (ingest PROCESSING); 5 s elapsed, next poll in 3.4 s"
@@ -54,7 +53,7 @@ def test_wait_for_what_has_ended_is_one_look(
     assert hook.wait_for_operation(name, timeout=1).state is SUCCEEDED
     assert len(emulator.requests) == 1
     assert slept == []
-    assert lines(log, "next poll") == []
+    assert log.lines("next poll") == []
 
 
 def test_wait_looks_once_per_interval_in_the_end(hook: DaiHook, emulator: DaiEmulator, slept: list[float]) -> None:
@@ -112,7 +111,7 @@ def test_wait_goes_on_after_what_can_heal(hook: DaiHook, emulator: DaiEmulator, 
 
     assert hook.wait_for_operation(name).state is SUCCEEDED
 
-    logged = lines(log, "Could not poll")
+    logged = log.lines("Could not poll")
     assert len(logged) == 3
     assert all(line.startswith(f"Could not poll {name}: operations.get of {name} ") for line in logged)
     assert all("s elapsed, next poll in" in line for line in logged)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowTaskTimeout, TaskDeferred
@@ -14,11 +14,11 @@ from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.ingest.resume import KEY
 from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
-
-if TYPE_CHECKING:
-    from conftest import Log
-
-from tests.support.ingests import CANCEL, Store, both, count, creative, execute, make, resume, the
+from tests.support.emulators import count
+from tests.support.ingests import CANCEL, both, execute, make, resume, the
+from tests.support.log import Log
+from tests.support.payloads import creative
+from tests.support.task_instance import Store
 
 pytestmark = pytest.mark.usefixtures("_time")
 

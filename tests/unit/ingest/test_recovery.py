@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
@@ -11,11 +11,10 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.ingest.recovery import PAUSES, IngestMayHaveStartedError
 from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
-
-if TYPE_CHECKING:
-    from conftest import Clock, Log
-
-from tests.support.ingests import CREATE, JSON, LIST, SECRET, URL, count, execute, fail, interrupt_create, the
+from tests.support.clock import Clock
+from tests.support.emulators import count
+from tests.support.ingests import CREATE, JSON, LIST, SECRET, URL, execute, fail, interrupt_create, the
+from tests.support.log import Log
 
 pytestmark = pytest.mark.usefixtures("_time")
 

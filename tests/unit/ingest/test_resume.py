@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import (
@@ -19,26 +19,12 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.ingest.resume import KEY
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE
-
-if TYPE_CHECKING:
-    from conftest import Clock, Log
-
-from tests.support.ingests import (
-    CANCEL,
-    CREATE,
-    GET,
-    Store,
-    both,
-    cancel,
-    count,
-    creative,
-    execute,
-    fail,
-    interrupt_create,
-    make,
-    resume,
-    the,
-)
+from tests.support.clock import Clock
+from tests.support.emulators import count
+from tests.support.ingests import CANCEL, CREATE, GET, both, cancel, execute, fail, interrupt_create, make, resume, the
+from tests.support.log import Log
+from tests.support.payloads import creative
+from tests.support.task_instance import Store
 
 pytestmark = pytest.mark.usefixtures("_time")
 
@@ -127,8 +113,8 @@ class TestRetry:
         right = execute(context, **other)
         assert right != wrong
         assert slow.states() == {wrong: "CANCELLED", right: "SUCCEEDED"}
-        methods = [r.method for r in slow.requests]
-        assert methods.index(CANCEL) < [n for n, method in enumerate(methods) if method == CREATE][1]
+        called = methods(slow)
+        assert called.index(CANCEL) < [n for n, method in enumerate(called) if method == CREATE][1]
 
     def test_nothing_is_started_if_another_creative_s_ingest_cannot_be_cancelled(
         self, slow: DaiEmulator, context: Any, ti: Any

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.support.deadlines import Triggerer, install_triggerer
-from tests.support.event_loop import trust_few
 
 
 @pytest.fixture(autouse=True)
-def few_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
-    trust_few(monkeypatch)
+def _authorities(few_authorities: None) -> None:
+    """Let the hooks read few certificate authorities."""
 
 
 @pytest.fixture

@@ -14,13 +14,14 @@ from jinja2 import Environment
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
+from tests.support.emulators import methods
 
 CANCEL = "operations.cancel"
 A, B, C = (f"operations/{letter}" for letter in "abc")
 
 
 def count(emulator: DaiEmulator, method: str = CANCEL) -> int:
-    return [request.method for request in emulator.requests].count(method)
+    return methods(emulator).count(method)
 
 
 @pytest.fixture

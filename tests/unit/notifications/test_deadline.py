@@ -8,7 +8,7 @@ import json
 import threading
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -23,11 +23,10 @@ from tests.support.airflow_versions import (
     deadline_names,
     run_sync_callback,
 )
+from tests.support.clock import Clock
 from tests.support.deadlines import Triggerer, deadline_context, deadlines
 from tests.support.event_loop import Gate, run, until
-
-if TYPE_CHECKING:
-    from conftest import Clock, Log
+from tests.support.log import Log
 
 PATH = "airflow_dai_provider.notifications.dai.DaiCancelOperationNotifier"
 PASSED = "A deadline has passed: that of the run a_run of a_dag."

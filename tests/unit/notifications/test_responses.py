@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowException
@@ -15,10 +15,9 @@ from airflow.providers.common.compat.sdk import DAG, AirflowException
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks import dai
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
+from tests.support.clock import Clock
 from tests.support.event_loop import run
-
-if TYPE_CHECKING:
-    from conftest import Clock, Log
+from tests.support.log import Log
 
 GET, CANCEL = "operations.get", "operations.cancel"
 A, B, C = (f"operations/{letter}" for letter in "abc")

@@ -12,6 +12,8 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
+from tests.support.connections import define_connection
+from tests.support.emulators import count, methods
 
 GET, CANCEL = "operations.get", "operations.cancel"
 NAME = "operations/my-ingest"
@@ -33,10 +35,6 @@ def execute(ti: Any) -> Callable[..., Any]:
     return run
 
 
-def count(emulator: DaiEmulator, method: str) -> int:
-    return [request.method for request in emulator.requests].count(method)
-
-
 class TestRequest:
     def test_it_requests_the_cancellation_and_returns_the_name(
         self, emulator: DaiEmulator, execute: Any, log: Any, ti: Any
@@ -44,7 +42,7 @@ class TestRequest:
         emulator.start_ingest(NAME)
         assert execute() == NAME
         assert emulator.state(NAME) == "CANCELLED"
-        assert [request.method for request in emulator.requests] == [CANCEL, GET]
+        assert methods(emulator) == [CANCEL, GET]
         assert log.ours == [
             f"Requested the cancellation of {NAME}.",
             f"{NAME} is CANCELLED (last: ingest PROCESSING).",
@@ -441,7 +439,7 @@ class TestParameters:
 
     @pytest.mark.parametrize("endpoint", ["http://h/path", "ftp://h", "https://user:secret@h"])
     def test_a_bad_endpoint_fails_for_good(self, monkeypatch: pytest.MonkeyPatch, execute: Any, endpoint: str) -> None:
-        monkeypatch.setenv("AIRFLOW_CONN_DAI", json.dumps({"conn_type": "google_cloud_platform"}))
+        define_connection(monkeypatch, "dai")
         with pytest.raises(AirflowFailException, match="Invalid api_endpoint") as raised:
             execute(gcp_conn_id="dai", api_endpoint=endpoint)
         assert "secret" not in str(raised.value)

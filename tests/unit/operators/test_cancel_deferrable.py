@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import (
@@ -21,20 +20,15 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import XCOM_OPERATION, DaiCancelOperationOperator
 from airflow_dai_provider.tasks import deferral
 from airflow_dai_provider.tasks.failures import OperationNotFoundError, UnexpectedStateError
-from tests.support.event_loop import fire, let_time_pass, trust_few
+from tests.support.clock import Clock
+from tests.support.emulators import methods
+from tests.support.event_loop import fire
+from tests.support.log import Log
 
-if TYPE_CHECKING:
-    from conftest import Clock, Log
+pytestmark = pytest.mark.usefixtures("few_authorities", "fake_time")
 
 NAME = "operations/my-ingest"
 TIMEOUT = 100.0
-
-
-@pytest.fixture(autouse=True)
-def _time(monkeypatch: pytest.MonkeyPatch, fake_time: Clock) -> None:
-    trust_few(monkeypatch)
-    let_time_pass(monkeypatch, fake_time)
-    monkeypatch.setattr(deferral, "time", SimpleNamespace(time=fake_time))
 
 
 @pytest.fixture
@@ -62,10 +56,6 @@ def execute(context: Any, *, deferrable: bool, **options: Any) -> Any:
     except TaskDeferred as deferred:
         event = {**(deferred.kwargs or {}), "event": fire(deferred)}
         return make(deferrable=deferrable, **options).resume_execution(deferred.method_name, event, context)
-
-
-def methods(emulator: DaiEmulator) -> list[str | None]:
-    return [request.method for request in emulator.requests]
 
 
 both = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker", "deferrable"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from typing import Any
 
@@ -11,13 +10,11 @@ from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
+from tests.support.connections import define_connection
+from tests.support.emulators import count
 
 CANCEL = "operations.cancel"
 NAME = "operations/my-ingest"
-
-
-def count(emulator: DaiEmulator, method: str) -> int:
-    return [request.method for request in emulator.requests].count(method)
 
 
 class TestRun:
@@ -104,8 +101,7 @@ class TestRun:
     ) -> None:
         monkeypatch.delenv("DAI_EMULATOR_HOST")
         extra = {"is_anonymous": True, "num_retries": 2, "dai_api_endpoint": emulator.endpoint}
-        connection = {"conn_type": "google_cloud_platform", "extra": extra}
-        monkeypatch.setenv("AIRFLOW_CONN_DAI", json.dumps(connection))
+        define_connection(monkeypatch, "dai", **extra)
         emulator.start_ingest(NAME)
         emulator.inject(Fault(method=CANCEL, status=503, times=None))
         run = run_dag(self.dag("operator_connection", gcp_conn_id="dai", retries=1, retry_delay=timedelta(0)))
@@ -117,9 +113,7 @@ class TestRun:
         self, make_emulator: Any, run_dag: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         meant, other = make_emulator(), make_emulator()
-        monkeypatch.setenv(
-            "AIRFLOW_CONN_DAI", json.dumps({"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True}})
-        )
+        define_connection(monkeypatch, "dai", is_anonymous=True)
         meant.start_ingest(NAME)
         run = run_dag(self.dag("operator_endpoint", gcp_conn_id="dai", api_endpoint=meant.endpoint))
         assert run.state == "success"

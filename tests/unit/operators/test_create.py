@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import (
@@ -22,28 +22,12 @@ from airflow_dai_provider.ingest.resume import KEY
 from airflow_dai_provider.operators.dai import XCOM_OPERATION, DaiCreateCreativeOperator
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE
-
-if TYPE_CHECKING:
-    from conftest import Clock, Log
-
-from tests.support.ingests import (
-    CANCEL,
-    CREATE,
-    GET,
-    LIST,
-    SECRET,
-    URL,
-    Store,
-    both,
-    cancel,
-    count,
-    creative,
-    execute,
-    fail,
-    make,
-    resume,
-    the,
-)
+from tests.support.clock import Clock
+from tests.support.emulators import count
+from tests.support.ingests import CANCEL, CREATE, GET, LIST, SECRET, URL, both, cancel, execute, fail, make, resume, the
+from tests.support.log import Log
+from tests.support.payloads import creative
+from tests.support.task_instance import Store
 
 pytestmark = pytest.mark.usefixtures("_time")
 

@@ -11,7 +11,9 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
-from tests.support.strays import CANCEL, GET, HOUR, LIST, SIGNED, answer_list, count, listed, places, pushed_report
+from tests.support.connections import define_connection
+from tests.support.emulators import count, methods
+from tests.support.strays import CANCEL, GET, HOUR, LIST, SIGNED, answer_list, listed, places, pushed_report
 
 pytestmark = pytest.mark.usefixtures("sweep_time")
 
@@ -34,7 +36,7 @@ class TestSweep:
             "creative_url": "https://media.example/ad.mp4",
         }
         assert pushed_report(ti) == report
-        assert [request.method for request in emulator.requests] == [LIST, *[CANCEL] * 3]
+        assert methods(emulator) == [LIST, *[CANCEL] * 3]
         assert log.ours[:2] == [
             "4 operations listed: 0 finished, 0 spared, 0 of another URL, 0 without a create time, 1 young enough; "
             "3 stray.",
@@ -55,7 +57,7 @@ class TestSweep:
         report = sweep()
         assert places(report) == {}
         assert pushed_report(ti) == report
-        assert [request.method for request in emulator.requests] == [LIST]
+        assert methods(emulator) == [LIST]
         assert log.ours[-1].startswith("0 stray")
 
     @pytest.mark.usefixtures("emulator")
@@ -252,7 +254,7 @@ class TestDryRun:
         assert places(report) == {}
         assert pushed_report(ti) == report
         assert {request.http_method for request in emulator.requests} == {"GET"}
-        assert [request.method for request in emulator.requests] == [LIST]
+        assert methods(emulator) == [LIST]
         assert "Found operations/b (2:00:00 old, https://media.example/ad.mp4)." in log.ours
         assert "This is a dry run. A real one would request 2 cancellations." in log.ours
         assert set(emulator.states().values()) == {"RUNNING"}
@@ -264,7 +266,7 @@ class TestDryRun:
         assert len(sweep(dry_run=True, max_cancellations=2)["found"]) == 3
         words = "A real one would fail: 3 stray operations are more than max_cancellations=2."
         assert any(words in line for line in log.ours)
-        assert [request.method for request in emulator.requests] == [LIST]
+        assert methods(emulator) == [LIST]
 
 
 class TestLimit:
@@ -284,7 +286,7 @@ class TestLimit:
         report = pushed_report(ti)
         assert [stray["name"] for stray in report["found"]] == names
         assert places(report) == {}
-        assert [request.method for request in emulator.requests] == [LIST]
+        assert methods(emulator) == [LIST]
         assert set(emulator.states().values()) == {"RUNNING"}
 
     def test_as_many_as_max_cancellations_are_cancelled(self, emulator: DaiEmulator, strays: Any, sweep: Any) -> None:
@@ -462,7 +464,7 @@ class TestErrors:
             sweep(gcp_conn_id="no_such_connection")
 
     def test_missing_credentials_fail_the_task_for_good(self, monkeypatch: pytest.MonkeyPatch, sweep: Any) -> None:
-        monkeypatch.setenv("AIRFLOW_CONN_DAI", json.dumps({"conn_type": "google_cloud_platform"}))
+        define_connection(monkeypatch, "dai")
         with pytest.raises(AirflowFailException, match=r"no usable credentials.*No cancellation was requested\."):
             sweep(gcp_conn_id="dai")
 

@@ -25,9 +25,10 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import XCOM_REPORT, DaiCancelStrayOperationsOperator
-from tests.support.event_loop import TokenService
-from tests.support.strays import CANCEL, GET, HOUR, LIST, count, make, pushed_report
-from tests.support.tiny_server import TinyServer
+from tests.support.connections import define_connection
+from tests.support.emulators import count
+from tests.support.strays import CANCEL, GET, HOUR, LIST, make, pushed_report
+from tests.support.token_server import token_server
 
 pytestmark = pytest.mark.usefixtures("sweep_time")
 
@@ -105,18 +106,13 @@ class TestConcurrency:
     def test_all_threads_use_one_token(
         self, emulator: DaiEmulator, strays: Any, sweep: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        tokens = TokenService()
         strays(*"abcdef")
         monkeypatch.delenv("DAI_EMULATOR_HOST")
-        with TinyServer(tokens.respond) as token_server:
-            extra = {
-                "keyfile_dict": tokens.key(f"{token_server.endpoint}/token"),
-                "dai_api_endpoint": emulator.endpoint,
-            }
-            monkeypatch.setenv("AIRFLOW_CONN_DAI", json.dumps({"conn_type": "google_cloud_platform", "extra": extra}))
+        with token_server() as tokens:
+            define_connection(monkeypatch, "dai", keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
             sweep(gcp_conn_id="dai")
         assert tokens.asked == 1
-        assert {request.headers.get("authorization") for request in emulator.requests} == {f"Bearer {tokens.tokens[0]}"}
+        assert {request.headers.get("authorization") for request in emulator.requests} == {f"Bearer {tokens.issued[0]}"}
         assert set(emulator.states().values()) == {"CANCELLED"}
 
 
@@ -125,8 +121,7 @@ class TestConnection:
         self, make_emulator: Any, sweep: Any, clock: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         meant, other = make_emulator(), make_emulator()
-        connection = {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True}}
-        monkeypatch.setenv("AIRFLOW_CONN_DAI", json.dumps(connection))
+        define_connection(monkeypatch, "dai", is_anonymous=True)
         meant.start_ingest("operations/a")
         clock.advance(2 * HOUR)
         assert sweep(gcp_conn_id="dai", api_endpoint=meant.endpoint)["requested"] == ["operations/a"]
@@ -136,16 +131,11 @@ class TestConnection:
         self, emulator: DaiEmulator, sweep: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Google's own service, which does that, is out of reach here."""
-        tokens = TokenService()
         monkeypatch.delenv("DAI_EMULATOR_HOST")
         monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-        with TinyServer(tokens.respond) as token_server:
-            extra = {
-                "keyfile_dict": tokens.key(f"{token_server.endpoint}/token"),
-                "dai_api_endpoint": emulator.endpoint,
-                "num_retries": 0,
-            }
-            monkeypatch.setenv("AIRFLOW_CONN_DAI", json.dumps({"conn_type": "google_cloud_platform", "extra": extra}))
+        with token_server() as tokens:
+            extra = {"keyfile_dict": tokens.key, "dai_api_endpoint": emulator.endpoint, "num_retries": 0}
+            define_connection(monkeypatch, "dai", **extra)
             with pytest.raises(AirflowException, match="was not sent: no access token.*iamcredentials"):
                 sweep(gcp_conn_id="dai", impersonation_chain="robot@p.iam.gserviceaccount.com")
         assert emulator.requests == []

@@ -27,6 +27,7 @@ from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from tests.support.airflow_versions import VERSION
+from tests.support.emulators import methods
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException
@@ -156,7 +157,7 @@ class TestWait:
     ) -> None:
         emulator.start_ingest(NAME, seconds=18.5)
         assert execute(poke_interval=1)["state"] == "SUCCEEDED"
-        assert [request.method for request in emulator.requests] == [GET] * 20
+        assert methods(emulator) == [GET] * 20
         assert emulator.connections == 1
         assert len(polls(log)) == 20
         assert no_sleep.slept == [1] * 19
@@ -251,7 +252,7 @@ class TestTimeout:
         with pytest.raises(AirflowSensorTimeout, match=f"{NAME} may still run"):
             execute(mode=mode, timeout=0)
         assert emulator.state(NAME) == "RUNNING"
-        assert [request.method for request in emulator.requests] == [GET]
+        assert methods(emulator) == [GET]
 
     def test_a_timeout_with_soft_fail_skips_and_says_what_may_still_run(
         self, emulator: DaiEmulator, execute: Any

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import (
@@ -27,15 +27,16 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from airflow_dai_provider.tasks import deferral
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
-from tests.support.event_loop import fire, let_time_pass, trust_few
+from tests.support.clock import Clock
+from tests.support.emulators import methods
+from tests.support.event_loop import fire
+from tests.support.log import Log
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException
 except ImportError:
     from airflow.exceptions import AirflowRescheduleException
 
-if TYPE_CHECKING:
-    from conftest import Clock, Log
 
 NAME = "operations/my-ingest"
 POKE_INTERVAL = 10.0
@@ -43,11 +44,8 @@ TIMEOUT = 100.0
 
 
 @pytest.fixture(autouse=True)
-def _time(monkeypatch: pytest.MonkeyPatch, fake_time: Clock) -> None:
-    """Let the hooks, the deferral and Airflow's sensor base see the test's clock."""
-    trust_few(monkeypatch)
-    let_time_pass(monkeypatch, fake_time)
-    monkeypatch.setattr(deferral, "time", SimpleNamespace(time=fake_time))
+def _time(monkeypatch: pytest.MonkeyPatch, few_authorities: None, fake_time: Clock) -> None:
+    """Let Airflow's sensor base see the test's clock, as hooks and deferrals do."""
     base = sys.modules[BaseSensorOperator.__module__]
     monkeypatch.setattr(base, "time", SimpleNamespace(sleep=fake_time.sleep, monotonic=fake_time))
     monkeypatch.setattr(base, "timezone", SimpleNamespace(utcnow=lambda: datetime.fromtimestamp(fake_time.now, UTC)))
@@ -294,7 +292,7 @@ def deferred_by(sensor: DaiOperationSensor, context: Any) -> tuple[TaskDeferred,
 def test_it_polls_once_and_defers(emulator: DaiEmulator, context: Any, clock: Clock, log: Log) -> None:
     emulator.start_ingest(NAME)
     deferred, arguments = deferred_by(make_sensor(deferrable=True), context)
-    assert [request.method for request in emulator.requests] == ["operations.get"]
+    assert methods(emulator) == ["operations.get"]
     assert deferred.method_name == "execute_complete"
     assert deferred.timeout == timedelta(seconds=TIMEOUT + deferral.BACKSTOP)
     assert arguments == {

@@ -12,21 +12,14 @@ from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.sweep.report import MAX_NAMED, Failure, SweepReport, some_of
-from airflow_dai_provider.sweep.selection import (
-    PassedOver,
-    Selection,
-    Stray,
-    check_count,
-    check_duration,
-    check_flag,
-)
+from airflow_dai_provider.sweep.selection import PassedOver, Selection, Stray, check_count, check_duration, check_flag
+from tests.support.payloads import METADATA_TYPE
 
 NAME = "operations/a"
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 NOW_SECONDS = NOW.timestamp()
 HOUR = 3600
 URL = "https://media.example/ads/ad.mp4?X-Goog-Signature=s3cret"
-METADATA_TYPE = "type.googleapis.com/google.ads.dai.v1.CreateCreativeOperationMetadata"
 READ = {"older_than": HOUR, "url_prefix": None, "url_pattern": None, "spare": None, "include_undated": False}
 
 

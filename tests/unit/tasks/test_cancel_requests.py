@@ -12,6 +12,7 @@ from google.api_core import exceptions as api
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation
+from tests.support.emulators import methods
 
 LOGGER = logging.getLogger("airflow_dai_provider.test_cancellation")
 LOGGER.setLevel(logging.INFO)
@@ -31,10 +32,6 @@ def hook(fake_time: Any) -> Iterator[Callable[[], Any]]:
     yield make
     for each in made:
         each.close()
-
-
-def methods(emulator: DaiEmulator) -> list[str | None]:
-    return [request.method for request in emulator.requests]
 
 
 def test_a_running_operation(emulator: DaiEmulator, hook: Any, log: Any) -> None:

@@ -18,6 +18,7 @@ from airflow_dai_provider.tasks.failures import (
     task_errors,
 )
 from airflow_dai_provider.transport import errors as api
+from tests.support.payloads import metadata
 
 FINAL_STATES = ("CANCELLED", "FAILED", "SUCCEEDED")
 
@@ -82,11 +83,8 @@ def test_a_final_state_is_accepted_only_when_expected(state: str, expected: str 
 
 
 def test_the_reason_of_a_failed_ingest_is_in_the_message() -> None:
-    metadata = {
-        "@type": "type.googleapis.com/google.ads.dai.v1.CreateCreativeOperationMetadata",
-        "youtubeStatus": {"state": "FAILURE", "failureReason": {"reason": "DOWNLOAD_ERROR", "code": 403}},
-    }
-    failed = Operation("operations/x", OperationState.FAILED, 9, "no download", None, metadata)
+    status = {"state": "FAILURE", "failureReason": {"reason": "DOWNLOAD_ERROR", "code": 403}}
+    failed = Operation("operations/x", OperationState.FAILED, 9, "no download", None, metadata(youtubeStatus=status))
     with pytest.raises(UnexpectedStateError, match="FAILED with error 9: no download .*FAILURE, DOWNLOAD_ERROR 403"):
         check_final_state(failed, check_expected_states("CANCELLED"))
 

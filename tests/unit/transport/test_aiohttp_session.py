@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from google.api_core import exceptions
@@ -23,42 +23,17 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.emulator import DaiEmulator, SelfSigned
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS, AiohttpTransport
-from tests.support.event_loop import (
-    Gate,
-    TokenService,
-    let_time_pass,
-    run,
-    trust_few,
-    until,
-    write_authority,
-)
+from tests.support.authorities import write_authority
+from tests.support.connections import Connect
+from tests.support.emulators import bearers
+from tests.support.event_loop import Gate, run, until
+from tests.support.log import Log
+from tests.support.payloads import NAME
+from tests.support.sessions import RevokingServer, error_of, look
 from tests.support.tiny_server import Exchange, TinyServer, refusing_port
+from tests.support.token_server import PROXY_PASSWORD, TokenServer
 
-if TYPE_CHECKING:
-    from conftest import Clock, Log
-from tests.support.async_calls import (  # noqa: F401
-    NAME,
-    Guarded,
-    bearers,
-    emulator,
-    guarded,
-    guarded_server,
-    look,
-    robot,
-    shown,
-    tokens,
-)
-
-PROXY_PASSWORD = "pr0xy-passw0rd"
-
-
-@pytest.fixture(autouse=True)
-def slept(monkeypatch: pytest.MonkeyPatch, fake_time: Clock) -> list[float]:
-    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "DAI_EMULATOR_HOST"):
-        monkeypatch.delenv(variable, raising=False)
-        monkeypatch.delenv(variable.lower(), raising=False)
-    trust_few(monkeypatch)
-    return let_time_pass(monkeypatch, fake_time)
+pytestmark = pytest.mark.usefixtures("few_authorities", "fake_time")
 
 
 def look_synchronously() -> None:
@@ -67,8 +42,8 @@ def look_synchronously() -> None:
 
 
 @pytest.mark.parametrize("extra", [{}, {"quota_project_id": "billed-project"}], ids=["none", "quota project"])
-def test_the_quota_project(robot: Callable[..., None], emulator: DaiEmulator, extra: dict[str, str]) -> None:
-    robot(**extra)
+def test_the_quota_project(connect_key: Connect, emulator: DaiEmulator, extra: dict[str, str]) -> None:
+    connect_key(**extra)
     name = emulator.start_ingest()
     look(name)
     look(name, quota_project_id="project-of-the-argument")
@@ -103,9 +78,9 @@ class Iam:
 )
 @pytest.mark.parametrize("by", ["argument", "connection"])
 def test_the_impersonation_chain(
-    robot: Callable[..., None],
+    connect_key: Connect,
     emulator: DaiEmulator,
-    tokens: TokenService,
+    tokens: TokenServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     chain: Any,
@@ -116,7 +91,7 @@ def test_the_impersonation_chain(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     iam = Iam(certificate.context())
     if by == "connection":
-        robot(impersonation_chain=chain if isinstance(chain, str) else ",".join(chain))
+        connect_key(impersonation_chain=chain if isinstance(chain, str) else ",".join(chain))
     arguments = {"impersonation_chain": chain} if by == "argument" else {}
     name = emulator.start_ingest()
 
@@ -133,16 +108,16 @@ def test_the_impersonation_chain(
         == of_sync[0]
         == "/v1/projects/-/serviceAccounts/target@p.iam.gserviceaccount.com:generateAccessToken"
     )
-    assert of_async[1] == f"Bearer {tokens.tokens[0]}"
+    assert of_async[1] == f"Bearer {tokens.issued[0]}"
     assert of_async[2] == of_sync[2]
     assert ("first@" in str(of_async[2]["delegates"])) == isinstance(chain, list)
 
 
 @pytest.mark.parametrize("host", ["dai.example", "192.0.2.1:8080", "[2001:db8::1]", "127.0.0.1.dai.example"])
 def test_credentials_do_not_leave_over_plain_http(
-    robot: Callable[..., None], tokens: TokenService, monkeypatch: pytest.MonkeyPatch, host: str
+    connect_key: Connect, tokens: TokenServer, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
-    robot(dai_api_endpoint=f"http://{host}")
+    connect_key(dai_api_endpoint=f"http://{host}")
     with TinyServer(lambda exchange: exchange.answer(200, {"name": NAME})) as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.endpoint)
         with pytest.raises(ValueError, match="Refusing to send credentials to http://"):
@@ -152,10 +127,10 @@ def test_credentials_do_not_leave_over_plain_http(
 
 
 def test_the_netrc_is_not_used(
-    robot: Callable[..., None],
+    connect_key: Connect,
     connect: Callable[..., None],
     emulator: DaiEmulator,
-    tokens: TokenService,
+    tokens: TokenServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -167,7 +142,7 @@ def test_the_netrc_is_not_used(
     look(name)
     connect(is_anonymous=True)
     look(name, api_endpoint=emulator.endpoint)
-    assert bearers(emulator) == [f"Bearer {tokens.tokens[0]}", None]
+    assert bearers(emulator) == [f"Bearer {tokens.issued[0]}", None]
 
 
 def operation_server() -> TinyServer:
@@ -216,7 +191,7 @@ def test_no_proxy_is_used_where_the_environment_says_so(
 
 
 def test_https_goes_through_the_tunnel_of_a_proxy(
-    robot: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: TokenService
+    connect_key: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: TokenServer
 ) -> None:
     certificate = SelfSigned(["dai.example"])
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(write_authority(tmp_path, certificate)))
@@ -228,14 +203,14 @@ def test_https_goes_through_the_tunnel_of_a_proxy(
         else:
             exchange.answer(200, {"name": NAME})
 
-    robot(dai_api_endpoint="https://dai.example", num_retries=0)
+    connect_key(dai_api_endpoint="https://dai.example", num_retries=0)
     with TinyServer(respond) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.endpoint)
         look()
     connect, get = proxy.requests
     assert (connect.http_method, connect.path) == ("CONNECT", "dai.example:443")
     assert "authorization" not in connect.headers
-    assert (get.path, get.headers["authorization"]) == (f"/v1/{NAME}", f"Bearer {tokens.tokens[0]}")
+    assert (get.path, get.headers["authorization"]) == (f"/v1/{NAME}", f"Bearer {tokens.issued[0]}")
 
 
 @pytest.mark.parametrize("status", [403, 407, 502])
@@ -260,7 +235,7 @@ def test_the_password_of_a_proxy_is_not_shown(
     connect(is_anonymous=True, num_retries=1, dai_api_endpoint=f"{scheme}://dai.example")
 
     async def main() -> None:
-        error, text = await shown(DaiAsyncHook().get_operation(NAME))
+        error, text = await error_of(DaiAsyncHook().get_operation(NAME))
         assert isinstance(error, exceptions.ServiceUnavailable)
         assert PROXY_PASSWORD not in text
 
@@ -279,21 +254,21 @@ def tls(tmp_path: Path) -> Iterator[tuple[TinyServer, Path]]:
 
 
 def test_an_authority_of_ones_own(
-    robot: Callable[..., None],
-    tokens: TokenService,
+    connect_key: Connect,
+    tokens: TokenServer,
     tls: tuple[TinyServer, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server, authority = tls
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
-    robot(dai_api_endpoint=server.host, num_retries=0)
+    connect_key(dai_api_endpoint=server.host, num_retries=0)
     look()
-    assert [request.headers["authorization"] for request in server.requests] == [f"Bearer {tokens.tokens[0]}"]
+    assert [request.headers["authorization"] for request in server.requests] == [f"Bearer {tokens.issued[0]}"]
 
 
 @pytest.mark.parametrize("bundle", [None, "folder"])
 def test_a_certificate_that_is_not_trusted_ends_it_at_once(
-    robot: Callable[..., None],
+    connect_key: Connect,
     tls: tuple[TinyServer, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -306,36 +281,36 @@ def test_a_certificate_that_is_not_trusted_ends_it_at_once(
         empty.mkdir()
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(empty))
     server, _ = tls
-    robot(dai_api_endpoint=server.host)
+    connect_key(dai_api_endpoint=server.host)
     with pytest.raises(exceptions.FailedPrecondition, match=r"certificate is not trusted \(REQUESTS_CA_BUNDLE names"):
         look()
     assert server.requests == []
     assert slept == []
 
 
-def test_tls_to_a_server_that_speaks_none(robot: Callable[..., None], emulator: DaiEmulator) -> None:
-    robot(dai_api_endpoint=emulator.host, num_retries=0)
+def test_tls_to_a_server_that_speaks_none(connect_key: Connect, emulator: DaiEmulator) -> None:
+    connect_key(dai_api_endpoint=emulator.host, num_retries=0)
     with pytest.raises(exceptions.ServiceUnavailable, match=f"got no response from https://{emulator.host}"):
         look()
     assert emulator.requests == []
 
 
 def test_a_certificate_of_another_name_is_not_trusted(
-    robot: Callable[..., None], tls: tuple[TinyServer, Path], monkeypatch: pytest.MonkeyPatch
+    connect_key: Connect, tls: tuple[TinyServer, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, authority = tls
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
-    robot(dai_api_endpoint=f"localhost:{server.server_port}")
+    connect_key(dai_api_endpoint=f"localhost:{server.server_port}")
     with pytest.raises(exceptions.FailedPrecondition, match="certificate is not trusted"):
         look()
     assert server.requests == []
 
 
 def test_a_file_of_authorities_that_is_missing_is_said(
-    robot: Callable[..., None], tls: tuple[TinyServer, Path], monkeypatch: pytest.MonkeyPatch, slept: list[float]
+    connect_key: Connect, tls: tuple[TinyServer, Path], monkeypatch: pytest.MonkeyPatch, slept: list[float]
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
-    robot(dai_api_endpoint=tls[0].host)
+    connect_key(dai_api_endpoint=tls[0].host)
     with pytest.raises(exceptions.FailedPrecondition, match="/nowhere/ca.pem"):
         look()
     assert slept == []
@@ -408,7 +383,7 @@ def test_a_token_that_does_not_expire_is_kept(emulator: DaiEmulator) -> None:
 
 
 def test_a_failed_fetch_that_nobody_waits_for_makes_no_noise(
-    robot: Callable[..., None], tokens: TokenService, emulator: DaiEmulator
+    connect_key: Connect, tokens: TokenServer, emulator: DaiEmulator
 ) -> None:
     tokens.gate = Gate()
     tokens.refusal = (400, {"error": "invalid_grant"})
@@ -428,7 +403,7 @@ def test_a_failed_fetch_that_nobody_waits_for_makes_no_noise(
 
 
 def test_the_loop_turns_while_a_connection_is_looked_up(
-    robot: Any, emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch
+    connect_key: Connect, emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate()
     get_connection = DaiHook.get_connection
@@ -447,7 +422,9 @@ def test_the_loop_turns_while_a_connection_is_looked_up(
     assert len(emulator.requests) == 1
 
 
-def test_the_loop_turns_while_a_token_is_fetched(robot: Any, emulator: DaiEmulator, tokens: TokenService) -> None:
+def test_the_loop_turns_while_a_token_is_fetched(
+    connect_key: Connect, emulator: DaiEmulator, tokens: TokenServer
+) -> None:
     tokens.gate = Gate()
     name = emulator.start_ingest()
 
@@ -459,20 +436,20 @@ def test_the_loop_turns_while_a_token_is_fetched(robot: Any, emulator: DaiEmulat
     assert len(emulator.requests) == 1
 
 
-def test_the_loop_turns_while_a_token_is_renewed(
-    guarded: Guarded, guarded_server: TinyServer, tokens: TokenService
-) -> None:
+def test_the_loop_turns_while_a_token_is_renewed(revoking_server: RevokingServer, tokens: TokenServer) -> None:
     async def main() -> None:
         async with DaiAsyncHook() as hook:
             await hook.get_operation(NAME)
-            guarded.revoked = {f"Bearer {tokens.tokens[0]}"}
+            revoking_server.revoked = {f"Bearer {tokens.issued[0]}"}
             tokens.gate = Gate()
             await asyncio.gather(hook.get_operation(NAME), tokens.gate.open_after_beats())
 
     run(main())
 
 
-def test_the_loop_turns_while_authorities_are_read(robot: Any, emulator: DaiEmulator, monkeypatch: Any) -> None:
+def test_the_loop_turns_while_authorities_are_read(
+    connect_key: Connect, emulator: DaiEmulator, monkeypatch: Any
+) -> None:
     gate = Gate()
     create = ssl.create_default_context
 

@@ -5,52 +5,34 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from google.api_core import exceptions
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.tasks import deferral
-from tests.support.authentication import (
-    Form,
-    Shown,
-    accounts,
-    live_on,
-    methods,
-    refused,
-)
-
-if TYPE_CHECKING:
-    from conftest import Clock
-from tests.support.credentials import (  # noqa: F401
+from tests.support.authentication import Form, Shown, accounts, live_on, refused
+from tests.support.clock import Clock
+from tests.support.credentials import (
     _FOREIGN,
     FIRST,
-    NAME,
     OTHER_SCOPE,
     ROBOT,
     SECOND,
     TARGET,
-    drive,
     federation_text,
-    google,
-    guarded,
     key_json,
     key_of_google,
-    robot,
-    shown,
-    start,
-    which,
 )
+from tests.support.emulators import methods
+from tests.support.payloads import NAME
 
 WORKLOAD = "principal://iam.googleapis.com/locations/global/workloadIdentityPools/emulator/subject/workload"
 
 
 @pytest.fixture(autouse=True)
-def _one_time(monkeypatch: pytest.MonkeyPatch, fake_time: Clock) -> None:
+def _one_time(monkeypatch: pytest.MonkeyPatch, few_authorities: None, fake_time: Clock) -> None:
     live_on(monkeypatch, fake_time)
-    monkeypatch.setattr(deferral, "time", SimpleNamespace(time=fake_time))
 
 
 def key_file(emulator: DaiEmulator, folder: Path, _: pytest.MonkeyPatch) -> dict[str, Any]:

@@ -7,8 +7,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
@@ -17,61 +16,36 @@ from google.api_core import exceptions
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCreateCreativeOperator
-from airflow_dai_provider.tasks import deferral
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from airflow_dai_provider.transport.google_errors import Unauthenticated
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
-from tests.support.authentication import (
-    TOKEN_METHODS,
-    Form,
-    SharedTime,
-    Shown,
-    accounts,
-    in_worker,
-    live_on,
-    methods,
-    refused,
-)
-from tests.support.event_loop import private_key_pem, run
-
-if TYPE_CHECKING:
-    from conftest import Clock, Log
-from tests.support.credentials import (  # noqa: F401
+from tests.support.authentication import TOKEN_METHODS, Form, SharedTime, Shown, accounts, in_worker, live_on, refused
+from tests.support.clock import Clock
+from tests.support.credentials import (
     _FOREIGN,
     FIRST,
     LIFETIME,
-    NAME,
     OTHER_SCOPE,
     ROBOT,
-    SECOND,
     TARGET,
     both,
-    drive,
     federation_text,
-    google,
-    guarded,
     key_json,
     key_of_google,
-    robot,
-    shown,
-    start,
-    which,
 )
+from tests.support.emulators import methods
+from tests.support.event_loop import run
+from tests.support.log import Log
+from tests.support.payloads import NAME, creative
+from tests.support.token_server import private_key_pem
 
-CREATIVE = {
-    "adSystem": "tests",
-    "mediaFiles": [
-        {"uri": "https://media.example/ad.mp4", "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
-    ],
-}
 WAITS = 200
 RENEWED_AT = {"sync": 675, "async": 810}
 
 
 @pytest.fixture(autouse=True)
-def _one_time(monkeypatch: pytest.MonkeyPatch, fake_time: Clock) -> None:
+def _one_time(monkeypatch: pytest.MonkeyPatch, few_authorities: None, fake_time: Clock) -> None:
     live_on(monkeypatch, fake_time)
-    monkeypatch.setattr(deferral, "time", SimpleNamespace(time=fake_time))
 
 
 @pytest.fixture
@@ -494,7 +468,7 @@ def test_a_task_that_is_killed_while_it_waits_cancels_as_its_account(
     robot: DaiEmulator, clock: Clock, context: Any, monkeypatch: pytest.MonkeyPatch, shown: Shown
 ) -> None:
     """As Airflow does it: from a signal handler, in the middle of a sleep, after a renewal."""
-    task = DaiCreateCreativeOperator(task_id="start_ingest", creative=CREATIVE)
+    task = DaiCreateCreativeOperator(task_id="start_ingest", creative=creative())
     happen_after(1000, task.on_kill, clock, monkeypatch)
 
     with shown.fails(UnexpectedStateError, "CANCELLED"):

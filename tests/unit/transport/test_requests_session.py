@@ -24,10 +24,12 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.transport import requests_session as transport_module
 from airflow_dai_provider.transport.requests_session import RequestsTransport
+from tests.support.emulators import bearers
+from tests.support.payloads import NAME, SIGNED_URL, creative
+from tests.support.token_server import TokenServer, service_account_key
 
 if TYPE_CHECKING:
     from tests.support.tiny_server import Exchange, TinyServer
-from tests.support.token_service import CREATIVE, NAME, Google, bearers, google, key_and_server, robot  # noqa: F401
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_twenty_gets_share_one_connection(hook: DaiHook, emulator: DaiEmulator) 
 
 
 def test_all_methods_share_one_connection(hook: DaiHook, emulator: DaiEmulator) -> None:
-    operation = hook.create_creative(CREATIVE)
+    operation = hook.create_creative(creative(SIGNED_URL))
     list(hook.list_operations())
     hook.cancel_operation(operation.name)
     hook.delete_operation(operation.name)
@@ -100,18 +102,17 @@ def test_the_context_manager_closes_the_connection(
 
 
 def test_close_hangs_up_on_the_token_server_too(
-    google: Google, emulator: DaiEmulator, tiny_server: Callable[[Callable[[Exchange], None]], TinyServer]
+    tokens: TokenServer, emulator: DaiEmulator, tiny_server: Callable[[Callable[[Exchange], None]], TinyServer]
 ) -> None:
-    tokens = tiny_server(google.respond)
-    info = {**google.key, "token_uri": f"{tokens.endpoint}/token"}
-    credentials = Credentials.from_service_account_info(info, scopes=["s"])
+    server = tiny_server(tokens.respond)
+    credentials = Credentials.from_service_account_info(service_account_key(server.endpoint), scopes=["s"])
     transport = RequestsTransport(Endpoint(emulator.endpoint), credentials, 5.0)
     transport.call(rest.get_operation(emulator.start_ingest()))
-    assert not tokens.hung_up.is_set()
+    assert not server.hung_up.is_set()
 
     transport.close()
 
-    assert tokens.hung_up.wait(5)
+    assert server.hung_up.wait(5)
 
 
 def test_nothing_is_left_open(emulator: DaiEmulator, connect: Callable[..., None]) -> None:
@@ -142,11 +143,11 @@ def test_nothing_is_left_open(emulator: DaiEmulator, connect: Callable[..., None
 
 
 def test_a_connection_that_the_server_has_closed_is_not_used_again(once: DaiHook, emulator: DaiEmulator) -> None:
-    once.create_creative(CREATIVE)
+    once.create_creative(creative(SIGNED_URL))
     emulator.stop()
     emulator.start()
 
-    once.create_creative(CREATIVE)
+    once.create_creative(creative(SIGNED_URL))
 
     assert [request.status for request in emulator.requests] == [200, 200]
 
@@ -174,9 +175,9 @@ def test_headers_of_googles_clients(hook: DaiHook, emulator: DaiEmulator) -> Non
         assert "cookie" not in request.headers
 
 
-def test_headers_of_googles_clients_with_a_key(robot: DaiHook, emulator: DaiEmulator) -> None:
+def test_headers_of_googles_clients_with_a_key(keyed_hook: DaiHook, emulator: DaiEmulator) -> None:
     """The credentials add a word of their own to the header; it must not take the place of the others."""
-    robot.get_operation(emulator.start_ingest())
+    keyed_hook.get_operation(emulator.start_ingest())
 
     (request,) = emulator.requests
     assert re.match(r"gl-python/3\.\S+ rest/\d\S+ gapic/\d\S+", request.headers["x-goog-api-client"])
@@ -215,7 +216,7 @@ def test_what_is_no_whole_answer(
     ):
         hook.get_operation(NAME)
     with pytest.raises(exceptions.ServiceUnavailable, match="creatives.create of a creative got no response"):
-        hook.create_creative(CREATIVE)
+        hook.create_creative(creative(SIGNED_URL))
 
     assert [request.http_method for request in server.requests] == ["GET", "GET", "POST"]
 
@@ -361,7 +362,7 @@ def test_an_answer_that_has_come_is_taken_however_late(
     hook = make_hook(api_endpoint=tiny_server(respond).endpoint, timeout=10)
     monkeypatch.setattr(transport_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
-    assert hook.create_creative(CREATIVE).name == NAME
+    assert hook.create_creative(creative(SIGNED_URL)).name == NAME
 
 
 def test_a_silent_server_is_waited_for_until_the_timeout(
@@ -377,7 +378,7 @@ def test_a_silent_server_is_waited_for_until_the_timeout(
     with pytest.raises(exceptions.DeadlineExceeded, match=f"operations.cancel of {NAME} got no response"):
         hook.cancel_operation(NAME)
     with pytest.raises(exceptions.DeadlineExceeded):
-        hook.create_creative(CREATIVE)
+        hook.create_creative(creative(SIGNED_URL))
     told.set()
 
     assert [request.path for request in server.requests] == [f"/v1/{NAME}:cancel"] * 2 + ["/v1/creatives"]
@@ -399,7 +400,7 @@ def test_what_was_sent_may_have_been_done(
     emulator.inject(fault)
 
     with pytest.raises(ServiceError) as caught:
-        bare.call(rest.create_creative(CREATIVE))
+        bare.call(rest.create_creative(creative(SIGNED_URL)))
     assert (caught.value.rpc_code, caught.value.retry_after, caught.value.sent) == (code, retry_after, True)
 
 
@@ -409,7 +410,7 @@ def test_what_nobody_took_was_not_sent(bare: RequestsTransport, emulator: DaiEmu
     with pytest.raises(
         ServiceError, match=f"creatives.create of a creative got no response from {emulator.endpoint}: "
     ) as caught:
-        bare.call(rest.create_creative(CREATIVE))
+        bare.call(rest.create_creative(creative(SIGNED_URL)))
     assert (caught.value.rpc_code, caught.value.sent) == (Code.UNAVAILABLE, False)
 
 
@@ -420,7 +421,7 @@ def test_what_a_proxy_did_not_pass_on_was_not_sent(
     transport = RequestsTransport(Endpoint("https://dai.example"), AnonymousCredentials(), 5.0)
 
     with pytest.raises(ServiceError, match="got no response from https://dai.example: .*502") as caught:
-        transport.call(rest.create_creative(CREATIVE))
+        transport.call(rest.create_creative(creative(SIGNED_URL)))
     transport.close()
     assert (caught.value.rpc_code, caught.value.sent) == (Code.UNAVAILABLE, False)
 

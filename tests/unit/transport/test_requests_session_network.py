@@ -13,28 +13,19 @@ from google.api_core import exceptions
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault, SelfSigned
 from airflow_dai_provider.hooks.dai import DaiHook
-from tests.support.event_loop import write_authority
+from tests.support.authorities import write_authority
+from tests.support.emulators import bearers
+from tests.support.log import Log
+from tests.support.payloads import NAME, SIGNED_URL, creative
+from tests.support.token_server import PROXY_PASSWORD, TokenServer
 
 if TYPE_CHECKING:
-    from conftest import Log
-
     from tests.support.tiny_server import Exchange, TinyServer
-from tests.support.token_service import (  # noqa: F401
-    CREATIVE,
-    MEDIA,
-    NAME,
-    PROXY_PASSWORD,
-    Google,
-    bearers,
-    google,
-    key_and_server,
-    robot,
-)
 
 
 @pytest.mark.parametrize("host", ["dai.example", "192.0.2.1:8080", "[2001:db8::1]", "127.0.0.1.dai.example"])
 def test_credentials_do_not_leave_over_plain_http(
-    google: Google,
+    tokens: TokenServer,
     connect: Callable[..., None],
     make_hook: Callable[..., DaiHook],
     tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
@@ -43,15 +34,15 @@ def test_credentials_do_not_leave_over_plain_http(
 ) -> None:
     proxy = tiny_server(lambda exchange: exchange.answer(200, {"name": NAME}))
     monkeypatch.setenv("HTTP_PROXY", proxy.endpoint)
-    connect(keyfile_dict=google.key, dai_api_endpoint=f"http://{host}")
+    connect(keyfile_dict=tokens.key, dai_api_endpoint=f"http://{host}")
 
     hook = make_hook()
-    with google.fails(ValueError, re.escape(f"Refusing to send credentials to http://{host} over plain HTTP")):
+    with tokens.fails(ValueError, re.escape(f"Refusing to send credentials to http://{host} over plain HTTP")):
         hook.get_operation(NAME)
-    with google.fails(ValueError, "Refusing"):
+    with tokens.fails(ValueError, "Refusing"):
         hook.get_conn()
 
-    assert google.assertions == []
+    assert tokens.assertions == []
     assert proxy.requests == []
 
 
@@ -60,9 +51,9 @@ REDIRECTS = [301, 302, 303, 307, 308]
 
 @pytest.mark.parametrize("status", REDIRECTS)
 def test_a_redirect_is_not_followed(
-    robot: DaiHook,
+    keyed_hook: DaiHook,
     emulator: DaiEmulator,
-    google: Google,
+    tokens: TokenServer,
     tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
     status: int,
 ) -> None:
@@ -70,10 +61,10 @@ def test_a_redirect_is_not_followed(
     location = {"Location": f"{elsewhere.endpoint}/v1/{NAME}"}
     emulator.inject(Fault(status=status, body=b"", headers=location, times=None))
 
-    with google.fails(exceptions.FailedPrecondition, "a redirect, which is not followed with credentials"):
-        robot.get_operation(NAME)
-    with google.fails(exceptions.FailedPrecondition, "a redirect, which is not followed with credentials"):
-        robot.cancel_operation(NAME)
+    with tokens.fails(exceptions.FailedPrecondition, "a redirect, which is not followed with credentials"):
+        keyed_hook.get_operation(NAME)
+    with tokens.fails(exceptions.FailedPrecondition, "a redirect, which is not followed with credentials"):
+        keyed_hook.cancel_operation(NAME)
 
     assert elsewhere.requests == []
     assert len(emulator.requests) == 2
@@ -101,7 +92,7 @@ def test_a_redirect_to_nowhere_is_a_redirect(
 
 @pytest.mark.parametrize("with_key", [False, True], ids=["anonymous", "key"])
 def test_the_netrc_is_not_used(
-    google: Google,
+    tokens: TokenServer,
     emulator: DaiEmulator,
     connect: Callable[..., None],
     make_hook: Callable[..., DaiHook],
@@ -113,14 +104,14 @@ def test_the_netrc_is_not_used(
     netrc.write_text("machine 127.0.0.1 login me password of-netrc\ndefault login me password of-netrc\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
-    connect(**({"keyfile_dict": google.key} if with_key else {"is_anonymous": True}))
+    connect(**({"keyfile_dict": tokens.key} if with_key else {"is_anonymous": True}))
     hook = make_hook(api_endpoint=emulator.endpoint)
     name = emulator.start_ingest()
 
     hook.get_operation(name)
     hook.cancel_operation(name)
 
-    assert bearers(emulator) == [f"Bearer {google.tokens[0]}" if with_key else None] * 2
+    assert bearers(emulator) == [f"Bearer {tokens.issued[0]}" if with_key else None] * 2
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
@@ -167,23 +158,23 @@ def test_no_proxy_sees_what_stays_on_this_machine(
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
 def test_no_proxy_sees_the_token_of_what_stays_on_this_machine(
-    robot: DaiHook,
+    keyed_hook: DaiHook,
     emulator: DaiEmulator,
     tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
     monkeypatch: pytest.MonkeyPatch,
     variable: str,
 ) -> None:
     name = emulator.start_ingest()
-    robot.get_operation(name)  # the token is there; what asks for one may well go through a proxy
+    keyed_hook.get_operation(name)  # the token is there; what asks for one may well go through a proxy
     proxy = tiny_server(lambda exchange: exchange.answer(200, {"name": NAME}))
     monkeypatch.setenv(variable, proxy.endpoint)
 
-    assert robot.get_operation(name).name == name
+    assert keyed_hook.get_operation(name).name == name
     assert proxy.requests == []
 
 
 def test_https_goes_through_the_proxys_tunnel(
-    google: Google,
+    tokens: TokenServer,
     connect: Callable[..., None],
     make_hook: Callable[..., DaiHook],
     tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
@@ -191,9 +182,9 @@ def test_https_goes_through_the_proxys_tunnel(
 ) -> None:
     proxy = tiny_server(lambda exchange: exchange.answer(407))
     monkeypatch.setenv("HTTPS_PROXY", proxy.endpoint)
-    connect(keyfile_dict=google.key, num_retries=0, dai_api_endpoint="https://dai.example")
+    connect(keyfile_dict=tokens.key, num_retries=0, dai_api_endpoint="https://dai.example")
 
-    with google.fails(exceptions.ServiceUnavailable, "got no response from https://dai.example: .*407"):
+    with tokens.fails(exceptions.ServiceUnavailable, "got no response from https://dai.example: .*407"):
         make_hook().get_operation(NAME)
 
     tunnels = [request for request in proxy.requests if request.path == "dai.example:443"]
@@ -202,7 +193,7 @@ def test_https_goes_through_the_proxys_tunnel(
 
 
 def test_the_password_of_a_proxy_is_not_shown(
-    google: Google,
+    tokens: TokenServer,
     connect: Callable[..., None],
     make_hook: Callable[..., DaiHook],
     closed_port: int,
@@ -212,8 +203,8 @@ def test_the_password_of_a_proxy_is_not_shown(
     monkeypatch.setenv("HTTP_PROXY", f"http://user:{PROXY_PASSWORD}@127.0.0.1:{closed_port}")
     connect(is_anonymous=True, num_retries=1)
 
-    with google.fails(exceptions.ServiceUnavailable, "got no response from http://dai.example"):
-        make_hook(api_endpoint="http://dai.example").create_creative(CREATIVE)
+    with tokens.fails(exceptions.ServiceUnavailable, "got no response from http://dai.example"):
+        make_hook(api_endpoint="http://dai.example").create_creative(creative(SIGNED_URL))
     assert slept == [0.5], "a proxy that is down has passed nothing on, so it is tried again"
 
 
@@ -226,7 +217,7 @@ def tls_server(tiny_server: Callable[..., TinyServer], tmp_path: Path) -> tuple[
 
 
 def test_https_with_an_authority_of_ones_own(
-    google: Google,
+    tokens: TokenServer,
     connect: Callable[..., None],
     make_hook: Callable[..., DaiHook],
     tls_server: tuple[TinyServer, Path],
@@ -234,32 +225,32 @@ def test_https_with_an_authority_of_ones_own(
 ) -> None:
     server, authority = tls_server
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
-    connect(keyfile_dict=google.key, num_retries=0, dai_api_endpoint=server.host)
+    connect(keyfile_dict=tokens.key, num_retries=0, dai_api_endpoint=server.host)
 
     hook = make_hook()
     assert hook.endpoint.url == f"https://{server.host}"
     assert hook.get_operation(NAME).name == NAME
-    assert server.requests[0].headers["authorization"] == f"Bearer {google.tokens[0]}"
+    assert server.requests[0].headers["authorization"] == f"Bearer {tokens.issued[0]}"
 
 
 def test_a_certificate_that_is_not_trusted(
-    google: Google,
+    tokens: TokenServer,
     connect: Callable[..., None],
     make_hook: Callable[..., DaiHook],
     tls_server: tuple[TinyServer, Path],
     slept: list[float],
 ) -> None:
     server, _ = tls_server
-    connect(keyfile_dict=google.key, dai_api_endpoint=server.host)
+    connect(keyfile_dict=tokens.key, dai_api_endpoint=server.host)
 
-    with google.fails(exceptions.FailedPrecondition, "certificate is not trusted.*REQUESTS_CA_BUNDLE"):
+    with tokens.fails(exceptions.FailedPrecondition, "certificate is not trusted.*REQUESTS_CA_BUNDLE"):
         make_hook().get_operation(NAME)
     assert server.requests == []
     assert slept == []
 
 
 def test_a_file_of_authorities_that_is_missing(
-    google: Google,
+    tokens: TokenServer,
     connect: Callable[..., None],
     make_hook: Callable[..., DaiHook],
     tls_server: tuple[TinyServer, Path],
@@ -268,36 +259,36 @@ def test_a_file_of_authorities_that_is_missing(
 ) -> None:
     server, _ = tls_server
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
-    connect(keyfile_dict=google.key, dai_api_endpoint=server.host)
+    connect(keyfile_dict=tokens.key, dai_api_endpoint=server.host)
 
-    with google.fails(exceptions.FailedPrecondition, "/nowhere/ca.pem"):
+    with tokens.fails(exceptions.FailedPrecondition, "/nowhere/ca.pem"):
         make_hook().get_operation(NAME)
     assert slept == []
 
 
 def test_tls_to_a_server_that_speaks_none(
-    emulator: DaiEmulator, google: Google, connect: Callable[..., None], make_hook: Callable[..., DaiHook]
+    emulator: DaiEmulator, tokens: TokenServer, connect: Callable[..., None], make_hook: Callable[..., DaiHook]
 ) -> None:
-    connect(keyfile_dict=google.key, num_retries=0, dai_api_endpoint=emulator.host)
+    connect(keyfile_dict=tokens.key, num_retries=0, dai_api_endpoint=emulator.host)
 
-    with google.fails(exceptions.ServiceUnavailable, f"got no response from https://{emulator.host}"):
+    with tokens.fails(exceptions.ServiceUnavailable, f"got no response from https://{emulator.host}"):
         make_hook().get_operation(NAME)
     assert emulator.requests == []
 
 
-def test_a_create_shows_no_signature(robot: DaiHook, emulator: DaiEmulator, google: Google, log: Log) -> None:
+def test_a_create_shows_no_signature(keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer, log: Log) -> None:
     """Nor do its repeats and the look at its operation; what a failing line would show is checked at the end."""
     emulator.inject(Fault(method="creatives.create", status=429))
-    operation = robot.create_creative(CREATIVE)
+    operation = keyed_hook.create_creative(creative(SIGNED_URL))
     emulator.inject(Fault(method="operations.get", status=503))
-    operation = robot.get_operation(operation.name)
+    operation = keyed_hook.get_operation(operation.name)
     assert operation.metadata is not None
     assert "s1gn4ture" in operation.metadata["creativeUrl"]
 
     logging.getLogger("tests").info("%s %s %s", operation, operation.ingest, operation.to_dict())
     emulator.inject(Fault(method="creatives.create", status=503))
-    with google.fails(exceptions.ServiceUnavailable, "creatives.create of a creative returned 503"):
-        robot.create_creative(CREATIVE)
+    with tokens.fails(exceptions.ServiceUnavailable, "creatives.create of a creative returned 503"):
+        keyed_hook.create_creative(creative(SIGNED_URL))
 
     assert len([line for line in log.ours if "; attempt" in line]) == 2
 
@@ -312,12 +303,12 @@ def test_a_create_shows_no_signature(robot: DaiHook, emulator: DaiEmulator, goog
     ],
 )
 def test_a_filter_is_not_shown_with_its_urls(
-    robot: DaiHook, emulator: DaiEmulator, google: Google, caplog: pytest.LogCaptureFixture, fault: Fault
+    keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer, caplog: pytest.LogCaptureFixture, fault: Fault
 ) -> None:
     """Not by this package, that is: at the level of debugging, urllib3 shows every address."""
     caplog.set_level("INFO")
     emulator.inject(fault)
     emulator.inject(Fault(method="operations.list", status=403))
 
-    with google.fails(exceptions.PermissionDenied, "operations.list"):
-        list(robot.list_operations(f'creativeUrl = "{MEDIA["uri"]}"'))
+    with tokens.fails(exceptions.PermissionDenied, "operations.list"):
+        list(keyed_hook.list_operations(f'creativeUrl = "{SIGNED_URL}"'))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from google.auth.credentials import AnonymousCredentials
@@ -19,48 +19,20 @@ from airflow_dai_provider.hooks.dai import DaiAsyncHook
 from airflow_dai_provider.transport import google_errors
 from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS, AiohttpTransport
 from airflow_dai_provider.transport.session_pool import lease
-from tests.support.event_loop import Gate, TokenService, let_time_pass, run, trust_few, until
-from tests.support.tiny_server import TinyServer
+from tests.support.clock import Clock
+from tests.support.emulators import bearers
+from tests.support.event_loop import Gate, run, until
+from tests.support.token_server import TokenServer
 
-if TYPE_CHECKING:
-    from conftest import Clock
-
-
-@pytest.fixture(autouse=True)
-def _time(monkeypatch: pytest.MonkeyPatch, fake_time: Clock) -> None:
-    trust_few(monkeypatch)
-    let_time_pass(monkeypatch, fake_time)
-
-
-@pytest.fixture
-def emulator(clock: Clock) -> Iterator[DaiEmulator]:
-    with DaiEmulator(ingest_seconds=1e9, clock=clock) as running:
-        yield running
-
-
-@pytest.fixture
-def tokens(one_tiny_server: TinyServer) -> TokenService:
-    service = TokenService()
-    one_tiny_server.respond = service.respond
-    return service
-
-
-@pytest.fixture
-def key(tokens: TokenService, one_tiny_server: TinyServer) -> dict[str, str]:
-    return tokens.key(f"{one_tiny_server.endpoint}/token")
-
-
-def bearers(emulator: DaiEmulator) -> set[str | None]:
-    return {request.headers.get("authorization") for request in emulator.requests}
-
+pytestmark = pytest.mark.usefixtures("few_authorities", "fake_time")
 
 # Hooks
 
 
 def test_two_hundred_waits_share_a_session_and_a_token(
-    emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenService, key: dict[str, str], clock: Clock
+    emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer, clock: Clock
 ) -> None:
-    connect(keyfile_dict=key, dai_api_endpoint=emulator.endpoint)
+    connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
     names = [emulator.start_ingest(seconds=5) for _ in range(200)]
 
     async def wait(name: str) -> str:
@@ -76,7 +48,7 @@ def test_two_hundred_waits_share_a_session_and_a_token(
     assert len(emulator.requests) > len(names)
     assert 1 < emulator.connections <= MAX_CONNECTIONS
     assert tokens.asked == 1
-    assert bearers(emulator) == {f"Bearer {tokens.tokens[0]}"}
+    assert set(bearers(emulator)) == {f"Bearer {tokens.issued[0]}"}
 
 
 class NeverTooMany(list[float]):
@@ -105,9 +77,9 @@ def test_two_hundred_waits_with_calls_of_their_own_leave_nothing_open(
 
 
 def test_the_first_opens_the_session_and_the_last_closes_it(
-    emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenService, key: dict[str, str]
+    emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer
 ) -> None:
-    connect(keyfile_dict=key, dai_api_endpoint=emulator.endpoint)
+    connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
     name = emulator.start_ingest()
 
     async def main() -> None:
@@ -152,11 +124,11 @@ def held_together(emulator: DaiEmulator, *hooks: Callable[[], DaiAsyncHook]) -> 
     ids=str,
 )
 def test_who_shares(
-    emulator: DaiEmulator, connect: Callable[..., None], key: dict[str, str], second: dict[str, Any], connections: int
+    emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer, second: dict[str, Any], connections: int
 ) -> None:
-    connect(keyfile_dict=key, dai_api_endpoint=emulator.endpoint)
-    connect("the_same", keyfile_dict=key, dai_api_endpoint=emulator.endpoint)
-    connect("another", keyfile_dict={**key, "private_key_id": "k2"}, dai_api_endpoint=emulator.endpoint)
+    connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
+    connect("the_same", keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
+    connect("another", keyfile_dict={**tokens.key, "private_key_id": "k2"}, dai_api_endpoint=emulator.endpoint)
     if "api_endpoint" in second:
         second = {"api_endpoint": emulator.endpoint.replace("127.0.0.1", "localhost")}
 
@@ -167,9 +139,9 @@ def test_who_shares(
 
 
 def test_another_account_to_impersonate_is_not_shared(
-    emulator: DaiEmulator, connect: Callable[..., None], key: dict[str, str]
+    emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer
 ) -> None:
-    connect(keyfile_dict=key, dai_api_endpoint=emulator.endpoint)
+    connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
 
     async def keys() -> set[Any]:
         chains = (None, "a@p.iam.gserviceaccount.com", ["a@p.iam.gserviceaccount.com", "b@p.iam.gserviceaccount.com"])
@@ -179,10 +151,8 @@ def test_another_account_to_impersonate_is_not_shared(
     assert len(run(keys())) == 3
 
 
-def test_two_endpoints_do_not_share(
-    emulator: DaiEmulator, connect: Callable[..., None], key: dict[str, str], tokens: TokenService
-) -> None:
-    connect(keyfile_dict=key)
+def test_two_endpoints_do_not_share(emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer) -> None:
+    connect(keyfile_dict=tokens.key)
 
     async def main(other: DaiEmulator) -> None:
         here, there = emulator.start_ingest(), other.start_ingest()
@@ -201,9 +171,9 @@ def test_two_endpoints_do_not_share(
 
 
 def test_a_changed_connection_is_used_by_the_next_wait_while_the_older_goes_on(
-    emulator: DaiEmulator, connect: Callable[..., None], key: dict[str, str], tokens: TokenService
+    emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer
 ) -> None:
-    connect(keyfile_dict=key, dai_api_endpoint=emulator.endpoint)
+    connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
     name = emulator.start_ingest()
 
     async def main(other: DaiEmulator) -> None:
@@ -220,15 +190,13 @@ def test_a_changed_connection_is_used_by_the_next_wait_while_the_older_goes_on(
     with DaiEmulator() as other:
         run(main(other))
         assert bearers(other) == {None}
-    assert bearers(emulator) == {f"Bearer {tokens.tokens[0]}"}
+    assert set(bearers(emulator)) == {f"Bearer {tokens.issued[0]}"}
     assert len(emulator.requests) == 3
     assert emulator.connections == 2, "The synchronous hook has a session of its own."
 
 
-def test_two_event_loops_do_not_share(
-    emulator: DaiEmulator, connect: Callable[..., None], key: dict[str, str], tokens: TokenService
-) -> None:
-    connect(keyfile_dict=key, dai_api_endpoint=emulator.endpoint)
+def test_two_event_loops_do_not_share(emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer) -> None:
+    connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
     name = emulator.start_ingest()
     both_are_open = threading.Barrier(2, timeout=5)
 
@@ -260,9 +228,9 @@ def test_a_loop_that_is_gone_leaves_nothing_to_the_next(emulator: DaiEmulator, c
 
 
 def test_one_that_is_cancelled_while_a_token_is_fetched_harms_nobody(
-    emulator: DaiEmulator, connect: Callable[..., None], key: dict[str, str], tokens: TokenService
+    emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer
 ) -> None:
-    connect(keyfile_dict=key, dai_api_endpoint=emulator.endpoint)
+    connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
     name = emulator.start_ingest()
     tokens.gate = Gate()
 
@@ -285,10 +253,10 @@ def test_one_that_is_cancelled_while_a_token_is_fetched_harms_nobody(
 
 @pytest.mark.parametrize("cancels", [1, 2, 3])
 def test_all_that_are_cancelled_while_a_token_is_fetched_leave_nothing_behind(
-    emulator: DaiEmulator, connect: Callable[..., None], key: dict[str, str], tokens: TokenService, cancels: int
+    emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer, cancels: int
 ) -> None:
     """The triggerer cancels what has not ended yet again, about once a second."""
-    connect(keyfile_dict=key, dai_api_endpoint=emulator.endpoint)
+    connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
     tokens.gate = Gate()
 
     async def main() -> None:

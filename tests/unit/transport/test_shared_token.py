@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 import pytest
 from google.api_core import exceptions
@@ -13,43 +12,20 @@ from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
 from airflow_dai_provider.transport import shared_token
 from airflow_dai_provider.transport.google_errors import Unauthenticated
-from tests.support.event_loop import (
-    Gate,
-    TokenService,
-    let_time_pass,
-    run,
-    trust_few,
-)
-from tests.support.tiny_server import TinyServer, refusing_port
+from tests.support.connections import Connect
+from tests.support.emulators import bearers
+from tests.support.event_loop import Gate, run
+from tests.support.payloads import NAME
+from tests.support.sessions import RevokingServer, error_of, look
+from tests.support.tiny_server import refusing_port
+from tests.support.token_server import TokenServer
 
-if TYPE_CHECKING:
-    from conftest import Clock
-from tests.support.async_calls import (  # noqa: F401
-    NAME,
-    Guarded,
-    bearers,
-    emulator,
-    guarded,
-    guarded_server,
-    look,
-    robot,
-    shown,
-    tokens,
-)
+pytestmark = pytest.mark.usefixtures("few_authorities", "fake_time")
 
 
-@pytest.fixture(autouse=True)
-def slept(monkeypatch: pytest.MonkeyPatch, fake_time: Clock) -> list[float]:
-    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "DAI_EMULATOR_HOST"):
-        monkeypatch.delenv(variable, raising=False)
-        monkeypatch.delenv(variable.lower(), raising=False)
-    trust_few(monkeypatch)
-    return let_time_pass(monkeypatch, fake_time)
-
-
-def test_a_token_is_used_until_it_is_old(robot: Any, emulator: DaiEmulator, tokens: TokenService) -> None:
+def test_a_token_is_used_until_it_is_old(connect_key: Connect, emulator: DaiEmulator, tokens: TokenServer) -> None:
     look(emulator.start_ingest(), times=5)
-    assert bearers(emulator) == [f"Bearer {tokens.tokens[0]}"] * 5
+    assert bearers(emulator) == [f"Bearer {tokens.issued[0]}"] * 5
     assert tokens.asked == 1
 
 
@@ -65,9 +41,9 @@ def test_a_token_is_used_until_it_is_old(robot: Any, emulator: DaiEmulator, toke
     ],
 )
 def test_a_token_is_renewed_before_it_expires(
-    robot: Any,
+    connect_key: Connect,
     emulator: DaiEmulator,
-    tokens: TokenService,
+    tokens: TokenServer,
     monkeypatch: pytest.MonkeyPatch,
     expires_in: float,
     seconds: float,
@@ -88,29 +64,29 @@ def test_a_token_is_renewed_before_it_expires(
 
     run(main())
     assert tokens.asked == 1 + renewed
-    assert bearers(emulator) == [f"Bearer {tokens.tokens[0]}"] + [f"Bearer {tokens.tokens[-1]}"] * 10
+    assert bearers(emulator) == [f"Bearer {tokens.issued[0]}"] + [f"Bearer {tokens.issued[-1]}"] * 10
 
 
 def test_fifty_looks_that_are_refused_renew_the_token_once(
-    guarded: Guarded, guarded_server: TinyServer, tokens: TokenService, slept: list[float]
+    revoking_server: RevokingServer, tokens: TokenServer, slept: list[float]
 ) -> None:
     async def main() -> None:
         async with DaiAsyncHook() as hook:
             await hook.get_operation(NAME)
-            guarded.revoked = {f"Bearer {tokens.tokens[0]}"}
+            revoking_server.revoked = {f"Bearer {tokens.issued[0]}"}
             await asyncio.gather(*(hook.get_operation(NAME) for _ in range(50)))
 
     run(main())
     assert tokens.asked == 2
-    assert guarded.seen.count(f"Bearer {tokens.tokens[0]}") == 51
-    assert guarded.seen.count(f"Bearer {tokens.tokens[1]}") == 50
+    assert revoking_server.seen.count(f"Bearer {tokens.issued[0]}") == 51
+    assert revoking_server.seen.count(f"Bearer {tokens.issued[1]}") == 50
     assert slept == []
 
 
 def test_what_is_refused_with_a_fresh_token_too_ends(
-    guarded: Guarded, guarded_server: TinyServer, tokens: TokenService, slept: list[float]
+    revoking_server: RevokingServer, tokens: TokenServer, slept: list[float]
 ) -> None:
-    guarded.revoked = {"everything"}
+    revoking_server.revoked = {"everything"}
 
     async def main() -> None:
         with pytest.raises(exceptions.Unauthenticated, match="401"):
@@ -118,27 +94,27 @@ def test_what_is_refused_with_a_fresh_token_too_ends(
 
     run(main())
     assert tokens.asked == 2
-    assert guarded.seen == [f"Bearer {token}" for token in tokens.tokens]
+    assert revoking_server.seen == [f"Bearer {token}" for token in tokens.issued]
     assert slept == []
 
 
 def test_anonymous_sends_no_header_and_renews_nothing(
-    guarded: Guarded, guarded_server: TinyServer, tokens: TokenService, connect: Callable[..., None]
+    revoking_server: RevokingServer, tokens: TokenServer, connect: Callable[..., None]
 ) -> None:
-    connect(is_anonymous=True, dai_api_endpoint=guarded_server.endpoint)
+    connect(is_anonymous=True, dai_api_endpoint=revoking_server.endpoint)
     look()
-    guarded.revoked = {"everything"}
+    revoking_server.revoked = {"everything"}
     with pytest.raises(exceptions.Unauthenticated):
         look()
-    assert guarded.seen == [None, None]
+    assert revoking_server.seen == [None, None]
     assert tokens.asked == 0
 
 
 def test_a_token_service_that_is_down_is_news_to_all_at_once(
-    robot: Callable[..., None], tokens: TokenService, emulator: DaiEmulator
+    connect_key: Connect, tokens: TokenServer, emulator: DaiEmulator
 ) -> None:
     """They do not queue to ask one after the other."""
-    robot(num_retries=0)
+    connect_key(num_retries=0)
     tokens.refusal = (400, {"error": "invalid_grant", "error_description": "Account disabled."})
     tokens.gate = Gate()
 
@@ -159,10 +135,10 @@ def test_a_token_service_that_is_down_is_news_to_all_at_once(
 
 
 def test_a_token_service_that_is_out_of_reach_is_asked_again(
-    robot: Callable[..., None], tokens: TokenService, emulator: DaiEmulator, slept: list[float]
+    connect_key: Connect, tokens: TokenServer, emulator: DaiEmulator, slept: list[float]
 ) -> None:
     with refusing_port() as port:
-        robot(num_retries=2, keyfile_dict=tokens.key(f"http://127.0.0.1:{port}/token"))
+        connect_key(num_retries=2, keyfile_dict={**tokens.key, "token_uri": f"http://127.0.0.1:{port}/token"})
         with pytest.raises(exceptions.ServiceUnavailable, match="was not sent: no access token"):
             look()
     assert slept == [0.5, 1.0]
@@ -170,14 +146,14 @@ def test_a_token_service_that_is_out_of_reach_is_asked_again(
 
 
 def test_after_a_failure_a_token_is_fetched_again(
-    robot: Callable[..., None], tokens: TokenService, emulator: DaiEmulator
+    connect_key: Connect, tokens: TokenServer, emulator: DaiEmulator
 ) -> None:
     tokens.refusal = (400, {"error": "invalid_grant"})
     name = emulator.start_ingest()
 
     async def main() -> None:
         async with DaiAsyncHook() as hook:
-            error, text = await shown(hook.get_operation(name))
+            error, text = await error_of(hook.get_operation(name))
             assert isinstance(error, exceptions.Unauthenticated)
             tokens.assert_nothing_secret_in(text)
             tokens.refusal = None
@@ -187,32 +163,32 @@ def test_after_a_failure_a_token_is_fetched_again(
     assert (tokens.asked, len(emulator.requests)) == (2, 1)
 
 
-def test_a_renewal_that_fails_ends_the_look(guarded: Guarded, guarded_server: TinyServer, tokens: TokenService) -> None:
+def test_a_renewal_that_fails_ends_the_look(revoking_server: RevokingServer, tokens: TokenServer) -> None:
     async def main() -> None:
         async with DaiAsyncHook() as hook:
             await hook.get_operation(NAME)
-            guarded.revoked = {"everything"}
+            revoking_server.revoked = {"everything"}
             tokens.refusal = (400, {"error": "invalid_grant"})
-            error, text = await shown(hook.get_operation(NAME))
+            error, text = await error_of(hook.get_operation(NAME))
         assert isinstance(error, exceptions.Unauthenticated)
         assert "no access token: invalid_grant" in str(error)
         tokens.assert_nothing_secret_in(text)
 
     run(main())
-    assert len(guarded.seen) == 2
+    assert len(revoking_server.seen) == 2
 
 
 @pytest.mark.parametrize("body", [b"<html>Sign in</html>", {}, [], {"access_token": None}], ids=str)
-def test_a_token_service_that_answers_nonsense(robot: Any, tokens: TokenService, body: object) -> None:
+def test_a_token_service_that_answers_nonsense(connect_key: Connect, tokens: TokenServer, body: object) -> None:
     """A captive portal, for example; whatever it says, the error is one of the service's classes."""
     tokens.refusal = (200, body)
-    robot(num_retries=0)
+    connect_key(num_retries=0)
     with pytest.raises(exceptions.GoogleAPICallError, match=f"operations.get of {NAME}"):
         look()
 
 
-def test_the_time_for_a_token_is_bounded(robot: Any, tokens: TokenService) -> None:
-    robot(num_retries=0)
+def test_the_time_for_a_token_is_bounded(connect_key: Connect, tokens: TokenServer) -> None:
+    connect_key(num_retries=0)
     tokens.gate = Gate()
     with pytest.raises(exceptions.ServiceUnavailable, match="no access token"):
         look(timeout=0.05)

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -16,11 +16,11 @@ from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
-from tests.support.event_loop import TokenService, define_connection, run, until
-from tests.support.tiny_server import TinyServer
-
-if TYPE_CHECKING:
-    from conftest import Clock, Log
+from tests.support.clock import Clock
+from tests.support.connections import define_connection
+from tests.support.event_loop import run, until
+from tests.support.log import Log
+from tests.support.token_server import token_server
 
 MakeTrigger = Callable[..., DaiOperationTrigger]
 
@@ -358,10 +358,8 @@ def test_no_secret_is_logged_fired_or_serialized(
     make_trigger: MakeTrigger, emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
     monkeypatch.delenv("DAI_EMULATOR_HOST")
-    tokens = TokenService()
-    with TinyServer(tokens.respond) as server:
-        key = tokens.key(f"{server.endpoint}/token")
-        define_connection(monkeypatch, keyfile_dict=json.dumps(key), dai_api_endpoint=emulator.endpoint)
+    with token_server() as tokens:
+        define_connection(monkeypatch, keyfile_dict=json.dumps(tokens.key), dai_api_endpoint=emulator.endpoint)
         emulator.inject(Fault(status=503, times=3))
         emulator.inject(Fault(status=401, times=2))
         trigger = make_trigger(emulator.start_ingest())

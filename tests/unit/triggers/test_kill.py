@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import BaseHook
@@ -19,11 +19,11 @@ from airflow_dai_provider.transport import session_pool
 from airflow_dai_provider.triggers import dai
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL
-from tests.support.event_loop import Gate, TokenService, define_connection, run, until
-from tests.support.tiny_server import TinyServer
-
-if TYPE_CHECKING:
-    from conftest import Log
+from tests.support.connections import define_connection
+from tests.support.emulators import count, methods
+from tests.support.event_loop import Gate, run, until
+from tests.support.log import Log
+from tests.support.token_server import token_server
 
 MakeTrigger = Callable[..., DaiOperationTrigger]
 
@@ -136,7 +136,7 @@ def test_without_cancel_on_kill_nothing_is_cancelled(
 ) -> None:
     name = emulator.start_ingest()
     run(killing(make_trigger(name), lambda: emulator.requests))
-    assert [request.method for request in emulator.requests] == ["operations.get"]
+    assert methods(emulator) == ["operations.get"]
 
 
 def test_the_operation_of_a_task_that_is_still_deferred_runs_on(
@@ -211,7 +211,7 @@ def test_a_refused_cancel_is_logged_and_not_retried(
     name = emulator.start_ingest()
     emulator.inject(Fault(method="operations.cancel", rpc_status=rpc_status, times=None))
     run(killing(make_trigger(name, cancel_on_kill=True), lambda: emulator.requests))
-    assert [request.method for request in emulator.requests] == ["operations.get", "operations.cancel"]
+    assert methods(emulator) == ["operations.get", "operations.cancel"]
     assert [line for line in log.errors if f"{name} may still run" in line]
     assert not [line for line in log.ours if "Requested" in line]
 
@@ -303,7 +303,7 @@ def test_a_kill_during_the_connection_look_up_cancels(
 
     run(main())
     assert emulator.cancel_requested(name) == 1
-    assert [request.method for request in emulator.requests] == ["operations.cancel"]
+    assert methods(emulator) == ["operations.cancel"]
 
 
 @pytest.mark.parametrize("cancel_on_kill", [True, False])
@@ -316,7 +316,6 @@ def test_a_kill_during_the_token_fetch_uses_that_token(
     cancel_on_kill: bool,
 ) -> None:
     monkeypatch.delenv("DAI_EMULATOR_HOST")
-    tokens = TokenService(gate=Gate())
     name = emulator.start_ingest()
 
     async def main() -> None:
@@ -328,9 +327,8 @@ def test_a_kill_during_the_token_fetch_uses_that_token(
         await kill
         await until(lambda: asyncio.all_tasks() <= before)
 
-    with TinyServer(tokens.respond) as server:
-        key = tokens.key(f"{server.endpoint}/token")
-        define_connection(monkeypatch, keyfile_dict=json.dumps(key), dai_api_endpoint=emulator.endpoint)
+    with token_server() as tokens:
+        define_connection(monkeypatch, keyfile_dict=json.dumps(tokens.key), dai_api_endpoint=emulator.endpoint)
         run(main())
     assert emulator.cancel_requested(name) == int(cancel_on_kill)
     assert tokens.asked == 1, "The cancel uses the token that was being fetched."
@@ -341,7 +339,7 @@ def test_a_kill_looks_up_no_connection_and_fetches_no_token(
 ) -> None:
     """Both can take longer than what is left of the triggerer's time."""
     monkeypatch.delenv("DAI_EMULATOR_HOST")
-    tokens, looked_up = TokenService(), []
+    looked_up = []
     get_connection = BaseHook.get_connection
 
     def watched(_: object, conn_id: str) -> Any:
@@ -350,12 +348,11 @@ def test_a_kill_looks_up_no_connection_and_fetches_no_token(
 
     monkeypatch.setattr(BaseHook, "get_connection", watched)
     name = emulator.start_ingest()
-    with TinyServer(tokens.respond) as server:
-        key = tokens.key(f"{server.endpoint}/token")
-        define_connection(monkeypatch, keyfile_dict=json.dumps(key), dai_api_endpoint=emulator.endpoint)
+    with token_server() as tokens:
+        define_connection(monkeypatch, keyfile_dict=json.dumps(tokens.key), dai_api_endpoint=emulator.endpoint)
         run(killing(make_trigger(name, cancel_on_kill=True), lambda: emulator.requests))
-    assert [request.method for request in emulator.requests] == ["operations.get", "operations.cancel"]
-    assert {request.headers.get("authorization") for request in emulator.requests} == {f"Bearer {tokens.tokens[0]}"}
+    assert methods(emulator) == ["operations.get", "operations.cancel"]
+    assert {request.headers.get("authorization") for request in emulator.requests} == {f"Bearer {tokens.issued[0]}"}
     assert tokens.asked == 1
     assert looked_up == ["google_cloud_default"]
 
@@ -396,7 +393,7 @@ def test_a_kill_does_not_disturb_other_waits(
 
     assert run(main())["status"] == "finished"
     assert emulator.cancel_requested(killed) == 1
-    assert [r.method for r in emulator.requests].count("operations.cancel") == 1
+    assert count(emulator, "operations.cancel") == 1
     assert len(connections(emulator, "operations.get")) <= 2
 
 
