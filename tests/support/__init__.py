@@ -1,4 +1,4 @@
-"""What many tests need. Each module holds one thing; those with fixtures for all tests are plugins of tests/conftest.py.
+"""Helpers that many tests need. Each module holds one thing; fixtures for all tests are plugins of tests/conftest.py.
 
 Fixtures for all tests:
 
@@ -16,10 +16,13 @@ To import from:
 
 - ``payloads``: the one builder of creatives, and of metadata
 - ``rpc_codes``: the one table of rpc codes
-- ``hooks``: hooks that are out of reach of the real environment, and their calls
-- ``event_loop``: an event loop that nothing may be left on
-- ``authentication``, ``credentials``, ``async_sessions``: tokens, accounts, and sessions that use them
-- ``create_tasks``, ``sweep_tasks``, ``triggers``: tasks and triggers, made and run to their end
+- ``hooks``, ``sessions``: hooks out of reach of the real environment, their calls, and their sessions
+- ``event_loop``: an event loop on which nothing may be left
+- ``authentication``, ``credentials``: tokens, accounts, and ways to authenticate
+- ``ingests``, ``strays``: create tasks and sweeps, run to their end
 - ``deadlines``: Deadline callbacks in a triggerer
+- ``tunnel``: a proxy whose tunnels end at one emulator
 - ``airflow_versions``: where the versions of Airflow keep what the tests ask of them
+- ``source_strings``: the messages in the provider's source
+- ``processes``, ``interruption``: processes that tests start, and how they are stopped
 """

@@ -20,7 +20,7 @@ from airflow_dai_provider.ingest.resume import KEY
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE
 from tests.support.clock import Clock
-from tests.support.emulators import count
+from tests.support.emulators import count, methods
 from tests.support.ingests import CANCEL, CREATE, GET, both, cancel, execute, fail, interrupt_create, make, resume, the
 from tests.support.log import Log
 from tests.support.payloads import creative
