@@ -17,7 +17,7 @@ from airflow_dai_provider.tasks.failures import (
     check_final_state,
     task_errors,
 )
-from airflow_dai_provider.transport import errors as api
+from airflow_dai_provider.transport import google_errors as api
 from tests.support.payloads import metadata
 
 FINAL_STATES = ("CANCELLED", "FAILED", "SUCCEEDED")
