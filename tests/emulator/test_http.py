@@ -207,7 +207,7 @@ def test_log_shows_method_path_and_status_only(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_unimplemented_method_alone_answers_unimplemented(emulator: DaiEmulator, client: Client, method: str) -> None:
+def test_unimplemented_method_alone_returns_unimplemented(emulator: DaiEmulator, client: Client, method: str) -> None:
     emulator.start_ingest("operations/a")
     emulator.unimplement(method)
     for other, (http_method, path) in sorted(CALLS.items(), key=lambda call: call[0] != method):

@@ -64,7 +64,7 @@ def test_a_service_error_says_what_it_is() -> None:
         ({Code.UNAVAILABLE}, Code.UNAVAILABLE, False, True),
     ],
 )
-def test_a_repeat_needs_a_listed_code_or_a_request_that_never_left(
+def test_a_retry_needs_a_listed_code_or_a_request_that_never_left(
     codes: set[Code], code: Code, sent: bool, expected: bool
 ) -> None:
     assert may_retry(frozenset(codes), ServiceError("x", code, sent=sent)) is expected

@@ -77,7 +77,7 @@ FULL_METADATA = metadata(
         pytest.param({"done": True, "kind": "x", "selfLink": 1}, Operation(NAME, SUCCEEDED), id="unknown fields"),
     ],
 )
-def test_an_answer_becomes_an_operation(fields: dict[str, Any], expected: Operation) -> None:
+def test_an_response_becomes_an_operation(fields: dict[str, Any], expected: Operation) -> None:
     assert Operation.from_api({"name": NAME, **fields}) == expected
 
 
@@ -114,7 +114,7 @@ def test_what_is_no_operation_is_refused(answer: object, message: str) -> None:
         Operation.from_api(answer)
 
 
-def test_a_refused_answer_is_not_shown_with_its_secrets() -> None:
+def test_a_refused_response_is_not_shown_with_its_secrets() -> None:
     with pytest.raises(InvalidOperationError) as caught:
         Operation.from_api({"metadata": {"creativeUrl": SIGNED}, "error": "x" * 10_000})
     assert "5ec7e7" not in str(caught.value)

@@ -132,7 +132,7 @@ def test_the_next_interval(elapsed: float, poll_interval: float, jitter: float, 
     assert next_interval(elapsed, poll_interval, jitter) == pytest.approx(expected)
 
 
-def test_the_last_look_comes_at_the_deadline_and_ends_the_wait() -> None:
+def test_the_last_poll_comes_at_the_deadline_and_ends_the_wait() -> None:
     wait = make_wait(timeout=10)
     assert poll_times(wait, 10) == [0, 1, 2.5, 4.75, 8.125, 10]
     with pytest.raises(WaitTimeoutError) as caught:
@@ -142,11 +142,11 @@ def test_the_last_look_comes_at_the_deadline_and_ends_the_wait() -> None:
 
 
 @pytest.mark.parametrize(("timeout", "times"), [(0.25, [0, 0.25]), (1, [0, 1]), (1.5, [0, 1, 1.5])])
-def test_a_timeout_shorter_than_the_interval_still_gets_its_last_look(timeout: float, times: list[float]) -> None:
+def test_a_timeout_shorter_than_the_interval_still_gets_its_last_poll(timeout: float, times: list[float]) -> None:
     assert poll_times(make_wait(timeout=timeout), timeout) == times
 
 
-def test_a_look_that_ends_after_the_deadline_is_the_last() -> None:
+def test_a_poll_that_ends_after_the_deadline_is_the_last() -> None:
     with pytest.raises(WaitTimeoutError, match="has not finished within 60 s"):
         make_wait(started=100.0, timeout=60).after_poll(RUNNING, 161.0)
 
@@ -156,7 +156,7 @@ def test_without_a_timeout_the_wait_has_no_end() -> None:
 
 
 @pytest.mark.parametrize("code", list(Code))
-def test_an_error_that_can_heal_goes_on_and_any_other_ends_the_wait_at_once(code: Code) -> None:
+def test_only_a_transient_error_does_not_end_the_wait_at_once(code: Code) -> None:
     error = ServiceError("words", code)
     if code.value in HEALING:
         seconds, line = make_wait().after_error(error, 10.0)
@@ -188,7 +188,7 @@ def test_an_outage_just_short_of_the_limit_goes_on() -> None:
         wait.after_error(AWAY, 50.0 + MAX_OUTAGE)
 
 
-def test_a_good_look_ends_the_outage() -> None:
+def test_a_good_poll_ends_the_outage() -> None:
     wait = make_wait()
     wait.after_error(AWAY, 0.0)
     wait.after_error(AWAY, 299.0)
@@ -213,7 +213,7 @@ def test_the_deadline_ends_an_outage_and_the_message_says_what_failed() -> None:
     assert str(end) == f"{NAME} has not finished within 60 s; the last poll failed: operations.get returned 503"
 
 
-def test_an_error_that_cannot_heal_is_raised_at_the_deadline_too() -> None:
+def test_a_permanent_error_is_raised_at_the_deadline_too() -> None:
     gone = ServiceError("words", Code.NOT_FOUND)
     with pytest.raises(ServiceError) as caught:
         make_wait(timeout=60).after_error(gone, 60.0)
@@ -224,7 +224,7 @@ def test_an_error_that_cannot_heal_is_raised_at_the_deadline_too() -> None:
     ("retry_after", "expected"),
     [(None, 6.0), (0.0, 6.0), (5.0, 6.0), (20.0, 20.0), (90.0, 90.0)],
 )
-def test_the_next_look_is_no_earlier_than_the_server_asked(retry_after: float | None, expected: float) -> None:
+def test_the_next_poll_is_no_earlier_than_the_server_asked(retry_after: float | None, expected: float) -> None:
     busy = ServiceError("words", Code.RESOURCE_EXHAUSTED, retry_after=retry_after)
     seconds, line = make_wait().after_error(busy, 10.0)
     assert seconds == expected
@@ -235,12 +235,12 @@ def test_an_error_does_not_lengthen_a_short_interval() -> None:
     assert make_wait(poll_interval=0.25).after_error(AWAY, 0.0)[0] == 0.25
 
 
-def test_the_line_of_a_failed_look_counts_from_the_start() -> None:
+def test_the_line_of_a_failed_poll_counts_from_the_start() -> None:
     _, line = make_wait(started=5000.0).after_error(AWAY, 5010.0)
     assert line.endswith("; 10 s elapsed, next poll in 6.0 s")
 
 
-def test_the_last_look_comes_at_the_deadline_however_long_the_server_asked_to_wait() -> None:
+def test_the_last_poll_comes_at_the_deadline_however_long_the_server_asked_to_wait() -> None:
     busy = ServiceError("words", Code.RESOURCE_EXHAUSTED, retry_after=3600.0)
     assert make_wait(timeout=60).after_error(busy, 50.0)[0] == 10.0
 
@@ -260,7 +260,7 @@ def test_no_server_can_stretch_an_outage(retry_after: float) -> None:
         (61.4, 29.96, f"{NAME} is RUNNING; 61 s elapsed, next poll in 30.0 s"),
     ],
 )
-def test_the_line_of_a_look(elapsed: float, wait: float, line: str) -> None:
+def test_the_line_of_a_poll(elapsed: float, wait: float, line: str) -> None:
     assert describe_poll(RUNNING, elapsed, wait) == line
 
 
@@ -332,7 +332,7 @@ def test_outage_is_several_polls_even_with_a_long_interval() -> None:
     assert now == pytest.approx(5000.0 + MAX_OUTAGE)
 
 
-def test_a_timeout_of_zero_is_one_look() -> None:
+def test_a_timeout_of_zero_is_one_poll() -> None:
     wait = Wait("operations/a", started=0.0, poll_interval=30.0, timeout=0)
     with pytest.raises(WaitTimeoutError, match="operations/a has not finished within 0 s"):
         wait.after_poll(Operation("operations/a", OperationState.RUNNING), 0.0)

@@ -109,7 +109,7 @@ def test_the_server_sees_the_name_that_was_given(name: str, server: DaiEmulator,
 
 
 @given(operations | json_values)
-def test_an_answer_is_an_operation_or_an_error(answer: Any) -> None:
+def test_an_response_is_an_operation_or_an_error(answer: Any) -> None:
     operation, refusal = attempt(lambda: Operation.from_api(answer), InvalidOperationError)
     if refusal:
         assert SECRET not in str(refusal)
@@ -138,7 +138,7 @@ error_bodies = st.fixed_dictionaries(
 
 
 @given(st.integers(200, 599), bodies | error_bodies, st.dictionaries(st.just("retry-after"), st.text(), max_size=1))
-def test_every_answer_is_read_or_refused(status: int, body: bytes, headers: dict[str, str]) -> None:
+def test_every_response_is_read_or_refused(status: int, body: bytes, headers: dict[str, str]) -> None:
     for request in (rest.get_operation("operations/a"), rest.cancel_operation("operations/a"), rest.list_operations()):
         answer = rest.Response(status, headers, body)
         _, refusal = attempt(partial(rest.read_response, request, answer, NOW), ServiceError)

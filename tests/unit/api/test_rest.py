@@ -240,7 +240,7 @@ def read_error(request: rest.Request[Any], status: int, body: object = b"", **he
     ],
 )
 @pytest.mark.parametrize("request_", [GET, CREATE], ids=str)
-def test_get_and_create_answer_an_operation(request_: rest.Request[Any], fields: dict[str, Any], state: str) -> None:
+def test_get_and_create_return_an_operation(request_: rest.Request[Any], fields: dict[str, Any], state: str) -> None:
     operation = read(request_, 200, {"name": "operations/a", **fields})
     assert isinstance(operation, Operation)
     assert operation.state == state
@@ -265,13 +265,13 @@ def test_json_is_read_whatever_it_is_called(body: bytes, content_type: str) -> N
     ("status", "body"),
     [(200, b"{}"), (200, b" {}\n"), (200, b""), (204, b""), (202, b"\n"), (200, b'{"done": "x"}'), (299, b"{}")],
 )
-def test_an_answer_without_content_is_good_where_none_is_promised(
+def test_an_response_without_content_is_good_where_none_is_promised(
     request_: rest.Request[Any], status: int, body: bytes
 ) -> None:
     assert read(request_, status, body) is None
 
 
-def test_a_creative_is_answered_as_it_is() -> None:
+def test_a_creative_is_returned_as_it_is() -> None:
     assert read(GET_CREATIVE, 200, CREATIVE) == CREATIVE
 
 
@@ -319,7 +319,7 @@ NO_OBJECTS = [
     "request_", [GET, CANCEL, DELETE, LIST, CREATE, GET_CREATIVE, DELETE_CREATIVE], ids=lambda request_: request_.method
 )
 @pytest.mark.parametrize("body", NO_OBJECTS)
-def test_an_answer_that_is_no_json_object_is_an_error(request_: rest.Request[Any], body: bytes) -> None:
+def test_an_response_that_is_no_json_object_is_an_error(request_: rest.Request[Any], body: bytes) -> None:
     error = read_error(request_, 200, body)
     assert str(error).startswith(f"{request_} returned HTTP 200 with an invalid body: ")
     assert len(str(error)) < 500
@@ -338,7 +338,7 @@ def test_an_answer_that_is_no_json_object_is_an_error(request_: rest.Request[Any
     ],
 )
 @pytest.mark.parametrize("request_", [GET, CREATE], ids=str)
-def test_an_answer_that_is_no_operation_is_an_error(request_: rest.Request[Any], body: object, words: str) -> None:
+def test_an_response_that_is_no_operation_is_an_error(request_: rest.Request[Any], body: object, words: str) -> None:
     error = read_error(request_, 200, body)
     assert words in str(error)
     assert error.rpc_code is Code.UNKNOWN
@@ -357,17 +357,17 @@ def test_an_answer_that_is_no_operation_is_an_error(request_: rest.Request[Any],
     ],
     ids=json.dumps,
 )
-def test_an_answer_that_is_no_page_is_an_error(body: object) -> None:
+def test_an_response_that_is_no_page_is_an_error(body: object) -> None:
     assert read_error(LIST, 200, body).rpc_code is Code.UNKNOWN
 
 
-def test_an_answer_of_the_greatest_size_is_read() -> None:
+def test_an_response_of_the_greatest_size_is_read() -> None:
     body = b'{"name": "operations/a"}'.ljust(rest.MAX_RESPONSE_BYTES)
     assert read(GET, 200, body).name == "operations/a"
     assert "larger than" in str(read_error(GET, 200, body + b" "))
 
 
-def test_no_secret_of_a_cut_answer_is_shown() -> None:
+def test_no_secret_of_a_cut_response_is_shown() -> None:
     body = json.dumps({"name": "operations/a", "metadata": {"creativeUrl": SIGNED + "5ec7e7" * 20}}).encode()
     shown = [str(read_error(GET, 200, b" " * length + body[:-8])) for length in range(0, 120, 3)]
     assert not [text for text in shown if "5ec7e7" in text]
@@ -514,7 +514,7 @@ REPEATED: list[tuple[rest.Request[Any], set[str]]] = [
 @pytest.mark.parametrize(
     ("request_", "codes"), [pytest.param(request_, codes, id=request_.method) for request_, codes in REPEATED]
 )
-def test_which_requests_may_be_repeated_after_which_error(
+def test_which_requests_may_be_retried_after_which_error(
     request_: rest.Request[Any], codes: set[str], code: str
 ) -> None:
     error = read_error(request_, RPC_CODES[code].http_status, json_error(code))
@@ -522,6 +522,6 @@ def test_which_requests_may_be_repeated_after_which_error(
 
 
 @pytest.mark.parametrize("request_", [pytest.param(request_, id=request_.method) for request_, _ in REPEATED])
-def test_a_request_that_never_left_may_be_repeated(request_: rest.Request[Any]) -> None:
+def test_a_request_that_never_left_may_be_retried(request_: rest.Request[Any]) -> None:
     for code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
         assert may_retry(request_.retryable_codes, ServiceError("no connection", code, sent=False))

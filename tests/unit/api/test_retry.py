@@ -57,12 +57,12 @@ def test_jitter_takes_away_at_most_half() -> None:
 
 
 @pytest.mark.parametrize("num_retries", [0, 1, 3])
-def test_there_are_as_many_repeats_as_told(num_retries: int) -> None:
+def test_there_are_as_many_retries_as_told(num_retries: int) -> None:
     assert len(waits(make(num_retries=num_retries), error())) == num_retries
 
 
 @pytest.mark.parametrize(("retry_timeout", "repeats"), [(0, 0), (0.5, 0), (0.6, 1), (1.5, 1), (1.6, 2), (60, 5)])
-def test_no_repeat_comes_after_the_time(retry_timeout: float, repeats: int) -> None:
+def test_no_retry_comes_after_the_time(retry_timeout: float, repeats: int) -> None:
     assert len(waits(make(retry_timeout=retry_timeout), error())) == repeats
 
 
@@ -86,7 +86,7 @@ def test_what_the_server_asks_for_is_not_waited_for_beyond_the_time() -> None:
 
 @pytest.mark.parametrize("retryable_codes", [THROTTLED, THROTTLED_OR_UNAVAILABLE, TRANSIENT, frozenset()], ids=len)
 @pytest.mark.parametrize("code", Code)
-def test_only_these_codes_are_repeated(retryable_codes: frozenset[Code], code: Code) -> None:
+def test_only_these_codes_are_retried(retryable_codes: frozenset[Code], code: Code) -> None:
     assert bool(waits(make(retryable_codes), error(code))) == (code in retryable_codes)
 
 

@@ -138,7 +138,7 @@ ROWS = [
 
 @both_hooks
 @pytest.mark.parametrize(("method", "row"), ROWS)
-def test_both_hooks_make_the_same_of_an_answer(
+def test_both_hooks_make_the_same_of_an_response(
     emulator: DaiEmulator, connect: Callable[..., None], slept: list[float], kind: str, method: str, row: Row
 ) -> None:
     connect(is_anonymous=True, num_retries=1)
@@ -178,7 +178,7 @@ def test_a_redirect_is_not_followed(
 
 
 @both_hooks
-def test_a_refused_connection_is_repeated(connect: Callable[..., None], slept: list[float], kind: str) -> None:
+def test_a_refused_connection_is_retried(connect: Callable[..., None], slept: list[float], kind: str) -> None:
     connect(is_anonymous=True, num_retries=3)
     with refusing_port() as port, pytest.raises(exceptions.ServiceUnavailable, match="got no response") as caught:
         look(kind, "get_operation", NAME, api_endpoint=f"http://127.0.0.1:{port}")
@@ -188,7 +188,7 @@ def test_a_refused_connection_is_repeated(connect: Callable[..., None], slept: l
 
 @both_hooks
 @pytest.mark.parametrize(("num_retries", "requests"), [(0, 1), (-1, 1), (2, 3), (None, 6)])
-def test_the_connection_says_how_often_a_call_is_repeated(
+def test_the_connection_says_how_often_a_call_is_retried(
     emulator: DaiEmulator, connect: Callable[..., None], kind: str, num_retries: int | None, requests: int
 ) -> None:
     connect(is_anonymous=True, **({} if num_retries is None else {"num_retries": num_retries}))
@@ -200,7 +200,7 @@ def test_the_connection_says_how_often_a_call_is_repeated(
 
 @both_hooks
 @pytest.mark.parametrize(("retry_timeout", "requests"), [(0, 1), (4, 4), (60, 6)])
-def test_a_call_is_not_repeated_for_ever(
+def test_a_call_is_not_retried_forever(
     emulator: DaiEmulator, connect: Callable[..., None], kind: str, retry_timeout: float, requests: int
 ) -> None:
     connect(is_anonymous=True)
@@ -308,7 +308,7 @@ def test_cookies_are_not_kept(emulator: DaiEmulator, connect: Callable[..., None
 
 
 @both_hooks
-def test_an_answer_without_an_end_is_not_read_to_its_end(connect: Callable[..., None], kind: str) -> None:
+def test_an_response_without_an_end_is_not_read_to_its_end(connect: Callable[..., None], kind: str) -> None:
     connect(is_anonymous=True, num_retries=0)
     read = threading.Event()
 
@@ -407,7 +407,7 @@ async def wait(emulator: DaiEmulator, name: str, **arguments: Any) -> Operation:
     return await DaiAsyncHook(api_endpoint=emulator.endpoint).wait_for_operation(name, **arguments)
 
 
-def test_looks_are_quick_at_first(
+def test_polls_are_quick_at_first(
     emulator: DaiEmulator, connect: Callable[..., None], clock: Clock, slept: list[float], log: Log
 ) -> None:
     connect(is_anonymous=True)
@@ -426,7 +426,7 @@ def test_looks_are_quick_at_first(
     assert emulator.connections == 1
 
 
-def test_looks_never_come_later_than_the_interval_asked_for(
+def test_polls_never_come_later_than_the_interval_asked_for(
     emulator: DaiEmulator, connect: Callable[..., None], slept: list[float]
 ) -> None:
     connect(is_anonymous=True)
@@ -434,7 +434,7 @@ def test_looks_never_come_later_than_the_interval_asked_for(
     assert slept == pytest.approx([1, 1.5] + [2] * 9)
 
 
-def test_both_hooks_look_at_the_same_times(
+def test_both_hooks_poll_at_the_same_times(
     emulator: DaiEmulator, connect: Callable[..., None], slept: list[float]
 ) -> None:
     connect(is_anonymous=True)
@@ -523,7 +523,7 @@ def test_without_a_limit_it_waits_for_the_service(
         ({"status": 404, "body": b"<html>"}, exceptions.MethodNotImplemented),
     ],
 )
-def test_what_cannot_heal_ends_it_at_once(
+def test_a_permanent_error_ends_it_at_once(
     emulator: DaiEmulator, connect: Callable[..., None], slept: list[float], fault: Any, error: type[Exception]
 ) -> None:
     connect(is_anonymous=True)
@@ -533,7 +533,7 @@ def test_what_cannot_heal_ends_it_at_once(
     assert (len(emulator.requests), slept) == (1, [])
 
 
-def test_the_service_says_when_to_look_again(
+def test_the_service_says_when_to_poll_again(
     emulator: DaiEmulator, connect: Callable[..., None], slept: list[float]
 ) -> None:
     connect(is_anonymous=True)

@@ -261,7 +261,7 @@ def test_list_refuses_a_page_size(hook: DaiHook, emulator: DaiEmulator, size: An
     assert emulator.requests == []
 
 
-def test_list_repeats_the_page_that_failed_only(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_list_retries_the_page_that_failed_only(hook: DaiHook, emulator: DaiEmulator) -> None:
     names = [emulator.start_ingest() for _ in range(4)]
     operations = hook.list_operations(page_size=2)
     first = [next(operations), next(operations)]
@@ -386,7 +386,7 @@ def test_connection_to_something_else(
     assert "is the endpoint right?" in message
 
 
-def test_connection_to_nobody(once: DaiHook, closed_port: int) -> None:
+def test_connection_to_no_server(once: DaiHook, closed_port: int) -> None:
     once.api_endpoint = f"http://127.0.0.1:{closed_port}"
 
     works, message = once.test_connection()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("method", CALLS)
 @pytest.mark.parametrize("rpc_status", RPC_CODES)
-def test_each_code_has_its_class_and_its_repeats(
+def test_each_code_has_its_class_and_its_retries(
     emulator: DaiEmulator,
     connect: Callable[..., None],
     make_hook: Callable[..., DaiHook],
@@ -85,7 +85,7 @@ ERROR_ANSWERS: dict[str, tuple[Fault, type[Exception]]] = {
 
 
 @pytest.mark.parametrize(("fault", "error"), **cases(ERROR_ANSWERS))
-def test_any_error_answer_has_a_class(
+def test_any_error_response_has_a_class(
     once: DaiHook, emulator: DaiEmulator, fault: Fault, error: type[Exception]
 ) -> None:
     emulator.inject(fault)
@@ -159,7 +159,7 @@ GOOD_ANSWERS: dict[str, tuple[Fault, OperationState]] = {
 
 
 @pytest.mark.parametrize(("fault", "state"), **cases(GOOD_ANSWERS))
-def test_good_answers(once: DaiHook, emulator: DaiEmulator, fault: Fault, state: OperationState) -> None:
+def test_good_responses(once: DaiHook, emulator: DaiEmulator, fault: Fault, state: OperationState) -> None:
     emulator.inject(fault)
 
     answer = once.get_operation(NAME)
@@ -171,13 +171,15 @@ def test_good_answers(once: DaiHook, emulator: DaiEmulator, fault: Fault, state:
     "body", [b"{}", b"", b"\n", b'{"@type": "google.protobuf.Empty"}'], ids=["object", "empty", "blank", "typed"]
 )
 @pytest.mark.parametrize("method", ["operations.cancel", "operations.delete", "creatives.delete"])
-def test_answers_whose_content_does_not_matter(once: DaiHook, emulator: DaiEmulator, method: str, body: bytes) -> None:
+def test_the_content_of_some_responses_does_not_matter(
+    once: DaiHook, emulator: DaiEmulator, method: str, body: bytes
+) -> None:
     emulator.inject(Fault(status=200, body=body, content_type="text/plain"))
 
     assert CALLS[method][0](once) is None
 
 
-def test_cancel_may_answer_204(once: DaiHook, emulator: DaiEmulator) -> None:
+def test_cancel_may_return_204(once: DaiHook, emulator: DaiEmulator) -> None:
     emulator.inject(Fault(status=204, body=b""))
 
     once.cancel_operation(NAME)
@@ -212,7 +214,7 @@ BAD_ANSWERS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("body", "words"), **cases(BAD_ANSWERS))
-def test_bad_answers(once: DaiHook, emulator: DaiEmulator, body: bytes, words: str) -> None:
+def test_bad_responses(once: DaiHook, emulator: DaiEmulator, body: bytes, words: str) -> None:
     emulator.inject(Fault(status=200, body=body))
 
     with pytest.raises(exceptions.Unknown, match=f"operations.get of {NAME} returned HTTP 200 .*{words}") as caught:
@@ -222,7 +224,7 @@ def test_bad_answers(once: DaiHook, emulator: DaiEmulator, body: bytes, words: s
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"<html>", b'{"a"', b"x" * 5_000_000], ids=lambda body: str(body[:6]))
-def test_cancel_is_not_believed_on_a_bad_answer(once: DaiHook, emulator: DaiEmulator, body: bytes) -> None:
+def test_cancel_is_not_believed_on_a_bad_response(once: DaiHook, emulator: DaiEmulator, body: bytes) -> None:
     emulator.inject(Fault(status=200, body=body))
 
     with pytest.raises(exceptions.Unknown, match=f"operations.cancel of {NAME} returned HTTP 200 with an invalid body"):
@@ -248,7 +250,7 @@ def test_bad_pages(once: DaiHook, emulator: DaiEmulator, page: dict[str, Any]) -
         list(once.list_operations())
 
 
-def test_a_bad_answer_is_asked_for_again(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_a_bad_response_is_requested_again(hook: DaiHook, emulator: DaiEmulator) -> None:
     emulator.inject(Fault(status=200, body=b'{"na'))
     emulator.inject(Fault(status=200, body=b"<html>"))
     name = emulator.start_ingest()
@@ -257,7 +259,7 @@ def test_a_bad_answer_is_asked_for_again(hook: DaiHook, emulator: DaiEmulator) -
     assert len(emulator.requests) == 3
 
 
-def test_a_bad_answer_to_a_create_is_not_asked_for_again(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_a_bad_response_to_a_create_is_not_requested_again(hook: DaiHook, emulator: DaiEmulator) -> None:
     emulator.inject(Fault(method="creatives.create", status=200, body=b'{"na', times=None))
 
     with pytest.raises(exceptions.Unknown):
@@ -278,7 +280,7 @@ def test_a_bad_answer_to_a_create_is_not_asked_for_again(hook: DaiHook, emulator
     ],
     ids=["cut off in the query", "after other words", "html", "no name"],
 )
-def test_a_bad_answer_is_quoted_without_signatures(once: DaiHook, emulator: DaiEmulator, body: bytes) -> None:
+def test_a_bad_response_is_quoted_without_signatures(once: DaiHook, emulator: DaiEmulator, body: bytes) -> None:
     emulator.inject(Fault(status=200, body=body))
 
     with pytest.raises(exceptions.Unknown) as caught:

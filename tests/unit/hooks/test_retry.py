@@ -60,7 +60,7 @@ def test_501_is_asked_once(hook: DaiHook, emulator: DaiEmulator, slept: list[flo
         pytest.param(Fault(status=429, headers={"Retry-After": "3"}), 2, 1, id="429 Retry-After"),
     ],
 )
-def test_a_create_is_repeated_only_where_nothing_can_have_started(
+def test_a_create_is_retried_only_where_nothing_can_have_started(
     hook: DaiHook, emulator: DaiEmulator, fault: Fault, requests: int, started: int
 ) -> None:
     emulator.inject(fault)
@@ -141,7 +141,7 @@ def test_the_connections_num_retries(
     assert slept == [0.5, 1.0, 2.0, 4.0, 8.0][: requests - 1]
 
 
-def test_each_call_has_its_own_repeats(
+def test_each_call_has_its_own_retries(
     emulator: DaiEmulator, connect: Callable[..., None], make_hook: Callable[..., DaiHook]
 ) -> None:
     connect(is_anonymous=True, num_retries=1)
@@ -207,7 +207,7 @@ def test_retry_after_is_bounded(hook: DaiHook, emulator: DaiEmulator, slept: lis
     assert log.lines("attempt") == []
 
 
-def test_retry_after_does_not_make_a_call_repeatable(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_retry_after_does_not_make_a_call_retryable(hook: DaiHook, emulator: DaiEmulator) -> None:
     emulator.inject(Fault(rpc_status="FAILED_PRECONDITION", headers={"Retry-After": "1"}, times=None))
 
     with pytest.raises(exceptions.FailedPrecondition):
@@ -215,7 +215,7 @@ def test_retry_after_does_not_make_a_call_repeatable(hook: DaiHook, emulator: Da
     assert len(emulator.requests) == 1
 
 
-def test_the_repeats_of_a_call_end_with_its_retry_timeout(
+def test_the_retries_of_a_call_end_with_its_retry_timeout(
     emulator: DaiEmulator, connect: Callable[..., None], make_hook: Callable[..., DaiHook], slept: list[float]
 ) -> None:
     connect(is_anonymous=True, num_retries=1000)
@@ -227,7 +227,7 @@ def test_the_repeats_of_a_call_end_with_its_retry_timeout(
     assert slept == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0]
 
 
-def test_no_repeat_without_retry_timeout(
+def test_no_retry_without_retry_timeout(
     emulator: DaiEmulator,
     connect: Callable[..., None],
     make_hook: Callable[..., DaiHook],

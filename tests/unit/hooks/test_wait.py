@@ -45,7 +45,7 @@ def test_wait_until_the_end(
     assert logged[3] == f"{name} is RUNNING (ingest PROCESSING); 5 s elapsed, next poll in 3.4 s"
 
 
-def test_wait_for_what_has_ended_is_one_look(
+def test_wait_for_what_has_ended_is_one_poll(
     hook: DaiHook, emulator: DaiEmulator, slept: list[float], log: Log
 ) -> None:
     name = emulator.start_ingest(seconds=0)
@@ -56,7 +56,7 @@ def test_wait_for_what_has_ended_is_one_look(
     assert log.lines("next poll") == []
 
 
-def test_wait_looks_once_per_interval_in_the_end(hook: DaiHook, emulator: DaiEmulator, slept: list[float]) -> None:
+def test_wait_polls_once_per_interval_in_the_end(hook: DaiHook, emulator: DaiEmulator, slept: list[float]) -> None:
     name = emulator.start_ingest(seconds=100)
 
     hook.wait_for_operation(name, poll_interval=5)
@@ -104,7 +104,7 @@ def test_a_timeout_is_a_timeout_error() -> None:
         pytest.param(Fault(method="operations.get", status=200, body=b"<html>", times=20), id="html"),
     ],
 )
-def test_wait_goes_on_after_what_can_heal(hook: DaiHook, emulator: DaiEmulator, log: Log, fault: Fault) -> None:
+def test_wait_goes_on_after_a_transient_error(hook: DaiHook, emulator: DaiEmulator, log: Log, fault: Fault) -> None:
     """Twenty failures are three looks, each with its five repeats, and two repeats of a fourth."""
     name = emulator.start_ingest(seconds=100)
     emulator.inject(fault)
@@ -128,7 +128,7 @@ def test_wait_goes_on_after_what_can_heal(hook: DaiHook, emulator: DaiEmulator, 
         ("DATA_LOSS", exceptions.DataLoss),
     ],
 )
-def test_wait_ends_with_what_cannot_heal(
+def test_wait_ends_with_a_permanent_error(
     hook: DaiHook, emulator: DaiEmulator, slept: list[float], rpc_status: str, error: type[Exception]
 ) -> None:
     name = emulator.start_ingest(seconds=100)
@@ -171,7 +171,7 @@ def test_an_outage_counts_from_its_own_beginning(hook: DaiHook, emulator: DaiEmu
     assert hook.wait_for_operation(name).state is SUCCEEDED
 
 
-def test_wait_says_what_the_last_look_was_when_it_failed(once: DaiHook, emulator: DaiEmulator) -> None:
+def test_wait_says_what_the_last_poll_was_when_it_failed(once: DaiHook, emulator: DaiEmulator) -> None:
     emulator.inject(Fault(method="operations.get", status=503, times=None))
 
     with pytest.raises(WaitTimeoutError, match=f"{NAME} has not finished within 10 s; the last poll failed: .*503"):
@@ -196,7 +196,7 @@ def test_retry_after_does_not_outlast_the_wait(once: DaiHook, emulator: DaiEmula
     assert sum(slept) == pytest.approx(60)
 
 
-def test_repeats_do_not_outlast_the_wait(hook: DaiHook, emulator: DaiEmulator, clock: Clock) -> None:
+def test_retries_do_not_outlast_the_wait(hook: DaiHook, emulator: DaiEmulator, clock: Clock) -> None:
     name = emulator.start_ingest(seconds=10_000)
     emulator.inject(Fault(method="operations.get", status=503, times=None))
     started = clock()

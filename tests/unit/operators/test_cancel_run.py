@@ -88,7 +88,7 @@ class TestRun:
         assert run.tries("cancel") == 1
         assert count(emulator, CANCEL) == 6  # once, and the five retries that are the default
 
-    def test_a_retry_heals_an_outage(self, emulator: DaiEmulator, run_dag: Any) -> None:
+    def test_a_retry_ends_an_outage(self, emulator: DaiEmulator, run_dag: Any) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(method=CANCEL, status=503, times=7))
         run = run_dag(self.dag("operator_recovers", retries=3, retry_delay=timedelta(0)))

@@ -358,7 +358,7 @@ class TestRun:
         assert list(run.xcom("sweep", XCOM_REPORT)["refused"]) == ["operations/a"]
         assert emulator.state("operations/b") == "CANCELLED"
 
-    def test_a_retry_lists_anew_and_heals_an_outage(self, emulator: DaiEmulator, strays: Any, run_dag: Any) -> None:
+    def test_a_retry_lists_anew_and_ends_an_outage(self, emulator: DaiEmulator, strays: Any, run_dag: Any) -> None:
         strays("a", "b", "c")
         emulator.inject(Fault(method=CANCEL, name="operations/b", status=503, times=7))
         run = run_dag(self.dag("stray_recovers", retries=3, retry_delay=timedelta(0)))

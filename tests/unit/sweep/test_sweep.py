@@ -240,7 +240,7 @@ class TestReport:
         assert (report.listed, report.passed_over["finished"]) == (2, 1)
         assert [stray.name for stray in report.found] == ["operations/a"]
 
-    def test_nobody_has_begun(self) -> None:
+    def test_none_has_begun(self) -> None:
         assert make_report("operations/a", dry_run=True).to_dict()["dry_run"] is True
         assert make_report("operations/a").failures == {}
 
@@ -287,7 +287,7 @@ class TestReport:
         self.assert_in_one_place(report)
 
     @pytest.mark.parametrize("code", PASSING)
-    def test_what_may_heal_is_left(self, code: Code) -> None:
+    def test_an_operation_with_a_transient_error_is_left(self, code: Code) -> None:
         report = begun(NAME)
         report.failed(NAME, Failure(code, "no"))
         assert report.to_dict()["left"] == {NAME: "no"}
@@ -295,7 +295,7 @@ class TestReport:
         self.assert_in_one_place(report)
 
     @pytest.mark.parametrize("code", PASSING)
-    def test_a_look_that_may_heal_is_made_again(self, code: Code) -> None:
+    def test_a_poll_with_a_transient_error_is_made_again(self, code: Code) -> None:
         report = begun(NAME)
         report.request_accepted(NAME)
         report.failed(NAME, Failure(code, "no"))

@@ -44,7 +44,7 @@ def test_a_running_operation(emulator: DaiEmulator, hook: Any, log: Any) -> None
 
 @pytest.mark.parametrize("state", ["SUCCEEDED", "FAILED", "CANCELLED"])
 @pytest.mark.parametrize("refusal", ["failed_precondition", "not_found"])
-def test_what_has_finished_is_looked_at_where_the_service_refuses(
+def test_what_has_finished_is_polled_where_the_service_refuses(
     make_emulator: Any, hook: Any, log: Any, refusal: str, state: str
 ) -> None:
     emulator = make_emulator(finished_cancel=refusal)
@@ -94,7 +94,7 @@ def test_unknown(emulator: DaiEmulator, hook: Any, log: Any) -> None:
         ("INVALID_ARGUMENT", api.InvalidArgument),
     ],
 )
-def test_another_refusal_is_not_looked_into(
+def test_after_another_refusal_nothing_is_polled(
     emulator: DaiEmulator, hook: Any, log: Any, rpc_status: str, error: type[Exception]
 ) -> None:
     name = emulator.start_ingest()

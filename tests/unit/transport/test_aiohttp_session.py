@@ -382,7 +382,7 @@ def test_a_token_that_does_not_expire_is_kept(emulator: DaiEmulator) -> None:
     assert bearers(emulator) == ["Bearer unending"] * 3
 
 
-def test_a_failed_fetch_that_nobody_waits_for_makes_no_noise(
+def test_a_failed_fetch_that_no_caller_waits_for_makes_no_noise(
     connect_key: Connect, tokens: TokenServer, emulator: DaiEmulator
 ) -> None:
     tokens.gate = Gate()

@@ -174,7 +174,7 @@ def test_the_quota_project_is_in_every_request_to_dai(
     assert {request.headers.get("x-goog-user-project") for request in to_dai} == {"billed-project"}
 
 
-def test_without_a_quota_project_nobody_is_billed(drive: Form, robot: DaiEmulator) -> None:
+def test_without_a_quota_project_none_is_billed(drive: Form, robot: DaiEmulator) -> None:
     robot.start_ingest(NAME)
     drive(("get_operation", NAME))
     assert ["x-goog-user-project" in request.headers for request in robot.requests] == [False, False]

@@ -76,7 +76,7 @@ def test_a_netrc_is_not_used_for_tokens_either(
 
 @both_hooks
 @pytest.mark.parametrize("size", [1, 1_000_000], ids=["slow", "large"])
-def test_the_answer_of_a_token_service_is_bounded(
+def test_the_response_of_a_token_service_is_bounded(
     form: str, size: int, emulator: DaiEmulator, connect: Connect, tiny_server: Serve
 ) -> None:
     pieces = []

@@ -201,7 +201,7 @@ def test_headers_of_googles_clients_with_a_key(keyed_hook: DaiHook, emulator: Da
         ),
     ],
 )
-def test_what_is_no_whole_answer(
+def test_a_response_that_is_not_whole_is_an_error(
     connect: Callable[..., None],
     make_hook: Callable[..., DaiHook],
     tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
@@ -223,7 +223,7 @@ def test_what_is_no_whole_answer(
 
 @pytest.mark.parametrize("chunk", [1, 7, 4096])
 @pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gzip"])
-def test_an_answer_in_chunks(
+def test_an_response_in_chunks(
     connect: Callable[..., None],
     make_hook: Callable[..., DaiHook],
     tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
@@ -247,7 +247,7 @@ def test_an_answer_in_chunks(
     assert hook.get_operation(NAME).metadata == {"a": "é" * 500}
 
 
-def test_an_answer_without_a_length_ends_with_the_connection(
+def test_an_response_without_a_length_ends_with_the_connection(
     connect: Callable[..., None],
     make_hook: Callable[..., DaiHook],
     tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
@@ -259,7 +259,7 @@ def test_an_answer_without_a_length_ends_with_the_connection(
 
 
 @pytest.mark.parametrize("status", [200, 302, 503])
-def test_a_large_answer_is_not_read_to_its_end(
+def test_a_large_response_is_not_read_to_its_end(
     connect: Callable[..., None],
     make_hook: Callable[..., DaiHook],
     tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
@@ -328,7 +328,7 @@ class Trickle:
 
 
 @pytest.mark.parametrize("status", [200, 503])
-def test_a_trickling_answer_is_not_waited_for(
+def test_a_trickling_response_is_not_waited_for(
     connect: Callable[..., None],
     make_hook: Callable[..., DaiHook],
     tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
@@ -345,7 +345,7 @@ def test_a_trickling_answer_is_not_waited_for(
     assert 10 < trickle.seconds < 15
 
 
-def test_an_answer_that_has_come_is_taken_however_late(
+def test_an_response_that_has_come_is_taken_however_late(
     connect: Callable[..., None],
     make_hook: Callable[..., DaiHook],
     tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
@@ -404,7 +404,7 @@ def test_what_was_sent_may_have_been_done(
     assert (caught.value.rpc_code, caught.value.retry_after, caught.value.sent) == (code, retry_after, True)
 
 
-def test_what_nobody_took_was_not_sent(bare: RequestsTransport, emulator: DaiEmulator) -> None:
+def test_a_request_that_no_server_accepted_was_not_sent(bare: RequestsTransport, emulator: DaiEmulator) -> None:
     emulator.stop()
 
     with pytest.raises(

@@ -110,7 +110,7 @@ def test_a_prepared_cancellation_takes_the_token_that_is_there(
     assert [request.connection for request in emulator.requests] == [1, 1, 2]
 
 
-def test_a_prepared_cancellation_is_neither_repeated_nor_authorised_anew(
+def test_a_prepared_cancellation_is_neither_retried_nor_authorised_anew(
     keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer, slept: list[float]
 ) -> None:
     name = emulator.start_ingest()
@@ -142,7 +142,7 @@ def test_a_prepared_cancellation_of_a_bad_name(hook: DaiHook) -> None:
 
 
 @pytest.mark.parametrize("call", ["get", "cancel", "create"])
-def test_a_401_is_answered_with_one_fresh_token(
+def test_a_401_is_retried_with_one_fresh_token(
     keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer, slept: list[float], call: str
 ) -> None:
     name = emulator.start_ingest()
@@ -175,7 +175,7 @@ def test_a_persistent_401_is_two_requests(
     assert slept == []
 
 
-def test_a_503_after_a_fresh_token_is_repeated_like_any(
+def test_a_503_after_a_fresh_token_is_retried_like_any(
     keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer, slept: list[float]
 ) -> None:
     name = emulator.start_ingest()
@@ -261,7 +261,7 @@ def test_a_token_endpoint_that_is_busy(
 
 
 @pytest.mark.parametrize("body", [b"<html>Sign in</html>", {}, [], {"access_token": None}], ids=str)
-def test_a_token_endpoint_that_answers_nonsense(
+def test_a_token_endpoint_that_returns_nonsense(
     keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer, body: object
 ) -> None:
     """A captive portal, for example; whatever it says, the error is one of the service's classes."""

@@ -135,7 +135,7 @@ def test_who_shares(
     held_together(emulator, DaiAsyncHook, lambda: DaiAsyncHook(**second))
 
     assert emulator.connections == connections
-    assert len(bearers(emulator)) == connections
+    assert len(set(bearers(emulator))) == connections
 
 
 def test_another_account_to_impersonate_is_not_shared(
@@ -166,7 +166,7 @@ def test_two_endpoints_do_not_share(emulator: DaiEmulator, connect: Callable[...
     with DaiEmulator() as other:
         run(main(other))
         assert len(other.requests) == len(emulator.requests) == 1
-        assert bearers(other) != bearers(emulator)
+        assert set(bearers(other)) != set(bearers(emulator))
     assert tokens.asked == 2
 
 
@@ -189,7 +189,7 @@ def test_a_changed_connection_is_used_by_the_next_wait_while_the_older_goes_on(
 
     with DaiEmulator() as other:
         run(main(other))
-        assert bearers(other) == {None}
+        assert set(bearers(other)) == {None}
     assert set(bearers(emulator)) == {f"Bearer {tokens.issued[0]}"}
     assert len(emulator.requests) == 3
     assert emulator.connections == 2, "The synchronous hook has a session of its own."
@@ -227,7 +227,7 @@ def test_a_loop_that_is_gone_leaves_nothing_to_the_next(emulator: DaiEmulator, c
     assert emulator.connections == 3
 
 
-def test_one_that_is_cancelled_while_a_token_is_fetched_harms_nobody(
+def test_one_that_is_cancelled_while_a_token_is_fetched_harms_no_other(
     emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer
 ) -> None:
     connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
@@ -340,7 +340,7 @@ def test_another_key_is_another_transport(emulator: DaiEmulator, make: Makes) ->
 
 
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["the opener", "one behind it", "the last"])
-def test_one_that_is_cancelled_while_the_session_is_opened_harms_nobody(
+def test_one_that_is_cancelled_while_the_session_is_opened_harms_no_other(
     emulator: DaiEmulator, make: Makes, which: int
 ) -> None:
     name = emulator.start_ingest()

@@ -67,7 +67,7 @@ def test_a_token_is_renewed_before_it_expires(
     assert bearers(emulator) == [f"Bearer {tokens.issued[0]}"] + [f"Bearer {tokens.issued[-1]}"] * 10
 
 
-def test_fifty_looks_that_are_refused_renew_the_token_once(
+def test_fifty_polls_that_are_refused_renew_the_token_once(
     revoking_server: RevokingServer, tokens: TokenServer, slept: list[float]
 ) -> None:
     async def main() -> None:
@@ -163,7 +163,7 @@ def test_after_a_failure_a_token_is_fetched_again(
     assert (tokens.asked, len(emulator.requests)) == (2, 1)
 
 
-def test_a_renewal_that_fails_ends_the_look(revoking_server: RevokingServer, tokens: TokenServer) -> None:
+def test_a_renewal_that_fails_ends_the_poll(revoking_server: RevokingServer, tokens: TokenServer) -> None:
     async def main() -> None:
         async with DaiAsyncHook() as hook:
             await hook.get_operation(NAME)
@@ -179,7 +179,7 @@ def test_a_renewal_that_fails_ends_the_look(revoking_server: RevokingServer, tok
 
 
 @pytest.mark.parametrize("body", [b"<html>Sign in</html>", {}, [], {"access_token": None}], ids=str)
-def test_a_token_service_that_answers_nonsense(connect_key: Connect, tokens: TokenServer, body: object) -> None:
+def test_a_token_service_that_returns_nonsense(connect_key: Connect, tokens: TokenServer, body: object) -> None:
     """A captive portal, for example; whatever it says, the error is one of the service's classes."""
     tokens.refusal = (200, body)
     connect_key(num_retries=0)

@@ -327,7 +327,7 @@ def test_a_kill_during_the_token_fetch_uses_that_token(
         await kill
         await until(lambda: asyncio.all_tasks() <= before)
 
-    with token_server() as tokens:
+    with token_server(Gate()) as tokens:
         define_connection(monkeypatch, keyfile_dict=json.dumps(tokens.key), dai_api_endpoint=emulator.endpoint)
         run(main())
     assert emulator.cancel_requested(name) == int(cancel_on_kill)
