@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test e2e soak peers screenshots bench lint types build constraints clean
+.PHONY: help demo test e2e soak peers bench long screenshots lint types build constraints clean
 
 help: ## Say what there is
 	@echo "Airflow $(AIRFLOW); choose another with AIRFLOW=2.11"
@@ -40,6 +40,12 @@ peers: $(READY) ## Run the hooks through a stock nginx (installs Debian's packag
 		apt-get -qq update && apt-get -qq install --yes --no-install-recommends nginx-light >/dev/null; }
 	@$(BIN)/pytest tests/peers $(ARGS)
 
+bench: $(READY) ## Measure what a poll costs, how many waits a triggerer bears, how soon a finish is noticed
+	@$(BIN)/python tests/benchmarks
+
+long: $(READY) ## Run e2e and soak on 3.3 and 2.11, peers and bench; the results go to .airflow/long.md
+	@$(BIN)/python tests/long.py
+
 screenshots: $(READY) ## Take the README's pictures in a real browser (installs Debian's chromium if there is none; needs root then)
 	@test -n "$$(command -v chromium)" -a -n "$$(command -v pngquant)" || { \
 		echo "Installing chromium, pngquant and fonts from Debian's packages"; apt-get -qq update && apt-get -qq \
@@ -47,12 +53,10 @@ screenshots: $(READY) ## Take the README's pictures in a real browser (installs 
 	@$(UV) pip install --quiet --python $(BIN)/python --constraint constraints/airflow-$(AIRFLOW).txt --group screenshots
 	@$(BIN)/python -W ignore tests/screenshots $(ARGS)
 
-bench: $(READY) ## Measure what a look costs, how many waits a triggerer bears, how soon an end is noticed
-	@$(BIN)/python tests/benchmarks
-
-lint: $(READY) ## Check style
+lint: $(READY) ## Check style, and which module imports which
 	@$(BIN)/ruff check $(CHECKED)
 	@$(BIN)/ruff format --check $(CHECKED)
+	@$(BIN)/lint-imports
 
 types: $(READY) ## Check types, also those that a user's own project sees
 	@$(BIN)/mypy

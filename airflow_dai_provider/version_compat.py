@@ -1,4 +1,4 @@
-"""What differs between the versions of Airflow and is not in ``airflow.providers.common.compat``."""
+"""The differences between the versions of Airflow that ``airflow.providers.common.compat`` does not cover."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ from typing import Any
 
 from airflow import __version__ as airflow_version
 
-from airflow_dai_provider.tasks.xcom import XCOM_TRY_NUMBER
-
 _AIRFLOW = tuple(map(int, airflow_version.split(".")[:2]))
 
 #: Whether Airflow calls ``on_kill`` of a trigger; before, it only cancels the coroutine.
 TRIGGERS_HAVE_ON_KILL = _AIRFLOW >= (3, 3)
-#: Whether Airflow can kill the process of a task that has deferred, when it does not end at once.
-KILLS_AFTER_DEFERRAL = _AIRFLOW < (3, 0)
-#: Whether a task can leave something for its next try, in the task state store.
-TRIES_HAVE_MEMORY = _AIRFLOW >= (3, 3)
+#: Whether Airflow can kill the process of a task that has deferred, when the process is slow to exit.
+KILLS_DEFERRED_PROCESS = _AIRFLOW < (3, 0)
+#: Whether a task can save something for its next try, in the task state store.
+HAS_TASK_STATE_STORE = _AIRFLOW >= (3, 3)
 
 
-async def task_instance_state(ti: Any) -> str | None:
-    """
-    Return the state of a task instance, from the triggerer.
+async def task_instance_state(ti: Any, try_number_key: str) -> str | None:
+    """Return the state of a task instance, from the triggerer.
 
     :param ti: what Airflow has set as the trigger's ``task_instance``.
+    :param try_number_key: the XCom with the number of the try that has started the ingest. Airflow tells the triggerer
+        no try number.
     :return: the state; None for one without a state, and for one that is gone; before Airflow 3.3 also where it is a
         later try that is deferred, which waits for an ingest of its own.
     """
@@ -31,10 +30,10 @@ async def task_instance_state(ti: Any) -> str | None:
     # Imported here, since operators ask this module too, and their DAG files are parsed often.
     from asgiref.sync import sync_to_async
 
-    return await sync_to_async(_state, thread_sensitive=False)(ti)
+    return await sync_to_async(_state, thread_sensitive=False)(ti, try_number_key)
 
 
-def _state(ti: Any) -> str | None:
+def _state(ti: Any, try_number_key: str) -> str | None:
     try:
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
     except ImportError:
@@ -44,19 +43,15 @@ def _state(ti: Any) -> str | None:
     )
     key = ti.task_id if ti.map_index is None or ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
     state = states.get(ti.run_id, {}).get(key)
-    if state is None or (state == "deferred" and not TRIES_HAVE_MEMORY and _of_later_try(ti)):
+    if state is None or (state == "deferred" and not HAS_TASK_STATE_STORE and _of_later_try(ti, try_number_key)):
         return None
     return str(getattr(state, "value", state))
 
 
-def _of_later_try(ti: Any) -> bool:
-    """
-    Whether another try than this one has started the ingest that the task waits for.
-
-    Airflow tells the triggerer no try number; the task does, in ``push_operation``.
-    """
+def _of_later_try(ti: Any, try_number_key: str) -> bool:
+    """Return whether another try than this one has started the ingest that the task waits for."""
     index = -1 if ti.map_index is None else ti.map_index
-    return run_xcom(ti.dag_id, ti.run_id, ti.task_id, index, XCOM_TRY_NUMBER) not in (None, ti.try_number)
+    return run_xcom(ti.dag_id, ti.run_id, ti.task_id, index, try_number_key) not in (None, ti.try_number)
 
 
 def _state_in_database(ti: Any) -> str | None:
@@ -69,8 +64,7 @@ def _state_in_database(ti: Any) -> str | None:
 
 
 def run_task_states(dag_id: str, run_id: str, task_ids: list[str] | None = None) -> dict[str, Any]:
-    """
-    Return the states of a run's task instances; in the triggerer of Airflow 3, from a thread.
+    """Return the states of a run's task instances; in the triggerer of Airflow 3, from a thread.
 
     :param task_ids: only those of these tasks.
     :return: the states, by task id; of a mapped one by ``<task id>_<map index>``.
@@ -91,7 +85,7 @@ def run_xcom(dag_id: str, run_id: str, task_id: str, map_index: int, key: str) -
 
 
 def gets_xcoms() -> bool:
-    """Whether this process is sent the XComs it asks for; the dag processor of Airflow 3.0 waits for them for ever."""
+    """Return whether requests for XComs get a response here; the dag processor of Airflow 3.0 waits for it forever."""
     try:
         from airflow.sdk.execution_time import task_runner
     except ImportError:
@@ -106,6 +100,6 @@ def gets_xcoms() -> bool:
     return True
 
 
-def without_supervisor(error: ImportError) -> bool:
-    """Whether an XCom could not be read for want of a process to ask, and not for what it holds."""
+def lacks_supervisor(error: ImportError) -> bool:
+    """Return whether an XCom could not be read because there is no process to ask, and not because of its value."""
     return error.name == "airflow.sdk.execution_time.task_runner"

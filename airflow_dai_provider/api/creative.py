@@ -1,5 +1,4 @@
-"""
-What the service demands of a creative, checked before anything is sent. Pure.
+"""What the service demands of a creative, checked before anything is sent. Pure.
 
 Source: https://developers.google.com/video-creative-ingest/reference/rest/v1/creatives
 """
@@ -23,12 +22,11 @@ _DURATION = re.compile(r"(\d+(?:\.\d{1,9})?)s", re.ASCII)
 
 
 class InvalidCreativeError(ValueError):
-    """A creative that the service would refuse; the message names every field that is wrong."""
+    """The service would refuse the creative; the message names every invalid field."""
 
 
 def check_creative(creative: object, dynamic_creative_info: object = None) -> None:
-    """
-    Check what is to be submitted; fields that are not known here pass.
+    """Check a creative before it is submitted; fields that are not known here pass.
 
     :param creative: ``{"adSystem": str, "mediaFiles": [{"uri": str, "delivery": str, "mimeType": str}], ...}``, with
         ``mezzanines`` beside or instead of ``mediaFiles``; a dynamic one also has ``"networkCode"``.
@@ -51,7 +49,7 @@ def media_urls(creative: Mapping[str, Any]) -> frozenset[str]:
 
 
 def creative_digest(creative: Mapping[str, Any], dynamic_creative_info: Mapping[str, Any] | None) -> str:
-    """Return what two submissions have in common only when they are the same."""
+    """Return a digest that is equal for equal submissions only."""
     submitted = json.dumps([creative, dynamic_creative_info], sort_keys=True)
     return hashlib.sha256(submitted.encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Where the service is: which of the settings counts, and what may be sent there. Pure."""
+"""The endpoint of the service: which setting is used, and whether a token may be sent there. Pure."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ _HOST = re.compile(r"[^\s\x00-\x1f\x7f\\,;]+")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """
-    The root of the service.
+    """The root of the service.
 
     :param url: scheme, host and port, without a slash at the end.
     """
@@ -31,7 +30,7 @@ class Endpoint:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether what is sent there stays on this machine."""
+        """Whether requests stay on this machine."""
         host = urlsplit(self.url).hostname or ""
         try:
             return host == "localhost" or ip_address(host).is_loopback
@@ -39,18 +38,17 @@ class Endpoint:
             return False
 
     @property
-    def may_see_token(self) -> bool:
-        """Whether a token can be sent there: over TLS, or without leaving this machine."""
+    def accepts_token(self) -> bool:
+        """Whether a token may be sent there: over TLS, or without leaving this machine."""
         return self.url.startswith("https://") or self.is_loopback
 
 
 def parse_endpoint(value: str, source: str, default_scheme: str = "https") -> Endpoint:
-    """
-    Read an endpoint.
+    """Read an endpoint.
 
     :param value: ``host``, ``host:port`` or ``scheme://host:port``.
     :param source: where it was set, for the message.
-    :param default_scheme: what counts when no scheme is given.
+    :param default_scheme: the scheme when none is given.
     :raises ValueError: when it is something else, has a path, or holds credentials.
     """
     text = value.strip().removesuffix("/")
@@ -73,8 +71,7 @@ def parse_endpoint(value: str, source: str, default_scheme: str = "https") -> En
 
 
 def emulator_endpoint(argument: str | None, environ: Mapping[str, str]) -> Endpoint | None:
-    """
-    Return the emulator's endpoint when it is the one that counts: the variable is set and no argument is given.
+    """Return the emulator's endpoint when it is used: the variable is set and no argument is given.
 
     :raises ValueError: when the variable holds no ``host:port``.
     """
@@ -83,10 +80,9 @@ def emulator_endpoint(argument: str | None, environ: Mapping[str, str]) -> Endpo
 
 
 def service_endpoint(argument: str | None, extra: Mapping[str, object], universe_domain: str) -> Endpoint:
-    """
-    Return the endpoint where no emulator counts: the argument, the connection's extra, or Google's own.
+    """Return the endpoint without an emulator: the argument, the connection's extra, or Google's own.
 
-    :raises ValueError: when the one that counts is not an endpoint.
+    :raises ValueError: when the value that is used is no endpoint.
     """
     if argument:
         return parse_endpoint(argument, "api_endpoint")

@@ -1,5 +1,4 @@
-"""
-Which names the service accepts for an operation and for a creative. Pure.
+"""The names of operations and creatives that the service accepts. Pure.
 
 A bad name is refused before a request is made, so it can neither leave ``/v1/operations/`` nor reach another host.
 Source: https://developers.google.com/video-creative-ingest/reference/rest/v1/operations/get
@@ -15,14 +14,13 @@ _FORBIDDEN = frozenset("?#\\ ")
 
 
 class InvalidNameError(ValueError):
-    """A value that is not the name of an operation (or of a creative)."""
+    """The value is no name of an operation (or of a creative)."""
 
 
 def check_operation_name(name: object) -> str:
-    """
-    Return the name of an operation, or say what is wrong with it.
+    """Return the name of an operation when it is valid.
 
-    :param name: what the user, a template or an XCom gave.
+    :param name: the value of a user, a template or an XCom.
     :return: the same, when it is ``operations/`` followed by one or more segments.
     :raises InvalidNameError: otherwise; the message says what was given and what was expected.
     """
@@ -30,8 +28,7 @@ def check_operation_name(name: object) -> str:
 
 
 def check_creative_name(name: object) -> str:
-    """
-    Return the name of a creative, or say what is wrong with it.
+    """Return the name of a creative when it is valid.
 
     :param name: ``creatives/`` followed by one segment.
     :raises InvalidNameError: when it is something else.
@@ -39,8 +36,17 @@ def check_creative_name(name: object) -> str:
     return _check_name(name, "creative", "creatives", multi_segment=False)
 
 
+def is_operation_name(name: object) -> bool:
+    """Return whether a value is the valid name of an operation."""
+    try:
+        check_operation_name(name)
+    except InvalidNameError:
+        return False
+    return True
+
+
 def is_missing_name(name: object) -> bool:
-    """Whether a value is what a template renders to when the upstream task has pushed no name."""
+    """Return whether a value is the result of a template whose upstream task has pushed no name."""
     return name is None or (isinstance(name, str) and name.strip() in ("", "None"))
 
 

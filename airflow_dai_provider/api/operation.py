@@ -1,7 +1,6 @@
-"""
-The values: an operation of the DAI service, its state, and the ingest that it stands for.
+"""Operations of the DAI service: their states, and their ingests. Pure; the only place that reads their JSON.
 
-Pure: no I/O and no Airflow. JSON of the service is read here and nowhere else. Source:
+Source:
 ``google/longrunning/operations.proto`` and
 https://developers.google.com/video-creative-ingest/reference/rest/v1/operations
 """
@@ -16,7 +15,7 @@ from typing import Any, Self
 
 from airflow_dai_provider.api.redaction import redact_urls, short_repr
 
-#: ``google.rpc.Code`` of an operation that ended because it was cancelled.
+#: ``google.rpc.Code`` of an operation that was cancelled.
 CANCELLED_CODE = 1
 
 _INGEST_METADATA_TYPE = "CreateCreativeOperationMetadata"
@@ -24,12 +23,11 @@ _INGEST_METADATA_KEYS = frozenset({"creativeUrl", "gvRegistryId", "youtubeStatus
 
 
 class InvalidOperationError(ValueError):
-    """An answer that should hold an operation and does not."""
+    """The response does not hold the operation that it should."""
 
 
 class OperationState(StrEnum):
-    """
-    What an operation is doing, or how it ended.
+    """The state of an operation.
 
     ``CANCELLED`` is done with error code 1 and nothing else; every other error is ``FAILED``; done without
     an error is ``SUCCEEDED``, with or without a response.
@@ -41,21 +39,20 @@ class OperationState(StrEnum):
     CANCELLED = "CANCELLED"
 
 
-#: The states in which nothing runs any more.
-END_STATES = frozenset({OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED})
+#: The states of an operation that is done.
+FINAL_STATES = frozenset({OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED})
 
 
 @dataclass(frozen=True, slots=True)
 class Ingest:
-    """
-    What the metadata of an operation says about its ingest (``CreateCreativeOperationMetadata``).
+    """The ingest of an operation, from its metadata (``CreateCreativeOperationMetadata``).
 
-    Every field is None where the service has not said it, or has said something of another type.
+    A field is None when the service has not set it, or has set it to a value of another type.
 
     :param creative_url: the media URL that Google chose. It can be signed, so it is kept out of logs.
     :param gv_registry_id: set on success; the creative is then ``creatives/{gv_registry_id}``.
     :param create_time: when the operation was created, an aware time.
-    :param youtube_state: ``PROCESSING``, ``SUCCESS``, ``FAILURE``, or a state that is newer than this code.
+    :param youtube_state: ``PROCESSING``, ``SUCCESS``, ``FAILURE``, or a newer state.
     :param failure_reason: ``DOWNLOAD_ERROR``, ``INTERNAL_ERROR``, ``INVALID_MEDIA``, or a newer reason.
     :param failure_code: the HTTP status of the download, after ``DOWNLOAD_ERROR``.
     """
@@ -69,8 +66,7 @@ class Ingest:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any] | None) -> Self | None:
-        """
-        Read the metadata of an operation.
+        """Read the metadata of an operation.
 
         :param metadata: the JSON object ``metadata``, or None.
         :return: the ingest, or None where the metadata is of another kind or absent.
@@ -95,7 +91,7 @@ class Ingest:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the JSON form; the URL comes without user, query and fragment."""
+        """Return the JSON form; the URL has no user, query and fragment."""
         return {
             "creative_url": redact_urls(self.creative_url) if self.creative_url else None,
             "gv_registry_id": self.gv_registry_id,
@@ -114,13 +110,12 @@ class Ingest:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """
-    One long-running operation, as the service last described it.
+    """One long-running operation, as the service last returned it.
 
     :param name: ``operations/...``, with as many segments as the service likes.
-    :param state: what it does, or how it ended.
-    :param error_code: ``google.rpc.Code`` (1 to 16) of an operation that ended with an error, else None.
-    :param error_message: the service's words for that error.
+    :param state: the state.
+    :param error_code: ``google.rpc.Code`` (1 to 16) of an operation that failed or was cancelled, else None.
+    :param error_message: the message of that error.
     :param response: the JSON object that a successful operation returns (a Creative), or None.
     :param metadata: the JSON object ``metadata``, or None.
     """
@@ -134,33 +129,32 @@ class Operation:
 
     @property
     def done(self) -> bool:
-        """Whether the operation has ended, in whatever way."""
-        return self.state in END_STATES
+        """Whether the operation is in any final state."""
+        return self.state in FINAL_STATES
 
     @property
     def ingest(self) -> Ingest | None:
-        """What the metadata says about the ingest; None where there is no such metadata."""
+        """The ingest, from the metadata; None where there is no such metadata."""
         return Ingest.from_metadata(self.metadata)
 
     @classmethod
-    def from_api(cls, answer: object) -> Self:
-        """
-        Read the resource ``google.longrunning.Operation``; unknown fields are ignored.
+    def from_api(cls, resource: object) -> Self:
+        """Read the resource ``google.longrunning.Operation``; unknown fields are ignored.
 
-        :param answer: the decoded JSON answer.
+        :param resource: the decoded JSON.
         :return: the operation.
-        :raises InvalidOperationError: when the answer is not an object, has no name, is done with both an
-            error and a response, or has a field of the wrong type.
+        :raises InvalidOperationError: when it is not an object, has no name, is done with both an error and a
+            response, or has a field of the wrong type.
         """
-        if not isinstance(answer, dict):
-            raise InvalidOperationError(f"expected an operation, a JSON object, got {short_repr(answer)}")
-        name = _field(answer, "name", str)
+        if not isinstance(resource, dict):
+            raise InvalidOperationError(f"expected an operation, a JSON object, got {short_repr(resource)}")
+        name = _field(resource, "name", str)
         if not name:
-            raise InvalidOperationError(f"expected an operation with a name, got {short_repr(answer)}")
-        done = _field(answer, "done", bool) or False
-        error = _field(answer, "error", dict)
-        response = _field(answer, "response", dict)
-        metadata = _field(answer, "metadata", dict)
+            raise InvalidOperationError(f"expected an operation with a name, got {short_repr(resource)}")
+        done = _field(resource, "done", bool) or False
+        error = _field(resource, "error", dict)
+        response = _field(resource, "response", dict)
+        metadata = _field(resource, "metadata", dict)
         if not done:
             return cls(name, OperationState.RUNNING, metadata=metadata)
         if error is None:
@@ -172,10 +166,9 @@ class Operation:
         return cls(name, state, code, _field(error, "message", str), None, metadata)
 
     def to_dict(self) -> dict[str, Any]:
-        """
-        Give the JSON form, for XCom, trigger events and logs.
+        """Return the JSON form, for XCom, trigger events and logs.
 
-        A media URL can be signed, so URLs come without user, query and fragment.
+        A media URL can be signed, so URLs have no user, query and fragment.
 
         :return: ``{"name": str, "state": str, "done": bool, "error_code": int | None,
             "error_message": str | None, "ingest": {...} | None, "response": {...} | None,
@@ -195,8 +188,7 @@ class Operation:
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
-        """
-        Read what :meth:`to_dict` gave.
+        """Read the JSON form that :meth:`to_dict` returns.
 
         :param data: that JSON object; ``done`` and ``ingest`` are derived and not read.
         :return: the operation.
@@ -217,14 +209,14 @@ class Operation:
         )
 
     def __str__(self) -> str:
-        """Say in a few words what the operation does or how it ended, fit for a log."""
+        """Return the name and the state, and the reason of a failure, for a log."""
         words = f"{self.name} is {self.state}"
         if self.state is OperationState.FAILED:
             words += f" with error {self.error_code}: {redact_urls(self.error_message or 'no message')}"
         ingest = self.ingest
         if ingest is None:
             return words
-        # The metadata of a cancelled one still tells what the ingest did before.
+        # The metadata of a cancelled operation shows what the ingest did before.
         return f"{words} (last: {ingest})" if self.state is OperationState.CANCELLED else f"{words} ({ingest})"
 
 
@@ -250,7 +242,7 @@ def _read_time(value: object) -> datetime | None:
 
 
 def _redacted(value: Any) -> Any:
-    """Return a JSON value with :func:`redact_urls` done to every string in it."""
+    """Return a JSON value after :func:`redact_urls` was applied to every string in it."""
     if isinstance(value, str):
         return redact_urls(value)
     if isinstance(value, dict):

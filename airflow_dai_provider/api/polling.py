@@ -1,7 +1,6 @@
-"""
-When to look at an operation again, and when to stop waiting.
+"""Polling: when to poll an operation again, and when to stop waiting.
 
-Pure: whoever does the looking (a worker that sleeps, a trigger that awaits) asks here and brings its own clock.
+Pure: the caller (a worker that sleeps, a trigger that awaits) polls, and brings its own clock.
 """
 
 from __future__ import annotations
@@ -10,16 +9,17 @@ import sys
 from collections.abc import Callable
 from random import random
 
-from airflow_dai_provider.api.errors import ANY_HICCUP, PERMANENT, ServiceError
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.retry import PERMANENT, TRANSIENT
 
-#: Seconds before the second look; the first comes at once.
+#: Seconds between the first poll, which comes at once, and the second.
 FIRST_INTERVAL = 1.0
-#: The interval grows by this share of the time waited so far, which makes it grow 1.5-fold from look to look.
+#: The interval grows by this share of the time waited so far, which makes it grow 1.5-fold from poll to poll.
 GROWTH = 0.5
-#: The most that jitter takes away from an interval, as a share of it.
+#: The largest share of an interval that jitter takes away.
 JITTER = 0.2
-#: Seconds that a service may stay out of reach before the wait ends with its error; it is looked at ten times in them.
+#: Seconds that a service may be unavailable before the wait fails with its error; it is polled ten times in them.
 MAX_OUTAGE = 300.0
 
 
@@ -28,18 +28,17 @@ class WaitTimeoutError(TimeoutError):
 
 
 class Wait:
-    """
-    One wait for the end of an operation.
+    """One wait until an operation is done.
 
-    Looks come at 0 s, 1 s and then 1.5-fold later each time, up to ``poll_interval``: a quick end is seen soon, a
-    slow one costs one look per interval. Jitter only shortens, so that waits that began together spread out.
+    Polls come at 0 s, 1 s and then 1.5-fold later each time, up to ``poll_interval``: a quick end is seen soon, a
+    slow one costs one poll per interval. Jitter only shortens, so that waits that began together spread out.
 
     :param name: the operation's name, for messages.
     :param started: when the wait began, in seconds of the caller's clock.
-    :param poll_interval: the longest time between two looks, in seconds.
-    :param timeout: seconds after which the wait is over, or None for no limit. One last look is made then.
-    :param max_outage: seconds that the service may stay out of reach, or None for no limit: then only what can never
-        heal ends the wait.
+    :param poll_interval: the longest time between two polls, in seconds.
+    :param timeout: seconds after which the wait is over, or None for no limit. One last poll is made then.
+    :param max_outage: seconds that the service may be unavailable, or None for no limit: then only a permanent error
+        ends the wait.
     :param jitter: gives numbers from 0 to 1.
     """
 
@@ -61,62 +60,54 @@ class Wait:
         self._jitter = jitter
         self._failing_since: float | None = None
 
-    def elapsed(self, now: float) -> float:
-        """Return the seconds waited so far."""
-        return now - self.started
-
     def time_left(self, now: float) -> float:
         """Return the seconds until the time is up; infinite without a timeout."""
         return float("inf") if self.timeout is None else max(0.0, self.started + self.timeout - now)
 
-    def after_look(self, operation: Operation, now: float) -> float:
-        """
-        Decide when to look again after a look that found the operation running.
+    def after_poll(self, operation: Operation | str, now: float) -> tuple[float, str]:
+        """Decide when to poll again after a poll that found the operation running.
 
-        :return: the seconds until then.
+        :param operation: what was seen; a text where the wait is for many operations.
+        :return: the seconds until then, and the line for the log.
         :raises WaitTimeoutError: when the time is up.
         """
         self._failing_since = None
-        return self._next(now, "the last look said", operation)
+        wait = self._next(now, f"the last poll found: {operation}")
+        return wait, describe_poll(operation, now - self.started, wait)
 
     def after_error(self, error: ServiceError, now: float) -> tuple[float, str]:
-        """
-        Decide when to look again after a look that failed.
+        """Decide when to poll again after a poll that failed.
 
-        :return: the seconds until then, and the line for the task's log.
-        :raises ServiceError: the same, when it cannot heal or the service is away for too long.
+        :return: the seconds until then, and the line for the log.
+        :raises ServiceError: the same, when it is permanent or the service is unavailable for too long.
         :raises WaitTimeoutError: when the time is up.
         """
         if self._failing_since is None:
             self._failing_since = now
-        hopeless = error.code in PERMANENT if self.max_outage == float("inf") else error.code not in ANY_HICCUP
-        if hopeless or now - self._failing_since >= self.max_outage:
-            raise error
+        permanent = error.rpc_code in PERMANENT if self.max_outage == float("inf") else error.rpc_code not in TRANSIENT
         outage_left = self._failing_since + self.max_outage - now
+        if permanent or outage_left <= 0:
+            raise error
         wait = self._next(
             now,
-            "the last look failed",
-            error,
+            f"the last poll failed: {error}",
             at_least=min(error.retry_after or 0.0, outage_left),
             interval=min(self.poll_interval, self.max_outage / 10),
         )
-        return wait, f"Could not look at {self.name}: {error}; {_times(now - self.started, wait)}"
+        return wait, describe_poll(f"Could not poll {self.name}: {error}", now - self.started, wait)
 
-    def _next(
-        self, now: float, last: str, result: object, at_least: float = 0.0, interval: float | None = None
-    ) -> float:
+    def _next(self, now: float, last: str, at_least: float = 0.0, interval: float | None = None) -> float:
         elapsed = now - self.started
         wait = max(next_interval(elapsed, interval or self.poll_interval, self._jitter()), at_least)
         if self.timeout is None:
             return wait
         if elapsed >= self.timeout:
-            raise WaitTimeoutError(f"{self.name} has not ended within {self.timeout:g} s; {last}: {result}")
+            raise WaitTimeoutError(f"{self.name} has not finished within {self.timeout:g} s; {last}")
         return min(wait, self.timeout - elapsed)
 
 
 def next_interval(elapsed: float, poll_interval: float, jitter: float) -> float:
-    """
-    Return the seconds until the next look.
+    """Return the seconds until the next poll.
 
     :param elapsed: seconds waited so far.
     :param poll_interval: the most it can be.
@@ -125,14 +116,18 @@ def next_interval(elapsed: float, poll_interval: float, jitter: float) -> float:
     return min(FIRST_INTERVAL + GROWTH * max(elapsed, 0.0), poll_interval) * (1 - JITTER * jitter)
 
 
-def describe_look(operation: Operation, elapsed: float, wait: float) -> str:
-    """Return the log line of one look that found the operation running."""
-    return f"{operation}; {_times(elapsed, wait)}"
+def describe_poll(result: object, elapsed: float, wait: float) -> str:
+    """Return the log line of one poll after which the wait goes on.
+
+    :param result: the operation, or what went wrong.
+    :param elapsed: seconds waited so far.
+    :param wait: seconds until the next poll.
+    """
+    return f"{result}; {elapsed:.0f} s elapsed, next poll in {wait:.1f} s"
 
 
 def check_seconds(parameter: str, value: object, *, zero: bool = False) -> float:
-    """
-    Return a duration in seconds.
+    """Return a duration in seconds.
 
     :param zero: whether 0 is one.
     :raises ValueError: when it is no positive number; the message says what was given and what was expected.
@@ -147,7 +142,3 @@ def check_seconds(parameter: str, value: object, *, zero: bool = False) -> float
     raise ValueError(
         f"Invalid {parameter} {value!r}: expected a {'non-negative' if zero else 'positive'} number of seconds."
     )
-
-
-def _times(elapsed: float, wait: float) -> str:
-    return f"{elapsed:.0f} s elapsed, next look in {wait:.1f} s"

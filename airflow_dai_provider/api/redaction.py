@@ -1,4 +1,4 @@
-"""What must not be shown: a media URL or a proxy URL can hold a signature or a password. Pure."""
+"""Redaction: a media URL or a proxy URL can hold a signature or a password, which must not be shown. Pure."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping
 
-# Begins at the slashes: to look for the scheme too takes quadratic time on a long word.
+# Starts at the slashes: a pattern for the scheme would take quadratic time on a long word.
 _URL = re.compile(r"://(?:(?P<user>[^\s/?#]*)@)?(?P<rest>[^\s?#]*)(?:[?#](?P<query>\S*))?")
 
-# A query whose URL has no scheme, or white space before or in it; what is left of it tells that something was there.
+# A query whose URL has no scheme, or white space before or in it. The mark that is left shows that it was there.
 _QUERY = re.compile(r"(?P<mark>[?&#])(?P<query>[^\s=?&#]*=\S*)")
 
 
 def redact_urls(text: str) -> str:
-    """Take user, query and fragment from every URL in a text."""
+    """Return a text with user, query and fragment removed from every URL."""
     return _QUERY.sub(r"\g<mark>...", _URL.sub(r"://\g<rest>", text))
 
 
 def url_secrets(value: object) -> Iterator[str]:
-    """Yield what :func:`redact_urls` takes from the URLs in a JSON value."""
+    """Yield the parts that :func:`redact_urls` removes from the URLs in a JSON value."""
     if isinstance(value, str):
         for url in _URL.finditer(value):
             yield from filter(None, (url["user"], url["query"]))
@@ -31,7 +31,7 @@ def url_secrets(value: object) -> Iterator[str]:
 
 
 class _Short(reprlib.Repr):
-    """Take the secrets out before a text is cut: the cut can take away the sign that a secret follows."""
+    """Redact a text before it is cut: the cut can remove the mark before a secret."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,32 +1,67 @@
 """The emulator on the command line: ``python -m airflow_dai_provider.emulator``."""
 
 import argparse
+import json
 import logging
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from airflow_dai_provider.emulator.control import CONTROL_ACCESS, CONTROL_PREFIX
-from airflow_dai_provider.emulator.fault_reader import FAULT_HELP, parse_fault
+from airflow_dai_provider.emulator.fault_text import FAULT_HELP, parse_fault
 from airflow_dai_provider.emulator.faults import Fault
-from airflow_dai_provider.emulator.greeting import greeting
-from airflow_dai_provider.emulator.plan import URL_HELP, check_seconds
+from airflow_dai_provider.emulator.ingest import URL_HELP
 from airflow_dai_provider.emulator.routes import METHODS
 from airflow_dai_provider.emulator.server import DaiEmulator
-from airflow_dai_provider.emulator.service import FINISHED_CANCEL
+from airflow_dai_provider.emulator.store import FINISHED_CANCEL
 
 _DEFAULT_PORT = 8085
-# Nobody reads the record here; without a bound, a client that polls for days would fill the memory.
+# Without a bound, the record of a client that polls for days would fill the memory.
 _RECORDED_REQUESTS = 1000
+
+_OPEN = """\
+export DAI_EMULATOR_HOST={host}
+
+A local DAI service listens there, in memory only. Set the variable above where Airflow runs, and DAGs talk
+to it instead of Google: no credentials, no connection. To start an ingest by hand:
+
+  curl -H 'Content-Type: application/json' {endpoint}/v1/creatives -d '
+    {{"creative": {{"adSystem": "me", "mezzanines": [{{"uri": "https://media.example/ad.mp4?seconds=60",
+     "mimeType": "video/mp4", "delivery": "DELIVERY_PROGRESSIVE"}}]}}}}'
+"""
+_AUTHENTICATED = """\
+export AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT={connection}
+
+A local DAI service listens at {endpoint}, in memory only, and requires a token from every client.
+Set the variable above where Airflow runs, and leave DAI_EMULATOR_HOST unset: DAGs get their tokens there with
+the key in {key_file} (good for {token_lifetime} s each), and talk to it instead of Google.
+"""
+_CONTROL = """
+From another shell, without a token and without being recorded:
+
+  curl {control}/ingests       # the state of each
+  curl {control}/ingests -d '{{"name": "operations/another", "seconds": 60}}'
+  curl {control}/requests      # the requests that have arrived
+  curl {control}/faults -d '{{"method": "operations.get", "status": 503, "times": 2}}'
+  curl {control}               # everything else
+"""
+
+_Value = TypeVar("_Value", int, float)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """End with one line; the usage of a wrong call is in --help."""
+        """Exit with one line; the usage is in --help."""
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+class _CannotServeError(Exception):
+    """The system refuses the port or the key file."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,33 +73,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.authentication != (options.key_file is not None):
-        parser.error("--authentication and --key-file belong together: the key is what gives access")
+        parser.error("--authentication and --key-file belong together: the key gives access")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
-    told_to_stop = threading.Event()
+    stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: told_to_stop.set())
+        signal.signal(number, lambda *_: stopping.set())
     try:
         emulator = _start(options)
     except (ValueError, _CannotServeError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    sys.stdout.write(
-        greeting(
-            emulator,
-            key_file=options.key_file,
-            token_lifetime=options.token_lifetime,
-            control=options.control != "off",
-            seed=any(fault.rate is not None for fault in options.fault),
-        )
-    )
+    sys.stdout.write(_greeting(emulator, options))
     sys.stdout.flush()
-    told_to_stop.wait()
+    stopping.wait()
     emulator.stop()
     return 0
-
-
-class _CannotServeError(Exception):
-    """The system does not let the emulator do what it shall."""
 
 
 def _start(options: argparse.Namespace) -> DaiEmulator:
@@ -102,6 +125,21 @@ def _start(options: argparse.Namespace) -> DaiEmulator:
     return emulator
 
 
+def _greeting(emulator: DaiEmulator, options: argparse.Namespace) -> str:
+    endpoint = emulator.endpoint
+    if options.key_file is None:
+        parts = [_OPEN.format(host=emulator.host, endpoint=endpoint)]
+    else:
+        extra = {"key_path": str(options.key_file), "dai_api_endpoint": endpoint}
+        connection = shlex.quote(json.dumps({"conn_type": "google_cloud_platform", "extra": extra}))
+        parts = [_AUTHENTICATED.format(connection=connection, endpoint=endpoint, **vars(options))]
+    if options.control != "off":
+        parts.append(_CONTROL.format(control=emulator.control_endpoint))
+    if any(fault.rate is not None for fault in options.fault):
+        parts.append(f"\nFaults by rate follow the seed {emulator.seed}.\n")
+    return "".join([*parts, f"\n{URL_HELP}\n\nCtrl+C stops it.\n"])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m airflow_dai_provider.emulator",
@@ -110,114 +148,50 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument(
-        "--port", type=_port, default=_DEFAULT_PORT, help="port, 0 for a free one (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--start",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="an operation that runs from the start, such as operations/my-ingest, repeatable",
-    )
-    parser.add_argument(
-        "--ingest-seconds",
-        type=_seconds,
-        default=20.0,
-        metavar="SECONDS",
-        help="how long an ingest takes (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--cancel-seconds",
-        type=_seconds,
-        default=1.0,
-        metavar="SECONDS",
-        help="from a cancel request to the end of the ingest (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--unimplemented",
-        action="append",
-        default=[],
-        choices=METHODS,
-        metavar="METHOD",
-        help=f"a method that answers UNIMPLEMENTED, repeatable: {', '.join(METHODS)}",
-    )
-    parser.add_argument(
-        "--finished-cancel",
-        choices=FINISHED_CANCEL,
-        default="ok",
-        help="answer to a cancel request for a finished operation (default: %(default)s)",
-    )
-    access = parser.add_argument_group("authentication")
-    access.add_argument(
-        "--authentication",
-        action="store_true",
-        help="answer only those who bring a token, and issue tokens to who has the key in --key-file",
-    )
-    access.add_argument(
-        "--key-file",
-        type=_path,
-        metavar="PATH",
-        help="where to write the key of a service account, for the owner only; replaces an emulator's key, and "
-        "nothing else",
-    )
-    access.add_argument(
-        "--token-lifetime",
-        type=_token_lifetime,
-        default=3600,
-        metavar="SECONDS",
-        help="how long a token is good; google-auth renews one 225 s before (default: %(default)s)",
-    )
-    trouble = parser.add_argument_group("faults and control")
-    trouble.add_argument(
-        "--fault",
-        action="append",
-        type=_fault,
-        default=[],
-        metavar="FAULT",
-        help="what goes wrong, such as operations.get,status=503,times=2, repeatable; see below",
-    )
-    trouble.add_argument(
-        "--seed",
-        type=int,
-        metavar="NUMBER",
-        help="decides which requests a fault with a rate hits (default: a new one each time, which is printed)",
-    )
-    trouble.add_argument(
-        "--control",
-        choices=CONTROL_ACCESS,
-        default="loopback",
-        help=f"who may use the control address, {CONTROL_PREFIX}, and get in by it (default: %(default)s)",
-    )
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    port = _number(int, lambda value: 0 <= value <= 65535, "a number from 0 to 65535")
+    add("--port", type=port, default=_DEFAULT_PORT, help="port, 0 for a free one (default: %(default)s)")
+    several: dict[str, Any] = {"action": "append", "default": []}
+    words = "an operation that runs from the start, such as operations/my-ingest, repeatable"
+    add("--start", **several, metavar="NAME", help=words)
+    seconds: dict[str, Any] = {
+        "type": _number(float, lambda value: value >= 0, "a number of seconds, 0 or more"),
+        "metavar": "SECONDS",
+    }
+    add("--ingest-seconds", **seconds, default=20.0, help="how long an ingest takes (default: %(default)s)")
+    words = "from a cancel request until the ingest is cancelled (default: %(default)s)"
+    add("--cancel-seconds", **seconds, default=1.0, help=words)
+    words = f"a method that answers UNIMPLEMENTED, repeatable: {', '.join(METHODS)}"
+    add("--unimplemented", **several, choices=METHODS, metavar="METHOD", help=words)
+    words = "response to a cancel request for a finished operation (default: %(default)s)"
+    add("--finished-cancel", choices=FINISHED_CANCEL, default="ok", help=words)
+    add = parser.add_argument_group("authentication").add_argument
+    words = "refuse requests without a token, and issue tokens to clients with the key in --key-file"
+    add("--authentication", action="store_true", help=words)
+    words = "where to write the key of a service account, for the owner only; replaces only a key of an emulator"
+    add("--key-file", type=lambda text: Path(text).absolute(), metavar="PATH", help=words)
+    lifetime = _number(int, lambda value: value >= 1, "a whole number of seconds, 1 or more")
+    words = "how long a token is valid; google-auth renews one 225 s before it expires (default: %(default)s)"
+    add("--token-lifetime", type=lifetime, default=3600, metavar="SECONDS", help=words)
+    add = parser.add_argument_group("faults and control").add_argument
+    words = "what goes wrong, such as operations.get,status=503,times=2, repeatable; see below"
+    add("--fault", **several, type=_fault, metavar="FAULT", help=words)
+    words = "decides which requests a fault with a rate hits (default: a new one each time, which is printed)"
+    add("--seed", type=int, metavar="NUMBER", help=words)
+    words = f"which clients may use the control address, {CONTROL_PREFIX} (default: %(default)s)"
+    add("--control", choices=CONTROL_ACCESS, default="loopback", help=words)
     return parser
 
 
-def _port(text: str) -> int:
-    port = int(text) if text.isdecimal() else -1
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number from 0 to 65535")
-    return port
+def _number(read: Callable[[str], _Value], fits: Callable[[_Value], bool], expected: str) -> Callable[[str], _Value]:
+    def convert(text: str) -> _Value:
+        with suppress(ValueError):
+            if fits(value := read(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
 
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-        check_seconds("seconds", seconds)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number of seconds, 0 or more") from None
-    return seconds
-
-
-def _token_lifetime(text: str) -> int:
-    seconds = int(text) if text.isdecimal() else 0
-    if seconds < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of seconds, 1 or more")
-    return seconds
-
-
-def _path(text: str) -> Path:
-    return Path(text).absolute()
+    return convert
 
 
 def _fault(text: str) -> Fault:

@@ -1,5 +1,6 @@
-"""The control address: over HTTP what :class:`DaiEmulator` offers from code, for those in another process."""
+"""The control address: the methods of :class:`DaiEmulator` over HTTP, for other processes."""
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from ipaddress import IPv6Address, ip_address
@@ -7,12 +8,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from airflow_dai_provider.emulator.answers import Answer, error_answer, json_answer
-from airflow_dai_provider.emulator.control_json import read_ingest, read_json, request_json
-from airflow_dai_provider.emulator.errors import wrong_value
-from airflow_dai_provider.emulator.fault_reader import fault_json, read_fault
-from airflow_dai_provider.emulator.transmit import send
+from airflow_dai_provider.emulator.api import RecordedRequest
+from airflow_dai_provider.emulator.errors import ApiError, check_object, explain, wrong_value
+from airflow_dai_provider.emulator.fault_text import fault_json, read_fault
+from airflow_dai_provider.emulator.responses import Response, error_response, json_response, send
+from airflow_dai_provider.emulator.routes import TOKEN_METHODS
 
 if TYPE_CHECKING:
     from airflow_dai_provider.emulator.server import DaiEmulator
@@ -20,87 +22,89 @@ if TYPE_CHECKING:
 CONTROL_PREFIX = "/emulator/v1"
 """Where the control address begins; the paths of DAI begin with ``/v1``."""
 CONTROL_ACCESS = ("loopback", "any", "off")
-"""Who may use the control address."""
+"""Which clients may use the control address."""
 
 logger = logging.getLogger("airflow_dai_provider.emulator")
 
 
-class Control:
-    """The control address of one emulator. It needs no token, and its use is not recorded as a request.
+class NewIngest(BaseModel):
+    """The body that starts an ingest: the parameters of ``DaiEmulator.start_ingest``; null means "not given"."""
 
-    :param emulator: the emulator.
-    :param access: who may use it, of :data:`CONTROL_ACCESS`.
-    :raises ValueError: for another access.
-    """
+    model_config = ConfigDict(strict=True)
+
+    name: str | None = Field(None, min_length=1, description="a text")
+    # The fields of the plan, which checks them itself.
+    seconds: object = None
+    outcome: object = None
+    code: object = None
+    cancel: object = None
+    cancel_seconds: object = None
+    creative_url: str | None = Field(None, min_length=1, description="a text")
+
+
+class Control:
+    """The control address of one emulator. It needs no token, and its use is not recorded as a request."""
 
     def __init__(self, emulator: "DaiEmulator", access: str) -> None:
-        """Lay out the paths."""
         if access not in CONTROL_ACCESS:
             raise wrong_value("control", access, f"one of {', '.join(CONTROL_ACCESS)}")
         self._emulator = emulator
         self._access = access
+        # The functions take the body and the query, and return the JSON of the response; None is an empty object.
         self._calls: dict[str, dict[str, Callable[[bytes, Mapping[str, str]], object]]] = {
             "": {"GET": self._summary},
             "/ingests": {"GET": self._ingests, "POST": self._start_ingest},
-            "/requests": {"GET": self._requests, "DELETE": self._forget_requests},
-            "/faults": {"GET": self._faults, "POST": self._inject, "DELETE": self._clear_faults},
-            "/tokens": {"GET": self._tokens},
-            "/tokens/revoke": {"POST": self._revoke_tokens},
-            "/tokens/subject": {"GET": self._subject_token},
-            "/reset": {"POST": self._reset},
+            "/requests": {"GET": self._requests, "DELETE": lambda *_: emulator.forget_requests()},
+            "/faults": {"GET": self._faults, "POST": self._inject, "DELETE": lambda *_: emulator.clear_faults()},
+            "/tokens": {"GET": lambda *_: self._show("authentication", "tokens_issued")},
+            "/tokens/revoke": {"POST": lambda *_: emulator.revoke_tokens()},
+            "/tokens/subject": {"GET": lambda *_: {"subject_token": emulator.issue_subject_token()}},
+            "/reset": {"POST": lambda *_: emulator.reset()},
         }
 
     def is_meant_by(self, request: web.BaseRequest) -> bool:
-        """Whether a request is for the control address.
-
-        :param request: the request.
-        """
+        """Return whether a request is for the control address."""
         path = request.raw_path.partition("?")[0]
         return self._access != "off" and (path == CONTROL_PREFIX or path.startswith(f"{CONTROL_PREFIX}/"))
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer a request for which :meth:`is_meant_by` holds.
-
-        :param request: the request.
-        """
-        try:
-            body = await request.content.read()
-        except ConnectionError:
-            return web.Response(status=400)  # the client has gone in the middle of its request
+    async def handle(self, request: web.BaseRequest, body: bytes) -> web.StreamResponse:
+        """Handle a request for which :meth:`is_meant_by` is true."""
         path, _, query = request.raw_path.partition("?")
-        answer = self._answer(request, path.removeprefix(CONTROL_PREFIX).rstrip("/"), query, body)
-        logger.info("%s %s %s", request.method, path, answer.status)
-        return await send(request, answer, None)
+        response = self._respond(request, path.removeprefix(CONTROL_PREFIX).rstrip("/"), query, body)
+        logger.info("%s %s %s", request.method, path, response.status)
+        return await send(request, response)
 
-    def _answer(self, request: web.BaseRequest, path: str, query: str, body: bytes) -> Answer:
+    def _respond(self, request: web.BaseRequest, path: str, query: str, body: bytes) -> Response:
+        try:
+            call = self._find_call(request, path)
+            result = call(body, dict(parse_qsl(query, keep_blank_values=True)))
+        except ApiError as error:
+            return error_response(error)
+        except (ValueError, RuntimeError) as error:
+            return error_response(ApiError("INVALID_ARGUMENT", str(error)))
+        return json_response({} if result is None else result)
+
+    def _find_call(self, request: web.BaseRequest, path: str) -> Callable[[bytes, Mapping[str, str]], object]:
         peer = None if request.transport is None else request.transport.get_extra_info("peername")
         if self._access == "loopback" and not is_loopback(peer):
             message = f"{CONTROL_PREFIX}: got a client on another machine, expected one on this; control=any admits it."
-            return error_answer("PERMISSION_DENIED", message)
+            raise ApiError("PERMISSION_DENIED", message)
         calls = self._calls.get(path)
         if calls is None:
             known = ", ".join(CONTROL_PREFIX + known for known in self._calls)
-            return error_answer("NOT_FOUND", f"path: got {CONTROL_PREFIX}{path}, expected one of {known}")
-        call = calls.get(request.method)
-        if call is None:
+            raise ApiError("NOT_FOUND", f"path: got {CONTROL_PREFIX}{path}, expected one of {known}")
+        if request.method not in calls:
             message = f"HTTP method: got {request.method}, expected {' or '.join(calls)}"
-            return error_answer("UNIMPLEMENTED", message, 405, headers={"Allow": ", ".join(calls)})
-        try:
-            return json_answer(call(body, dict(parse_qsl(query, keep_blank_values=True))))
-        except (ValueError, RuntimeError) as error:
-            return error_answer("INVALID_ARGUMENT", str(error))
+            raise ApiError("UNIMPLEMENTED", message, headers={"Allow": ", ".join(calls)}, status=405)
+        return calls[request.method]
 
     def _summary(self, _: bytes, __: object) -> object:
-        emulator = self._emulator
         paths = {f"{CONTROL_PREFIX}{path}": list(calls) for path, calls in self._calls.items()}
-        return {
-            "endpoint": emulator.endpoint,
-            "authentication": emulator.authentication,
-            "tokens_issued": emulator.tokens_issued,
-            "faults_injected": emulator.faults_injected,
-            "seed": emulator.seed,
-            "paths": paths,
-        }
+        shown = self._show("endpoint", "authentication", "tokens_issued", "faults_injected", "seed")
+        return {**shown, "paths": paths}
+
+    def _show(self, *properties: str) -> dict[str, object]:
+        return {name: getattr(self._emulator, name) for name in properties}
 
     def _ingests(self, _: bytes, __: object) -> object:
         emulator = self._emulator
@@ -112,7 +116,12 @@ class Control:
         }
 
     def _start_ingest(self, body: bytes, _: object) -> object:
-        name = self._emulator.start_ingest(**read_ingest(read_json(body)))  # type: ignore[arg-type]
+        given = check_object("ingest", _read_json(body), NewIngest.model_fields)
+        try:
+            ingest = NewIngest(**given)
+        except ValidationError as error:
+            raise explain(error, NewIngest.model_fields) from None
+        name = self._emulator.start_ingest(**ingest.model_dump(exclude_none=True))
         return {"name": name, "state": self._emulator.state(name), "cancel_requested": 0}
 
     def _requests(self, _: bytes, query: Mapping[str, str]) -> object:
@@ -121,11 +130,7 @@ class Control:
         if unknown:
             raise wrong_value("query", min(unknown), "method, or nothing")
         method = query.get("method")
-        return {"requests": [request_json(request) for request in recorded if method in (None, request.method)]}
-
-    def _forget_requests(self, _: bytes, __: object) -> object:
-        self._emulator.forget_requests()
-        return {}
+        return {"requests": [_request_json(request) for request in recorded if method in (None, request.method)]}
 
     def _faults(self, _: bytes, __: object) -> object:
         emulator = self._emulator
@@ -133,40 +138,39 @@ class Control:
         return {"waiting": waiting, "injected": emulator.faults_injected, "seed": emulator.seed}
 
     def _inject(self, body: bytes, _: object) -> object:
-        given = read_json(body)
+        given = _read_json(body)
         # All are read before the first is injected: of a list with a mistake, none is.
         faults = [read_fault(fault) for fault in (given if isinstance(given, list) else [given])]
         for fault in faults:
             self._emulator.inject(fault)
         return {"injected": [{**fault_json(fault), "kind": fault.kind} for fault in faults]}
 
-    def _clear_faults(self, _: bytes, __: object) -> object:
-        self._emulator.clear_faults()
-        return {}
-
-    def _tokens(self, _: bytes, __: object) -> object:
-        return {"authentication": self._emulator.authentication, "tokens_issued": self._emulator.tokens_issued}
-
-    def _revoke_tokens(self, _: bytes, __: object) -> object:
-        self._emulator.revoke_tokens()
-        return {}
-
-    def _subject_token(self, _: bytes, __: object) -> object:
-        return {"subject_token": self._emulator.issue_subject_token()}
-
-    def _reset(self, _: bytes, __: object) -> object:
-        self._emulator.reset()
-        return {}
-
 
 def is_loopback(peer: object) -> bool:
-    """Whether a client is on this machine.
-
-    :param peer: its address as the transport has it: a tuple, its first item the IP address.
-    """
+    """Return whether a client is on this machine, by its address from the transport: (IP address, ...)."""
     try:
         address = ip_address(peer[0] if isinstance(peer, tuple) else "")
     except ValueError:
         return False
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return (mapped or address).is_loopback
+
+
+def _read_json(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"body: got {len(body)} bytes, expected JSON ({error})") from error
+
+
+def _request_json(request: RecordedRequest) -> dict[str, object]:
+    """Write a recorded request, without anything that can be used as a credential."""
+    headers = dict(request.headers)
+    for name in ("authorization", "proxy-authorization", "cookie"):
+        if name in headers:
+            scheme, space, _ = headers[name].partition(" ")
+            headers[name] = f"{scheme} ..." if space else "..."
+    # A request for a token holds one itself, or a signature that is as good.
+    body = None if request.method in TOKEN_METHODS else request.body.decode("utf-8", "replace")
+    shown = {name: value for name, value in vars(request).items() if name not in ("raw_path", "fault")}
+    return {**shown, "path": request.raw_path, "headers": headers, "body": body}

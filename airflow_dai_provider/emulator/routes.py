@@ -1,10 +1,10 @@
-"""Which method of the API a request means, read from the raw path.
+"""The table of routes: which method of the API a request means, read from the raw path.
 
 The raw path matters: a name may hold an encoded ``:`` or ``/``, which is not the verb's colon or a separator.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
@@ -20,16 +20,15 @@ METHODS = (
 """Every method that has an HTTP binding."""
 
 TOKEN_METHODS = ("token", "generateAccessToken", "exchangeToken")
-"""The methods that issue tokens, where authentication is on: OAuth2, IAM credentials, security token service."""
+"""The methods that issue tokens, with authentication: OAuth2, IAM credentials, security token service."""
 
-# google.api.http: a variable of several segments is decoded but for the encoded slash, a variable of one
-# segment wholly.
-_KEEP_ENCODED_SLASH = re.compile(rb"(%2F)", re.IGNORECASE)
+# google.api.http: a variable of several segments keeps an encoded slash, a variable of one segment is fully decoded.
+_ENCODED_SLASH = re.compile(rb"(%2F)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Route:
-    """Where a path leads.
+    """The target of a path.
 
     :param name: the resource named in the path, None for a path that names none.
     :param methods: the API's method for each HTTP method; empty for an unknown path.
@@ -40,74 +39,50 @@ class Route:
 
 
 def find_route(raw_path: str, *, tokens: bool = False) -> Route:
-    """Find where a path leads.
+    """Find the route of a path; an unknown path has one without methods.
 
-    :param raw_path: the path as it stands in the request line, without the query.
-    :param tokens: whether the methods that issue tokens are there.
-    :return: the route; one without methods for a path that the API does not have.
+    :param raw_path: the path as in the request line, without the query.
+    :param tokens: whether the methods that issue tokens exist.
     """
-    for pattern, methods, decode in (*_ROUTES, *(_TOKEN_ROUTES if tokens else ())):
+    for pattern, methods in (*_ROUTES, *(_TOKEN_ROUTES if tokens else ())):
         match = pattern.fullmatch(raw_path)
         if match is None:
             continue
-        name = decode(match[1]) if match.re.groups else None
+        name = _decode(match[1], whole=raw_path.startswith("/v1/creatives/")) if pattern.groups else None
         return Route() if name is not None and _has_bad_segment(name) else Route(name, methods)
     return Route()
 
 
 def is_operation_name(name: str) -> bool:
-    """Whether a path can lead to an operation of this name.
-
-    :param name: the name, decoded.
-    """
+    """Return whether a path can lead to an operation of this (decoded) name."""
     return name.startswith("operations/") and not _has_bad_segment(name)
 
 
-def decode_name(raw_name: str) -> str:
-    """Decode a name of several segments: everything but an encoded slash, which stays as it is.
-
-    :param raw_name: the name as it stands in the path.
-    """
-    parts = _KEEP_ENCODED_SLASH.split(_to_bytes(raw_name))
+def _decode(raw_name: str, *, whole: bool) -> str:
+    # The HTTP parser passes bytes that are not UTF-8 as surrogates.
+    raw = raw_name.encode("utf-8", "surrogateescape")
+    parts = [raw] if whole else _ENCODED_SLASH.split(raw)
     decoded = (part if index % 2 else unquote_to_bytes(part) for index, part in enumerate(parts))
     return b"".join(decoded).decode("utf-8", "replace")
-
-
-def _decode_segment(raw_name: str) -> str:
-    return unquote_to_bytes(_to_bytes(raw_name)).decode("utf-8", "replace")
-
-
-def _to_bytes(text: str) -> bytes:
-    # The HTTP parser hands on bytes that are no UTF-8 as surrogates.
-    return text.encode("utf-8", "surrogateescape")
 
 
 def _has_bad_segment(name: str) -> bool:
     return any(segment in ("", ".", "..") for segment in name.split("/"))
 
 
-# In order: the verb is the literal suffix, so it is looked for before it could be taken for a part of a name.
-_ROUTES: tuple[tuple[re.Pattern[str], dict[str, str], Callable[[str], str]], ...] = (
-    (re.compile("/v1/operations"), {"GET": "operations.list"}, decode_name),
-    (re.compile("/v1/(operations/.*):cancel"), {"POST": "operations.cancel"}, decode_name),
-    (
-        re.compile("/v1/(operations/.*)"),
-        {"GET": "operations.get", "DELETE": "operations.delete"},
-        decode_name,
-    ),
-    (re.compile("/v1/creatives"), {"POST": "creatives.create"}, decode_name),
-    (
-        re.compile("/v1/(creatives/[^/]*)"),
-        {"GET": "creatives.get", "DELETE": "creatives.delete"},
-        _decode_segment,
-    ),
+# In this order: a verb is a literal suffix, and must be found before it is taken for a part of a name.
+_ROUTES = (
+    (re.compile("/v1/operations"), {"GET": "operations.list"}),
+    (re.compile("/v1/(operations/.*):cancel"), {"POST": "operations.cancel"}),
+    (re.compile("/v1/(operations/.*)"), {"GET": "operations.get", "DELETE": "operations.delete"}),
+    (re.compile("/v1/creatives"), {"POST": "creatives.create"}),
+    (re.compile("/v1/(creatives/[^/]*)"), {"GET": "creatives.get", "DELETE": "creatives.delete"}),
 )
-_TOKEN_ROUTES: tuple[tuple[re.Pattern[str], dict[str, str], Callable[[str], str]], ...] = (
-    (re.compile("/token"), {"POST": "token"}, decode_name),
+_TOKEN_ROUTES = (
+    (re.compile("/token"), {"POST": "token"}),
     (
         re.compile("/v1/(projects/-/serviceAccounts/[^/]*):generateAccessToken"),
         {"POST": "generateAccessToken"},
-        decode_name,
     ),
-    (re.compile("/v1/token"), {"POST": "exchangeToken"}, decode_name),
+    (re.compile("/v1/token"), {"POST": "exchangeToken"}),
 )

@@ -1,4 +1,4 @@
-"""The asynchronous hook: one look or one cancel at a time, on a session and a token that all share."""
+"""The asynchronous hook, whose session and token all waits of an event loop share."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from asgiref.sync import sync_to_async
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.errors import Repeats, ServiceError
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.operation import Operation
-from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait, describe_look
+from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
+from airflow_dai_provider.api.retry import Retry
 from airflow_dai_provider.hooks.sync import DaiHook
-from airflow_dai_provider.transport.async_session import AiohttpTransport
-from airflow_dai_provider.transport.errors import api_error
-from airflow_dai_provider.transport.pool import lease
+from airflow_dai_provider.transport.aiohttp_session import AiohttpTransport
+from airflow_dai_provider.transport.session_pool import lease
 
 T = TypeVar("T")
 
 
 class DaiAsyncHook(GoogleBaseAsyncHook):
-    """
-    Talk to the DAI service from an event loop, with the credentials and the endpoint that :class:`DaiHook` finds.
+    """Talk to the DAI service from an event loop, with the credentials and the endpoint that :class:`DaiHook` finds.
 
     All hooks on one event loop that use the same connection and endpoint share one HTTP session with few
-    connections, and one token. Used as an asynchronous context manager, the hook holds that session open; else each
-    call opens it if nobody else does. The connection is looked up, and a token fetched, off the event loop.
+    connections, and one token. Used as an asynchronous context manager, the hook holds that session open; otherwise
+    each call opens it if it is closed. The connection is looked up, and a token fetched, off the event loop.
 
     The parameters and errors are those of :class:`DaiHook`.
 
@@ -39,13 +38,13 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
     :param impersonation_chain: service account(s) to impersonate.
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own.
     :param timeout: seconds that one request may take.
-    :param retry_timeout: seconds after which one call is not repeated again; 0 for no repeat at all.
+    :param retry_timeout: seconds after which one call is not retried again; 0 for no retry.
     """
 
     sync_hook_class = DaiHook
 
-    #: Replaced in tests; time and chance are the only things that are. The clock is the epoch's, as a wait can outlive
-    #: the process.
+    #: Replaced in tests, which replace nothing but time and randomness. The clock is the epoch's, since a wait can
+    #: outlive the process.
     _sleep: Callable[[float], Any] = staticmethod(asyncio.sleep)
     _clock: Callable[[], float] = staticmethod(time.time)
     _random: Callable[[], float] = staticmethod(random)
@@ -75,19 +74,17 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
     async def get_sync_hook(self) -> DaiHook:
         """Return the hook that has looked up the connection; made once, in a thread."""
         if self._looked_up is None:
-            # Not thread-sensitive: a thousand waits that start together do not queue for one thread.
+            # Not thread-sensitive, so that a thousand waits that start together do not queue for one thread.
             self._looked_up = await sync_to_async(self.sync_hook_class, thread_sensitive=False)(**self._hook_kwargs)
         return self._looked_up
 
-    def sibling(self) -> DaiAsyncHook:
-        """Return a hook that has looked up the same connection, and holds the session for itself."""
-        sibling = DaiAsyncHook(**self._hook_kwargs)
-        sibling._looked_up = self._looked_up
-        return sibling
+    async def synchronous_hook(self) -> DaiHook:
+        """Return a hook for a thread, with the same connection, and the token that the open session uses."""
+        hook = await self.get_sync_hook()
+        return hook.sibling(self._transport.token.credentials if self._transport else None)
 
     async def __aenter__(self) -> Self:
-        with api_error():
-            self._transport = await self._held.enter_async_context(self._lease())
+        self._transport = await self._held.enter_async_context(self._lease())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -95,26 +92,24 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         await self._held.aclose()
 
     async def get_operation(self, name: str) -> Operation:
-        """
-        Return the latest state of an operation.
+        """Return the latest state of an operation.
 
         :param name: ``operations/...``.
         :raises InvalidNameError: for a name that cannot be one, before anything is sent.
         :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
         """
         request = rest.get_operation(name)
-        metrics.count_looks()
-        return await self._call(request)
+        metrics.count_polls()
+        return await self._call_once(request)
 
     async def cancel_operation(self, name: str) -> None:
-        """
-        Ask the service to cancel an operation; best effort and asynchronous, so look with :meth:`get_operation`.
+        """Request the cancellation of an operation: best effort and asynchronous, so poll with :meth:`get_operation`.
 
         :param name: ``operations/...``.
         :raises InvalidNameError: for a name that cannot be one, before anything is sent.
         :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
         """
-        await self._call(rest.cancel_operation(name))
+        await self._call_once(rest.cancel_operation(name))
         metrics.count_cancel_requested()
 
     async def wait_for_operation(
@@ -126,19 +121,18 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         poll_interval: float = 30.0,
         max_outage: float | None = MAX_OUTAGE,
     ) -> Operation:
-        """
-        Look at an operation until it has ended, as :meth:`DaiHook.wait_for_operation` does.
+        """Poll an operation until it has finished, as :meth:`DaiHook.wait_for_operation` does.
 
-        The log has a line for each look that brings something new.
+        The log has a line for each poll that shows something new.
 
         :param name: ``operations/...``.
         :param started: when the wait began, in seconds of the epoch; now, if it is not given.
         :param timeout: seconds to wait at most, counted from ``started``, or None for no limit.
-        :param poll_interval: the most seconds between two looks.
-        :param max_outage: seconds that the service may stay out of reach, or None for no limit.
-        :return: the operation, ended in whatever way.
-        :raises WaitTimeoutError: when it has not ended in time; nothing is cancelled.
-        :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be looked at.
+        :param poll_interval: the most seconds between two polls.
+        :param max_outage: seconds that the service may be unavailable, or None for no limit.
+        :return: the operation, in any final state.
+        :raises WaitTimeoutError: when it has not finished in time; nothing is cancelled.
+        :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be polled.
         """
         wait = Wait(
             name,
@@ -150,50 +144,45 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         )
         request = rest.get_operation(name)
         seen: Operation | None = None
-        with api_error():
-            async with self._open() as transport:
-                while True:
-                    metrics.count_looks()
-                    try:
-                        operation = await self._send_and_repeat(transport, request, wait.time_left(self._clock()))
-                    except ServiceError as error:
-                        seconds, line = wait.after_error(error, self._clock())
-                        self.log.warning("%s", line)
-                    else:
-                        if operation.done:
-                            return operation
-                        now = self._clock()
-                        seconds = wait.after_look(operation, now)
-                        if operation != seen:
-                            # Only what is new: a triggerer writes for thousands of waits.
-                            self.log.info("%s", describe_look(operation, wait.elapsed(now), seconds))
-                            seen = operation
-                    await self._sleep(seconds)
+        async with self._open() as transport:
+            while True:
+                metrics.count_polls()
+                try:
+                    operation = await self._call(transport, request, wait.time_left(self._clock()))
+                except ServiceError as error:
+                    seconds, line = wait.after_error(error, self._clock())
+                    self.log.warning("%s", line)
+                else:
+                    if operation.done:
+                        return operation
+                    seconds, line = wait.after_poll(operation, self._clock())
+                    if operation != seen:
+                        # Only news, since a triggerer logs for thousands of waits.
+                        self.log.info("%s", line)
+                        seen = operation
+                await self._sleep(seconds)
 
-    async def _call(self, request: rest.Request[T]) -> T:
-        with api_error():
-            async with self._open() as transport:
-                return await self._send_and_repeat(transport, request)
+    async def _call_once(self, request: rest.Request[T]) -> T:
+        async with self._open() as transport:
+            return await self._call(transport, request)
 
-    async def _send_and_repeat(
-        self, transport: AiohttpTransport, request: rest.Request[T], within: float = float("inf")
-    ) -> T:
-        """Send a request, and again after errors that allow it; raises the last ServiceError."""
-        repeats: Repeats | None = None
+    async def _call(self, transport: AiohttpTransport, request: rest.Request[T], within: float = float("inf")) -> T:
+        """Send a request, and again after errors that allow it, for this many seconds; raise the last ServiceError."""
+        retry: Retry | None = None
         started = self._clock()
         while True:
             try:
                 return await transport.call(request)
             except ServiceError as error:
-                repeats = repeats or (await self.get_sync_hook()).make_repeats(request, started, within)
-                seconds = repeats.after(error, self._clock())
-                self.log.warning("%s; attempt %d, next in %.1f s", error, repeats.attempts, seconds)
-                metrics.count_repeat()
+                retry = retry or (await self.get_sync_hook()).make_retry(request, started, within)
+                seconds, line = retry.after(error, self._clock())
+                self.log.warning("%s", line)
+                metrics.count_retry()
             await self._sleep(seconds)
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[AiohttpTransport]:
-        """Give the transport that this hook holds, or hold one for as long as this lasts."""
+        """Yield the transport that this hook holds, or else hold one meanwhile."""
         if self._transport:
             yield self._transport
         else:
@@ -205,7 +194,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         hook = await self.get_sync_hook()
 
         def make() -> AiohttpTransport:
-            return AiohttpTransport(hook.endpoint, hook.get_credentials(), hook.timeout)
+            return AiohttpTransport(hook.endpoint, hook.load_credentials(), hook.timeout)
 
         async with lease(hook.sharing_key, make) as transport:
             yield transport

@@ -1,4 +1,4 @@
-"""What a hook of the DAI service is before it asks for anything: a connection, an endpoint, one authorised session."""
+"""The connection of a hook: its endpoint, its credentials, and one authorised session."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from typing import Any, Self
 
 from airflow.providers.common.compat.sdk import BaseHook
 from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
+from google.auth.credentials import Credentials
+from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import AuthorizedSession
 
 from airflow_dai_provider.api.endpoint import Endpoint, emulator_endpoint, service_endpoint
 from airflow_dai_provider.api.polling import check_seconds
-from airflow_dai_provider.transport.sync_session import RequestsTransport
+from airflow_dai_provider.transport.credentials import credentials_error
+from airflow_dai_provider.transport.requests_session import RequestsTransport
 
 
 class DaiBaseHook(GoogleBaseHook):
-    """
-    Find the endpoint and the credentials of a Google Cloud connection, and keep one session with them.
+    """Find the endpoint and the credentials of a Google Cloud connection, and keep one session with them.
 
     The parameters are those of :class:`airflow_dai_provider.hooks.dai.DaiHook`.
     """
@@ -58,10 +60,9 @@ class DaiBaseHook(GoogleBaseHook):
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        """
-        The endpoint that counts.
+        """The endpoint in use.
 
-        :raises ValueError: when what was configured is no endpoint.
+        :raises ValueError: when the configured value is no endpoint.
         """
         if self._emulator:
             return self._emulator
@@ -70,30 +71,39 @@ class DaiBaseHook(GoogleBaseHook):
 
     @cached_property
     def sharing_key(self) -> Hashable:
-        """What two hooks have in common that can share a session and a token: endpoint, connection, account."""
+        """Equal for two hooks that can share a session and a token: endpoint, connection and account."""
         identity = [self.extras, self.impersonation_chain, self.quota_project_id]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
         return self.endpoint, digest, self.timeout
 
     def get_conn(self) -> AuthorizedSession:
-        """
-        Return the authorised ``requests`` session, which is made once and kept for the hook's life.
+        """Return the authorised ``requests`` session, which is made once and kept for the hook's life.
 
         :raises ValueError: when a token would leave this machine over plain HTTP.
-        :raises google.auth.exceptions.DefaultCredentialsError: when the connection gives no credentials.
+        :raises google.api_core.exceptions.Unauthenticated: when the connection gives no credentials.
         """
         return self._get_transport().session
 
-    def sibling(self) -> Self:
-        """
-        Return a hook with the same connection, looked up already, and a session of its own: one for another thread.
+    def sibling(self, credentials: Credentials | None = None) -> Self:
+        """Return a hook with the same connection, looked up already, and a session of its own: one for another thread.
 
-        The credentials are shared, and with them the token.
+        :param credentials: what it shares, and with them the token; by default the credentials of this hook.
         """
-        self.get_credentials()
         sibling = copy(self)
+        sibling._cached_credentials = credentials or self.load_credentials()
         sibling._transport = None
         return sibling
+
+    def load_credentials(self) -> Credentials:
+        """Return the credentials of the connection.
+
+        :raises ServiceError: UNAUTHENTICATED when the connection gives none, UNAVAILABLE when a service that makes them
+            did not respond.
+        """
+        try:
+            return self.get_credentials()
+        except (GoogleAuthError, OSError) as error:
+            raise credentials_error(error) from error
 
     def close(self) -> None:
         """Close the session; the next call opens another."""
@@ -109,5 +119,5 @@ class DaiBaseHook(GoogleBaseHook):
 
     def _get_transport(self) -> RequestsTransport:
         if self._transport is None:
-            self._transport = RequestsTransport(self.endpoint, self.get_credentials(), self.timeout)
+            self._transport = RequestsTransport(self.endpoint, self.load_credentials(), self.timeout)
         return self._transport

@@ -1,4 +1,4 @@
-"""The hooks of Google's Video Creative Ingest API (DAI): they only carry what ``rest`` builds."""
+"""Hooks for Google's Video Creative Ingest API (DAI)."""
 
 from airflow_dai_provider.hooks.asynchronous import DaiAsyncHook
 from airflow_dai_provider.hooks.sync import DaiHook

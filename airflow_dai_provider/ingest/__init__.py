@@ -1,1 +1,1 @@
-"""A task's own ingests: when they are cancelled, resumed and recovered."""
+"""A task's own ingests: guarded, saved for the next try, recovered after a lost response."""

@@ -1,4 +1,9 @@
-"""Finding the ingest that a request has started whose answer was lost: the one thing that nobody knows the name of."""
+"""Recover an ingest whose creation response was lost.
+
+``creatives.create`` has no request id. When its response is lost, the ingest may run under a name that is not known
+here, and sending the request again could start a second one. The list of operations is the only place where the service
+tells the name, so it is searched for an ingest of the same media that is not older than the request.
+"""
 
 from __future__ import annotations
 
@@ -8,83 +13,76 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_dai_provider.api.errors import PERMANENT, ServiceError, may_have_acted
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.redaction import redact_urls
-from airflow_dai_provider.tasks.failures import describe_error, error_code
+from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
+from airflow_dai_provider.api.retry import PERMANENT
+from airflow_dai_provider.tasks.failures import describe_error
 
 if TYPE_CHECKING:
     from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
 
-#: Seconds before each time that the operations are listed; the service may still be at work on the request.
+#: Seconds to pause before each search; the service may still be processing the request.
 PAUSES = (0.0, 2.0, 5.0, 10.0)
-#: How far the service's clock may be behind ours.
+#: How far the service's clock may be behind the worker's.
 CLOCK_SKEW = timedelta(seconds=5)
-PAGE_SIZE = 100
 
 
-class IngestInDoubtError(AirflowFailException):
-    """A request to start an ingest has ended so that nobody can say whether one runs, and which."""
+class IngestMayHaveStartedError(AirflowFailException):
+    """An ingest may have started, but its name could not be recovered."""
 
 
-def in_doubt(error: Exception) -> bool:
-    """
-    Whether the service may have started an ingest although creating it has failed with this error.
-
-    :param error: what ``DaiHook.create_creative`` has raised.
-    """
-    return isinstance(error.__cause__, ServiceError) and may_have_acted(error.__cause__)
-
-
-def find_started(
-    hook: DaiHook, urls: Collection[str], sent: datetime, what: str, sleep: Callable[[float], None], log: Any
+def recover_ingest(
+    hook: DaiHook, urls: Collection[str], sent: datetime, failure: str, sleep: Callable[[float], None], log: Any
 ) -> Operation:
-    """
-    Find the ingest that a request has started.
+    """Return the ingest that a request without a response has started.
 
     It is the only one of these media URLs that was created since then. A second ingest is never started instead.
 
     :param urls: the media URLs that were submitted.
     :param sent: when the request was sent, an aware time.
-    :param what: a sentence that says how that request ended.
-    :param log: says what was found.
-    :raises IngestInDoubtError: when there is none, or more than one, or the operations cannot be listed; the message
-        names the URLs.
+    :param failure: a sentence that says how the request failed.
+    :param log: receives what was found.
+    :raises IngestMayHaveStartedError: when there is none, or more than one, or the operations cannot be listed; the
+        message names the URLs.
     """
-    subject = ", ".join(sorted(map(redact_urls, urls)))
-    log.warning("%s An ingest of %s may have started; looking for it.", what, subject)
+    media = ", ".join(sorted(map(redact_urls, urls)))
+    log.warning("%s An ingest of %s may have started. Searching the operations for it.", failure, media)
     reason = ""
     for pause in PAUSES:
         try:
             sleep(pause)
             found = {
                 operation.name: operation
-                for operation in hook.list_operations(page_size=PAGE_SIZE)
+                for operation in hook.list_operations(page_size=LIST_PAGE_SIZE)
                 if _matches(operation, urls, sent - CLOCK_SKEW)
             }
         except Exception as error:
             reason = f"the operations cannot be listed: {describe_error(error)}"
-            if error_code(error) in {None, *PERMANENT}:
+            if not isinstance(error, ServiceError) or error.rpc_code in PERMANENT:
                 break
             log.warning("%s", describe_error(error))
             continue
         except BaseException as interruption:
-            # A time limit, or a kill before Airflow 3: after it, Airflow would try again, and start a second one.
-            raise _doubt(what, subject, f"looking for it was interrupted: {interruption}.") from interruption
+            # A time limit, or a kill before Airflow 3. Raised as it is, it would let Airflow retry the task, and the
+            # next try would start a second ingest.
+            raise _unknown(failure, media, f"the search was interrupted: {interruption}.") from interruption
         if len(found) > 1:
-            reason = f"these were created since then: {', '.join(sorted(found))}."
+            reason = f"several operations match: {', '.join(sorted(found))}."
             break
         for operation in found.values():
-            log.info("Found %s by its media URL and create time; taking it for the task's own.", operation)
+            log.info("Found %s by its media URL and create time. Adopting it.", operation)
             return operation
-        reason = f"no such operation has appeared within {sum(PAUSES):g} s."
-    raise _doubt(what, subject, reason)
+        reason = f"no operation matched within {sum(PAUSES):g} s."
+    raise _unknown(failure, media, reason)
 
 
-def _doubt(what: str, subject: str, reason: str) -> IngestInDoubtError:
-    return IngestInDoubtError(
-        f"{what} An ingest of {subject} may run under an unknown name: {reason} No other was started, and a retry "
-        "would not know better. See what runs before you clear the task, or leave it to the sweep."
+def _unknown(failure: str, media: str, reason: str) -> IngestMayHaveStartedError:
+    return IngestMayHaveStartedError(
+        f"{failure} An ingest of {media} may run under an unknown name: {reason} No second ingest was started, and the "
+        "task is not retried, since a retry could start one. Check which operations run before you clear the task, or "
+        "let the sweep cancel the ingest."
     )
 
 

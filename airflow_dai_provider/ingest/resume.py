@@ -1,5 +1,4 @@
-"""
-What a try leaves for the next one: the ingest that it has started, in the task state store of Airflow (3.3 and later).
+"""Save a task's ingest for its next try, in the task state store of Airflow (3.3 and later).
 
 Airflow's own ``ResumableJobMixin`` is not used. It reconnects to whatever job is stored: after "wrong file, fix the
 DAG, clear" that is the wrong file's ingest, since the store outlives a clear. It takes a job that has succeeded for
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException
 
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.names import InvalidNameError, check_operation_name
-from airflow_dai_provider.tasks.cancellation import request_cancellation
+from airflow_dai_provider.tasks.cancel_requests import request_cancellation
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -27,8 +27,7 @@ KEY = "dai_ingest"
 
 @dataclass(frozen=True, slots=True)
 class StartedIngest:
-    """
-    An ingest that a try of the task has started.
+    """An ingest that a try of the task has started.
 
     :param operation_name: ``operations/...``.
     :param endpoint: the base URL of the service that runs it.
@@ -40,11 +39,10 @@ class StartedIngest:
     digest: str
 
 
-class TaskMemory:
-    """
-    The task state store of one task instance, where Airflow has one; else a memory that keeps nothing.
+class IngestStore:
+    """The task state store of one task instance. Where Airflow has none, nothing is saved.
 
-    Only for a worker: in the dag processor and the triggerer the store hangs whoever asks it.
+    Use it in a worker only: in the dag processor and the triggerer, a request to the store never gets a response.
 
     :param context: the context of the running task.
     """
@@ -53,21 +51,20 @@ class TaskMemory:
         self._store: Any = context.get("task_state_store")
 
     @property
-    def lasts(self) -> bool:
-        """Whether the next try can read what this one writes."""
+    def available(self) -> bool:
+        """Whether Airflow has a task state store, so that the next try can load what this one saves."""
         return self._store is not None
 
-    def recall(self) -> StartedIngest | None:
-        """
-        Return what the last try has left, or None.
+    def load(self) -> StartedIngest | None:
+        """Return the ingest that the last try has saved, or None.
 
-        :raises AirflowException: when the store cannot be read; not to know could start a second ingest.
+        :raises AirflowException: when the store cannot be read; without it, a try could start a second ingest.
         """
         try:
-            found = self._store.get(KEY) if self.lasts else None
+            saved = self._store.get(KEY) if self.available else None
         except Exception as error:
-            raise AirflowException(f"Whether an earlier try's ingest runs cannot be read: {error}") from error
-        match found:
+            raise AirflowException(f"Cannot read the task state store: {error}") from error
+        match saved:
             case {"operation_name": str(name), "endpoint": str(endpoint), "digest": str(digest)}:
                 try:
                     return StartedIngest(check_operation_name(name), endpoint, digest)
@@ -75,41 +72,40 @@ class TaskMemory:
                     return None
         return None
 
-    def remember(self, ingest: StartedIngest) -> None:
-        """Leave an ingest for the next try."""
-        if self.lasts:
+    def save(self, ingest: StartedIngest) -> None:
+        """Save an ingest for the next try."""
+        if self.available:
             self._store.set(KEY, asdict(ingest))
 
-    def forget(self) -> None:
-        """Leave nothing."""
-        if self.lasts:
+    def delete(self) -> None:
+        """Delete the saved ingest."""
+        if self.available:
             self._store.delete(KEY)
 
 
-def can_go_on_with(earlier: StartedIngest, hook: DaiHook, digest: str, log: Any) -> bool:
-    """
-    Whether this try can go on with the ingest of an earlier one: that of the same creative, which still runs.
+def reattach_or_cancel(earlier: StartedIngest, hook: DaiHook, digest: str, log: Any) -> bool:
+    """Return whether this try can reattach to the ingest of an earlier one: it runs, and the creative is the same.
 
-    One of another creative that still runs is cancelled.
+    An ingest of another creative is cancelled if it runs.
 
     :param digest: of what this try would submit.
-    :param log: says what was found.
-    :raises google.api_core.exceptions.GoogleAPICallError: when the service does not say, or does not cancel.
+    :param log: receives what was found.
+    :raises google.api_core.exceptions.GoogleAPICallError: when the ingest cannot be polled or cancelled.
     """
-    from google.api_core.exceptions import NotFound
-
     name = earlier.operation_name
     try:
         operation = hook.get_operation(name)
-    except NotFound:
-        log.info("The service does not know %s any more, which an earlier try has started.", name)
+    except ServiceError as error:
+        if error.rpc_code is not Code.NOT_FOUND:
+            raise
+        log.info("The service no longer knows %s, which an earlier try started. Starting a new ingest.", name)
         return False
     if operation.done:
-        log.info("%s; an earlier try has started it. Starting anew.", operation)
+        log.info("%s; an earlier try started it. Starting a new ingest.", operation)
         return False
     if earlier.digest != digest:
-        log.warning("%s; an earlier try has started it, with another creative. Cancelling it first.", operation)
+        log.warning("%s; an earlier try started it, with another creative. Cancelling it first.", operation)
         request_cancellation(hook, name, log)
         return False
-    log.info("%s; an earlier try has started it. Going on with it.", operation)
+    log.info("%s; an earlier try started it. Reattaching to it.", operation)
     return True

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.notifier import BaseNotifier
-from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.api.redaction import short_repr
-from airflow_dai_provider.tasks.callbacks import is_deadline
+from airflow_dai_provider.tasks.callback_scope import CallbackKind, callback_kind
+from airflow_dai_provider.tasks.xcom import as_list, is_several
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -21,49 +21,36 @@ _AT_DEADLINE = (
 
 
 class RenderingNotifier(BaseNotifier):
-    """
-    A notifier whose templates may render to nothing, where Airflow 2 would keep the template.
+    """A notifier whose templates may render to nothing, where Airflow 2 would keep the template.
 
-    It renders with a DAG that has no environment too, and without a DAG, as at a Deadline alert. What a template names
-    and does not find is an error there as it is with a DAG: rendered to nothing, it would hide a mistake.
+    It renders with a DAG that has no environment too, and without a DAG, as at a Deadline alert. There, too, a name
+    that a template does not find is an error, as with a DAG: rendered to nothing, it would hide a mistake.
     """
+
+    #: By field: a sentence for each template that could not be rendered.
+    render_problems: Mapping[str, list[str]] = {}
 
     def render_template_fields(self, context: Context, jinja_env: Any = None) -> None:
-        """Render every field; an exception stands for what cannot be rendered."""
+        """Render every field, and note the problem of each template that cannot be rendered."""
         dag = context.get("dag")
+        at_deadline = callback_kind(context) is CallbackKind.DEADLINE
         if not jinja_env:
             jinja_env = self.get_template_env(dag if hasattr(dag, "get_template_env") else None)
-            if is_deadline(context):
+            if at_deadline:
                 from jinja2 import StrictUndefined
 
                 jinja_env.undefined = StrictUndefined
+        hint = _AT_DEADLINE if at_deadline else ""
+        self.render_problems = {}
         for field in self.template_fields:
-            setattr(self, field, self.render_template(getattr(self, field), context, jinja_env))
-
-    def render_template(
-        self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
-    ) -> Any:
-        """Render one template, or each of a collection."""
-        try:
-            return super().render_template(content, context, jinja_env, seen_oids)
-        except Exception as error:
-            hint = _AT_DEADLINE if is_deadline(context) else ""
-            return AirflowException(f"{short_repr(content)} cannot be rendered: {error}.{hint}")
-
-
-def listed(values: Any) -> list[Any]:
-    """Return one value or several as a list."""
-    several = isinstance(values, Collection) and not isinstance(values, str | bytes | Mapping)
-    return list(values) if several else [values]
-
-
-def checked(values: Any) -> Any:
-    """
-    Return a value, or several.
-
-    :raises Exception: the first one that stands in the place of a value.
-    """
-    for value in listed(values):
-        if isinstance(value, Exception):
-            raise value
-    return values
+            given = getattr(self, field)
+            rendered, problems = [], []
+            for value in as_list(given):
+                try:
+                    rendered.append(self.render_template(value, context, jinja_env))
+                except Exception as error:
+                    problems.append(f"{short_repr(value)} cannot be rendered: {error}.{hint}")
+            self.render_problems[field] = problems
+            # A value that cannot be rendered leaves an empty list, never None: without a value, the notifier would
+            # cancel everything that the task or the run has started.
+            setattr(self, field, rendered if problems or is_several(given) else rendered[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import cached_property
 from inspect import unwrap
@@ -20,16 +21,15 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import OperationState
-from airflow_dai_provider.api.polling import FIRST_INTERVAL, MAX_OUTAGE, WaitTimeoutError, describe_look
-from airflow_dai_provider.ingest.guard import IngestGuard
-from airflow_dai_provider.tasks.deferral import FAILED_DEFERRAL, defer_wait, ended_at_deadline, raise_task_timeout
-from airflow_dai_provider.tasks.event import read_event
+from airflow_dai_provider.api.polling import FIRST_INTERVAL, MAX_OUTAGE, describe_poll
+from airflow_dai_provider.ingest.kill_guard import IngestGuard
+from airflow_dai_provider.metrics import count_finished
+from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
 from airflow_dai_provider.tasks.failures import (
-    OperationNotFoundError,
-    UnexpectedEndError,
-    accept_end,
+    UnexpectedStateError,
     accept_missing,
     check_expected_states,
+    check_final_state,
     task_errors,
 )
 
@@ -41,32 +41,31 @@ if TYPE_CHECKING:
 
 
 class DaiOperationSensor(BaseSensorOperator):
-    """
-    Wait until an operation has ended, and return what the service then reports.
+    """Wait until an operation has finished, and return what the service then reports.
 
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/operations/get
 
     :param operation_name: ``operations/...`` (templated); takes the output of the task that started or cancelled it.
-    :param expected_states: the ends to accept: ``"CANCELLED"``, ``"SUCCEEDED"``, ``"FAILED"``; None accepts each
-        (templated). Any other end fails the task with the ingest's reason.
+    :param expected_states: the final states to accept: ``"CANCELLED"``, ``"SUCCEEDED"``, ``"FAILED"``; None accepts
+        each (templated). Any other final state fails the task with the ingest's reason.
     :param missing_ok: whether an operation that the service does not know ends the wait, with None as the result.
-    :param cancel_on_kill: whether the operation is cancelled when the waiting task is killed: marked, cleared, or ended
-        with its run, while it is deferred or occupies a worker (not between the pokes of ``mode="reschedule"``, when
-        Airflow runs nothing of it).
+    :param cancel_on_kill: whether the operation is cancelled when the waiting task is killed: marked, cleared, or
+        stopped with its run, while it is deferred or occupies a worker. Between the pokes of ``mode="reschedule"``
+        Airflow runs nothing of the task, so nothing is cancelled then.
     :param deferrable: whether to wait in the triggerer, which holds no worker slot; ``poke_interval`` is then the
-        longest time between two looks, the first ones being quicker.
+        longest time between two polls, the first ones being quicker.
     :param gcp_conn_id: the Google Cloud connection (templated).
     :param impersonation_chain: service account(s) to impersonate (templated).
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own (templated).
 
     Every parameter of Airflow's sensors works too: ``mode`` (``poke`` or ``reschedule``), ``poke_interval`` and
-    ``timeout`` in seconds, ``soft_fail`` (an unexpected end and a timeout skip the task; what can never succeed,
+    ``timeout`` in seconds, ``soft_fail`` (an unexpected final state and a timeout skip the task; a permanent error,
     such as UNIMPLEMENTED, still fails it), ``exponential_backoff``, ``max_wait``, ``silent_fail``, ``never_fail``.
 
     :return: ``Operation.to_dict()``: ``{"name", "state", "done", "error_code", "error_message", "ingest",
         "response", "metadata"}``.
-    :raises AirflowFailException: for an unexpected end, and for what a retry cannot heal.
-    :raises AirflowSensorTimeout: when the operation has not ended in time; nothing is cancelled.
+    :raises AirflowFailException: for an unexpected final state, and for a permanent error.
+    :raises AirflowSensorTimeout: when the operation has not finished in time; nothing is cancelled.
     :raises AirflowException: when the service stays unavailable.
     """
 
@@ -105,7 +104,7 @@ class DaiOperationSensor(BaseSensorOperator):
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
 
-    #: Made by the process that pokes, if a kill is to cancel.
+    #: The guard of the process that pokes, if ``cancel_on_kill`` is set.
     _guard: IngestGuard | None = None
     _killed = False
 
@@ -117,14 +116,14 @@ class DaiOperationSensor(BaseSensorOperator):
         return DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
 
     def execute(self, context: Context) -> dict[str, Any] | None:
-        """Wait until the operation has ended; return its dict, or None for one that is missing."""
+        """Wait until the operation has finished; return its dict, or None if the service does not know it."""
         try:
             if self.deferrable:
                 return self._defer(context)
-            # Unwrapped, since Airflow 2 takes a second pass through its guard for a call from outside a task.
+            # Unwrapped: Airflow 2 wraps execute in a check, which takes a second call for one from outside a task.
             result: dict[str, Any] | None = unwrap(BaseSensorOperator.execute)(self, context)
         except AirflowSkipException as skip:
-            if failure := self._failure_behind(skip):
+            if failure := self._permanent_error_behind(skip):
                 raise failure from failure.__cause__
             raise self._timed_out(skip) if skip.__cause__ is None else skip from skip.__cause__
         except AirflowSensorTimeout as timeout:
@@ -133,67 +132,65 @@ class DaiOperationSensor(BaseSensorOperator):
             return result
         finally:
             if self._guard:
-                self._guard.settle()
-            self._close_hook()
+                self._guard.disarm()
+            if hook := self.__dict__.pop("hook", None):
+                hook.close()
 
     def on_kill(self) -> None:
-        """Request the cancellation, if told to, when the poking task is killed; Airflow calls this in a handler."""
+        """Request the cancellation when the task is killed while it pokes; Airflow calls this from a signal handler."""
         self._killed = True
         if self._guard:
             self._guard.kill()
 
     def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002 - Airflow's signature
-        """Look once; done with the operation's dict (None for a missing one) as the sensor's result."""
+        """Poll once; when the operation has finished, its dict (or None if it is unknown) is the sensor's result."""
         check_expected_states(self.expected_states)
-        try:
-            with task_errors():
-                name = check_operation_name(self.operation_name)
-                self._watch_for_kill(name)
-                operation = self.hook.get_operation(name)
-        except OperationNotFoundError as error:
-            self._accept_missing(error)
-            return PokeReturnValue(is_done=True)
-        if not operation.done:
-            self._last_look = operation
-            return PokeReturnValue(is_done=False)
-        return PokeReturnValue(is_done=True, xcom_value=self._accept(operation))
+        result = PokeReturnValue(is_done=True)
+        with self._accept_missing(), task_errors():
+            name = check_operation_name(self.operation_name)
+            self._arm(name)
+            operation = self.hook.get_operation(name)
+            if operation.done:
+                result.xcom_value = self._accept(operation)
+            else:
+                self._last_poll = operation
+                result.is_done = False
+        return result
 
-    def _watch_for_kill(self, name: str) -> None:
-        """Be ready for a kill before the first look, which can take a minute when the service is away."""
+    def _arm(self, name: str) -> None:
+        """Arm the guard before the first poll, which can take a minute when the service is unavailable."""
         if self.cancel_on_kill and not self._guard:
             guard = IngestGuard(on_kill=True, on_failure=False, log=self.log)
-            guard.take(self.hook, name)
+            guard.arm(self.hook, name)
             self._guard = guard
             if self._killed:
-                # While the hook was being made.
+                # The kill came before there was a guard, while the hook was being made.
                 guard.kill()
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any] | None:  # noqa: ARG002
-        """Go on when the wait in the triggerer is over; return the operation's dict, or None for a missing one."""
-        try:
-            return self._accept(read_event(event, self.operation_name))
-        except OperationNotFoundError as error:
-            self._accept_missing(error)
-            return None
-        except WaitTimeoutError as error:
-            raise_task_timeout(self, str(error))
-            raise AirflowSensorTimeout(f"{error}. {self.operation_name} may still run.") from error
+        """Finish the task when the wait in the triggerer is over; return the operation's dict, or None if unknown."""
+        result = None
+        with self._accept_missing():
+            result = self._accept(read_event(event, self.operation_name))
+        return result  # noqa: RET504 - None where a missing operation is accepted
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Resume; what ends the wait means the same as in poke mode, which the sensor base does not see to."""
+        """Resume the task after a deferral; errors mean the same as in poke mode."""
         try:
-            # Not the sensor base's own method: it makes a skip of every error.
-            return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
+            with resumption(
+                self,
+                next_method,
+                next_kwargs,
+                consequence=f"{self.operation_name} may still run",
+                timeout_error=AirflowSensorTimeout,
+            ):
+                # Not the method of the sensor base: with soft_fail it turns every error into a skip.
+                return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
         except AirflowException as error:
-            if ended_at_deadline(next_kwargs):
-                error = AirflowSensorTimeout(f"{self.operation_name} may still run: {error}.")
-                raise_task_timeout(self, str(error))
-            elif next_method == FAILED_DEFERRAL:
-                error = AirflowException(f"{self.operation_name} may still run: {error}.")
             self._raise_as_in_poke_mode(error)
 
     def _defer(self, context: Context) -> dict[str, Any] | None:
-        """Look once, and hand the wait over unless it is over."""
+        """Poll once, and defer unless the operation has finished."""
         try:
             first = self.poke(context)
             if first.is_done:
@@ -202,9 +199,13 @@ class DaiOperationSensor(BaseSensorOperator):
         except AirflowException as error:
             if not self.silent_fail or isinstance(error, AirflowFailException):
                 self._raise_as_in_poke_mode(error)
-            self.log.warning("The first look has failed: %s", error)
+            self.log.warning("The first poll failed: %s", error)
+        # Imported here, since DAG files are parsed often and few of their tasks defer.
+        from airflow_dai_provider.triggers.dai import DaiOperationTrigger
+
         return defer_wait(
             self,
+            DaiOperationTrigger,
             self.operation_name,
             poll_interval=max(self._longest_interval(), FIRST_INTERVAL),
             max_outage=None if self.silent_fail else MAX_OUTAGE,
@@ -212,51 +213,48 @@ class DaiOperationSensor(BaseSensorOperator):
         )
 
     def _longest_interval(self) -> float:
-        """Return the most seconds between two looks of the trigger, whose interval grows by itself."""
+        """Return the most seconds between two polls of the trigger, whose interval grows by itself."""
         if not self.exponential_backoff:
             return float(self.poke_interval)
         return self.max_wait.total_seconds() if self.max_wait else max(self.timeout, self.poke_interval)
 
-    def _accept_missing(self, error: OperationNotFoundError) -> None:
-        accept_missing(error, self.log, "The wait is over, since missing_ok is set.", missing_ok=self.missing_ok)
+    def _accept_missing(self) -> AbstractContextManager[None, bool | None]:
+        return accept_missing(self.log, "The wait is over, since missing_ok is set.", missing_ok=self.missing_ok)
 
     def _accept(self, operation: Operation) -> dict[str, Any]:
-        """Return the sensor's result, when the operation has ended as expected."""
+        """Return the sensor's result when the final state is expected."""
         self.log.info("%s.", operation)
-        return accept_end(operation, check_expected_states(self.expected_states)).to_dict()
+        count_finished(operation.state)
+        return check_final_state(operation, check_expected_states(self.expected_states)).to_dict()
 
     def _get_next_poke_interval(
         self, started_at: datetime | float, run_duration: Callable[[], float], poke_count: int
     ) -> float:
-        """Log the look; the base asks here for the interval, and only here are both times known in every mode."""
+        """Log the poll: the sensor base asks for the interval here, where both times are known in every mode."""
         interval: float = super()._get_next_poke_interval(started_at, run_duration, poke_count)
-        if last_look := self.__dict__.pop("_last_look", None):
-            self.log.info("%s", describe_look(last_look, run_duration(), interval))
+        if last_poll := self.__dict__.pop("_last_poll", None):
+            self.log.info("%s", describe_poll(last_poll, run_duration(), interval))
         return interval
 
     def _timed_out(self, error: AirflowException) -> AirflowException:
-        """Return the sensor base's timeout with what it leaves behind, and log the last look."""
-        if last_look := self.__dict__.pop("_last_look", None):
-            self.log.info("%s.", last_look)
+        """Log the last poll, and return the timeout of the sensor base with what it leaves behind."""
+        if last_poll := self.__dict__.pop("_last_poll", None):
+            self.log.info("%s.", last_poll)
         return type(error)(f"{error} {self.operation_name} may still run.")
 
-    def _failure_behind(self, skip: AirflowSkipException) -> AirflowException | None:
-        """Return what must fail the task although the sensor base made a skip of it: what can never succeed."""
+    def _permanent_error_behind(self, skip: AirflowSkipException) -> AirflowException | None:
+        """Return the permanent error that the sensor base has turned into a skip, and that must fail the task."""
         cause = skip.__cause__
-        if self.soft_fail and isinstance(cause, AirflowFailException) and not isinstance(cause, UnexpectedEndError):
+        if self.soft_fail and isinstance(cause, AirflowFailException) and not isinstance(cause, UnexpectedStateError):
             return cause
         return None
 
     def _raise_as_in_poke_mode(self, error: AirflowException) -> NoReturn:
-        """Raise an error as what it is under ``soft_fail`` and ``never_fail``."""
+        """Raise an error, or the skip that ``soft_fail`` or ``never_fail`` makes of it."""
         if isinstance(error, AirflowSensorTimeout):
             skipped = self.soft_fail
         else:
-            skipped = self.never_fail or (self.soft_fail and isinstance(error, UnexpectedEndError))
+            skipped = self.never_fail or (self.soft_fail and isinstance(error, UnexpectedStateError))
         if skipped:
             raise AirflowSkipException(str(error)) from error
         raise error
-
-    def _close_hook(self) -> None:
-        if hook := self.__dict__.pop("hook", None):
-            hook.close()

@@ -1,1 +1,1 @@
-"""A sweep: which of the listed operations it picks, and what became of each of them."""
+"""A sweep: select stray operations, cancel them, and report."""

@@ -1,8 +1,4 @@
-"""
-What became of each operation that a sweep has picked.
-
-Pure: no I/O and no clock. Whoever sweeps does the listing, the requests and the looks, and tells the report.
-"""
+"""The report of a sweep: the outcome of each operation that it has selected. Pure."""
 
 from __future__ import annotations
 
@@ -11,32 +7,32 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from airflow_dai_provider.api.errors import PERMANENT, Code
+from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.operation import Operation, OperationState
+from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.sweep.selection import PassedOver, Selection, Stray
 
-#: How many operations the message of an error names; the log and the report have all of them.
+#: The most operations that an error message names; the log and the report have all of them.
 MAX_NAMED = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request for one operation that failed: its rpc code, and what to say of it."""
+    """A failed request for one operation: its rpc code, and the reason in words."""
 
-    code: Code
+    rpc_code: Code
     reason: str
 
 
 class SweepReport:
-    """
-    What a sweep has found, and what became of each operation it has picked.
+    """The operations that a sweep has found, and the outcome of each.
 
     Once the sweep begins, each operation found is in exactly one of ``left``, where it starts, ``requested``,
     ``cancelled``, ``finished`` and ``refused``.
 
-    :param operations: as the service lists them. One that comes twice, having moved between two pages while they were
-        read, counts once, as it came last.
-    :param selection: what is picked.
+    :param operations: as the service lists them. An operation that comes twice, because it moved between two pages
+        while they were read, counts once, as it came last.
+    :param selection: which operations are selected.
     :param now: seconds of the epoch.
     :param dry_run: whether the sweep is not going to begin.
     """
@@ -50,7 +46,7 @@ class SweepReport:
         self.listed = len(verdicts)
         self.passed_over = {reason.value: reasons[reason] for reason in PassedOver}
         self.found = [verdict for verdict in verdicts.values() if isinstance(verdict, Stray)]
-        #: By name: what is known of each operation whose cancellation is requested and whose end is not seen.
+        #: By name: each operation whose cancellation is requested and that has not been seen in a final state.
         self.requested: dict[str, Failure] = {}
         self.cancelled: list[str] = []
         self.finished: dict[str, str] = {}
@@ -58,17 +54,17 @@ class SweepReport:
         self.left: dict[str, Failure] = {}
 
     def begin(self) -> None:
-        """Note that from now on what nothing becomes of is left."""
+        """Note that from now on each operation without an outcome is left."""
         untouched = Failure(Code.UNKNOWN, "the sweep broke off before its cancellation was requested")
         self.left = {stray.name: untouched for stray in self.found}
 
-    def request_taken(self, name: str) -> None:
-        """Note that the service has taken the request to cancel an operation, which says nothing yet about the end."""
+    def request_accepted(self, name: str) -> None:
+        """Note that the service has accepted a cancel request, which says nothing yet about the final state."""
         del self.left[name]
-        self.requested[name] = Failure(Code.UNKNOWN, "its cancellation is requested, and its end was not seen")
+        self.requested[name] = Failure(Code.UNKNOWN, "its cancellation is requested, and it has not been polled")
 
     def seen(self, name: str, operation: Operation) -> None:
-        """Note what get has shown of an operation."""
+        """Note the operation that a poll has returned."""
         if not operation.done:
             self.requested[name] = Failure(Code.UNKNOWN, f"its cancellation is requested, but {operation}")
             return
@@ -79,65 +75,63 @@ class SweepReport:
             self.finished[name] = operation.state.value
 
     def failed(self, name: str, failure: Failure) -> None:
-        """
-        Note that a request for an operation failed.
+        """Note that a request for an operation failed.
 
-        NOT_FOUND is not taken for an end: the service has listed the operation as running, and a deleted operation's
-        ingest goes on. The next sweep's list tells.
+        NOT_FOUND does not mean that the operation has finished: the service has listed it as running, and the ingest of
+        a deleted operation goes on. The next sweep's list tells.
         """
         reason = f"its cancellation is requested, but {failure.reason}" if name in self.requested else failure.reason
-        if failure.code in PERMANENT and failure.code is not Code.NOT_FOUND:
+        if failure.rpc_code in PERMANENT and failure.rpc_code is not Code.NOT_FOUND:
             settled = self.refused
-        elif name in self.requested and failure.code is not Code.NOT_FOUND:
+        elif name in self.requested and failure.rpc_code is not Code.NOT_FOUND:
             settled = self.requested
         else:
             settled = self.left
         self._take_out(name)
-        settled[name] = Failure(failure.code, reason)
+        settled[name] = Failure(failure.rpc_code, reason)
 
     def leave_requested(self, why: str) -> None:
-        """Give up waiting: what is requested and has not ended is left."""
+        """Give up waiting: each requested operation that has not finished is left."""
         for name, failure in self.requested.items():
-            self.left[name] = Failure(failure.code, f"{failure.reason}; {why}")
+            self.left[name] = Failure(failure.rpc_code, f"{failure.reason}; {why}")
         self.requested.clear()
 
     @property
     def failures(self) -> dict[str, Failure]:
-        """What may still run against the will of the sweep, by name."""
+        """The operations that may still run, by name."""
         return self.refused | self.left
 
     @property
-    def code(self) -> Code:
-        """
-        The rpc code that decides whether a retry of the sweep can help.
+    def rpc_code(self) -> Code:
+        """The rpc code that decides whether a retry of the sweep can help.
 
-        A method that the server lacks is lacking for all; otherwise whatever can heal counts.
+        UNIMPLEMENTED holds for all operations; otherwise a retry helps when one of the errors is transient.
         """
-        codes = [failure.code for failure in self.failures.values()]
+        codes = [failure.rpc_code for failure in self.failures.values()]
         if Code.UNIMPLEMENTED in codes:
             return Code.UNIMPLEMENTED
         return Code.UNAVAILABLE if self.left else codes[0]
 
     @property
     def selected(self) -> str:
-        """Say what was listed and why most of it was passed over."""
+        """The summary of the list, for the log."""
         count = self.passed_over
         return (
-            f"{self.listed} operations listed: {count['ended']} ended, {count['spared']} spared, "
+            f"{self.listed} operations listed: {count['finished']} finished, {count['spared']} spared, "
             f"{count['other_url']} of another URL, {count['undated']} without a create time, "
             f"{count['younger']} young enough; {len(self.found)} stray"
         )
 
     @property
     def result(self) -> str:
-        """Say what became of what was found."""
+        """The summary of the outcomes, for the log."""
         return (
             f"{len(self.found)} stray: {len(self.requested)} requested, {len(self.cancelled)} cancelled, "
             f"{len(self.finished)} finished meanwhile, {len(self.refused)} refused, {len(self.left)} left"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the JSON form, see ``DaiCancelStrayOperationsOperator``."""
+        """Return the JSON form, see ``DaiCancelStrayOperationsOperator``."""
         return {
             "dry_run": self.dry_run,
             "listed": self.listed,
@@ -156,6 +150,6 @@ class SweepReport:
 
 
 def some_of(texts: Collection[str]) -> str:
-    """Join texts for a message, of which a long one has only the first."""
+    """Join texts for a message; of many, only the first."""
     more = [f"and {len(texts) - MAX_NAMED} more"] if len(texts) > MAX_NAMED else []
     return "; ".join([*list(texts)[:MAX_NAMED], *more])

@@ -1,8 +1,4 @@
-"""
-Which of the listed operations a sweep picks.
-
-Pure: no I/O and no clock.
-"""
+"""The selection of a sweep: which of the listed operations are strays. Pure."""
 
 from __future__ import annotations
 
@@ -20,9 +16,9 @@ from airflow_dai_provider.api.redaction import short_repr
 
 
 class PassedOver(StrEnum):
-    """Why an operation is not picked."""
+    """The reason why an operation is not selected."""
 
-    ENDED = "ended"
+    FINISHED = "finished"
     SPARED = "spared"
     OTHER_URL = "other_url"
     UNDATED = "undated"
@@ -31,11 +27,10 @@ class PassedOver(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Stray:
-    """
-    An operation that a sweep has picked.
+    """An operation that a sweep has selected.
 
     :param name: ``operations/...``.
-    :param create_time: ISO 8601, or None where the service does not tell it.
+    :param create_time: ISO 8601, or None where the service has not set it.
     :param age: seconds since then.
     :param creative_url: without user, query and fragment.
     """
@@ -52,14 +47,13 @@ class Stray:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """
-    What a sweep picks: running operations that are old enough, match every filter, and are not to be spared.
+    """The filters of a sweep: running operations that are old enough, match every filter, and are not spared.
 
     :param older_than: seconds.
-    :param url_prefix: what the text of the media URL begins with.
-    :param url_pattern: what is found somewhere in the text of the media URL.
+    :param url_prefix: the beginning of the media URL.
+    :param url_pattern: a pattern that is found somewhere in the media URL.
     :param spare: names that are left alone.
-    :param include_undated: whether an operation that tells no create time counts as old enough.
+    :param include_undated: whether an operation without a create time counts as old enough.
     """
 
     older_than: float
@@ -72,10 +66,9 @@ class Selection:
     def read(
         cls, *, older_than: object, url_prefix: object, url_pattern: object, spare: object, include_undated: object
     ) -> Self:
-        """
-        Read the parameters of a task.
+        """Read the parameters of a task.
 
-        :raises ValueError: for the first that is wrong; the message says what was given and what was expected.
+        :raises ValueError: for the first invalid one; the message says what was given and what was expected.
         """
         pattern = _check_text("url_pattern", url_pattern, "a regular expression")
         return cls(
@@ -87,13 +80,12 @@ class Selection:
         )
 
     def judge(self, operation: Operation, now: float) -> Stray | PassedOver:
-        """
-        Decide whether an operation is picked.
+        """Decide whether an operation is selected.
 
         :param now: seconds of the epoch.
         """
         if operation.done:
-            return PassedOver.ENDED
+            return PassedOver.FINISHED
         if operation.name in self.spare:
             return PassedOver.SPARED
         ingest = operation.ingest or Ingest()
@@ -118,8 +110,7 @@ class Selection:
 
 
 def check_duration(parameter: str, value: object) -> float:
-    """
-    Return the seconds of a timedelta, a number, or what a template has made of a number.
+    """Return the seconds of a timedelta, a number, or the text of a number.
 
     :raises ValueError: when that is no positive number; the message says what was given and what was expected.
     """
@@ -133,8 +124,7 @@ def check_duration(parameter: str, value: object) -> float:
 
 
 def check_count(parameter: str, value: object, most: int | None = None) -> int:
-    """
-    Return a whole number from 1 on.
+    """Return a whole number from 1 on.
 
     :raises ValueError: when it is something else; the message says what was given and what was expected.
     """
@@ -145,8 +135,7 @@ def check_count(parameter: str, value: object, most: int | None = None) -> int:
 
 
 def check_flag(parameter: str, value: object) -> bool:
-    """
-    Return a flag; a text is none, since ``"False"`` would count as true.
+    """Return a flag; a text is none, since ``"False"`` would count as true.
 
     :raises ValueError: when it is something else; the message says what was given and what was expected.
     """
@@ -156,7 +145,7 @@ def check_flag(parameter: str, value: object) -> bool:
 
 
 def _check_text(parameter: str, value: object, expected: str) -> str | None:
-    """Return a filter; one that a template has made nothing of is refused, since without it more is picked."""
+    """Return a filter; one that a template has rendered to nothing is refused, since without it more is selected."""
     if value is None or (isinstance(value, str) and not is_missing_name(value)):
         return value
     raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected {expected}, or None.")
@@ -171,7 +160,7 @@ def _compile(parameter: str, pattern: str) -> re.Pattern[str]:
 
 
 def _check_spare(value: object) -> frozenset[str]:
-    """Return the names; what is no name is refused, since its operation would not be spared."""
+    """Return the names; an invalid one is refused, since its operation would not be spared."""
     if value is None:
         return frozenset()
     names = value if isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping) else [value]
@@ -182,6 +171,6 @@ def _check_spare(value: object) -> frozenset[str]:
 
 
 def _timestamp(time: datetime | None) -> float | None:
-    """Return the seconds of the epoch; the epoch itself is what a time looks like that nobody has set."""
+    """Return the seconds of the epoch; the epoch itself is a time that was not set."""
     seconds = time.timestamp() if time else 0.0
     return seconds if seconds > 0 else None

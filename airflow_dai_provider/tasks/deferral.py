@@ -1,32 +1,40 @@
-"""Waiting in the worker, or handing the wait over to the triggerer: what the operators and the sensor share."""
+"""Deferral: how a wait goes to the triggerer, and how it comes back to the task.
+
+The trigger reports with the payload of its event, which is one of
+``{"status": "finished", "operation": Operation.to_dict()}``, ``{"status": "timeout", "message": str}`` and
+``{"status": "error", "code": str | None, "message": str}``, where the code is the rpc code of the service's error.
+Each also has ``operation_name``, the operation that the trigger waits for.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
-from airflow.providers.common.compat.sdk import AirflowTaskTimeout
+from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout
 
-if TYPE_CHECKING:
-    from airflow_dai_provider.api.operation import Operation
-    from airflow_dai_provider.hooks.dai import DaiHook
+from airflow_dai_provider.api.errors import Code
+from airflow_dai_provider.api.operation import InvalidOperationError, Operation
+from airflow_dai_provider.api.polling import WaitTimeoutError
+from airflow_dai_provider.api.redaction import short_repr
+from airflow_dai_provider.tasks.failures import describe_error, rpc_code_of, sentences, task_error
 
-#: Seconds after its deadline at which Airflow itself ends a wait whose trigger has not fired, being in no triggerer.
+#: Seconds after its deadline at which Airflow itself ends a deferral, if its trigger runs in no triggerer.
 BACKSTOP = 60.0
 
-#: What Airflow says to a task whose deferral has timed out: 3 the first, 2 the second.
+#: The error with which Airflow resumes a task whose deferral has timed out: Airflow 3 the first, Airflow 2 the second.
 TRIGGER_TIMEOUTS = frozenset({"Trigger timeout", "Trigger/execution timeout"})
 
-#: The method to resume with when Airflow itself has ended a deferral.
+#: The method with which Airflow resumes a task whose deferral has failed without an event.
 FAILED_DEFERRAL = "__fail__"
 
 
 class WaitingTask(Protocol):
     """What the operators and the sensor have in common."""
 
-    deferrable: bool
     gcp_conn_id: str
     impersonation_chain: str | Sequence[str] | None
     api_endpoint: str | None
@@ -44,49 +52,25 @@ class WaitingTask(Protocol):
         """Hand over to the triggerer."""
 
 
-def wait_or_defer(
-    task: WaitingTask,
-    hook: DaiHook,
-    operation_name: str,
-    *,
-    poll_interval: float,
-    resume_with: dict[str, Any],
-    **trigger_arguments: Any,
-) -> Operation:
-    """
-    Wait until an operation has ended, for the task's ``timeout``; here, or in the triggerer if it is ``deferrable``.
-
-    :param poll_interval: the most seconds between two looks.
-    :param resume_with: further arguments for ``execute_complete``, when it is deferred.
-    :param trigger_arguments: as :func:`defer_wait` takes them.
-    :return: the operation, ended in whatever way.
-    """
-    if not task.deferrable:
-        return hook.wait_for_operation(operation_name, timeout=task.timeout, poll_interval=poll_interval)
-    return defer_wait(task, operation_name, poll_interval=poll_interval, resume_with=resume_with, **trigger_arguments)
-
-
 def defer_wait(
     task: WaitingTask,
+    make_trigger: Callable[..., Any],
     operation_name: str,
     *,
     resume_with: dict[str, Any] | None = None,
     **trigger_arguments: Any,
 ) -> NoReturn:
-    """
-    Defer a task until an operation has ended; ``execute_complete(context, event)`` of the task is called then.
+    """Defer a task until an operation has finished; ``execute_complete(context, event)`` of the task is called then.
 
     The deadline is the sooner of the task's ``timeout`` and its ``execution_timeout``, which Airflow 3 does not enforce
     on a deferred task.
 
+    :param make_trigger: the class ``DaiOperationTrigger``, which the caller imports, since triggers build on tasks.
     :param resume_with: further arguments for ``execute_complete``.
-    :param trigger_arguments: as ``DaiOperationTrigger`` takes them, besides those that the task has itself.
+    :param trigger_arguments: arguments of the trigger, besides those that are attributes of the task.
     """
-    # Imported here, since DAG files are parsed often and few of their tasks defer.
-    from airflow_dai_provider.triggers.dai import DaiOperationTrigger
-
     limit = min(task.timeout, _execution_timeout(task))
-    trigger = DaiOperationTrigger(
+    trigger = make_trigger(
         operation_name,
         started=time.time(),
         timeout=limit,
@@ -105,15 +89,89 @@ def defer_wait(
     raise AssertionError("defer() returns only by raising")
 
 
-def ended_at_deadline(next_kwargs: dict[str, Any] | None) -> bool:
-    """Whether Airflow itself has ended a deferral, because its trigger was in no triggerer at the deadline."""
-    return (next_kwargs or {}).get("error") in TRIGGER_TIMEOUTS
+def operation_event(operation_name: str, operation: Operation) -> dict[str, Any]:
+    """Return the payload for an operation that has finished."""
+    return {"operation_name": operation_name, "status": "finished", "operation": operation.to_dict()}
 
 
-def raise_task_timeout(task: WaitingTask, message: str) -> None:
-    """Raise AirflowTaskTimeout when it was the task's ``execution_timeout`` that has bounded the wait."""
+def error_event(operation_name: str, error: Exception) -> dict[str, Any]:
+    """Return the payload for a wait that has failed."""
+    event = {"operation_name": operation_name}
+    if isinstance(error, WaitTimeoutError):
+        return event | {"status": "timeout", "message": str(error)}
+    return event | {"status": "error", "code": rpc_code_of(error), "message": describe_error(error)}
+
+
+def read_event(event: object, operation_name: str | None, consequence: str = "") -> Operation:
+    """Return the finished operation that an event reports.
+
+    :param event: what Airflow passes to the resumed task.
+    :param operation_name: the operation that the task waits for. On SQLite, Airflow can give a new trigger the number
+        of a deleted one, and then passes the event of the one to the task of the other.
+    :param consequence: a sentence for the message that says what an error leaves behind.
+    :raises WaitTimeoutError: when the wait has timed out.
+    :raises AirflowFailException: for a permanent error.
+    :raises AirflowException: for any other error, and when the event is not one of DaiOperationTrigger.
+    """
+    match event:
+        case {"operation_name": str(other)} if operation_name not in (None, other):
+            words = f"Airflow has passed the event of {other} to this task, which waits for {operation_name}"
+            raise AirflowException(sentences(words, consequence))
+        case {"status": "finished", "operation": dict(data)}:
+            try:
+                operation = Operation.from_dict(data)
+            except InvalidOperationError as error:
+                raise AirflowException(f"The trigger has fired an event that cannot be read: {error}") from error
+            if not operation.done:
+                raise AirflowException(f"The trigger has fired an event that cannot be read: {operation}.")
+            return operation
+        case {"status": "timeout", "message": str(message)}:
+            raise WaitTimeoutError(message)
+        case {"status": "error", "code": str() | None as code, "message": str(message)}:
+            raise task_error(Code(code) if code in set(Code) else Code.UNKNOWN, message, consequence)
+    raise AirflowException(
+        sentences(f"Expected the event of DaiOperationTrigger, got {short_repr(event)}", consequence)
+    )
+
+
+@contextmanager
+def resumption(
+    task: WaitingTask,
+    next_method: str,
+    next_kwargs: dict[str, Any] | None,
+    *,
+    consequence: str = "",
+    timeout_error: type[AirflowException] = AirflowException,
+) -> Iterator[None]:
+    """Fail a resumed task in the way in which the same failure would end a wait in the worker.
+
+    A wait times out in one of two places: in the trigger, which fires an event, or in Airflow, which ends a deferral
+    whose trigger runs in no triggerer and resumes the task with ``FAILED_DEFERRAL``.
+
+    :param next_method: as ``resume_execution`` takes it, like ``next_kwargs``.
+    :param consequence: a sentence for the message that says what this leaves behind.
+    :param timeout_error: raised when ``timeout`` of the task was the limit.
+    :raises AirflowTaskTimeout: when ``execution_timeout`` of the task was the limit.
+    :raises AirflowException: when the deferral has failed for another reason.
+    """
+    try:
+        yield
+    except WaitTimeoutError as error:
+        raise _timed_out(task, timeout_error, str(error), consequence) from error
+    except AirflowException as error:
+        if next_method != FAILED_DEFERRAL:
+            raise
+        message = f"The wait in the triggerer has failed: {error}"
+        if (next_kwargs or {}).get("error") in TRIGGER_TIMEOUTS:
+            raise _timed_out(task, timeout_error, message, consequence) from error
+        raise AirflowException(sentences(message, consequence)) from error
+
+
+def _timed_out(task: WaitingTask, timeout_error: type[AirflowException], *words: str) -> BaseException:
+    """Return the error of the limit that was reached."""
     if _execution_timeout(task) < task.timeout:
-        raise AirflowTaskTimeout(f"{message} The execution_timeout of the task has passed.")
+        return AirflowTaskTimeout(sentences(*words, "The execution_timeout of the task has passed"))
+    return timeout_error(sentences(*words))
 
 
 def _execution_timeout(task: WaitingTask) -> float:

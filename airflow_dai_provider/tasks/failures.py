@@ -1,7 +1,7 @@
-"""
-What the state of an operation, or an error of the service, means for an Airflow task: the one place that decides.
+"""Decide what a final state, or an error of the service, means for an Airflow task.
 
-Operators, sensors and triggers call this, so that the same thing ends a task in the same way everywhere.
+Operators, the sensor and the trigger call this, so that a task ends in the same way in all of them. Nothing is counted
+here: see :mod:`airflow_dai_provider.metrics`.
 """
 
 from __future__ import annotations
@@ -12,22 +12,20 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from airflow_dai_provider.api.errors import PERMANENT, Code
-from airflow_dai_provider.api.operation import END_STATES, Operation, OperationState
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.operation import FINAL_STATES, Operation, OperationState
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.redaction import short_repr
-from airflow_dai_provider.metrics import count_ended
+from airflow_dai_provider.api.retry import PERMANENT
 
 _ADVICE = {
     Code.UNIMPLEMENTED: (
-        "This server does not support the method, and a retry cannot help. Check the endpoint; if it is right, the "
-        "operation can only be left to end by itself, or be stopped by whoever runs the service."
+        "This server does not support the method, and a retry cannot help. Check the endpoint; if it is right, only "
+        "the administrator of the service can stop the operation before it finishes by itself."
     ),
     Code.PERMISSION_DENIED: "The account of the connection has no access: Google must have allow-listed it for DAI.",
     Code.UNAUTHENTICATED: "The service, or the token service, refused the credentials of the connection.",
-    Code.NOT_FOUND: (
-        "The service does not know it: is the name right, and of this endpoint? Finished operations expire."
-    ),
+    Code.NOT_FOUND: "The service does not know it. Check the name and the endpoint. Finished operations expire.",
 }
 
 
@@ -35,16 +33,16 @@ class OperationNotFoundError(AirflowFailException):
     """The service does not know the operation."""
 
 
-class UnexpectedEndError(AirflowFailException):
-    """The operation has ended in a state that the task was not told to accept."""
+class UnexpectedStateError(AirflowFailException):
+    """The operation has finished in a state that the task does not accept."""
 
 
 def check_expected_states(states: object) -> frozenset[OperationState] | None:
-    """
-    Read the parameter ``expected_states``.
+    """Read the parameter ``expected_states``.
 
-    :param states: None for every end, a state, or several.
-    :raises AirflowFailException: when one of them is not the end of an operation.
+    :param states: None for every final state, one of them, or several.
+    :return: the states, or None for every final state.
+    :raises AirflowFailException: when it names something that is not a final state.
     """
     if states is None:
         return None
@@ -52,53 +50,50 @@ def check_expected_states(states: object) -> frozenset[OperationState] | None:
     if (
         isinstance(given, Collection)
         and given
-        and all(isinstance(state, str) and state in END_STATES for state in given)
+        and all(isinstance(state, str) and state in FINAL_STATES for state in given)
     ):
         return frozenset(OperationState(state) for state in given)
     raise AirflowFailException(
-        f"Invalid expected_states {short_repr(states)}: expected None for every end, or some of "
-        f"{', '.join(sorted(END_STATES))}."
+        f"Invalid expected_states {short_repr(states)}: expected None for every final state, or some of "
+        f"{', '.join(sorted(FINAL_STATES))}."
     )
 
 
-def accept_end(operation: Operation, expected: frozenset[OperationState] | None) -> Operation:
-    """
-    Return an operation that has ended as the task expects.
+def check_final_state(operation: Operation, expected: frozenset[OperationState] | None) -> Operation:
+    """Return a finished operation whose state the task accepts.
 
-    :param operation: one that has ended.
-    :param expected: the states to accept, or None for every end.
-    :raises UnexpectedEndError: when it ended otherwise; the message has the ingest's reason.
+    :param operation: one that has finished.
+    :param expected: the states to accept, or None for every final state.
+    :raises UnexpectedStateError: for any other state; the message has the reason that the service gives.
     """
-    if not operation.done:
-        raise AirflowException(f"{operation}, which is no end.")
-    count_ended(operation.state)
     if expected is None or operation.state in expected:
         return operation
-    raise UnexpectedEndError(f"{operation}, but this task accepts only {', '.join(sorted(expected))}.")
+    raise UnexpectedStateError(f"{operation}, but this task accepts only {', '.join(sorted(expected))}.")
 
 
-def accept_missing(error: OperationNotFoundError, log: Any, meaning: str, *, missing_ok: bool) -> None:
-    """
-    Take an operation that the service does not know for one that does not run, if the task is told to.
+@contextmanager
+def accept_missing(log: Any, meaning: str, *, missing_ok: bool) -> Iterator[None]:
+    """Accept that the service does not know the operation, if ``missing_ok`` of the task is set.
 
-    :param log: says so.
+    :param log: receives the error and its meaning when it is accepted.
     :param meaning: a sentence on what that means for the task.
-    :param missing_ok: the task's parameter of that name.
-    :raises OperationNotFoundError: when it is not told to.
+    :raises OperationNotFoundError: when it is not accepted.
     """
-    if not missing_ok:
-        raise OperationNotFoundError(f"{error} missing_ok=True accepts that.") from error.__cause__
-    log.info("%s %s", error, meaning)
+    try:
+        yield
+    except OperationNotFoundError as error:
+        if not missing_ok:
+            raise OperationNotFoundError(f"{error} missing_ok=True accepts that.") from error.__cause__
+        log.info("%s %s", error, meaning)
 
 
 @contextmanager
 def task_errors(consequence: str = "") -> Iterator[None]:
-    """
-    Turn the errors of the hook into those of a task.
+    """Turn the errors of the hook into those of a task.
 
     :param consequence: a sentence for the message that says what this leaves behind.
-    :raises AirflowFailException: for what a retry cannot heal.
-    :raises AirflowException: for what it may.
+    :raises AirflowFailException: for a permanent error.
+    :raises AirflowException: for an error after which a retry may succeed.
     """
     try:
         yield
@@ -107,61 +102,38 @@ def task_errors(consequence: str = "") -> Iterator[None]:
     except ValueError as error:
         raise AirflowFailException(str(error)) from error
     except WaitTimeoutError as error:
-        raise AirflowException(_sentences(error, consequence)) from error
-    except Exception as error:
-        code = error_code(error)
-        if code is None:
-            raise
-        # The message says what was asked and answered. Behind the frames of our own code nobody would find it:
-        # Airflow's log page, which opens at its end, leaves out a cause that has none.
-        raise task_error(code, error_message(error), consequence) from error.with_traceback(None)
+        raise AirflowException(sentences(error, consequence)) from error
+    except ServiceError as error:
+        # The message names the request and the response. Airflow's log page opens at its end, and leaves out a cause
+        # without frames; so the frames of this package are dropped, and the message is the last thing on the page.
+        raise task_error(error.rpc_code, str(error), consequence) from error.with_traceback(None)
 
 
-def task_error(code: Code, message: str, consequence: str = "") -> AirflowException:
-    """
-    Return what ends a task after an error with this code.
+def task_error(rpc_code: Code, message: str, consequence: str = "") -> AirflowException:
+    """Return the exception that fails a task after an error with this code.
 
     :param message: what has happened.
-    :param consequence: a sentence that says what this leaves behind.
+    :param consequence: a sentence that says what may still run.
     """
-    advice = _ADVICE.get(code, "")
-    if code is Code.NOT_FOUND:
-        return OperationNotFoundError(_sentences(message, advice))
-    kind = AirflowFailException if code in PERMANENT else AirflowException
-    return kind(_sentences(message, advice, consequence))
+    advice = _ADVICE.get(rpc_code, "")
+    if rpc_code is Code.NOT_FOUND:
+        return OperationNotFoundError(sentences(message, advice))
+    kind = AirflowFailException if rpc_code in PERMANENT else AirflowException
+    return kind(sentences(message, advice, consequence))
 
 
-def error_code(error: Exception) -> Code | None:
-    """Return the rpc code of what a hook has raised, or the one that it amounts to; None for what no hook raises."""
-    # Imported here, since DAG files are parsed often and this is heavy; whoever raised the error has loaded it.
-    from google.api_core.exceptions import GoogleAPICallError
-    from google.auth.exceptions import GoogleAuthError, TransportError
-
-    if isinstance(error, GoogleAPICallError):
-        status = error.grpc_status_code
-        return Code(status.name) if status is not None else Code.UNKNOWN
-    if isinstance(error, TransportError | ConnectionError | TimeoutError) or getattr(error, "retryable", False):
-        return Code.UNAVAILABLE
-    if isinstance(error, GoogleAuthError | OSError):
-        return Code.UNAUTHENTICATED
+def rpc_code_of(error: Exception) -> Code | None:
+    """Return the rpc code of an error of a hook; None for any other error."""
+    if isinstance(error, ServiceError):
+        return error.rpc_code
     return Code.INVALID_ARGUMENT if isinstance(error, ValueError) else None
 
 
-def error_message(error: Exception) -> str:
-    """Return the words of what a hook has raised."""
-    from google.api_core.exceptions import GoogleAPICallError
-
-    if isinstance(error, GoogleAPICallError):
-        return str(error.message)
-    if isinstance(error, ValueError):
-        return str(error)
-    return f"The connection gives no usable credentials: {error}"
-
-
 def describe_error(error: Exception) -> str:
-    """Return the words of any error, for a log or a message."""
-    return error_message(error) if error_code(error) else repr(error)
+    """Return the text of any error, for a log or a message."""
+    return str(error) if isinstance(error, ServiceError | ValueError | AirflowException) else repr(error)
 
 
-def _sentences(*parts: object) -> str:
+def sentences(*parts: object) -> str:
+    """Return a message of several sentences, each with its full stop; empty parts are left out."""
     return " ".join(text if text.endswith((".", "?")) else f"{text}." for text in map(str, parts) if text)

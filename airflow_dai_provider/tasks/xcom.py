@@ -1,16 +1,92 @@
-"""The keys of the XComs that tasks leave for other tasks and for guards."""
+"""XComs: their keys, and how the operations that a task has started are pushed and read."""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowException
+
+from airflow_dai_provider.api.names import is_operation_name
 
 #: The name(s) of the operation(s) that a task has started: a string, or a list of them.
 XCOM_OPERATION_NAME = "operation_name"
 #: The number of the try that has started them.
 XCOM_TRY_NUMBER = "operation_try_number"
-#: When that was: ``{operation name: seconds of the epoch}``.
+#: When they were pushed: ``{operation name: seconds of the epoch}``.
 XCOM_PUSHED_AT = "operation_pushed_at"
-#: What the service reported, of a task that has waited: ``Operation.to_dict()``.
+#: The finished operation, of a task that has waited: ``Operation.to_dict()``.
 XCOM_OPERATION = "operation"
-#: What a sweep has found, and what became of it.
+#: The report of a sweep.
 XCOM_REPORT = "report"
-#: Airflow's own, of what a task returns.
+#: Airflow's own key of what a task returns.
 XCOM_RETURN_VALUE = "return_value"
+
+
+class NoXComsError(AirflowException):
+    """XComs cannot be read at all in this process."""
+
+
+def push_operation(ti: Any, name: str, now: float) -> None:
+    """Push an operation that a task has started, the name first.
+
+    :param now: seconds of the epoch.
+    """
+    ti.xcom_push(XCOM_OPERATION_NAME, name)
+    ti.xcom_push(XCOM_TRY_NUMBER, ti.try_number)
+    ti.xcom_push(XCOM_PUSHED_AT, {name: now})
+
+
+def pull_operations(ti: Any, task_id: str, map_index: int | None) -> list[object]:
+    """Return the operations in the XCom ``operation_name``, else the returned strings that are names of operations.
+
+    :param ti: a task instance of the same run, which pulls.
+    :param map_index: None for every map index.
+    """
+    if started := [name for value in pull(ti, task_id, XCOM_OPERATION_NAME, map_index) for name in as_list(value)]:
+        return started
+    try:
+        returned = pull(ti, task_id, XCOM_RETURN_VALUE, map_index)
+    except ImportError:
+        # An object whose class Airflow does not restore here, so no name.
+        return []
+    return [value for value in returned if is_operation_name(value)]
+
+
+def is_several(value: object) -> bool:
+    """Return whether a value stands for several: any collection but a text or a JSON object."""
+    return isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return one value or several as a list."""
+    return list(value) if is_several(value) else [value]
+
+
+def pull(ti: Any, task_id: str, key: str, map_index: int | None) -> list[Any]:
+    """Return the values that a task has pushed under a key.
+
+    :param map_index: None for every map index.
+    :raises NoXComsError: where Airflow does not respond to such a request.
+    """
+    from airflow_dai_provider.version_compat import gets_xcoms, lacks_supervisor
+
+    if not gets_xcoms():
+        raise NoXComsError(
+            "XComs cannot be read here: the dag processor of Airflow 3.0 does not respond to such requests. Give "
+            "the notifier operation_name without an XCom in it, use a teardown, or use Airflow 3.1 or later."
+        )
+    try:
+        if map_index is None:
+            # A list of task ids without map indexes gives every map index, on Airflow 2 and 3 alike.
+            values = ti.xcom_pull(task_ids=[task_id], key=key)
+        else:
+            values = [ti.xcom_pull(task_ids=task_id, key=key, map_indexes=map_index)]
+        return [value for value in values or [] if value is not None]
+    except ImportError as error:
+        if not lacks_supervisor(error):
+            raise
+        raise NoXComsError(
+            "XComs cannot be read here: dag.test() of Airflow 3 runs the callbacks of a DAG without the process that a "
+            "task asks for them. On a running Airflow this works; for dag.test() give the notifier operation_name."
+        ) from error

@@ -1,4 +1,4 @@
-"""What the requests of both hooks have in common: who asks, where a token may go, and what no answer means."""
+"""Credentials: how a token is fetched, where it may be sent, and the errors of requests that were not sent."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.endpoint import EMULATOR_VARIABLE, Endpoint
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.redaction import redact_urls
+from airflow_dai_provider.transport.google_errors import typed
 
-#: What can come out of ``Credentials.refresh``, which reads the token service's answer unchecked.
+#: The errors that ``Credentials.refresh`` raises: google-auth reads the token service's response unchecked.
 TOKEN_ERRORS = (GoogleAuthError, OSError, TypeError, ValueError, LookupError, AttributeError)
 
-#: The most characters of a token service's words that are shown: they can be the page of a front end.
-_MAX_WORDS = 500
-#: What a token looks like: Google's access tokens, every JWT, and whatever stands in the header.
+#: The most characters of a token service's message that are shown: it can be the page of a front end.
+_MAX_MESSAGE = 500
+#: A token: Google's access tokens, every JWT, and the value of the header.
 _TOKEN = re.compile(r"\b(ya29\.|eyJ|Bearer )\S*")
 _CHUNK = 64 * 1024
 
 
 class TokenRequest(AuthRequest):
-    """
-    Asks the token services for google-auth, and remembers what the last one answered.
+    """The request to a token service, which google-auth makes; it knows whether the last error was retryable.
 
-    google-auth itself calls only some of their errors retryable: none of those of impersonation and federation.
+    google-auth itself marks only some errors as retryable: none of those of impersonation and federation.
 
     :param session: the session to use.
     :param timeout: seconds that one request may take.
@@ -53,8 +53,8 @@ class TokenRequest(AuthRequest):
         self._status = 0
 
     @property
-    def may_heal(self) -> bool:
-        """Whether the last answer was one that a repeat can change."""
+    def retryable(self) -> bool:
+        """Whether the last response was an error that a retry can change."""
         return self._status in (408, 429) or self._status >= 500
 
     def __call__(
@@ -66,39 +66,37 @@ class TokenRequest(AuthRequest):
         timeout: float | None = None,
         **kwargs: Any,
     ) -> transport.Response:
-        """
-        Send a request; follow no redirect, and read a bounded answer for a bounded time.
+        """Send a request; follow no redirect, and read a bounded response for a bounded time.
 
         :raises google.auth.exceptions.RefreshError: when a credential would leave this machine over plain HTTP.
         """
         self._status = 0
         secret = body is not None or "authorization" in {name.lower() for name in headers or ()}
-        if secret and not Endpoint(url).may_see_token:
+        if secret and not Endpoint(url).accepts_token:
             raise RefreshError(f"Refusing to send credentials to {redact_urls(url)} over plain HTTP: use https")
         seconds = timeout or self._timeout
         options = {"allow_redirects": False, "stream": True} | kwargs
         response: transport.Response = super().__call__(url, method, body, headers, seconds, **options)  # type: ignore[no-untyped-call]
         self._status = response.status
         if 300 <= response.status < 400:
-            raise RefreshError("the token service answered with a redirect, which is not followed with credentials")
+            raise RefreshError("the token service returned a redirect, which is not followed with credentials")
         return response
 
-    def _read(self, answer: requests.Response, **_: Any) -> None:
-        """Read an answer before anybody else does, who would read a large or slow one to its end."""
+    def _read(self, response: requests.Response, **_: Any) -> None:
+        """Read the response here: requests would read a large or slow one to its end."""
         deadline = time.monotonic() + self._timeout
-        with answer:
+        with response:
             try:
-                body = read_body(answer.raw, lambda: time.monotonic() > deadline)
+                body = read_body(response.raw, lambda: time.monotonic() > deadline)
             except urllib3.exceptions.HTTPError as error:
-                raise requests.exceptions.ConnectionError(f"the answer cannot be read: {error}") from error
-        if len(body) > rest.MAX_ANSWER_BYTES:
-            raise requests.exceptions.ConnectionError(f"the answer is larger than {rest.MAX_ANSWER_BYTES} bytes")
-        answer._content, answer._content_consumed = body, True  # type: ignore[attr-defined]
+                raise requests.exceptions.ConnectionError(f"cannot read the response: {error}") from error
+        if len(body) > rest.MAX_RESPONSE_BYTES:
+            raise requests.exceptions.ConnectionError(f"the response is larger than {rest.MAX_RESPONSE_BYTES} bytes")
+        response._content, response._content_consumed = body, True  # type: ignore[attr-defined]
 
 
 def client_headers(library: str) -> dict[str, str]:
-    """
-    Return the headers that say who asks, as Google's client libraries send them.
+    """Return the headers that identify the client, as Google's client libraries send them.
 
     :param library: the HTTP library and its version, such as ``requests/2.32.0``.
     """
@@ -112,92 +110,99 @@ def client_headers(library: str) -> dict[str, str]:
 
 def refuse_plain_http(endpoint: Endpoint, credentials: Credentials) -> None:
     """Raise ValueError when a token would leave this machine over plain HTTP."""
-    if not isinstance(credentials, AnonymousCredentials) and not endpoint.may_see_token:
+    if not isinstance(credentials, AnonymousCredentials) and not endpoint.accepts_token:
         raise ValueError(
             f"Refusing to send credentials to {endpoint.url} over plain HTTP: use https, a loopback address, "
             f"or {EMULATOR_VARIABLE} for an emulator that needs no credentials."
         )
 
 
-def no_answer(
+def no_response(
     request: rest.Request[Any], endpoint: Endpoint, reason: object, *, untrusted: bool, timed_out: bool, sent: bool
 ) -> ServiceError:
-    """
-    Return the error for a request that got no answer.
+    """Return the error for a request that got no response.
 
-    :param reason: what the library says of it.
-    :param untrusted: whether the server's certificate does not verify, which no repeat heals.
+    :param reason: the library's error.
+    :param untrusted: whether the server's certificate does not verify, which no retry changes.
     :param timed_out: whether the time was up.
     :param sent: whether the request may have reached the service.
     """
-    words = f"{request} got no answer from {endpoint.url}: {redact_urls(str(reason) or type(reason).__name__)}"
+    message = f"{request} got no response from {endpoint.url}: {redact_urls(str(reason) or type(reason).__name__)}"
     if untrusted:
-        words += "; the server's certificate is not trusted (REQUESTS_CA_BUNDLE names other authorities)"
-        return ServiceError(words, Code.FAILED_PRECONDITION)
-    return ServiceError(words, Code.DEADLINE_EXCEEDED if timed_out else Code.UNAVAILABLE, sent=sent)
+        message += "; the server's certificate is not trusted (REQUESTS_CA_BUNDLE names other authorities)"
+        return ServiceError(message, Code.FAILED_PRECONDITION)
+    return ServiceError(message, Code.DEADLINE_EXCEEDED if timed_out else Code.UNAVAILABLE, sent=sent)
 
 
 def not_sent(request: rest.Request[Any], error: Exception) -> ServiceError:
-    """Return the error for a request that the library cannot make, such as one with a token that fits in no header."""
+    """Return the error for a request that the library refuses to send, such as one with a token that fits no header."""
     return ServiceError(f"{request} was not sent: {_without_tokens(error)}", Code.FAILED_PRECONDITION)
 
 
 def read_body(raw: urllib3.BaseHTTPResponse, late: Callable[[], bool]) -> bytes:
-    """Read as it arrives, so that neither a large nor a slow answer holds the task."""
+    """Read a response as it arrives, so that neither a large nor a slow one holds the task."""
     body = bytearray()
     while chunk := raw.read1(_CHUNK, decode_content=True):
         body += chunk
-        if len(body) > rest.MAX_ANSWER_BYTES:
+        if len(body) > rest.MAX_RESPONSE_BYTES:
             break
         if late():
-            raise urllib3.exceptions.TimeoutError("the answer did not end in time")
-    return bytes(body[: rest.MAX_ANSWER_BYTES + 1])
+            raise urllib3.exceptions.TimeoutError("the response did not end in time")
+    return bytes(body[: rest.MAX_RESPONSE_BYTES + 1])
 
 
 def keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Authorise a request by the headers that it has."""
+    """Leave the headers of a request as they are: requests would replace the token with a password from ~/.netrc."""
     return request
 
 
 def no_authorities(request: rest.Request[Any], error: OSError) -> ServiceError:
-    """Return the error for a request that was not sent, since the certificate authorities cannot be read."""
+    """Return the error for a request that was not sent because the certificate authorities cannot be read."""
     return ServiceError(f"{request} was not sent: {error}", Code.FAILED_PRECONDITION)
 
 
-def token_error(request: rest.Request[Any], error: Exception, *, may_heal: bool) -> ServiceError:
-    """
-    Return the error for a request that was not sent, since one of ``TOKEN_ERRORS`` came instead of a token.
+def token_error(request: rest.Request[Any], error: Exception, *, retryable: bool) -> ServiceError:
+    """Return the error for a request that was not sent because no token could be fetched.
 
-    :param error: keeps its words only; the answer that google-auth keeps in it can hold a token, and shows in a
-        traceback. Many waits can share it.
-    :param may_heal: whether the last answer of a token service was one that a repeat can change.
+    :param error: one of ``TOKEN_ERRORS``. Only its message is kept in it: google-auth also keeps the response, which
+        can hold a token and shows in a traceback. Many waits can share one error.
+    :param retryable: whether the last response of a token service was an error that a retry can change.
     """
     if isinstance(error, OSError):
         return no_authorities(request, error)
     if not isinstance(error, GoogleAuthError):
-        words = f"{request} was not sent: the token service did not answer as it should"
-        return ServiceError(words, Code.UNAVAILABLE, sent=False)
+        message = f"{request} was not sent: the response of the token service cannot be read"
+        return ServiceError(message, Code.UNAVAILABLE, sent=False)
     error.args = (_reason(error),)
-    words = f"{request} was not sent, for want of a token: {redact_urls(error.args[0])}"
-    if isinstance(error, TransportError) or error.retryable or may_heal:
-        return ServiceError(words, Code.UNAVAILABLE, sent=False)
-    return ServiceError(words, Code.UNAUTHENTICATED)
+    message = f"{request} was not sent: no access token: {redact_urls(error.args[0])}"
+    if isinstance(error, TransportError) or error.retryable or retryable:
+        return ServiceError(message, Code.UNAVAILABLE, sent=False)
+    return ServiceError(message, Code.UNAUTHENTICATED)
+
+
+def credentials_error(error: Exception) -> ServiceError:
+    """Return the error for a connection that gives no credentials."""
+    unavailable = isinstance(error, TransportError | ConnectionError | TimeoutError) or getattr(
+        error, "retryable", False
+    )
+    code = Code.UNAVAILABLE if unavailable else Code.UNAUTHENTICATED
+    return typed(ServiceError(f"The connection gives no usable credentials: {error}", code, sent=False))
 
 
 def _reason(error: GoogleAuthError) -> str:
-    """Return the library's words, and those of the API that it has asked, which it keeps back."""
-    words, *answer = error.args or (error,)
+    """Return the library's message, and that of the API behind it, which the library keeps back."""
+    message, *response = error.args or (error,)
     with suppress(ValueError, TypeError, LookupError):
-        words = f"{words}: {json.loads(answer[0])['error']['message']}"
-    return _without_tokens(words)
+        message = f"{message}: {json.loads(response[0])['error']['message']}"
+    return _without_tokens(message)
 
 
-def _without_tokens(words: object) -> str:
-    return _TOKEN.sub(r"\1...", str(words))[:_MAX_WORDS]
+def _without_tokens(message: object) -> str:
+    return _TOKEN.sub(r"\1...", str(message))[:_MAX_MESSAGE]
 
 
 class _HeldToken(Credentials):
-    """Other credentials' token as it is at the moment; fetches none."""
+    """The token that other credentials hold at the moment of a request; it is never refreshed."""
 
     def __init__(self, credentials: Credentials) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

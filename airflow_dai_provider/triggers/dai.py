@@ -5,42 +5,46 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_dai_provider.api.polling import MAX_OUTAGE
-from airflow_dai_provider.tasks.cancellation import async_request_cancellation
-from airflow_dai_provider.tasks.event import error_event, operation_event
+from airflow_dai_provider.tasks.cancel_requests import request_cancellation
+from airflow_dai_provider.tasks.deferral import error_event, operation_event
+from airflow_dai_provider.tasks.xcom import XCOM_TRY_NUMBER
 from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL, task_instance_state
 
 if TYPE_CHECKING:
-    from airflow_dai_provider.hooks.dai import DaiAsyncHook
+    from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 
-#: Seconds within which a killed wait has to have requested the cancellation; Airflow gives 30.
+#: Seconds after which ``on_kill`` gives up waiting for the cancel request; Airflow allows 30.
 KILL_SECONDS = 25.0
 
-# What cancels after a kill outlives the trigger, and the event loop itself holds its tasks only weakly.
+# Threads of their own, since all triggers share the default ones for their look-ups. They start with the first kill.
+_KILL_THREADS = ThreadPoolExecutor(10, thread_name_prefix="dai-kill")
+# A cancellation can outlive its trigger, and the event loop holds its tasks only weakly.
 _KILLS: set[asyncio.Task[None]] = set()
 
 
 class DaiOperationTrigger(BaseTrigger):
-    """
-    Wait in the triggerer until an operation has ended; fires once.
+    """Wait in the triggerer until an operation has finished; fires once.
 
-    The payload of the event is that of :mod:`airflow_dai_provider.tasks.event`. Looks are quick at first (1 s, growing
-    1.5-fold up to ``poll_interval``). All waits of a triggerer that share a connection and an endpoint share one HTTP
-    session and one token. The deadline counts from ``started``, so a restart of the triggerer does not move it.
+    The payload of the event is that of :mod:`airflow_dai_provider.tasks.deferral`. Polls are quick at first (1 s,
+    growing 1.5-fold up to ``poll_interval``). All waits of a triggerer that share a connection and an endpoint share
+    one HTTP session and one token. The deadline counts from ``started``, so a restart of the triggerer does not move
+    it.
 
     :param operation_name: ``operations/...``.
-    :param poll_interval: the most seconds between two looks.
+    :param poll_interval: the most seconds between two polls.
     :param started: when the wait began, in seconds of the epoch; now, if it is not given.
     :param timeout: seconds to wait at most, counted from ``started``, or None for no limit.
-    :param max_outage: seconds that the service may stay out of reach (300), or None for no limit.
+    :param max_outage: seconds that the service may be unavailable (300), or None for no limit.
     :param cancel_on_kill: whether the operation is cancelled when the deferred task is killed: marked, cleared, or
-        ended with its run. It is not when the triggerer stops, restarts or hands over.
+        stopped with its run. It is not cancelled when the triggerer stops, restarts or hands over.
     :param gcp_conn_id: the Google Cloud connection.
     :param impersonation_chain: service account(s) to impersonate.
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own.
@@ -69,9 +73,7 @@ class DaiOperationTrigger(BaseTrigger):
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
-        self._hook: DaiAsyncHook | None = None
-        self._held = AsyncExitStack()
-        self._kept = AsyncExitStack()
+        self._hook: DaiHook | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the path of this class and every argument of its constructor."""
@@ -91,29 +93,21 @@ class DaiOperationTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look until the operation has ended, and fire."""
+        """Poll until the operation has finished, and fire."""
         try:
             event = TriggerEvent(await self._wait())
         except asyncio.CancelledError:
             if not TRIGGERS_HAVE_ON_KILL:
                 await self.on_kill()
-            elif self.cancel_on_kill:
-                # on_kill comes after this, and cleanup after that: the session and its token stay open until then.
-                self._kept = self._held.pop_all()
             raise
-        finally:
-            await self._held.aclose()
         yield event
 
-    async def cleanup(self) -> None:
-        """Close what was kept open for on_kill."""
-        await self._kept.aclose()
-
     async def on_kill(self) -> None:
-        """
-        Request the cancellation, if told to, when a user has killed the deferred task.
+        """Request the cancellation, if told to, when a user has killed the deferred task.
 
-        Airflow cancels this again about once a second, so the work is a task of its own.
+        The triggerer cancels this coroutine again about once a second, which is too short for a slow service. So the
+        work is a task of its own, and this only waits for it: each cancellation interrupts the wait, which begins again
+        until the work is done or the time is up. After that the work still goes on, unobserved.
         """
         if not self.cancel_on_kill:
             return
@@ -125,42 +119,53 @@ class DaiOperationTrigger(BaseTrigger):
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({kill}, timeout=left)
         if not kill.done():
-            self.log.error("%s may still run: its cancellation was not answered in time.", self.operation_name)
+            self.log.error("%s may still run: no response to its cancellation in time.", self.operation_name)
 
     async def _wait(self) -> dict[str, Any]:
         """Wait, and return the payload of the event."""
         try:
-            self._hook = await sync_to_async(self._make_hook, thread_sensitive=False)()
-            await self._held.enter_async_context(self._hook)
-            operation = await self._hook.wait_for_operation(
-                self.operation_name,
-                started=self.started,
-                timeout=self.timeout,
-                poll_interval=self.poll_interval,
-                max_outage=self.max_outage,
-            )
+            async with await sync_to_async(self._make_hook, thread_sensitive=False)() as hook:
+                if self.cancel_on_kill:
+                    # Made now: a kill leaves little time to look up the connection and to fetch a token. It has a
+                    # session of its own, since the shared one is closed with the last wait, perhaps this one.
+                    self._hook = await hook.synchronous_hook()
+                operation = await hook.wait_for_operation(
+                    self.operation_name,
+                    started=self.started,
+                    timeout=self.timeout,
+                    poll_interval=self.poll_interval,
+                    max_outage=self.max_outage,
+                )
         except Exception as error:
-            self.log.warning("The wait for %s is over: %s", self.operation_name, error)
+            self.log.warning("The wait for %s has failed: %s", self.operation_name, error)
             return error_event(self.operation_name, error)
         self.log.info("%s.", operation)
         return operation_event(self.operation_name, operation)
 
     async def _cancel_unless_deferred(self) -> None:
-        """Request the cancellation, on a session held for this alone, unless the task still waits elsewhere."""
+        """Request the cancellation, unless the task still waits in another triggerer.
+
+        Airflow also kills a trigger that another triggerer has taken over, so the state of the task decides.
+        """
         try:
-            hook = self._hook or await sync_to_async(self._make_hook, thread_sensitive=False)()
-            # The session is held from the start, since cleanup can come while the state is still being asked for.
-            async with hook.sibling() as own:
-                if await task_instance_state(self.task_instance) == "deferred":
-                    self.log.info("Leaving %s alone: its task is still deferred.", self.operation_name)
-                    return
-                self.log.info("The task that waits for %s was killed.", self.operation_name)
-                await async_request_cancellation(own, self.operation_name, self.log)
+            if await task_instance_state(self.task_instance, XCOM_TRY_NUMBER) == "deferred":
+                self.log.info("Leaving %s alone: its task is still deferred.", self.operation_name)
+                return
+            self.log.info("The task that waits for %s was killed.", self.operation_name)
+            await sync_to_async(self._request_cancellation, thread_sensitive=False, executor=_KILL_THREADS)()
         except Exception:
             self.log.exception("%s may still run: its task was killed, but it was not cancelled", self.operation_name)
 
+    def _request_cancellation(self) -> None:
+        from airflow_dai_provider.hooks.dai import DaiHook
+
+        # Without a hook the kill came before the wait had begun.
+        hook = self._hook or DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
+        with hook:
+            request_cancellation(hook, self.operation_name, self.log)
+
     def _make_hook(self) -> DaiAsyncHook:
-        """Make the hook, in a thread, since what it imports is heavy."""
+        """Make the hook; called in a thread, since its imports would block the event loop."""
         from airflow_dai_provider.hooks.dai import DaiAsyncHook
 
         return DaiAsyncHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)

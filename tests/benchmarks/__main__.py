@@ -1,8 +1,7 @@
 """
 The benchmarks: ``python tests/benchmarks [--only TOPIC] [--out FILE]``.
 
-Every figure that counts is a ratio to something that was measured in the same run. The exit code is 1 when a limit is
-missed.
+Every limit is on a ratio to something measured in the same run. The exit code is 1 if a limit is missed.
 """
 
 from __future__ import annotations
@@ -10,32 +9,32 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import signal
 import sys
 import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import Bench
 from peer import server
-from processes import ScenarioError
+from processes import Bench, ScenarioError
 from topics import TOPICS
+
+from tests.support.interruption import raise_on_signals
 
 
 def main() -> int:
-    """Run the topics, show their tables, and write everything to a file."""
-    parser = argparse.ArgumentParser(prog="benchmarks", description="Measure, and hold the results against limits.")
+    """Run the topics, print their tables, and write all results to a file."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description="Measure, and compare the results with limits.")
     parser.add_argument("--only", choices=TOPICS, action="append", help="one topic; may be repeated")
     parser.add_argument("--out", type=Path, default=Path(".airflow/benchmarks.json"), help="the JSON file to write")
     options = parser.parse_args()
-    # So that what has been started is stopped.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
-    began = time.monotonic()
+    raise_on_signals()
+    started = time.monotonic()
     topics = {}
     with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as env:
-        bench = Bench(Path(folder), env, lambda text: print(f"[{time.monotonic() - began:4.0f} s] {text}", flush=True))
+        bench = Bench(
+            Path(folder), env, lambda text: print(f"[{time.monotonic() - started:4.0f} s] {text}", flush=True)
+        )
         for name in options.only or TOPICS:
             topics[name] = TOPICS[name](bench)
             print(f"\n{topics[name]}\n", flush=True)
@@ -45,7 +44,7 @@ def main() -> int:
     report = {
         "python": platform.python_version(),
         "versions": versions,
-        "seconds": time.monotonic() - began,
+        "seconds": time.monotonic() - started,
         "topics": {name: topic.to_dict() for name, topic in topics.items()},
     }
     options.out.write_text(json.dumps(report, indent=2) + "\n")
@@ -58,3 +57,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except ScenarioError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt as signal_name:
+        sys.exit(f"Stopped by {signal_name}")

@@ -1,18 +1,18 @@
-"""Counters in a mapped file: the server counts, and whoever measures reads without a request."""
+"""Counters in a memory-mapped file: the server writes them, and the clients read them without a request."""
 
 from __future__ import annotations
 
 import mmap
 from pathlib import Path
 
-NAMES = ("connections", "looks", "operations", "tokens", "token_connections")
+NAMES = ("connections", "polls", "operations", "tokens", "token_connections")
 
 
 class Counters:
     """
-    What the server has counted.
+    The counters of the server.
 
-    :param path: the file, made if it does not exist.
+    :param path: the file, created if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How soon the end of an operation is noticed: real HTTP to the emulator, on a simulated clock."""
+"""Measure how soon a finished operation is noticed: HTTP to the emulator, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 
-#: A cancel takes up to this share longer or shorter than its nominal time, so that none meets an interval exactly.
+#: A cancellation takes up to this share more or less than its nominal time, so that none fits an interval exactly.
 SPREAD = 0.2
 
 
 class Clock:
-    """Epoch seconds that pass only while somebody sleeps; one wait at a time."""
+    """Epoch seconds that pass only in sleep; for one wait at a time."""
 
     def __init__(self) -> None:
         self.now = time.time()
@@ -31,20 +31,20 @@ class Clock:
         self.now += seconds
 
 
-def end(seconds: Sequence[float], seeds: int, poll_interval: float, fixed: Sequence[float]) -> list[dict[str, Any]]:
+def finish(seconds: Sequence[float], seeds: int, poll_interval: float, fixed: Sequence[float]) -> list[dict[str, Any]]:
     """
-    Cancel operations and wait for their ends.
+    Cancel operations and wait until they have finished.
 
-    :param seconds: how long a cancel takes, nominally.
-    :param seeds: how many times each, with other jitter and another spread.
+    :param seconds: nominal durations of a cancellation.
+    :param seeds: the number of repetitions of each, with different jitter and spread.
     :param poll_interval: the trigger's.
-    :param fixed: intervals of a loop that always sleeps as long, to compare with.
-    :return: for every wait how long the cancel took, the delay until it was noticed, and the looks.
+    :param fixed: intervals of loops that always sleep equally long, for comparison.
+    :return: for each wait the duration of the cancellation, the delay until it was noticed, and the polls.
     """
-    return asyncio.run(_end(seconds, seeds, poll_interval, fixed))
+    return asyncio.run(_finish(seconds, seeds, poll_interval, fixed))
 
 
-async def _end(
+async def _finish(
     seconds: Sequence[float], seeds: int, poll_interval: float, fixed: Sequence[float]
 ) -> list[dict[str, Any]]:
     clock = Clock()
@@ -63,7 +63,7 @@ async def _end(
                         name = emulator.start_ingest(seconds=math.inf, cancel_seconds=takes)
                         await hook.cancel_operation(name)
                         emulator.forget_requests()
-                        ends = clock.now + takes
+                        finishes = clock.now + takes
                         if interval is None:
                             await _trigger(name, poll_interval, clock)
                         else:
@@ -73,8 +73,8 @@ async def _end(
                                 "nominal": nominal,
                                 "interval": interval,
                                 "takes": takes,
-                                "delay": clock.now - ends,
-                                "looks": len(emulator.requests),
+                                "delay": clock.now - finishes,
+                                "polls": len(emulator.requests),
                             }
                         )
     return results

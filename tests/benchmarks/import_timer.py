@@ -1,4 +1,4 @@
-"""How much CPU time imports take: ``import_timer.py BASE,... MODULE,...`` prints JSON."""
+"""Measure the CPU time of imports: ``import_timer.py BASE,... MODULE,...`` prints JSON."""
 
 import json
 import sys
@@ -19,5 +19,5 @@ base = cost(sys.argv[1])
 already = HEAVY & set(sys.modules)
 above = cost(sys.argv[2])
 heavy = sorted(HEAVY & set(sys.modules) - already)
-# Airflow may have written to standard output, too; the last line is ours.
+# Airflow may have written to standard output too; the last line is ours.
 print("\n" + json.dumps({"base": base, "above": above, "heavy": heavy}))

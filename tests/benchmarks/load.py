@@ -1,4 +1,4 @@
-"""Many waits on one loop at a steady rate of looks: what a look costs, what a wait holds, how late the loop is."""
+"""Measure many waits on one loop at a steady rate: CPU per poll, memory per wait, lag of the loop."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ def load(**arguments: Any) -> dict[str, Any]:
 async def _load(
     kind: str,
     waits: int,
-    looks_per_second: float,
+    polls_per_second: float,
     *,
     starts_per_second: float | None = None,
     windows: int = 4,
-    window_looks: int = 1000,
+    window_polls: int = 1000,
     probe: bool = False,
 ) -> dict[str, Any]:
     """
-    Start waits evenly, let them run, and measure some windows.
+    Start waits evenly, let them run, and measure several windows.
 
     :param kind: the name of a function of :mod:`waits`.
-    :param waits: how many run at once.
-    :param looks_per_second: the rate that all of them have together; it gives the interval.
-    :param starts_per_second: how fast they are started: the rate of looks, or a whole part of it, so that the looks
-        are spread evenly.
-    :param windows: how many times to measure.
-    :param window_looks: looks in one window.
-    :param probe: whether to measure how late the loop is, too.
+    :param waits: the number of waits at once.
+    :param polls_per_second: the rate of all of them together, which determines the interval.
+    :param starts_per_second: the rate of starts: that of the polls or a whole fraction of it, so that polls are spread
+        evenly.
+    :param windows: the number of measurements.
+    :param window_polls: the number of polls in one window.
+    :param probe: also measure the lag of the loop.
     """
     sink = log_like_the_triggerer()
     counters = Counters(Path(os.environ["BENCHMARK_COUNTERS"]))
     before = counters.read()
-    interval = waits / looks_per_second / MEAN_SHARE
+    interval = waits / polls_per_second / MEAN_SHARE
     names = (f"operations/{kind}-{os.getpid()}-{number}" for number in count())
     tasks: list[asyncio.Task[None]] = []
     async with KINDS[kind]() as wait:
@@ -63,46 +63,46 @@ async def _load(
         def start() -> None:
             tasks.append(asyncio.create_task(wait(next(names), interval)))
 
-        async def all_have_looked() -> None:
+        async def all_have_polled() -> None:
             while counters["operations"] - before["operations"] < len(tasks):
                 _raise_failure(tasks)
                 await asyncio.sleep(0.02)
 
         start()
-        await all_have_looked()
+        await all_have_polled()
         await asyncio.sleep(0.2)
         memory = _memory()
         starting = _Window(counters)
         began = time.perf_counter()
         for number in range(1, waits):
             start()
-            if (early := began + number / (starts_per_second or looks_per_second) - time.perf_counter()) > 0.01:
+            if (early := began + number / (starts_per_second or polls_per_second) - time.perf_counter()) > 0.01:
                 await asyncio.sleep(early)
-        await all_have_looked()
-        start_cpu, start_looks = starting.cpu(), starting.looks()
+        await all_have_polled()
+        start_cpu, start_polls = starting.cpu(), starting.polls()
         await asyncio.sleep(SETTLE)
         memory = _memory() - memory
         lags: list[float] = []
         probing = asyncio.create_task(_probe(lags)) if probe else None
         measured, yardstick = [], Yardstick()
-        lines, looks = sink.lines, counters["looks"]
+        lines, polls = sink.lines, counters["polls"]
         for _ in range(windows):
-            measured.append(await _measure(counters, yardstick, window_looks))
+            measured.append(await _measure(counters, yardstick, window_polls))
             _raise_failure(tasks)
-        all_looks = counters["looks"] - looks
+        all_polls = counters["polls"] - polls
         result = {
             "kind": kind,
             "waits": waits,
             "windows": measured,
-            "cpu_per_look": median(window["cpu_per_look"] for window in measured),
-            "yardsticks_per_look": median(window["cpu_per_look"] / window["yardstick"] for window in measured),
-            "looks_per_second": sum(window["looks"] for window in measured) / sum(w["seconds"] for w in measured),
-            "lines_per_look": (sink.lines - lines) / all_looks,
+            "cpu_per_poll": median(window["cpu_per_poll"] for window in measured),
+            "yardsticks_per_poll": median(window["cpu_per_poll"] / window["yardstick"] for window in measured),
+            "polls_per_second": sum(window["polls"] for window in measured) / sum(w["seconds"] for w in measured),
+            "lines_per_poll": (sink.lines - lines) / all_polls,
             "lines": sink.lines,
             "memory_per_wait": memory / max(waits - 1, 1),
             "lag": _spread(lags) if probing else None,
         }
-        result["cpu_per_start"] = (start_cpu - start_looks * result["cpu_per_look"]) / max(waits - 1, 1)
+        result["cpu_per_start"] = (start_cpu - start_polls * result["cpu_per_poll"]) / max(waits - 1, 1)
         result |= {name: value - before[name] for name, value in counters.read().items()}
         for task in [*tasks, *([probing] if probing else [])]:
             task.cancel()
@@ -111,11 +111,11 @@ async def _load(
 
 
 class _Window:
-    """CPU time of this process, and looks that the server has counted, from now on."""
+    """CPU time of this process and polls counted by the server, from now on."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
-        self._looks = counters["looks"]
+        self._polls = counters["polls"]
         self._seconds = time.perf_counter()
         self._cpu = time.process_time()
 
@@ -125,17 +125,17 @@ class _Window:
     def seconds(self) -> float:
         return time.perf_counter() - self._seconds
 
-    def looks(self) -> int:
-        return self._counters["looks"] - self._looks
+    def polls(self) -> int:
+        return self._counters["polls"] - self._polls
 
 
-async def _measure(counters: Counters, yardstick: Yardstick, looks: int) -> dict[str, float]:
+async def _measure(counters: Counters, yardstick: Yardstick, polls: int) -> dict[str, float]:
     window, measures = _Window(counters), []
-    while window.looks() < looks:
+    while window.polls() < polls:
         await asyncio.sleep(TICK)
         measures.append(yardstick.measure())
-    cpu, done = window.cpu() - sum(measures), window.looks()
-    return {"looks": done, "seconds": window.seconds(), "cpu_per_look": cpu / done, "yardstick": mean(measures)}
+    cpu, done = window.cpu() - sum(measures), window.polls()
+    return {"polls": done, "seconds": window.seconds(), "cpu_per_poll": cpu / done, "yardstick": mean(measures)}
 
 
 async def _probe(lags: list[float]) -> None:
@@ -151,7 +151,7 @@ def _spread(lags: list[float]) -> dict[str, float]:
 
 
 def _memory() -> int:
-    """Return the bytes of this process that are in memory."""
+    """Return the resident memory of this process, in bytes."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
 
@@ -159,4 +159,4 @@ def _memory() -> int:
 def _raise_failure(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         if task.done():
-            raise RuntimeError("a wait has ended") from task.exception()
+            raise RuntimeError("a wait has finished") from task.exception()

@@ -1,4 +1,4 @@
-"""What the code under measurement logs: written as Airflow's triggerer writes it, at its level, and counted."""
+"""Count the lines that the measured code logs, in the format and at the level of Airflow's triggerer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 
 
 class Sink(io.RawIOBase):
-    """Count lines, and write them to nowhere; one system call a line, as a socket takes."""
+    """Count lines and discard them, with one system call per line, as for a socket."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,21 +24,21 @@ class Sink(io.RawIOBase):
 
 
 def log_like_the_triggerer() -> Sink:
-    """Have every line of Airflow's loggers, at Airflow's own level (INFO), counted in the sink that is returned."""
+    """Send every line of Airflow's loggers, at Airflow's own level (INFO), to the sink that is returned."""
     sink = Sink()
     try:
         from airflow.sdk.log import configure_logging, reset_logging
     except ImportError:
         _redirect_root_handlers(sink)
     else:
-        # As airflow.sdk.execution_time.supervisor does in the process in which the triggers run.
+        # As airflow.sdk.execution_time.supervisor does in the process that runs the triggers.
         reset_logging()
         configure_logging(json_output=True, output=sink, sending_to_supervisor=True)
     return sink
 
 
 def _redirect_root_handlers(sink: Sink) -> None:
-    """Airflow 2: keep the level and the format of the root logger's handlers."""
+    """Redirect the root logger's handlers of Airflow 2, with their levels and formats."""
     import airflow.settings  # noqa: F401 - configures logging
 
     for handler in logging.root.handlers[:]:

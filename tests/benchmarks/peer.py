@@ -1,4 +1,4 @@
-"""The server in its process, with keys made at run time, and the environment in which clients find it."""
+"""Run the server in a process of its own, with new keys, and return the environment for its clients."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
-from processes import HERE, ScenarioError, clean_environment, running
+from processes import ScenarioError, clean_environment, running_script
 from server import LOOPBACK
 
 
 @contextmanager
 def server(work: Path) -> Iterator[dict[str, str]]:
-    """Start the server in ``work`` and give the environment for its clients; stop it afterwards."""
+    """Start the server in ``work``, yield the environment for its clients, and stop it afterwards."""
     certificate, counters = work / "server.pem", work / "counters"
     _write_certificate(certificate)
     Counters(counters)
-    command = [str(HERE / "server.py"), str(certificate), str(counters)]
-    with running(command, env=clean_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with running_script("server.py", str(certificate), str(counters), env=clean_environment(), **streams) as process:
         ports = (process.stdout.readline() if process.stdout else "").split()
         if len(ports) != 2:
             raise ScenarioError("the server has not started")
@@ -56,7 +56,7 @@ def _connection(endpoint: str, token_uri: str) -> dict[str, object]:
 
 
 def _write_certificate(path: Path) -> None:
-    """Write a self-signed certificate with its key; elliptic, as Google's is, and cheap for who opens sessions."""
+    """Write a self-signed certificate with its key: elliptic as Google's is, and cheap for clients."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, LOOPBACK)])
     now = datetime.now(UTC)

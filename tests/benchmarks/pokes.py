@@ -1,4 +1,4 @@
-"""A sensor in poke mode, and one that makes a hook at each poke, as is common."""
+"""Measure a sensor in poke mode, and one that creates a hook at each poke, as is common."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from airflow.providers.common.compat.sdk import BaseSensorOperator
 from counters import Counters
 from logs import log_like_the_triggerer
-from server import ENDS_AFTER
+from server import FINISHES_AFTER
 
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 
 
 class HookPerPokeSensor(BaseSensorOperator):
-    """What most sensors do: the same call, by a hook that is made for it."""
+    """The same call by a new hook each time, as in most sensors."""
 
     def __init__(self, *, operation_name: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -32,20 +32,20 @@ class HookPerPokeSensor(BaseSensorOperator):
 SENSORS = {"ours": DaiOperationSensor, "hook_per_poke": HookPerPokeSensor}
 
 
-def sensor(kind: str, looks: int, repetitions: int) -> dict[str, Any]:
+def sensor(kind: str, polls: int, repetitions: int) -> dict[str, Any]:
     """
-    Run a sensor that looks as often as it must, without a pause.
+    Run a sensor that polls until the operation has finished, without a pause.
 
     :param kind: a key of :data:`SENSORS`.
-    :param looks: after how many looks the operation has ended.
-    :param repetitions: how many times, each time a new sensor; the cheapest counts.
-    :return: what one run costs and what the server has counted in it.
+    :param polls: the number of polls until the operation has finished.
+    :param repetitions: the number of runs, each with a new sensor; the cheapest counts.
+    :return: the cost of one run, and the counters of the server in it.
     """
     sink = log_like_the_triggerer()
     counters = Counters(Path(os.environ["BENCHMARK_COUNTERS"]))
     runs = []
     for number in range(repetitions):
-        name = f"{ENDS_AFTER}{looks}/{kind}-{os.getpid()}-{number}"
+        name = f"{FINISHES_AFTER}{polls}/{kind}-{os.getpid()}-{number}"
         task = SENSORS[kind](task_id=f"wait-{number}", operation_name=name, poke_interval=0)
         before, lines, began = counters.read(), sink.lines, time.process_time()
         task.execute({})

@@ -1,26 +1,28 @@
-"""Processes of their own for what is measured, stopped by group whatever happens."""
+"""Run each measurement in a process of its own."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.support.processes import running
 
 HERE = Path(__file__).parent
 
 
 class ScenarioError(Exception):
-    """A process that measures has failed, or has taken too long."""
+    """A measuring process has failed or timed out."""
 
 
 def clean_environment() -> dict[str, str]:
-    """Return this process's environment without what could change the measurement."""
+    """Return the environment of this process without variables that could change a measurement."""
     return {
         key: value
         for key, value in os.environ.items()
@@ -30,37 +32,53 @@ def clean_environment() -> dict[str, str]:
 
 
 @contextmanager
-def running(command: list[str], **kwargs: Any) -> Iterator[subprocess.Popen[str]]:
-    """Run a program of this folder in a process group of its own, which is gone afterwards."""
-    process = subprocess.Popen([sys.executable, "-W", "ignore", *command], start_new_session=True, text=True, **kwargs)
-    try:
+def running_script(name: str, *arguments: str, **kwargs: Any) -> Iterator[subprocess.Popen[str]]:
+    """Run a script of this folder until the end of the block."""
+    with running([sys.executable, "-W", "ignore", HERE / name, *arguments], text=True, **kwargs) as process:
         yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 def run_scenario(work: Path, env: Mapping[str, str], arguments: Mapping[str, Any], seconds: float = 240.0) -> Any:
     """
-    Run ``scenario.py`` in a fresh process and return its result.
+    Run ``scenario.py`` in a new process and return its result.
 
-    :param work: a folder for its result and its output.
-    :param arguments: the scenario's name, and what it is called with.
-    :param seconds: after these it is stopped.
+    :param work: the folder for its result and its output.
+    :param arguments: the name of the scenario, and its arguments.
+    :param seconds: its time limit.
     """
     result, output = work / "result.json", work / "output.txt"
     result.unlink(missing_ok=True)
     with output.open("w") as file:
-        command = [str(HERE / "scenario.py"), str(result), json.dumps(arguments)]
-        with running(command, env=dict(env), stdin=subprocess.DEVNULL, stdout=file, stderr=file) as process:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
+        with running_script("scenario.py", str(result), json.dumps(arguments), env=env, **streams) as process:
             try:
                 process.wait(seconds)
             except subprocess.TimeoutExpired:
-                raise ScenarioError(f"{arguments} has not ended within {seconds:g} s\n{_tail(output)}") from None
+                raise ScenarioError(f"{arguments} has not finished within {seconds:g} s\n{_tail(output)}") from None
     if process.returncode or not result.exists():
-        raise ScenarioError(f"{arguments} has ended with exit code {process.returncode}\n{_tail(output)}")
+        raise ScenarioError(f"{arguments} has exited with {process.returncode}\n{_tail(output)}")
     return json.loads(result.read_text())
+
+
+@dataclass(frozen=True)
+class Bench:
+    """
+    Run scenarios, each in a process of its own.
+
+    :param work: a folder for files.
+    :param env: the environment of the processes, with the address of the server.
+    :param say: prints progress.
+    """
+
+    work: Path
+    env: Mapping[str, str]
+    say: Callable[[str], None]
+
+    def run(self, scenario: str, **arguments: Any) -> Any:
+        """Run a scenario in a new process and return its result."""
+        words = ", ".join(f"{key} {value}" for key, value in arguments.items())
+        self.say(f"{scenario}: {words}")
+        return run_scenario(self.work, self.env, {"scenario": scenario, **arguments})
 
 
 def _tail(output: Path) -> str:

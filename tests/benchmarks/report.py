@@ -1,4 +1,4 @@
-"""What a topic has measured, and how it is shown."""
+"""The results of a topic, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 @dataclass(frozen=True)
 class Limit:
     """
-    A promise that a measurement keeps or does not.
+    An upper limit of a measurement.
 
-    :param what: what is measured, ratios as ``a / b``.
-    :param measured: what came out.
-    :param most: the most it may be.
+    :param what: the measured quantity, ratios as ``a / b``.
+    :param measured: its value.
+    :param most: the limit.
     """
 
     what: str
@@ -31,11 +31,11 @@ class Topic:
     """
     One table.
 
-    :param title: a sentence that says what was done.
-    :param columns: the heads.
-    :param rows: the cells, worded.
-    :param limits: what was promised.
-    :param notes: what a reader must know to judge the figures.
+    :param title: a description of the measurement.
+    :param columns: the headings.
+    :param rows: the cells, as text.
+    :param limits: the limits, which the results must keep.
+    :param notes: explanations of the figures.
     :param data: the raw measurements, for the JSON file.
     """
 

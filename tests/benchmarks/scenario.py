@@ -1,4 +1,4 @@
-"""One scenario in this process: ``scenario.py RESULT '{"scenario": NAME, ...}'`` writes its result to a file."""
+"""Run one scenario in this process: ``scenario.py RESULT '{"scenario": NAME, ...}'`` writes its result to a file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-#: In which module a scenario's function is; each process imports only what it measures.
-MODULES = {"load": "load", "end": "ends", "sensor": "pokes"}
+#: The module of each scenario's function; a process imports only what it measures.
+MODULES = {"load": "load", "finish": "ends", "sensor": "pokes"}
 
 
 def main(result: Path, scenario: str, **arguments: object) -> None:

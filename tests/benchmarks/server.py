@@ -1,4 +1,4 @@
-"""The service that is measured against: TLS on loopback, every ingest running; a process of its own."""
+"""The service that the benchmarks poll: TLS on loopback, in a process of its own; every ingest runs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from aiohttp import web
 from counters import Counters
 
 LOOPBACK = "127.0.0.1"
-#: An operation named so ends when it has been looked at this often: ``operations/ends-after/20/...``.
-ENDS_AFTER = "operations/ends-after/"
-#: As many connections may wait to be accepted as a thousand clients open at once.
+#: An operation with such a name finishes when it has been polled this often: ``operations/finishes-after/20/...``.
+FINISHES_AFTER = "operations/finishes-after/"
+#: Enough for a thousand clients that connect at once.
 BACKLOG = 2048
 #: The length of a service account's access token.
 TOKEN = "ya29.c." + "x" * 1017
@@ -37,7 +37,7 @@ _HEADERS = {
 
 
 class CountingServer(web.Server):
-    """An HTTP server that counts its connections, once their TLS handshake is done."""
+    """An HTTP server that counts its connections after their TLS handshake."""
 
     def __init__(self, handler: object, counters: Counters, counter: str) -> None:
         super().__init__(handler, access_log=None)
@@ -53,12 +53,12 @@ class Service:
     """
     ``operations.get`` and the token endpoint.
 
-    :param counters: where what has been asked is counted.
+    :param counters: count the requests.
     """
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
-        self._looks: Counter[str] = Counter()
+        self._polls: Counter[str] = Counter()
 
     async def get_operation(self, request: web.BaseRequest) -> web.Response:
         name = request.path.removeprefix("/v1/")
@@ -66,9 +66,9 @@ class Service:
             return web.json_response({"error": {"status": "UNIMPLEMENTED"}}, status=501)
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return web.json_response({"error": {"status": "UNAUTHENTICATED"}}, status=401)
-        self._counters.add("looks")
-        self._looks[name] += 1
-        if self._looks[name] == 1:
+        self._counters.add("polls")
+        self._polls[name] += 1
+        if self._polls[name] == 1:
             self._counters.add("operations")
         return web.Response(body=self._operation(name), headers=_HEADERS)
 
@@ -79,7 +79,7 @@ class Service:
         return web.json_response({"access_token": TOKEN, "expires_in": 3600, "token_type": "Bearer"})
 
     def _operation(self, name: str) -> bytes:
-        """Return an operation as Google's servers word it, indented."""
+        """Return an operation as JSON in the form of Google's servers, indented."""
         operation = {
             "name": name,
             "metadata": {
@@ -89,13 +89,14 @@ class Service:
                 "youtubeStatus": {"state": "PROCESSING", "updateTime": "2026-04-01T12:35:01.234567Z"},
             },
         }
-        if name.startswith(ENDS_AFTER) and self._looks[name] >= int(name.removeprefix(ENDS_AFTER).split("/")[0]):
+        _, prefix, rest = name.partition(FINISHES_AFTER)
+        if prefix and self._polls[name] >= int(rest.split("/")[0]):
             operation |= {"done": True, "error": {"code": 1, "message": "The operation was cancelled."}}
         return json.dumps(operation, indent=2).encode()
 
 
 async def serve(certificate: Path, counters: Counters) -> None:
-    """Serve until standard input ends, which it also does when the parent dies."""
+    """Serve until standard input is closed, as it is when the parent exits."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
     service = Service(counters)

@@ -1,4 +1,4 @@
-"""The topics: which scenarios each runs, what it shows, and which limits it holds against them."""
+"""The topics: the scenarios, the table and the limits of each."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from importlib.util import find_spec
 from statistics import mean, median
 from typing import Any
 
-from bench import Bench
-from load_topics import look, scale
-from processes import HERE, ScenarioError, running
+from load_topics import poll, scale
+from processes import Bench, ScenarioError, running_script
 from report import Limit, Topic, milli, times
 
 
 def notice(bench: Bench) -> Topic:
-    """How soon the end of a cancel is noticed."""
+    """Measure how soon a finished cancellation is noticed."""
     seconds, seeds, poll_interval, fixed = (0.2, 1.0, 3.0, 10.0, 60.0), 25, 30.0, (30.0, 60.0)
-    results = bench.run("end", seconds=seconds, seeds=seeds, poll_interval=poll_interval, fixed=fixed)
+    results = bench.run("finish", seconds=seconds, seeds=seeds, poll_interval=poll_interval, fixed=fixed)
     topic = Topic(
-        f"notice: from the end of a cancel to the trigger's event, on a simulated clock, {seeds} seeds each",
+        f"notice: from a finished cancellation to the trigger's event, on a simulated clock, {seeds} seeds each",
         (
-            "cancel takes",
+            "cancellation",
             "delay, mean",
             "max",
-            "looks, max",
+            "polls, max",
             "every 30 s: mean",
-            "looks",
+            "polls",
             "60 s: mean",
-            "looks",
+            "polls",
             "ours / 30 s",
         ),
         data=results,
@@ -48,20 +47,20 @@ def notice(bench: Bench) -> Topic:
                 f"{nominal:g} s",
                 f"{mean(delays):.2f} s",
                 f"{max(delays):.2f} s",
-                str(_most_looks(ours)),
+                str(_most_polls(ours)),
                 *(
                     cell
                     for run in (every_30, every_60)
-                    for cell in (f"{_mean_delay(run):.1f} s", str(_most_looks(run)))
+                    for cell in (f"{_mean_delay(run):.1f} s", str(_most_polls(run)))
                 ),
                 times(mean(delays) / _mean_delay(every_30)),
             )
         )
         if nominal == max(seconds):
-            topic.limits.append(Limit(f"looks for a cancel of {nominal:g} s", _most_looks(ours), 12))
-    topic.notes.append(f"poll_interval {poll_interval:g} s; each cancel takes up to 20 % more or less than stated.")
+            topic.limits.append(Limit(f"polls for a cancellation of {nominal:g} s", _most_polls(ours), 12))
+    topic.notes.append(f"poll_interval {poll_interval:g} s; a cancellation takes up to 20 % more or less than stated.")
     topic.limits += [
-        Limit("delay / (1 s + half of the cancel's own time), worst", worst_share, 1.0),
+        Limit("delay / (1 s + half of the cancellation), worst", worst_share, 1.0),
         Limit("delay / poll_interval, worst", worst_delay / poll_interval, 1.0),
     ]
     return topic
@@ -71,12 +70,12 @@ def _mean_delay(results: list[dict[str, Any]]) -> float:
     return mean(result["delay"] for result in results)
 
 
-def _most_looks(results: list[dict[str, Any]]) -> int:
-    return max(result["looks"] for result in results)
+def _most_polls(results: list[dict[str, Any]]) -> int:
+    return max(result["polls"] for result in results)
 
 
 def imports(bench: Bench) -> Topic:
-    """What a DAG file pays for importing ours, above Airflow itself."""
+    """Measure what the import of ours adds to that of Airflow in a DAG file."""
     base = "airflow.sdk" if find_spec("airflow.sdk") else "airflow.models.baseoperator,airflow.sensors.base"
     ours = ",".join(
         f"airflow_dai_provider.{kind}.dai" for kind in ("operators", "sensors", "triggers", "notifications")
@@ -109,26 +108,26 @@ def imports(bench: Bench) -> Topic:
 
 
 def _import_times(env: Mapping[str, str], base: str, modules: str) -> dict[str, Any]:
-    command = [str(HERE / "import_timer.py"), base, modules]
-    with running(command, env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+    with running_script("import_timer.py", base, modules, env=env, **streams) as process:
         output, _ = process.communicate(timeout=120)
     if process.returncode:
-        raise ScenarioError(f"importing {modules} has ended with exit code {process.returncode}")
+        raise ScenarioError(f"importing {modules} has exited with {process.returncode}")
     return json.loads(output.splitlines()[-1])
 
 
 def sync(bench: Bench) -> Topic:
-    """What a sensor in poke mode costs that keeps its hook."""
-    looks = 20
-    runs = {kind: bench.run("sensor", kind=kind, looks=looks, repetitions=5) for kind in ("ours", "hook_per_poke")}
+    """Measure a sensor in poke mode, which keeps its hook."""
+    polls = 20
+    runs = {kind: bench.run("sensor", kind=kind, polls=polls, repetitions=5) for kind in ("ours", "hook_per_poke")}
     ours, habit = runs.values()
     topic = Topic(
-        f"sync: a sensor in poke mode that looks {looks} times, without a pause",
-        ("", "looks", "connections", "tokens", "lines", "CPU", "ours is"),
+        f"sync: a sensor in poke mode that polls {polls} times, without a pause",
+        ("", "polls", "connections", "tokens", "lines", "CPU", "ours is"),
         data=runs,
     )
     for kind, run in runs.items():
-        counted = (str(run[key]) for key in ("looks", "connections", "tokens", "lines"))
+        counted = (str(run[key]) for key in ("polls", "connections", "tokens", "lines"))
         topic.rows.append((kind.replace("_", " "), *counted, milli(run["cpu"]), times(ours["cpu"] / run["cpu"])))
     topic.notes.append(
         "One run of the sensor, the cheapest of 5. Connections to the service; each token takes another one."
@@ -137,4 +136,4 @@ def sync(bench: Bench) -> Topic:
     return topic
 
 
-TOPICS = {"look": look, "scale": scale, "notice": notice, "import": imports, "sync": sync}
+TOPICS = {"poll": poll, "scale": scale, "notice": notice, "import": imports, "sync": sync}

@@ -1,4 +1,4 @@
-"""The waits that are compared: ours, the least that can be done with aiohttp, and what is common in the field."""
+"""The waits that are compared: ours, the least possible with aiohttp, and common ways."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from airflow.utils.log.logging_mixin import LoggingMixin
 from server import TOKEN
 from yarl import URL
 
-#: As many as the session under measurement has, so that the floor has neither more nor less.
+#: The same number as in the measured session.
 CONNECTIONS = 50
-#: The mean of what jitter leaves of an interval, in the trigger and in what it is compared with.
+#: The mean share of an interval that jitter leaves, in the trigger and in the waits that it is compared with.
 MEAN_SHARE = 0.9
 
-#: Starts one wait: takes the operation's name and the longest interval, and looks for ever.
+#: One wait: takes the operation's name and the longest interval, and polls forever.
 Wait: TypeAlias = Callable[[str, float], Coroutine[Any, Any, None]]
 
-#: What triggers commonly say after each look.
-_LINE = "%s is RUNNING (ingest PROCESSING); 100 s elapsed, next look in %.1f s"
+#: A line that triggers commonly log after each poll.
+_LINE = "%s is RUNNING (ingest PROCESSING); 100 s elapsed, next poll in %.1f s"
 _AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
 
 
@@ -44,29 +44,29 @@ async def _pause(interval: float) -> None:
 
 @asynccontextmanager
 async def ours() -> AsyncIterator[Wait]:
-    """The trigger of the package, past its quick first looks."""
+    """The trigger of the package, past its quick first polls."""
     from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 
     async def wait(name: str, interval: float) -> None:
         trigger = DaiOperationTrigger(name, poll_interval=interval, started=time.time() - 2 * interval)
         async for event in trigger.run():
-            raise RuntimeError(f"expected an ingest without an end, got {event}")
+            raise RuntimeError(f"expected an ingest that never finishes, got {event}")
 
     yield wait
 
 
 @asynccontextmanager
 async def floor() -> AsyncIterator[Wait]:
-    """One bare session for all, a ready header, and nothing done with the answer but to decode it."""
+    """One plain session for all and a fixed header; the response is only decoded."""
     async with _bare_session() as session:
-        yield lambda name, interval: _look_for_ever(session, name, interval)
+        yield lambda name, interval: _poll_forever(session, name, interval)
 
 
 @asynccontextmanager
 async def floor_with_line() -> AsyncIterator[Wait]:
-    """The floor, which also says once per look what it has seen, to the logger that triggers have."""
+    """The floor, with one line per poll to the logger of triggers."""
     async with _bare_session() as session:
-        yield lambda name, interval: _look_for_ever(session, name, interval, LoggingMixin().log)
+        yield lambda name, interval: _poll_forever(session, name, interval, LoggingMixin().log)
 
 
 def _bare_session() -> aiohttp.ClientSession:
@@ -74,7 +74,7 @@ def _bare_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=connector, headers=_AUTHORISED)
 
 
-async def _look_for_ever(session: aiohttp.ClientSession, name: str, interval: float, log: Any = None) -> None:
+async def _poll_forever(session: aiohttp.ClientSession, name: str, interval: float, log: Any = None) -> None:
     url = _url(name)
     while True:
         async with session.get(url) as response:
@@ -87,15 +87,15 @@ async def _look_for_ever(session: aiohttp.ClientSession, name: str, interval: fl
 
 
 @asynccontextmanager
-async def session_per_look() -> AsyncIterator[Wait]:
-    """A session, and so a TLS handshake, per look; the token and the authorities are read once."""
+async def session_per_poll() -> AsyncIterator[Wait]:
+    """A session, and so a TLS handshake, per poll; the token and the certificates are read once."""
     context = _context()
 
     async def wait(name: str, interval: float) -> None:
         url = _url(name)
         while True:
-            async with aiohttp.ClientSession() as session, session.get(url, headers=_AUTHORISED, ssl=context) as answer:
-                operation = json.loads(await answer.read())
+            async with aiohttp.ClientSession() as session, session.get(url, headers=_AUTHORISED, ssl=context) as reply:
+                operation = json.loads(await reply.read())
             if operation.get("done"):
                 return
             await _pause(interval)
@@ -104,8 +104,8 @@ async def session_per_look() -> AsyncIterator[Wait]:
 
 
 @asynccontextmanager
-async def session_and_token_per_look() -> AsyncIterator[Wait]:
-    """A hook per look: a session and a token each time, the token fetched in a thread."""
+async def session_and_token_per_poll() -> AsyncIterator[Wait]:
+    """A hook per poll: a session and a token each time, the token fetched in a thread."""
     from google.auth.transport.requests import Request
     from google.oauth2.service_account import Credentials
 
@@ -122,8 +122,8 @@ async def session_and_token_per_look() -> AsyncIterator[Wait]:
         url = _url(name)
         while True:
             headers = await asyncio.to_thread(token)
-            async with aiohttp.ClientSession() as session, session.get(url, headers=headers, ssl=context) as answer:
-                operation = json.loads(await answer.read())
+            async with aiohttp.ClientSession() as session, session.get(url, headers=headers, ssl=context) as reply:
+                operation = json.loads(await reply.read())
             if operation.get("done"):
                 return
             await _pause(interval)
@@ -131,4 +131,4 @@ async def session_and_token_per_look() -> AsyncIterator[Wait]:
     yield wait
 
 
-KINDS = {kind.__name__: kind for kind in (ours, floor, floor_with_line, session_per_look, session_and_token_per_look)}
+KINDS = {kind.__name__: kind for kind in (ours, floor, floor_with_line, session_per_poll, session_and_token_per_poll)}

@@ -1,8 +1,8 @@
 """
-A fixed piece of work whose CPU time tells how fast this process runs at the moment.
+A fixed piece of work whose CPU time shows how fast this process runs at the moment.
 
-What else the machine does slows a process by half and more. It slows the yardstick alike, so costs are compared in
-yardsticks, timed beside the looks in the same process.
+Other load on the machine can slow a process by half and more. It slows the yardstick equally, so costs are compared in
+yardsticks, timed beside the polls in the same process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Pair:
 
 
 class Yardstick:
-    """Work of the kind that a look is made of: JSON, small objects, method calls, text, system calls."""
+    """Work similar to a poll: JSON, small objects, method calls, text, system calls."""
 
     def __init__(self) -> None:
         self._nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""The running Airflow and the emulator that the end-to-end tests share."""
+"""The running Airflow and the emulator that the end-to-end tests share, and the table of the rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ import report
 from stack import Airflow2Stack, Airflow3Stack, make_stack
 
 from airflow_dai_provider.emulator import DaiEmulator
+from tests.support.interruption import raise_on_signals
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def pytest_configure() -> None:
+    """Stop Airflow when a signal stops pytest."""
+    raise_on_signals()
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +39,7 @@ def airflow(emulator: DaiEmulator) -> Iterator[Airflow2Stack | Airflow3Stack]:
 
 
 def collect_dags(folder: Path) -> Path:
-    """Make a DAG folder of our own DAGs and of the one with which the README opens, word for word."""
+    """Create a DAG folder with the DAGs of these tests and the first DAG of the README."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(Path(__file__).parent / "dags", folder)
     first = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -43,7 +49,7 @@ def collect_dags(folder: Path) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the table of the rows that were played, and keep it."""
+    """Print the table of the rows that were played, and write it to a file."""
     played = config.stash.get(report.PLAYED, None)
     if played:
         table = report.table(played)

@@ -1,12 +1,13 @@
-"""The phases in which rows are played, what disturbs a whole Airflow in some, and the events of those rows."""
+"""The phases in which rows are played, how some of them disturb a whole Airflow, and the events of those rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from operator import methodcaller
 
+from events import SOON, stray
+from messages import NAME_UNKNOWN, RECOVERED, STILL_DEFERRED
 from play import Play, Stack
-from plays import SOON, stray
 
 from airflow_dai_provider.emulator import Fault
 
@@ -23,67 +24,67 @@ def _stall(airflow: Stack) -> None:
     airflow.start_component("second-triggerer")
 
 
-def _wake(airflow: Stack) -> None:
+def _resume(airflow: Stack) -> None:
     airflow.resume_component("triggerer")
 
 
-#: What disturbs a whole Airflow, and what puts it right again. At each, the events of that phase have come to a yield.
+#: How a phase disturbs Airflow, and how it repairs it. Before each, the events of the phase run to their next yield.
 DISTURBANCES: Mapping[str, tuple[Callable[[Stack], None], Callable[[Stack], None]]] = {
     TRIGGERER_DOWN: (methodcaller("kill_component", "triggerer"), methodcaller("start_component", "triggerer")),
-    TRIGGERER_STALLED: (_stall, _wake),
+    TRIGGERER_STALLED: (_stall, _resume),
     API_SERVER_DOWN: (methodcaller("kill_component", "api-server"), methodcaller("restart_component", "api-server")),
     SCHEDULER_LOST: (methodcaller("lose_scheduler"), methodcaller("start_component", "scheduler")),
 }
 
 
-def answer_lost(play: Play) -> None:
-    """Lose the answer to the request that starts the ingest; then mark the task failed."""
+def response_lost(play: Play) -> None:
+    """Lose the response to creatives.create; the ingest is recovered; then mark the task failed."""
     play.service.emulator.inject(Fault("creatives.create", drop="after"))
     play.start()
     play.waits()
     stray(play)
-    play.log_says("by its media URL and create time")
+    play.log_says(RECOVERED)
     play.mark("failed")
 
 
-def answer_lost_for_good(play: Play) -> None:
-    """Lose the answer, on a server without a list: nobody knows the ingest's name."""
+def response_lost_without_list(play: Play) -> None:
+    """Lose the response of a server without operations.list: the ingest's name stays unknown."""
     play.service.emulator.inject(Fault("creatives.create", drop="after"))
     play.service.emulator.inject(Fault("operations.list", rpc_status="UNIMPLEMENTED"))
     play.start()
     play.task_is("failed")
     play.happens()
-    play.log_says("may run under an unknown name")
+    play.log_says(NAME_UNKNOWN)
     stray(play)
 
 
 def lives_through(play: Play) -> Iterator[None]:
-    """Disturb the triggerer while a task is deferred: its ingest goes on."""
+    """Disturb the triggerer while a task is deferred: its ingest runs on."""
     play.start(seconds=100)
     play.waits("deferred")
     play.healthy = [play.ingest().name]
     yield
     play.happens()
     yield
-    play.looked_at()
+    play.is_polled()
     play.task_is("success")
 
 
 def lives_through_a_stall(play: Play) -> Iterator[None]:
-    """Stall the triggerer until another has taken the wait over; woken, the first kills its own, and must ask first."""
+    """Stall a triggerer until another takes over its trigger; resumed, it kills its own, which must not cancel."""
     play.start(seconds=75)
     play.waits("deferred")
     play.healthy = [play.ingest().name]
     yield
     play.happens()
-    play.looked_at()
+    play.is_polled()
     yield
-    play.log_says("its task is still deferred")
+    play.log_says(STILL_DEFERRED)
     play.task_is("success")
 
 
 def deferral_times_out(play: Play) -> Iterator[None]:
-    """Have the triggerer down at the deadline: Airflow itself ends the deferral, 60 s after it."""
+    """Have no triggerer at the deadline: Airflow itself fails the deferral, 60 s later."""
     play.start()
     play.happens(at=play.waits("deferred").created + 3 * SOON + 60)
     stray(play)
@@ -93,6 +94,7 @@ def deferral_times_out(play: Play) -> Iterator[None]:
 
 
 def marked_without_triggerer(state: str, play: Play) -> Iterator[None]:
+    """Mark a deferred task while there is no triggerer."""
     play.start()
     play.waits("deferred")
     stray(play)
@@ -102,7 +104,7 @@ def marked_without_triggerer(state: str, play: Play) -> Iterator[None]:
 
 
 def scheduler_lost(play: Play) -> Iterator[None]:
-    """Lose the scheduler while the task runs: a second try starts, and exactly one ingest is left to end well."""
+    """Lose the scheduler while the task runs: a second try starts, and exactly one ingest succeeds."""
     play.start(seconds=75)
     play.waits()
     yield
@@ -111,12 +113,12 @@ def scheduler_lost(play: Play) -> Iterator[None]:
     play.task_is("success", tries=1)
     names = [started.name for started in play.service.ingests(play.url)]
     play.healthy = [name for name in names if play.service.emulator.state(name) == "SUCCEEDED"]
-    assert len(play.healthy) == 1, "not exactly one ingest has ended well"
+    assert len(play.healthy) == 1, "expected exactly one ingest that succeeded"
     play.strays = [name for name in names if name not in play.healthy]
 
 
 def api_server_lost(play: Play) -> Iterator[None]:
-    """Lose the API server: the scheduler hears of no heartbeat; after three in vain, the task is killed."""
+    """Lose the API server: no heartbeat reaches the scheduler; after three failed ones, the task is killed."""
     play.start()
     play.waits()
     stray(play)

@@ -1,4 +1,4 @@
-"""Who has cancelled an ingest: read from what the task, the dag processor and the triggerer have logged."""
+"""Find out who has cancelled an ingest, from the logs of the tasks, the dag processor and the triggerer."""
 
 from __future__ import annotations
 
@@ -9,75 +9,76 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-REQUESTED = re.compile(r"Requested the cancellation of (operations/\S+?)(\.|:)(?=\s|$)(.*)")
-#: How Airflow 2 writes a line, and how Airflow 3 writes one that is not JSON.
+from messages import OTHER_CREATIVE, REQUESTED, TASK_KILLED
+
+REQUEST = re.compile(REQUESTED + r" (operations/\S+?)(\.|:)(?=\s|$)(.*)")
+#: A log line of Airflow 2, and one of Airflow 3 that is not JSON.
 PLAIN_2 = re.compile(r"^\[(\S+)\] \{(\S+?)(?::\d+)?\} \w+ - (.*)$")
 PLAIN_3 = re.compile(r"^(\S+) \[\w+ *\] (.*?) *\[([\w.]+)\] ")
-OTHER_CREATIVE = "with another creative"
 
 
 @dataclass(frozen=True, order=True)
-class Act:
-    """A cancellation that was requested: when (seconds of the epoch), by which guard, of which operation."""
+class Cancellation:
+    """A requested cancellation: when (epoch seconds), by which guard, and of which operation."""
 
     time: float
     guard: str
     operation: str
 
 
-def acts(home: Path) -> list[Act]:
-    """Return every cancellation that the logs of an Airflow tell of, in their order."""
-    # A Deadline's callback has no log of its own: what it says is in that of the triggerer.
+def cancellations(home: Path) -> list[Cancellation]:
+    """Return every requested cancellation in the logs of an Airflow, in order."""
+    # A Deadline's callback has no log of its own; its lines are in the triggerer's.
     files = [*(home / "logs").rglob("*.log"), *home.glob("*triggerer.log")]
-    return sorted({act for path in files for act in _acts_in(path)})
+    return sorted({found for path in files for found in _cancellations_in(path)})
 
 
-def _acts_in(path: Path) -> Iterator[Act]:
+def _cancellations_in(path: Path) -> Iterator[Cancellation]:
     lines = path.read_text(errors="replace").splitlines()
     called = "callback"
     for line in lines:
-        # What the dag processor of Airflow 3 says before it calls one; that of Airflow 2 says nothing.
+        # The dag processor of Airflow 3 logs this before it calls a callback; that of Airflow 2 logs nothing.
         if "Executing Task callback" in line or "Executing on_failure dag callback" in line:
             called = "task callback" if "Task callback" in line else "DAG callback"
-        if "Requested the cancellation of" not in line:
+        if REQUESTED not in line:
             continue
-        time, logger, words = _read(line)
-        found = REQUESTED.search(words)
+        time, logger, message = _read(line)
+        found = REQUEST.search(message)
         if not found or not time:
             continue
         guard = _guard(path, logger, found[3]) or called
         if guard == "operator" and any(OTHER_CREATIVE in line and found[1] in line for line in lines):
             guard = "next try"
         if guard != "another":
-            yield Act(time, guard, found[1])
+            yield Cancellation(time, guard, found[1])
 
 
 def _guard(path: Path, logger: str, reason: str) -> str | None:
     """
-    Tell the guard by the process that has logged: its file, and there by the logger and the words.
+    Return the guard, by the log file and, within it, by the logger and the message.
 
-    None in the dag processor, where it depends on what was said before; ``another`` for what is told elsewhere, too.
+    None in the log of the dag processor, where an earlier line tells; ``another`` for a line that is also elsewhere.
     """
     where = path.as_posix()
     if path.name.endswith("triggerer.log"):
-        # On Airflow 3.1 what a callback says is the triggerer's own.
+        # On Airflow 3.1 the lines of a callback are logged as the triggerer's own.
         return "Deadline" if "notifications" in logger or "triggerer_job_runner" in logger else "another"
     if "trigger" in path.name:
         return "trigger on_kill"
     task = re.search(r"/dag_id=(\w+)/.*/task_id=(\w+)/", where)
     if task is None:
-        return "task callback" if "CancelWhatIsLeft" in logger else None
+        return "task callback" if "LostWorkerCallback" in logger else None
     if task[1] == "sweep":
         return "sweep"
     if task[2] == "cancel":
         return "teardown"
-    if "its task was killed" in reason:
+    if TASK_KILLED in reason:
         return "on_kill"
     return "task callback" if "notifications" in logger else "operator"
 
 
 def _read(line: str) -> tuple[float, str, str]:
-    """Return the time, the logger and the words of a line."""
+    """Return the time, the logger and the message of a line."""
     try:
         record = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""One row played once on a running Airflow: what a user or the machine does, and which ingests that concerns."""
+"""One row played once on a running Airflow: the run of its DAG, and the ingests that it concerns."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from airflow_dai_provider.emulator import DaiEmulator
 
 Stack = Airflow2Stack | Airflow3Stack
 
-#: Seconds that Airflow has for anything that a play waits for; many plays share two processors.
-PATIENCE = 150
+#: Seconds that Airflow has for each thing that a play waits for; many plays share two processors.
+PATIENCE = 300
 
 
 @dataclass(frozen=True)
 class Started:
-    """An ingest that the service has started: its operation, and when, in seconds of the epoch."""
+    """An ingest that the service has started: its operation, and its creation in epoch seconds."""
 
     name: str
     url: str
@@ -30,7 +30,7 @@ class Started:
 
 
 class Service:
-    """The emulator's own record, for many plays at once."""
+    """The emulator's own record, shared by all plays."""
 
     def __init__(self, emulator: DaiEmulator) -> None:
         self.emulator = emulator
@@ -38,17 +38,17 @@ class Service:
         self._listed: tuple[float, list[Started]] = (0.0, [])
 
     def ingests(self, url: str) -> list[Started]:
-        """Return the ingests whose media URL begins with this, in the order of their creation."""
+        """Return the ingests whose media URL begins with this, oldest first."""
         with self._lock:
             if time.monotonic() - self._listed[0] > 0.3:
                 self._listed = (time.monotonic(), self._list())
             return [started for started in self._listed[1] if started.url.startswith(url)]
 
     def cancels(self, name: str) -> list[float]:
-        """Return when each cancel request for an operation has arrived."""
+        """Return the times at which cancel requests for an operation have arrived."""
         return [r.time for r in self.emulator.requests if r.method == "operations.cancel" and r.name == name]
 
-    def looks(self, name: str) -> int:
+    def polls(self, name: str) -> int:
         return sum(r.method == "operations.get" and r.name == name for r in self.emulator.requests)
 
     def _list(self) -> list[Started]:
@@ -67,7 +67,7 @@ class Service:
 
 class Play:
     """
-    A run of a DAG in which a row is played, and what came of it.
+    A run of a DAG in which a row is played.
 
     :param dag: the DAG's name without its guards.
     :param guards: ``own`` or ``rings``.
@@ -81,9 +81,9 @@ class Play:
         self.dag_id = f"{dag}__{guards}"
         self.run_id = ""
         self.url = f"https://media.example.com/{row}/{guards}/"
-        #: When the event of the row has happened, in seconds of the epoch.
+        #: The time of the row's event, in epoch seconds.
         self.event_time = 0.0
-        #: Operations that nothing may leave running, and operations that nothing may cancel.
+        #: Operations that must not be left running, and operations that must not be cancelled.
         self.strays: list[str] = []
         self.healthy: list[str] = []
 
@@ -91,20 +91,20 @@ class Play:
         return f"{self.url}{number}.mp4?seconds={seconds:g}&cancel_seconds=1"
 
     def start(self, *, seconds: float = 1200, **params: Any) -> None:
-        """Start a run whose ingest takes these seconds."""
+        """Start a run whose ingest takes this many seconds."""
         self.run_id = self.airflow.trigger(self.dag_id, {"url": self.media(seconds=seconds), **params})
 
     def ingest(self, number: int = 0) -> Started:
-        """Wait until the play's first ingest has started, or a later one, and return it."""
+        """Wait until the first ingest of the play has started, or a later one, and return it."""
         self._wait(f"ingest {number}", lambda: len(self.service.ingests(self.url)) > number)
         return self.service.ingests(self.url)[number]
 
     def waits(self, state: str = "running", task: str = "ingest") -> Started:
-        """Wait until the ingest has started and is being waited for, and return it."""
+        """Wait until the ingest has started and its task waits for it, and return the ingest."""
         started = self.ingest()
         self.task_is(state, task=task)
         if task == "ingest":
-            self._wait("looks", lambda: self.service.looks(started.name) > 1)
+            self._wait("polls", lambda: self.service.polls(started.name) > 1)
         return started
 
     def task_is(self, *states: str | None, task: str = "ingest", tries: int = 1) -> None:
@@ -117,43 +117,43 @@ class Play:
         self._wait(f"{task} to be {states} in try {tries}", there)
 
     def run_is(self, state: str, seconds: float = PATIENCE) -> None:
-        """Wait for the end of the run, which has to be this one."""
-        ended = self.airflow.wait_for_run(self.dag_id, self.run_id, seconds)
-        assert ended == state, f"the run of {self.dag_id} is {ended}"
+        """Wait until the run has finished, which must be in this state."""
+        finished = self.airflow.wait_for_run(self.dag_id, self.run_id, seconds)
+        assert finished == state, f"the run of {self.dag_id} is {finished}"
 
     def task_started(self) -> float:
-        """Return when the task that ingests has started, in seconds of the epoch."""
+        """Return the start of the task that ingests, in epoch seconds."""
         (found,) = [ti for ti in self.airflow.task_instances(self.dag_id, self.run_id) if ti["task_id"] == "ingest"]
         return datetime.fromisoformat(found["start_date"]).timestamp()
 
-    def looked_at(self, more: int = 2) -> None:
-        """Wait until the ingest has been looked at a few times more."""
+    def is_polled(self, more: int = 2) -> None:
+        """Wait until the ingest has been polled a few more times."""
         name = self.ingest().name
-        before = self.service.looks(name)
-        self._wait("looks", lambda: self.service.looks(name) >= before + more)
+        before = self.service.polls(name)
+        self._wait("polls", lambda: self.service.polls(name) >= before + more)
 
     def happens(self, at: float | None = None) -> None:
-        """Note that the event happens now, or at a given time."""
+        """Record that the event of the row happens now, or at a given time."""
         self.event_time = time.time() if at is None else at
 
     def mark(self, state: str, task: str = "ingest") -> None:
-        """Have the event be that a user marks a task."""
+        """As the event of the row, mark a task."""
         self.happens()
         self.airflow.mark(self.dag_id, self.run_id, task, state)
         self.task_is(state, task=task)
 
     def clear(self, task: str = "ingest") -> None:
-        """Have the event be that a user clears a task."""
+        """As the event of the row, clear a task."""
         self.happens()
         self.airflow.clear(self.dag_id, self.run_id, task)
 
     def kill(self, task: str = "ingest", map_index: int = -1, *, worker: bool = False) -> None:
-        """Have the event be that the process of a task is lost, and with ``worker`` the one that looks after it."""
+        """As the event of the row, kill the process of a task, and with ``worker`` its supervisor too."""
         self.airflow.kill_task(self.dag_id, self.run_id, task, map_index, worker=worker)
         self.happens()
 
     def delete(self) -> None:
-        """Delete the run, as soon as Airflow lets it go: not while a teardown makes it run again."""
+        """Delete the run as soon as Airflow allows it, which is not while a teardown has it running again."""
 
         def deleted() -> bool:
             with suppress(StackError):
@@ -161,18 +161,18 @@ class Play:
                 return True
             return False
 
-        self._wait("its end", deleted)
+        self._wait("the deletion of the run", deleted)
 
     def cancelled(self) -> None:
-        """Wait until the cancellation of the strays has been requested."""
+        """Wait until the cancellation of each stray has been requested."""
         self._wait("the cancel", lambda: all(self.service.cancels(name) for name in self.strays))
 
     def log(self, task: str = "ingest") -> str:
         return "\n".join(self.airflow.task_log_lines(self.dag_id, self.run_id, task))
 
-    def log_says(self, words: str, task: str = "ingest") -> None:
-        """Wait until the log of a task has these words: the failure that the user sees."""
-        self._wait(f"{words!r} in the log of {task}", lambda: words in self.log(task))
+    def log_says(self, text: str, task: str = "ingest") -> None:
+        """Wait until the log of a task contains a text."""
+        self._wait(f"{text!r} in the log of {task}", lambda: text in self.log(task))
 
     def _wait(self, what: str, check: Any, seconds: float = PATIENCE) -> None:
         wait_until(f"{what} in {self.dag_id} (row {self.row})", check, seconds, 1.0)

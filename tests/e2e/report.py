@@ -1,4 +1,4 @@
-"""The table of the rows: what was measured, as it stands in docs/guards.md."""
+"""The table of the measured rows, in the form that docs/guards.md has."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 
 import pytest
-from played import Outcome
+from outcomes import Outcome
 from rows import LEAK, UNHARMED
 
-#: Where the outcomes are kept for the end of the session.
+#: The outcomes, kept for the end of the session.
 PLAYED = pytest.StashKey[Mapping[tuple[str, str], Outcome]]()
 
 HEAD = (
@@ -19,14 +19,14 @@ HEAD = (
 
 
 def table(played: Mapping[tuple[str, str], Outcome]) -> str:
-    """Return the table in Markdown, one line for each row, and below it how many leaks there are."""
+    """Return the table in Markdown, one line per row, and below it the number of strays."""
     ids = dict.fromkeys(row for row, _ in played)
     lines = [_line(played[row, "own"], played[row, "rings"]) for row in ids]
     return "\n".join([*HEAD, *lines, "", *_summary(played.values())])
 
 
 def guards_of(markdown: str) -> dict[str, list[str]]:
-    """Return what the first table in a text says of each row but for timings and requests: the guard or the leak."""
+    """Return the guards, or the leak, of each row in the first table of a text, without seconds and requests."""
     _, _, below = markdown.partition("\n".join(HEAD))
     rows = [line.strip("|").split("|") for line in below.strip().partition("\n\n")[0].splitlines()]
     return {cells[0].strip(): [_words(cell) for cell in cells[-3:]] for cells in rows if len(cells) == 5}
@@ -54,7 +54,7 @@ def _swept(outcome: Outcome) -> str:
         return f"**{LEAK}**"
     if not outcome.leaks:
         return ""
-    return "sweep" if set(outcome.after_sweep.values()) == {"CANCELLED"} else "ended by itself"
+    return "sweep" if set(outcome.after_sweep.values()) == {"CANCELLED"} else "finished by itself"
 
 
 def _summary(outcomes: Iterable[Outcome]) -> list[str]:

@@ -1,8 +1,8 @@
 """
-The rows of the table of failures: what happens, on which DAG, and which guard is expected to cancel the ingest.
+The rows of the table of failures: the event, the DAG, and the guard that is expected to cancel the ingest.
 
-Each is played twice, on ``<dag>__own`` (the operator's own guards) and on ``<dag>__rings`` (the recommended ones around
-it); see ``dags/rows.py``. The events are in ``plays.py`` and ``disturbances.py``.
+Each row is played twice, on ``<dag>__own`` (the operator's own guards) and on ``<dag>__rings`` (with the recommended
+guards around it); see ``dags/rows.py``. The events are in ``events.py`` and ``disturbances.py``.
 
 To play one row: ``make e2e ARGS="-k row_7b-"``.
 """
@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import disturbances
-import plays
+import events
 from disturbances import ALONE, API_SERVER_DOWN, SCHEDULER_LOST, TOGETHER, TRIGGERER_DOWN, TRIGGERER_STALLED
-from plays import Event
+from events import Event
 
-#: What becomes of an ingest that no guard cancels, and of one that none may cancel.
+#: The outcome of an ingest that no guard cancels, and of one that no guard may cancel.
 LEAK = "leaks"
 UNHARMED = "unharmed"
 
-#: Who cancels, as ``guards.py`` reads it in the logs.
+#: The guards, as ``guards.py`` finds them in the logs.
 KILL = "on_kill"
 TRIGGER = "trigger on_kill"
 OPERATOR = "operator"
@@ -32,11 +32,11 @@ DAG_CALLBACK = "DAG callback"
 TEARDOWN = "teardown"
 DEADLINE = "Deadline"
 RINGS = f"{TEARDOWN}|{DAG_CALLBACK}"
-#: The dag processor of Airflow 2 does not say whose callback it runs.
+#: The dag processor of Airflow 2 does not log whose callback it runs.
 A_CALLBACK = "callback"
 
-#: The first versions of Airflow that have something, to say what is otherwise before them.
-MEMORY = (3, 3)
+#: The first versions of Airflow with a feature; ``Row.before`` says what is expected before them.
+STATE_STORE = (3, 3)
 DEADLINES = (3, 1)
 AIRFLOW_3 = (3, 0)
 NOT_PLAYED = (None, None)
@@ -47,11 +47,12 @@ class Row:
     """
     A row.
 
-    :param id: its number in the table of failures; a word after it tells apart several ways to play it.
-    :param own: the guards of which one comes first, ``|`` between them, with the operator's own guards only.
-    :param rings: the same within the rings.
-    :param before: both as they are before a version of Airflow; None where the row cannot be played there.
-    :param phase: with which others it is played at the same time.
+    :param id: its number in the table of failures, with a suffix where it is played in several ways.
+    :param what: the event, as the table names it.
+    :param own: the guards of which one must come first, separated by ``|``, with the operator's own guards only.
+    :param rings: the same with the recommended guards.
+    :param before: both before a version of Airflow; None where the row cannot be played.
+    :param phase: the rows of one phase are played at the same time.
     """
 
     id: str
@@ -64,7 +65,7 @@ class Row:
     phase: str = TOGETHER
 
     def expected(self, guards: str, airflow: tuple[int, int]) -> str | None:
-        """Return the guards of which one comes first, ``|`` between them; None where the row cannot be played."""
+        """Return the guards of which one must come first, separated by ``|``; None where the row cannot be played."""
         own, rings = next((self.before[v] for v in sorted(self.before) if airflow < v), (self.own, self.rings))
         expected = own if guards == "own" else rings
         if airflow < AIRFLOW_3 and expected and A_CALLBACK in expected:
@@ -73,77 +74,77 @@ class Row:
 
 
 ROWS = (
-    Row("1", "the task raises, no retry left", "raises", plays.raises, OPERATOR, OPERATOR),
-    Row("1-deferred", "the same after a deferral", "defers_and_raises", plays.raises, OPERATOR, OPERATOR),
-    Row("2", "it raises, and its retry goes on with the ingest", "raises_with_retry",
-        plays.raised_and_retried, UNHARMED, UNHARMED, {MEMORY: NOT_PLAYED}),
-    Row("2-again", "the retry raises too", "raises_with_retry", plays.raises_twice, OPERATOR, OPERATOR),
-    Row("3-failed", "the running task is marked failed", "waits", plays.marked("failed"), KILL, f"{KILL}|{RINGS}"),
-    Row("3-success", "it is marked success", "waits", plays.marked("success"), KILL, f"{KILL}|{RINGS}"),
+    Row("1", "the task raises, no retry left", "raises", events.raises, OPERATOR, OPERATOR),
+    Row("1-deferred", "the same after a deferral", "defers_and_raises", events.raises, OPERATOR, OPERATOR),
+    Row("2", "it raises, and its retry re-attaches to the ingest", "raises_with_retry",
+        events.raised_and_retried, UNHARMED, UNHARMED, {STATE_STORE: NOT_PLAYED}),
+    Row("2-again", "the retry raises too", "raises_with_retry", events.raises_twice, OPERATOR, OPERATOR),
+    Row("3-failed", "the running task is marked failed", "waits", events.marked("failed"), KILL, f"{KILL}|{RINGS}"),
+    Row("3-success", "it is marked success", "waits", events.marked("success"), KILL, f"{KILL}|{RINGS}"),
     Row("3-mapped", "one of three mapped tasks is marked failed", "mapped",
-        partial(plays.mapped, plays.second_is_marked), KILL, KILL),
-    Row("4", "the running task is cleared", "waits", partial(plays.cleared, "running"),
+        partial(events.mapped, events.second_is_marked), KILL, KILL),
+    Row("4", "the running task is cleared", "waits", partial(events.cleared, "running"),
         f"{KILL}|{UNHARMED}", f"{KILL}|{UNHARMED}"),
-    Row("5", "`execution_timeout`", "times_out", plays.times_out, OPERATOR, OPERATOR),
-    Row("5-retry", "the same, and its retry goes on with the ingest", "times_out_with_retry",
-        plays.timed_out_and_retried, UNHARMED, UNHARMED, {MEMORY: NOT_PLAYED}),
-    Row("6", "`dagrun_timeout`, task running", "run_times_out", plays.run_times_out, KILL, f"{KILL}|{RINGS}"),
-    Row("7", "the task process is SIGKILLed, no retries", "waits", plays.killed(), LEAK, RINGS,
+    Row("5", "`execution_timeout`", "times_out", events.times_out, OPERATOR, OPERATOR),
+    Row("5-retry", "the same, and its retry re-attaches to the ingest", "times_out_with_retry",
+        events.timed_out_and_retried, UNHARMED, UNHARMED, {STATE_STORE: NOT_PLAYED}),
+    Row("6", "`dagrun_timeout`, task running", "run_times_out", events.run_times_out, KILL, f"{KILL}|{RINGS}"),
+    Row("7", "the task process is SIGKILLed, no retries", "waits", events.killed(), LEAK, RINGS,
         {AIRFLOW_3: (A_CALLBACK, RINGS)}),
     Row("7b", "the same, with a retry left", "waits_with_retry",
-        plays.killed_and_retried, UNHARMED, UNHARMED,
-        {MEMORY: (CALLBACK, CALLBACK)}),
+        events.killed_and_retried, UNHARMED, UNHARMED,
+        {STATE_STORE: (CALLBACK, CALLBACK)}),
     Row("7-fixed", "SIGKILL; the DAG had the wrong file, is fixed, the task cleared", "fixed",
-        plays.fixed_and_cleared, NEXT_TRY, f"{RINGS}|{NEXT_TRY}",
-        {AIRFLOW_3: (A_CALLBACK, RINGS), MEMORY: (LEAK, RINGS)}),
-    Row("8", "task and worker are lost, no retries", "waits", plays.killed(worker=True),
+        events.fixed_and_cleared, NEXT_TRY, f"{RINGS}|{NEXT_TRY}",
+        {AIRFLOW_3: (A_CALLBACK, RINGS), STATE_STORE: (LEAK, RINGS)}),
+    Row("8", "task and worker are lost, no retries", "waits", events.killed(worker=True),
         CALLBACK, f"{CALLBACK}|{RINGS}"),
     Row("8-retry", "the same, with a retry left", "waits_with_retry",
-        partial(plays.killed_and_retried, worker=True), UNHARMED, UNHARMED,
-        {MEMORY: (CALLBACK, CALLBACK)}),
+        partial(events.killed_and_retried, worker=True), UNHARMED, UNHARMED,
+        {STATE_STORE: (CALLBACK, CALLBACK)}),
     Row("8-callback", "the same, with an `on_retry_callback` that comes late", "waits_with_retry_callback",
-        plays.lost_and_called_back, f"{UNHARMED}|{CALLBACK}", f"{UNHARMED}|{CALLBACK}"),
-    Row("9-failed", "the deferred task is marked failed", "defers", plays.marked("failed", "deferred"),
+        events.lost_and_called_back, f"{UNHARMED}|{CALLBACK}", f"{UNHARMED}|{CALLBACK}"),
+    Row("9-failed", "the deferred task is marked failed", "defers", events.marked("failed", "deferred"),
         TRIGGER, f"{TRIGGER}|{RINGS}"),
-    Row("9-success", "it is marked success", "defers", plays.marked("success", "deferred"),
+    Row("9-success", "it is marked success", "defers", events.marked("success", "deferred"),
         TRIGGER, f"{TRIGGER}|{RINGS}"),
-    Row("9-cleared", "it is cleared", "defers", partial(plays.cleared, "deferred"),
+    Row("9-cleared", "it is cleared", "defers", partial(events.cleared, "deferred"),
         f"{TRIGGER}|{UNHARMED}", f"{TRIGGER}|{UNHARMED}"),
-    Row("10b", "`execution_timeout` while deferred", "defers_and_times_out", plays.times_out, OPERATOR, OPERATOR),
-    Row("11", "the wait in the triggerer ends with an error", "defers", plays.trigger_fails, OPERATOR, OPERATOR),
-    Row("13", "`dagrun_timeout` while deferred", "defers_and_run_times_out", plays.run_times_out,
+    Row("10b", "`execution_timeout` while deferred", "defers_and_times_out", events.times_out, OPERATOR, OPERATOR),
+    Row("11", "the wait in the triggerer fails", "defers", events.trigger_fails, OPERATOR, OPERATOR),
+    Row("13", "`dagrun_timeout` while deferred", "defers_and_run_times_out", events.run_times_out,
         TRIGGER, f"{TRIGGER}|{RINGS}"),
-    Row("14", "another task fails", "then_work", partial(plays.work_fails, "raise", "failed"), LEAK, RINGS),
+    Row("14", "another task fails", "then_work", partial(events.work_fails, "raise", "failed"), LEAK, RINGS),
     Row("15-raises", "a task between setup and teardown raises", "setup_then_work",
-        partial(plays.work_fails, "raise", "failed"), LEAK, RINGS),
-    Row("15-marked", "it is marked failed", "setup_then_work", plays.marked("failed", task="work", work="sleep"),
+        partial(events.work_fails, "raise", "failed"), LEAK, RINGS),
+    Row("15-marked", "it is marked failed", "setup_then_work", events.marked("failed", task="work", work="sleep"),
         LEAK, RINGS),
-    Row("15-killed", "its process is SIGKILLed", "setup_then_work", plays.killed("work"), LEAK, RINGS),
-    Row("15-worker", "its worker is lost", "setup_then_work", plays.killed("work", worker=True), LEAK, RINGS),
+    Row("15-killed", "its process is SIGKILLed", "setup_then_work", events.killed("work"), LEAK, RINGS),
+    Row("15-worker", "its worker is lost", "setup_then_work", events.killed("work", worker=True), LEAK, RINGS),
     Row("15-deferred", "it is deferred and marked failed", "setup_then_deferred",
-        plays.marked("failed", "deferred", task="work"), LEAK, RINGS),
-    Row("15a", "the ingest is the setup, and its worker is lost", "setup_waits", plays.killed(worker=True),
+        events.marked("failed", "deferred", task="work"), LEAK, RINGS),
+    Row("15a", "the ingest is the setup, and its worker is lost", "setup_waits", events.killed(worker=True),
         CALLBACK, f"{CALLBACK}|{DAG_CALLBACK}"),
-    Row("16", "a Deadline passes, and nothing fails", "late", plays.too_late, LEAK, DEADLINE,
+    Row("16", "a Deadline passes, and nothing fails", "late", events.deadline_missed, LEAK, DEADLINE,
         {DEADLINES: NOT_PLAYED}),
     Row("17", "a rescheduled sensor is marked failed between pokes", "then_rescheduled",
-        plays.marked("failed", "up_for_reschedule", task="work"), LEAK, RINGS),
-    Row("18", "the whole run is marked failed", "waits", partial(plays.run_marked_failed, "running"),
+        events.marked("failed", "up_for_reschedule", task="work"), LEAK, RINGS),
+    Row("18", "the whole run is marked failed", "waits", partial(events.run_marked_failed, "running"),
         KILL, f"{KILL}|{RINGS}"),
-    Row("18-deferred", "the same while deferred", "defers", partial(plays.run_marked_failed, "deferred"),
+    Row("18-deferred", "the same while deferred", "defers", partial(events.run_marked_failed, "deferred"),
         TRIGGER, f"{TRIGGER}|{RINGS}"),
-    Row("18b", "the run is marked failed and deleted", "waits", plays.run_deleted, KILL, KILL),
+    Row("18b", "the run is marked failed and deleted", "waits", events.run_deleted, KILL, KILL),
     Row("19b", "the run is marked failed while the task waits for its retry", "waits_for_retry",
-        partial(plays.run_marked_failed, "up_for_retry"), LEAK, TEARDOWN,
-        {MEMORY: (OPERATOR, OPERATOR)}),
-    Row("19d", "a skip after the start", "then_work", partial(plays.work_fails, "skip", "skipped"), LEAK, TEARDOWN),
+        partial(events.run_marked_failed, "up_for_retry"), LEAK, TEARDOWN,
+        {STATE_STORE: (OPERATOR, OPERATOR)}),
+    Row("19d", "a skip after the start", "then_work", partial(events.work_fails, "skip", "skipped"), LEAK, TEARDOWN),
     Row("19e", "one of three mapped tasks loses its worker", "mapped",
-        partial(plays.mapped, plays.second_loses_its_worker), LEAK, f"{CALLBACK}|{DAG_CALLBACK}",
+        partial(events.mapped, events.second_loses_its_worker), LEAK, f"{CALLBACK}|{DAG_CALLBACK}",
         {AIRFLOW_3: (A_CALLBACK, A_CALLBACK)}),
-    Row("lost", "the answer to create is lost; the ingest is found, then the task marked failed", "waits",
-        disturbances.answer_lost, KILL, f"{KILL}|{RINGS}", phase=ALONE),
-    Row("lost-for-good", "the answer is lost, and the server has no list", "waits",
-        disturbances.answer_lost_for_good, LEAK, LEAK, phase=ALONE),
+    Row("lost", "the response to create is lost; the ingest is recovered, then the task marked failed", "waits",
+        disturbances.response_lost, KILL, f"{KILL}|{RINGS}", phase=ALONE),
+    Row("lost-for-good", "the response is lost, and the server has no list", "waits",
+        disturbances.response_lost_without_list, LEAK, LEAK, phase=ALONE),
     Row("10", "deferral timeout, with the triggerer down", "defers_and_raises_later", disturbances.deferral_times_out,
         OPERATOR, OPERATOR, phase=TRIGGERER_DOWN),
     Row("12", "the triggerer is killed and started again", "defers", disturbances.lives_through,

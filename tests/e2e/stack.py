@@ -1,4 +1,4 @@
-"""A real, headless Airflow in processes of its own, for the end-to-end tests and the demo."""
+"""A real Airflow without a user interface, in processes of its own, for the end-to-end tests and the demo."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ __all__ = ["Airflow2Stack", "Airflow3Stack", "StackError", "make_stack", "wait_u
 
 
 def make_stack(home: Path, dags: Path, env: Mapping[str, str] | None = None) -> Airflow3Stack | Airflow2Stack:
-    """Make the stack of the Airflow that is installed beside this Python."""
+    """Return a stack of the Airflow that this Python has installed."""
     kind = Airflow2Stack if version("apache-airflow").startswith("2.") else Airflow3Stack
     return kind(home, dags, env)

@@ -1,4 +1,4 @@
-"""A headless Airflow 2, asked through its metadata database."""
+"""Airflow 2, controlled through its metadata database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from stack_base import AirflowStack
 from stack_waits import wait_until
 
-#: For what needs several tasks at once. Airflow's own tests run this executor on SQLite, too; locks can cost a try.
+#: Settings to run several tasks at once. Airflow's own tests use this executor on SQLite too; a lock can fail a try.
 CONCURRENT = {
     "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
     "AIRFLOW__CORE__PARALLELISM": "8",
@@ -20,7 +20,7 @@ CONCURRENT = {
 
 
 class Airflow2Stack(AirflowStack):
-    """Airflow 2: scheduler (with its dag processor) and triggerer, asked through the metadata database."""
+    """Airflow 2: scheduler (with its dag processor) and triggerer, controlled through the metadata database."""
 
     components = {
         "scheduler": ["scheduler", "--skip-serve-logs"],
@@ -30,7 +30,11 @@ class Airflow2Stack(AirflowStack):
     def _settings(self, dags: Path) -> dict[str, str]:
         return super()._settings(dags) | {
             "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor",
-            "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "12",
+            # Heartbeats are late on a busy machine: at 12 s, healthy tasks are killed.
+            "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "30",
+            # The dag processor must have handled a lost task before the next detection, which would report it again:
+            # Airflow would then fail the next try.
+            "AIRFLOW__SCHEDULER__ZOMBIE_DETECTION_INTERVAL": "40",
             "AIRFLOW__SCHEDULER__LOCAL_TASK_JOB_HEARTBEAT_SEC": "2",
             "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "3",
             "AIRFLOW__SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "60",
@@ -43,7 +47,7 @@ class Airflow2Stack(AirflowStack):
         from airflow.jobs.job import Job
         from airflow.utils.session import create_session
 
-        # Another stack of this process may have had another database.
+        # An earlier stack in this process may have used another database.
         settings.dispose_orm()
         settings.configure_vars()
         settings.configure_orm()
@@ -53,7 +57,7 @@ class Airflow2Stack(AirflowStack):
                 jobs = session.query(Job).filter(Job.state == "running").all()
                 return {job.job_type for job in jobs if job.is_alive()} >= {"SchedulerJob", "TriggererJob"}
 
-        wait_until("Airflow to be healthy", healthy, 120)
+        wait_until("Airflow to be healthy", healthy, 300)
 
     def wait_for_dags(self, *dag_ids: str) -> None:
         from airflow.models.dag import DagModel
@@ -63,7 +67,7 @@ class Airflow2Stack(AirflowStack):
             with create_session() as session:
                 return set(dag_ids) <= {dag_id for (dag_id,) in session.query(DagModel.dag_id)}
 
-        wait_until(f"the DAGs {', '.join(dag_ids)}", known, 60)
+        wait_until(f"the DAGs {', '.join(dag_ids)}", known, 180)
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
         from airflow.api.common.trigger_dag import trigger_dag
@@ -127,7 +131,7 @@ class Airflow2Stack(AirflowStack):
         from airflow.models.dagrun import DagRun
         from airflow.utils.session import create_session
 
-        # In one statement: the ORM would look for a table of users, whose provider is not installed.
+        # One statement: the ORM would need a table of users, whose provider is not installed.
         with create_session() as session:
             session.query(DagRun).filter_by(dag_id=dag_id, run_id=run_id).delete()
 

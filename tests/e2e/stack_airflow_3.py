@@ -1,4 +1,4 @@
-"""A headless Airflow 3, asked by its public API."""
+"""Airflow 3, controlled through its public API."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stack_waits import StackError, wait_until
 
 
 class Airflow3Stack(AirflowStack):
-    """Airflow 3: API server, scheduler with local executor, triggerer and dag processor, by the public API."""
+    """Airflow 3: API server, scheduler with local executor, triggerer and dag processor."""
 
     def _settings(self, dags: Path) -> dict[str, str]:
         self.components = {
@@ -32,7 +32,7 @@ class Airflow3Stack(AirflowStack):
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://{LOOPBACK}:{self.port}/execution/",
             "AIRFLOW__API__BASE_URL": f"http://{LOOPBACK}:{self.port}",
-            # For the values of XComs; Airflow 3.1 and later ask for no permission.
+            # Lets the API return the values of XComs; Airflow 3.1 and later need no such setting.
             "AIRFLOW__API__ENABLE_XCOM_DESERIALIZE_SUPPORT": "True",
             "AIRFLOW__API__SECRET_KEY": secrets.token_hex(32),
             "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
@@ -47,7 +47,7 @@ class Airflow3Stack(AirflowStack):
         }
 
     def _env_of(self, component: str) -> dict[str, str]:
-        # It waits for the lock on its event loop, which the request that holds the lock needs to let it go.
+        # The API server waits for a lock on its event loop, which the request that holds the lock needs to release it.
         seconds = 0.5 if component == "api-server" else LOCK_SECONDS
         return self.env | {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self._database(seconds)}
 
@@ -65,30 +65,30 @@ class Airflow3Stack(AirflowStack):
                 return False
             return all((health.get(name) or {}).get("status") == "healthy" for name in expected)
 
-        wait_until("Airflow to be healthy", healthy, 120, 0.3)
+        wait_until("Airflow to be healthy", healthy, 300, 0.3)
         token = self._http.get(f"http://{LOOPBACK}:{self.port}/auth/token", timeout=10).json()["access_token"]
         self._http.headers["Authorization"] = f"Bearer {token}"
 
     def api(self, method: str, path: str, **kwargs: Any) -> Any:
-        """Call Airflow's public API and return its JSON; again when its database was locked."""
+        """Call Airflow's public API and return its JSON; retry if its database was locked."""
         url = f"http://{LOOPBACK}:{self.port}/api/v2/{path}"
         for pause in (0.5, 1, 2, 4, 8, None):
             with nullcontext() if method == "GET" else self._changing:
-                answer = self._http.request(method, url, timeout=60, **kwargs)
-            if answer.ok:
-                return answer.json() if answer.content else None
-            if answer.status_code != 500 or pause is None:
+                response = self._http.request(method, url, timeout=60, **kwargs)
+            if response.ok:
+                return response.json() if response.content else None
+            if response.status_code != 500 or pause is None:
                 break
             time.sleep(pause)
-        raise StackError(f"{method} {path} answered {answer.status_code}: {answer.text[:500]}")
+        raise StackError(f"{method} {path} returned {response.status_code}: {response.text[:500]}")
 
     def wait_for_dags(self, *dag_ids: str) -> None:
-        """Wait until the dag processor has read these DAGs."""
+        """Wait until the dag processor has parsed these DAGs."""
 
         def known() -> bool:
             return set(dag_ids) <= {dag["dag_id"] for dag in self.api("GET", "dags?limit=100")["dags"]}
 
-        wait_until(f"the DAGs {', '.join(dag_ids)}", known, 60, 0.3)
+        wait_until(f"the DAGs {', '.join(dag_ids)}", known, 180, 0.3)
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
         body = {"logical_date": None, "conf": dict(conf or {})}
@@ -130,7 +130,7 @@ class Airflow3Stack(AirflowStack):
         return f"airflow worker -- {self.api('GET', _task_path(dag_id, run_id, task_id, map_index))['id']}"
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
-        """Return an XCom as the UI shows it."""
+        """Return the value of an XCom, as the user interface shows it."""
         path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}?deserialize=true"
         return self.api("GET", path)["value"]
 

@@ -1,7 +1,8 @@
-"""What the Airflows under test have in common: a home, an environment, processes, and the logs they write."""
+"""Base class of the Airflows under test: home, environment, processes and logs."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -9,20 +10,24 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from processes import Process, end_sessions, processes_of
-from stack_logs import WrittenLogs
+import psutil
 from stack_waits import StackError, wait_until
 
+from tests.support.processes import command_line, kill, processes_of, signal_group
+
 LOOPBACK = "127.0.0.1"
-#: The triggerer lets 10 s pass before it ends, even when it has nothing to do; there is nothing to wait for.
-STOP_SECONDS = {"triggerer": 1}
-#: How long a process waits for another's write to the SQLite database before it gives up, and mostly dies.
+#: Seconds that all components together have to stop, before they are killed.
+STOP_SECONDS = 20.0
+#: The triggerer always takes 10 s to stop, even when it runs nothing.
+TRIGGERER_STOP_SECONDS = 1.0
+#: Seconds that a process waits for a lock of the SQLite database. Most processes exit when it is not enough.
 LOCK_SECONDS = 60.0
 
 
@@ -32,13 +37,13 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-class AirflowStack(WrittenLogs):
+class AirflowStack:
     """
-    What both Airflows have in common: a home, an environment, and processes that are stopped by group.
+    An Airflow in an AIRFLOW_HOME of its own, whose processes are stopped by group.
 
-    :param home: AIRFLOW_HOME; made anew at each start, with a copy of a migrated database that is kept beside it.
+    :param home: AIRFLOW_HOME; recreated at each start, with a copy of a migrated database that is kept beside it.
     :param dags: the folder with the DAG files.
-    :param env: further environment variables.
+    :param env: additional environment variables.
     """
 
     components: Mapping[str, list[str]]
@@ -86,7 +91,7 @@ class AirflowStack(WrittenLogs):
         self.stop()
 
     def start(self) -> None:
-        """Make an empty home, start every component, and wait until all are healthy."""
+        """Create an empty home, start every component, and wait until all are healthy."""
         shutil.rmtree(self.home, ignore_errors=True)
         self.home.mkdir(parents=True)
         database = self.home / "airflow.db"
@@ -101,23 +106,26 @@ class AirflowStack(WrittenLogs):
         self._wait_until_healthy()
 
     def stop(self) -> None:
-        """Stop every process that was started here, with its children."""
+        """Stop every process that was started here, and its children."""
         for process in self.processes.values():
-            _signal_group(process, signal.SIGTERM)
+            signal_group(process, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
         for component, process in self.processes.items():
+            left = TRIGGERER_STOP_SECONDS if "triggerer" in component else max(0.0, deadline - time.monotonic())
             try:
-                process.wait(STOP_SECONDS.get(component, 20))
+                process.wait(left)
             except subprocess.TimeoutExpired:
-                if component not in STOP_SECONDS:
-                    print(f"{component} did not stop in time and is killed", file=sys.stderr)
-            _signal_group(process, signal.SIGKILL)
+                if "triggerer" not in component:
+                    print(f"{component} did not stop in time and was killed", file=sys.stderr)
+            signal_group(process, signal.SIGKILL)
             process.wait()
-        end_sessions(*self._sessions)
+        # Some children lead a process group of their own.
+        kill(*processes_of(*self._sessions))
         self.processes.clear()
         self._sessions.clear()
 
     def start_component(self, component: str) -> None:
-        """Start a component; ``second-triggerer`` is another triggerer."""
+        """Start a component; ``second-triggerer`` is a second triggerer."""
         arguments = self.components[component.removeprefix("second-")]
         with (self.home / f"{component}.log").open("ab") as log:
             self.processes[component] = subprocess.Popen(
@@ -132,58 +140,58 @@ class AirflowStack(WrittenLogs):
 
     def kill_component(self, component: str, how: signal.Signals = signal.SIGKILL) -> None:
         process = self.processes.pop(component)
-        _signal_group(process, how)
+        signal_group(process, how)
         process.wait()
 
     def restart_component(self, component: str) -> None:
-        """Start a component again that was killed, and wait until all are healthy."""
+        """Start a killed component again, and wait until all are healthy."""
         self.start_component(component)
         self._wait_until_healthy()
 
     def lose_scheduler(self) -> None:
-        """Kill the scheduler alone; what it runs becomes an orphan and goes on."""
+        """Kill the scheduler alone; its running tasks become orphans and continue."""
         process = self.processes.pop("scheduler")
         process.kill()
         process.wait()
 
     def pause_component(self, component: str) -> None:
-        """Stop a component with all its processes until :meth:`resume_component`."""
-        _signal_group(self.processes[component], signal.SIGSTOP)
+        """Suspend all processes of a component until :meth:`resume_component`."""
+        signal_group(self.processes[component], signal.SIGSTOP)
 
     def resume_component(self, component: str) -> None:
-        _signal_group(self.processes[component], signal.SIGCONT)
+        signal_group(self.processes[component], signal.SIGCONT)
 
     def kill_task(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, *, worker: bool = False) -> None:
         """
-        Kill the process of a running task, as the kernel does when memory runs out.
+        Kill the process of a running task, as the kernel does when it is out of memory.
 
-        :param worker: first the process that looks after it, as when the machine is lost.
+        :param worker: kill the process that supervises the task first, as if the whole machine were lost.
         """
         mark = self._process_title(dag_id, run_id, task_id, map_index)
 
-        def found() -> list[Process]:
-            return [process for process in processes_of(*self._sessions) if mark in process.title]
+        def found() -> list[psutil.Process]:
+            return [process for process in processes_of(*self._sessions) if mark in command_line(process)]
 
-        (process,) = wait_until(f"the process {mark!r}", found, 20, 0.2)
+        (process,) = wait_until(f"the process {mark!r}", found, 60, 0.2)
         if worker:
-            (supervisor,) = [other for other in processes_of(*self._sessions) if other.pid == process.parent]
-            supervisor.kill()
-        process.kill()
+            kill(*[other for other in processes_of(*self._sessions) if other.pid == process.ppid()])
+        kill(process)
 
     def check_alive(self) -> None:
-        """Raise StackError when a component has ended by itself."""
+        """Raise StackError if a component has exited by itself."""
         for component, process in self.processes.items():
             if process.poll() is not None:
                 log = (self.home / f"{component}.log").read_text(errors="replace")
-                raise StackError(f"{component} has ended with {process.returncode}:\n{log[-2000:]}")
+                raise StackError(f"{component} has exited with {process.returncode}:\n{log[-2000:]}")
 
     def airflow(self, *arguments: str) -> str:
-        """Run an ``airflow`` command to its end and return what it printed."""
+        """Run an ``airflow`` command and return its output."""
         done = subprocess.run(
             [self._airflow_command(), *arguments], env=self.env, capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise StackError(f"airflow {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+            command = f"airflow {' '.join(arguments)}"
+            raise StackError(f"{command} exited with {done.returncode}:\n{done.stdout}{done.stderr}")
         return done.stdout
 
     def _airflow_command(self) -> str:
@@ -200,7 +208,7 @@ class AirflowStack(WrittenLogs):
         raise NotImplementedError
 
     def run_started(self, dag_id: str, run_id: str) -> float:
-        """Return when a run has started, in seconds of the epoch."""
+        """Return the start of a run, in epoch seconds."""
         raise NotImplementedError
 
     def mark(self, dag_id: str, run_id: str, task_id: str, state: str, map_index: int = -1) -> None:
@@ -212,7 +220,7 @@ class AirflowStack(WrittenLogs):
         raise NotImplementedError
 
     def clear(self, dag_id: str, run_id: str, task_id: str) -> None:
-        """Clear a task and what comes after it, as a user does."""
+        """Clear a task and its downstream tasks, as a user does."""
         raise NotImplementedError
 
     def delete_run(self, dag_id: str, run_id: str) -> None:
@@ -222,33 +230,51 @@ class AirflowStack(WrittenLogs):
         raise NotImplementedError
 
     def _process_title(self, dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
-        """Return what only the title of that task's process has in it."""
+        """Return a text that only the command line of this task's process contains."""
         raise NotImplementedError
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """Return ``{"task_id", "map_index", "state", "try_number", "start_date"}`` of each task instance."""
+        """Return the task instances, each with task_id, map_index, state, try_number and start_date."""
         raise NotImplementedError
 
-    def wait_for_run(self, dag_id: str, run_id: str, seconds: float = 120) -> str:
-        """Return the state in which a run has ended."""
+    def wait_for_run(self, dag_id: str, run_id: str, seconds: float = 300) -> str:
+        """Wait until a run has finished, and return its state."""
 
-        def ended() -> str | None:
+        def finished() -> str | None:
             self.check_alive()
             state = self.run_state(dag_id, run_id)
             return state if state in ("success", "failed") else None
 
-        return str(wait_until(f"the end of {dag_id} {run_id}", ended, seconds))
+        return str(wait_until(f"{dag_id} {run_id} to finish", finished, seconds))
 
     def task_states(self, dag_id: str, run_id: str) -> dict[str, str]:
-        """Return the state by task id; ``task[0]`` for a map index."""
+        """Return the state of each task by its id; ``task[0]`` for map index 0."""
         return {
             ti["task_id"] + (f"[{ti['map_index']}]" if ti["map_index"] >= 0 else ""): ti["state"]
             for ti in self.task_instances(dag_id, run_id)
         }
 
+    def task_log(self, dag_id: str, run_id: str, task_id: str) -> str:
+        """Return the log of a task, with all its tries and map indexes."""
+        folder = self.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}"
+        return "\n".join(path.read_text() for path in sorted(folder.rglob("*.log")))
 
-def _signal_group(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    def task_log_lines(self, dag_id: str, run_id: str, task_id: str) -> list[str]:
+        """Return the messages in the log of a task, without the JSON around them that Airflow 3 writes."""
+        return [_message(line) for line in self.task_log(dag_id, run_id, task_id).splitlines()]
+
+    def component_logs(self) -> str:
+        """Return the logs of the components, and those of the dag processor for each DAG file."""
+        files = [*self.home.glob("*.log"), *(self.home / "logs").rglob("*.py.log")]
+        return "\n".join(path.read_text(errors="replace") for path in sorted(files))
+
+
+def _message(line: str) -> str:
     try:
-        os.killpg(process.pid, how)
-    except ProcessLookupError:
-        return
+        record = json.loads(line)
+    except ValueError:
+        return line
+    if not isinstance(record, dict):
+        return line
+    errors = [f": {detail['exc_type']}: {detail['exc_value']}" for detail in record.get("error_detail") or []]
+    return str(record.get("event", line)) + "".join(errors[:1])

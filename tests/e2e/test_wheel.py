@@ -1,4 +1,4 @@
-"""The sdist, and the wheel that is built of it: in an environment of its own it is a provider that Airflow knows."""
+"""The sdist and the wheel built from it, installed in an environment of its own as a provider of Airflow."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from packaging.metadata import Metadata
 
+from tests.support.processes import running
+
 ROOT = Path(__file__).resolve().parents[2]
 UV = ROOT / ".venvs" / "uv" / "bin" / "uv"
 MAJOR_MINOR = ".".join(version("apache-airflow").split(".")[:2])
@@ -21,7 +23,7 @@ MAJOR_MINOR = ".".join(version("apache-airflow").split(".")[:2])
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder with the sdist, and the wheel that is built of it."""
+    """Return the folder with the sdist and the wheel built from it."""
     folder = tmp_path_factory.mktemp("dist")
     subprocess.run([UV, "build", "--quiet", "--out-dir", folder, ROOT], check=True)
     return folder
@@ -35,7 +37,7 @@ def wheel(dist: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def unpacked(dist: Path) -> Path:
-    """Return the sdist's own folder."""
+    """Return the folder of the unpacked sdist."""
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(dist, filter="data")
@@ -44,7 +46,7 @@ def unpacked(dist: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the bin folder of a fresh environment with the wheel and its pinned dependencies."""
+    """Return the bin folder of a new environment with the wheel and its pinned dependencies."""
     env = tmp_path_factory.mktemp("wheel") / "env"
     subprocess.run([UV, "venv", "--quiet", env], check=True)
     pins = ROOT / "constraints" / f"airflow-{MAJOR_MINOR}.txt"
@@ -62,7 +64,7 @@ def environment(home: Path, dags: Path) -> dict[str, str]:
     }
 
 
-def test_the_archives_hold_what_they_should(wheel: Path, unpacked: Path) -> None:
+def test_the_archives_contain_all_files_and_valid_metadata(wheel: Path, unpacked: Path) -> None:
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "airflow_dai_provider").rglob("*.py")}
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -82,19 +84,19 @@ def test_the_archives_hold_what_they_should(wheel: Path, unpacked: Path) -> None
 
 
 def test_all_tests_pass_on_the_wheel(installed: Path, unpacked: Path, tmp_path: Path) -> None:
-    """Those of the sdist, whose own copy of the package is put out of reach."""
+    """Run the tests of the sdist, whose own copy of the package is moved away."""
     (unpacked / "airflow_dai_provider").rename(tmp_path / "sources")
     command = [installed / "python", "-m", "pytest", "--quiet", "-p", "no:cacheprovider", "--numprocesses", "auto"]
     with (tmp_path / "output").open("w+") as output:
-        code = subprocess.run(
-            command, cwd=unpacked, env=environment(tmp_path, tmp_path), stdout=output, stderr=output, check=False
-        ).returncode
+        env = environment(tmp_path, tmp_path)
+        with running(command, cwd=unpacked, env=env, stdout=output, stderr=output) as tests:
+            code = tests.wait()
         output.seek(0)
         assert code == 0, output.read()
 
 
-def test_a_users_own_project(installed: Path, tmp_path: Path) -> None:
-    """The README's first DAG and its test, copied; and what mypy says of it and of a larger project, in strict mode."""
+def test_a_project_that_uses_the_wheel_passes_its_tests_and_mypy(installed: Path, tmp_path: Path) -> None:
+    """Copy the README's first DAG and its test; check it and a larger project with mypy in strict mode."""
     snippets = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     (test,) = [snippet for snippet in snippets if "def test_it_cancels" in snippet]
     project = tmp_path / "project"
@@ -113,12 +115,12 @@ def test_a_users_own_project(installed: Path, tmp_path: Path) -> None:
     run("airflow", "db", "migrate")
     assert "1 passed" in run("pytest", "-p", "no:cacheprovider")
     shutil.copy(Path(__file__).parent / "typed_project.py", project)
-    # Airflow 2 does not tell the types of its decorators.
+    # The decorators of Airflow 2 are untyped.
     options = ["--strict", *(["--allow-untyped-decorators"] if MAJOR_MINOR.startswith("2.") else [])]
     assert "no issues found in 2 source files" in run("mypy", *options, "cancel_dai_ingest.py", "typed_project.py")
 
 
-def test_airflow_knows_the_provider_and_its_examples_import(installed: Path, tmp_path: Path) -> None:
+def test_airflow_lists_the_provider_and_imports_its_examples(installed: Path, tmp_path: Path) -> None:
     env = environment(tmp_path, ROOT / "dags_examples")
 
     def airflow(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""What a user writes who has mypy check in strict mode: every class of the package, TaskFlow and mapping."""
+"""A user's project for mypy in strict mode: every class of the package, TaskFlow and mapping."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ with DAG("typed", schedule=None, on_failure_callback=DaiCancelOperationNotifier(
             return [operation.name for operation in hook.list_operations() if not operation.done]
 
     @task
-    def reason(ended: Any) -> str | None:  # Airflow says of an operator's output only that it is an XComArg
-        operation = Operation.from_dict(ended)
+    def reason(finished: Any) -> str | None:  # an operator's output is typed as XComArg only
+        operation = Operation.from_dict(finished)
         if operation.state is OperationState.FAILED and operation.ingest:
             return operation.ingest.failure_reason
         return operation.error_message
@@ -55,7 +55,7 @@ with DAG("typed", schedule=None, on_failure_callback=DaiCancelOperationNotifier(
     DaiCancelStrayOperationsOperator(task_id="sweep", older_than=timedelta(hours=6), dry_run=True)
 
 
-async def look(name: str) -> OperationState:
+async def poll(name: str) -> OperationState:
     async with DaiAsyncHook("google_cloud_dai", impersonation_chain=["dai@project.iam.gserviceaccount.com"]) as hook:
         return (await hook.get_operation(name)).state
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import requests
-from emulator_command import COMMAND, ROOT, Launch, Process, Serve, first_line
-from emulator_testing import Client, Clock, private_key
+from emulator_testing import COMMAND, ROOT, Client, Clock, Launch, Process, Serve, first_line, private_key
 from google.auth import credentials
 
 from airflow_dai_provider.emulator import DaiEmulator
@@ -31,16 +30,24 @@ def emulator(clock: Clock) -> Iterator[DaiEmulator]:
 
 
 @pytest.fixture
-def guarded() -> Iterator[DaiEmulator]:
-    """Give an emulator that wants tokens; its clock stands still near the real time, which google-auth signs with."""
-    with DaiEmulator(authentication=True, private_key=private_key(), clock=Clock(time.time() // 1)) as running:
+def real_clock() -> Clock:
+    """Give a clock that stands still near the real time, which google-auth signs with."""
+    return Clock(time.time() // 1)
+
+
+@pytest.fixture
+def guarded(real_clock: Clock) -> Iterator[DaiEmulator]:
+    """Start an emulator that requires tokens; they are valid for 900 s."""
+    with DaiEmulator(
+        authentication=True, token_lifetime=900, ingest_seconds=1e6, private_key=private_key(), clock=real_clock
+    ) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
 def _stay_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep google-auth from asking Google, in the background, which regions an account may use."""
-    # Versions before that do not.
+    # Earlier versions do not ask.
     if owner := getattr(credentials, "CredentialsWithRegionalAccessBoundary", None):
         monkeypatch.setattr(owner, "_maybe_start_regional_access_boundary_refresh", lambda *_: None)
 
@@ -54,7 +61,7 @@ def client(emulator: DaiEmulator) -> Iterator[Client]:
 
 @pytest.fixture
 def raw(emulator: DaiEmulator) -> Callable[..., tuple[int, str, Any]]:
-    """Send a request whose path nobody normalises; returns status, content type and body."""
+    """Send a request whose path no client normalises; returns status, content type and body."""
 
     def send(http_method: str, path: str, body: bytes | None = None) -> tuple[int, str, Any]:
         connection = http.client.HTTPConnection(emulator.host, timeout=5)

@@ -1,21 +1,41 @@
-"""A clock that stands still, a client of plain HTTP, the check of a JSON error, keys, and a proxy that tunnels."""
+"""Helpers of the emulator's tests: a clock that stands still, clients, checks, keys, and the command."""
 
+import logging
 import socket
-import socketserver
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from google.auth.transport.requests import Request
+from google.oauth2 import service_account
 
 from airflow_dai_provider.emulator import DaiEmulator
 
 START = 1_750_000_000.0  # 2025-06-15T15:06:40Z
+JSON = "application/json; charset=UTF-8"
+HTML = "text/html; charset=UTF-8"
+CLOUD_PLATFORM = "https://www.googleapis.com/auth/cloud-platform"
+OTHER_SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
+ROBOT = "robot@emulator.iam.gserviceaccount.com"
+CALLS = {
+    "operations.get": ("GET", "operations/a"),
+    "operations.list": ("GET", "operations"),
+    "operations.cancel": ("POST", "operations/a:cancel"),
+    "operations.delete": ("DELETE", "operations/a"),
+    "creatives.create": ("POST", "creatives"),
+    "creatives.get": ("GET", "creatives/a"),
+    "creatives.delete": ("DELETE", "creatives/a"),
+}
 
 
 @dataclass
@@ -38,14 +58,22 @@ class Client:
     emulator: DaiEmulator
     session: requests.Session
 
+    def request(self, http_method: str, path: str, **arguments: Any) -> requests.Response:
+        url = f"{self.emulator.endpoint}/v1/{path}"
+        return self.session.request(http_method, url, **{"timeout": 5, **arguments})
+
     def get(self, path: str, **params: str | int) -> requests.Response:
-        return self.session.get(f"{self.emulator.endpoint}/v1/{path}", params=params, timeout=5)
+        return self.request("GET", path, params=params)
+
+    def stream(self, path: str, **arguments: Any) -> requests.Response:
+        """Get a response whose body has not been read yet."""
+        return self.request("GET", path, stream=True, **arguments)
 
     def post(self, path: str, **arguments: Any) -> requests.Response:
-        return self.session.post(f"{self.emulator.endpoint}/v1/{path}", timeout=5, **arguments)
+        return self.request("POST", path, **arguments)
 
     def delete(self, path: str) -> requests.Response:
-        return self.session.delete(f"{self.emulator.endpoint}/v1/{path}", timeout=5)
+        return self.request("DELETE", path)
 
     def operation(self, name: str) -> dict[str, Any]:
         response = self.get(name)
@@ -54,18 +82,46 @@ class Client:
         return operation
 
 
+def get(emulator: DaiEmulator, path: str = "operations", *, timeout: float = 5, **arguments: Any) -> requests.Response:
+    """Send a get over its own connection."""
+    return requests.get(f"{emulator.endpoint}/v1/{path}", timeout=timeout, **arguments)
+
+
+@contextmanager
+def raw_connection(emulator: DaiEmulator) -> Iterator[socket.socket]:
+    """Connect without speaking HTTP."""
+    host, _, port = emulator.host.partition(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        yield connection
+
+
 def assert_error(
     response: requests.Response, http_status: int, rpc_status: str, words: str = "", reason: str = ""
 ) -> None:
     """Check that a response is the JSON error of a Google API, no more and no less."""
     error = response.json()["error"]
     assert response.status_code == http_status
-    assert response.headers["Content-Type"] == "application/json; charset=UTF-8"
+    assert response.headers["Content-Type"] == JSON
     assert set(response.json()) == {"error"}
     assert set(error) == {"code", "message", "status"} | ({"details"} if reason else set())
     assert [detail["reason"] for detail in error.get("details", [])] == ([reason] if reason else [])
     assert (error["code"], error["status"]) == (http_status, rpc_status)
     assert words in error["message"]
+
+
+def assert_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait for something that the emulator does after its client has disconnected."""
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert condition()
+
+
+# Authentication
 
 
 @cache
@@ -77,50 +133,44 @@ def private_key(name: str = "the emulator's") -> str:
     ).decode()
 
 
-class _Exchange(socketserver.StreamRequestHandler):
-    server: "_TunnelServer"
-
-    def handle(self) -> None:
-        self.server.asked.append(self.rfile.readline().decode().split()[1])
-        while self.rfile.readline().strip():
-            pass
-        self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        with socket.create_connection(self.server.target) as other:
-            self.server.open.append(self.connection)
-            back = threading.Thread(target=_pump, args=(other, self.connection))
-            back.start()
-            _pump(self.connection, other)
-            back.join()
+def credentials_of(emulator: DaiEmulator, *scopes: str) -> service_account.Credentials:
+    """Return google-auth's credentials of the emulator's account."""
+    key = emulator.service_account_key()
+    return service_account.Credentials.from_service_account_info(key, scopes=scopes or [CLOUD_PLATFORM])
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
-    with suppress(OSError):
-        while content := source.recv(65536):
-            target.sendall(content)
-    with suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
+def token_of(emulator: DaiEmulator, *scopes: str) -> str:
+    """Return a token that google-auth has got from the emulator."""
+    credentials = credentials_of(emulator, *scopes)
+    credentials.refresh(Request())
+    return str(credentials.token)
 
 
-class _TunnelServer(socketserver.ThreadingTCPServer):
-    def __init__(self, target: tuple[str, int]) -> None:
-        super().__init__(("127.0.0.1", 0), _Exchange)
-        self.target = target
-        self.asked: list[str] = []
-        self.open: list[socket.socket] = []
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
 
 
-@contextmanager
-def tunnel_to(emulator: DaiEmulator) -> Iterator[tuple[str, list[str]]]:
-    """Give an HTTP proxy whose tunnels all end at an emulator: its URL, and the addresses it was asked for."""
-    host, _, port = emulator.host.partition(":")
-    with _TunnelServer((host, int(port))) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", server.asked
-        finally:
-            server.shutdown()
-            thread.join()
-            for connection in server.open:  # a client may keep its own end for later
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+# The command
+
+Process = subprocess.Popen[str]
+Launch = Callable[..., Process]
+Serve = Callable[..., tuple[Process, str]]
+COMMAND = [sys.executable, "-W", "error", "-m", "airflow_dai_provider.emulator"]
+ROOT = Path(__file__).parents[2]
+
+
+def run(*flags: str) -> subprocess.CompletedProcess[str]:
+    """Run the command until it exits by itself."""
+    return subprocess.run([*COMMAND, *flags], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+
+
+def first_line(process: Process) -> str:
+    """Wait for the first line that the command prints."""
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def greeting_of(process: Process) -> str:
+    """Return the lines that the command prints after the first."""
+    assert process.stdout is not None
+    return "".join(iter(process.stdout.readline, "Ctrl+C stops it.\n"))

@@ -1,4 +1,4 @@
-"""Both hooks through a stock reverse proxy, with TLS and keep-alive: what Debian's nginx makes of our requests."""
+"""Both hooks through Debian's nginx as a reverse proxy, with TLS and keep-alive."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -20,6 +19,8 @@ from google.api_core import exceptions
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault, SelfSigned
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
+from tests.support.interruption import raise_on_signals
+from tests.support.processes import running
 
 NAMES = (
     "operations/plain",
@@ -60,20 +61,20 @@ class Proxy:
     A running nginx.
 
     :param endpoint: its address.
-    :param folder: where its certificate and its log are.
+    :param folder: the folder with its certificate and its log.
     """
 
     endpoint: str
     folder: Path
 
     def connections(self) -> list[str]:
-        """Return the number of the connection on which each request has come."""
+        """Return the number of the connection of each request."""
         return (self.folder / "access.log").read_text().split()
 
 
 @pytest.fixture(scope="module")
 def proxy(emulator: DaiEmulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """Run nginx before the emulator."""
+    """Run nginx in front of the emulator."""
     assert NGINX, "nginx is not installed; make peers installs it"
     folder = tmp_path_factory.mktemp("nginx")
     certificate = SelfSigned()
@@ -84,15 +85,10 @@ def proxy(emulator: DaiEmulator, tmp_path_factory: pytest.TempPathFactory) -> It
         port = free.getsockname()[1]
     settings = CONFIGURATION.format(folder=folder, upstream=emulator.host, port=port)
     (folder / "nginx.conf").write_text(settings)
-    server = subprocess.Popen(
-        [NGINX, "-e", folder / "error.log", "-p", folder, "-c", folder / "nginx.conf"], start_new_session=True
-    )
-    try:
+    raise_on_signals()
+    with running([NGINX, "-e", folder / "error.log", "-p", folder, "-c", folder / "nginx.conf"]) as server:
         wait_for(port, server)
         yield Proxy(f"https://127.0.0.1:{port}", folder)
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(10)
 
 
 def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
@@ -133,7 +129,7 @@ both = pytest.mark.parametrize("carry", [sync, on_a_loop], ids=["requests", "aio
 
 @both
 @pytest.mark.parametrize("name", NAMES)
-def test_cancel_and_get(emulator: DaiEmulator, carry: Any, name: str) -> None:
+def test_names_reach_the_service_unchanged(emulator: DaiEmulator, carry: Any, name: str) -> None:
     name = emulator.start_ingest(f"{name}/{carry.__name__}")
     carry(lambda hook: hook.cancel_operation(name))
     assert carry(lambda hook: hook.get_operation(name)).state == "CANCELLED"
@@ -141,7 +137,7 @@ def test_cancel_and_get(emulator: DaiEmulator, carry: Any, name: str) -> None:
 
 
 @both
-def test_the_connection_is_kept(emulator: DaiEmulator, proxy: Proxy, carry: Any) -> None:
+def test_one_connection_serves_all_requests_of_a_hook(emulator: DaiEmulator, proxy: Proxy, carry: Any) -> None:
     name = emulator.start_ingest()
     before = len(proxy.connections())
 
@@ -149,10 +145,10 @@ def test_the_connection_is_kept(emulator: DaiEmulator, proxy: Proxy, carry: Any)
         if carry is sync:
             return [hook.get_operation(name) for _ in range(20)]
 
-        async def looks() -> Any:
+        async def polls() -> Any:
             return [await hook.get_operation(name) for _ in range(20)]
 
-        return looks()
+        return polls()
 
     assert len(carry(work)) == 20
     ours = proxy.connections()[before:]
@@ -161,8 +157,8 @@ def test_the_connection_is_kept(emulator: DaiEmulator, proxy: Proxy, carry: Any)
 
 
 @both
-def test_the_proxys_own_errors(emulator: DaiEmulator, carry: Any) -> None:
-    """A connection that the service drops is a 502 in HTML, which is repeated."""
+def test_an_error_of_the_proxy_is_retried(emulator: DaiEmulator, carry: Any) -> None:
+    """The proxy turns a connection that the service drops into a 502 in HTML."""
     name = emulator.start_ingest()
     emulator.inject(Fault("operations.cancel", name, drop="before"))
     carry(lambda hook: hook.cancel_operation(name))
@@ -170,7 +166,7 @@ def test_the_proxys_own_errors(emulator: DaiEmulator, carry: Any) -> None:
 
 
 @both
-def test_the_services_errors(emulator: DaiEmulator, carry: Any) -> None:
+def test_errors_of_the_service_raise_googles_exceptions(emulator: DaiEmulator, carry: Any) -> None:
     emulator.inject(Fault("operations.cancel", rpc_status="UNIMPLEMENTED"))
     with pytest.raises(exceptions.MethodNotImplemented, match="501 UNIMPLEMENTED"):
         carry(lambda hook: hook.cancel_operation("operations/x"))
@@ -178,7 +174,7 @@ def test_the_services_errors(emulator: DaiEmulator, carry: Any) -> None:
         carry(lambda hook: hook.get_operation("operations/x"))
 
 
-def test_create_list_and_delete(emulator: DaiEmulator) -> None:
+def test_a_created_ingest_is_listed_until_it_is_deleted(emulator: DaiEmulator) -> None:
     media = {"uri": "https://media.example.com/ad.mp4", "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
     with DaiHook() as hook:
         name = hook.create_creative({"adSystem": "example", "mediaFiles": [media]}).name
@@ -189,7 +185,7 @@ def test_create_list_and_delete(emulator: DaiEmulator) -> None:
 
 
 @both
-def test_an_authority_that_is_not_known(carry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_that_is_not_trusted_is_refused(carry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     with pytest.raises(exceptions.FailedPrecondition, match="certificate is not trusted"):
         carry(lambda hook: hook.get_operation("operations/x"))

@@ -1,4 +1,4 @@
-"""``make screenshots``: run the examples on a real Airflow, and take the pictures of the README in a real browser."""
+"""``make screenshots``: run the examples on a real Airflow, and take the pictures of the README in a browser."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from pages import Pages, browsing
 from playwright.sync_api import Error as BrowserError
 from runs import OPERATION, ROOT, StackError, play, playing
 
+from tests.support.interruption import raise_on_signals
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make screenshots", description=__doc__)
     parser.add_argument("--into", type=Path, default=ROOT / "docs" / "images", help="folder for the pictures")
     folder = parser.parse_args().into
+    raise_on_signals()
     started = time.monotonic()
 
     def say(text: str) -> None:
@@ -37,7 +40,7 @@ def main() -> int:
 
 
 def take_all(pages: Pages, runs: dict[str, str]) -> list[Path]:
-    """Take each picture; every text that is named has to be on its page."""
+    """Take each picture; fail if a page lacks one of the texts that are named."""
     cancel, ingest, refused = runs["cancel_ingest"], runs["ingest"], runs["cancel_and_wait"]
     return [
         pages.graph("graph", "cancel_ingest", cancel, "start_ingest", "cancel", "wait"),
@@ -54,3 +57,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except (StackError, BrowserError, AssertionError) as error:
         sys.exit(f"The pictures could not be taken: {error}")
+    except KeyboardInterrupt as signal_name:
+        sys.exit(f"Stopped by {signal_name}")

@@ -1,4 +1,4 @@
-"""Airflow's pages as a person sees them, each cut to the part that is of interest."""
+"""Pictures of Airflow's pages, each cut to the part of interest."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from urllib.parse import quote
 
 from playwright.sync_api import FloatRect, Locator, Page, expect, sync_playwright
 
-#: So wide that a log line has room, and so that what is cut out is no wider than a README.
+#: Wide enough for a log line; the pictures are no wider than a README.
 VIEWPORT = {"width": 1280, "height": 1000}
-#: Pixels of the picture per pixel of the page: text stays sharp where a README is shown larger or smaller.
+#: Pixels of the picture per pixel of the page, so that text stays sharp at other sizes.
 SCALE = 1.25
 COLORS = 64
-#: Milliseconds for a page to show what it has to.
+#: Milliseconds that a page has to show a text.
 TIMEOUT = 20_000
-#: Airflow keeps these choices of a user in the browser.
+#: Settings that Airflow keeps in the browser.
 PREFERENCES = "localStorage.setItem('log_wrap', 'true')"
 
 
 class Pages:
     """
-    Takes pictures of the pages of one Airflow.
+    Take pictures of the pages of one Airflow.
 
     :param page: the browser's page.
-    :param base_url: where Airflow's API server is.
-    :param folder: where the pictures go.
+    :param base_url: the address of Airflow's API server.
+    :param folder: the folder for the pictures.
     """
 
     def __init__(self, page: Page, base_url: str, folder: Path) -> None:
@@ -38,19 +38,19 @@ class Pages:
         self._folder = folder
 
     def graph(self, name: str, dag_id: str, run_id: str, *task_ids: str) -> Path:
-        """Take the graph of a run, when all of its tasks have succeeded."""
+        """Take the graph of a run after all of its tasks have succeeded."""
         self._open(dag_id, run_id)
         self._page.get_by_label("Show Graph").click()
         nodes = [self._page.locator(".react-flow__node").filter(has_text=task_id) for task_id in task_ids]
         for node in nodes:
             expect(node).to_contain_text("success")
         picture = self._take(name, *nodes, margin=16)
-        # Airflow remembers it for the next page.
+        # Airflow would show the graph on the next page too.
         self._page.get_by_label("Show Grid").click()
         return picture
 
     def log(self, name: str, dag_id: str, run_id: str, task_id: str, *says: str) -> Path:
-        """Take the log of a task, from the head of its page to its last line; the frames of exceptions are closed."""
+        """Take the log of a task, from the header of its page to its last line, with exceptions folded."""
         self._open(dag_id, run_id, "tasks", task_id)
         log = self._page.get_by_test_id("virtualized-list")
         last = self._page.get_by_test_id(re.compile("^(group-header|virtualized-item)-")).last
@@ -70,7 +70,7 @@ class Pages:
         return self._take(name, self._page.get_by_test_id("header-card"), table)
 
     def provider(self, name: str, package: str, *says: str) -> Path:
-        """Take a package's row of the list of providers, with the head of the table."""
+        """Take a package's row in the list of providers, with the header of the table."""
         self._page.goto(f"{self._base_url}/providers")
         rows = self._page.get_by_role("row")
         row = rows.filter(has_text=package)
@@ -83,7 +83,7 @@ class Pages:
         self._page.goto("/".join((self._base_url, "dags", dag_id, "runs", run_id, *rest)))
 
     def _take(self, name: str, *parts: Locator, margin: float = 4) -> Path:
-        """Take the rectangle that holds these parts of the page, in few colours."""
+        """Take the rectangle around these parts of the page, in few colours."""
         clip = self._settled(parts, margin)
         picture = self._folder / f"{name}.png"
         self._page.screenshot(path=picture, clip=clip, animations="disabled")
@@ -92,7 +92,7 @@ class Pages:
         return picture
 
     def _settled(self, parts: Sequence[Locator], margin: float) -> FloatRect:
-        """Return the rectangle around the parts, once it has stopped to move."""
+        """Return the rectangle around the parts, once it no longer moves."""
         for part in parts:
             expect(part).to_be_visible()
         before: FloatRect | None = None

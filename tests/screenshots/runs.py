@@ -1,4 +1,4 @@
-"""The runs of the examples that the pictures show, each played to its end on a real Airflow."""
+"""The runs of the examples that the pictures show, on a real Airflow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stack import Airflow3Stack, StackError, make_stack, wait_until  # noqa: E40
 
 MEDIA = "https://media.example.com/ad.mp4"
 OPERATION = "operations/my-ingest"
-ENDS = {"cancel_ingest": "success", "ingest": "failed", "cancel_and_wait": "failed"}
+STATES = {"cancel_ingest": "success", "ingest": "failed", "cancel_and_wait": "failed"}
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def playing() -> Iterator[tuple[DaiEmulator, Airflow3Stack]]:
         if not isinstance(stack, Airflow3Stack):
             raise StackError("the stack of Airflow 2 has no web server")
         with stack:
-            stack.wait_for_dags(*ENDS)
+            stack.wait_for_dags(*STATES)
             yield emulator, stack
 
 
@@ -35,21 +35,21 @@ def play(emulator: DaiEmulator, stack: Airflow3Stack) -> dict[str, str]:
     """
     Run the examples, and return the id of each one's run by the id of its DAG.
 
-    :raises StackError: when a run did not end as it should have, so that its pictures would mislead.
+    :raises StackError: if a run has finished in an unexpected state.
     """
     runs = {
         "cancel_ingest": stack.trigger("cancel_ingest", {"media_url": f"{MEDIA}?seconds=3600&cancel_seconds=8"}),
         "ingest": stack.trigger("ingest", {"media_url": f"{MEDIA}?seconds=3600"}),
     }
     mark_when_deferred(emulator, stack, runs["ingest"])
-    ended = {dag_id: stack.wait_for_run(dag_id, run_id) for dag_id, run_id in runs.items()}
-    # From here on nothing can be cancelled.
+    finished = {dag_id: stack.wait_for_run(dag_id, run_id) for dag_id, run_id in runs.items()}
+    # No operation can be cancelled from here on.
     emulator.unimplement("operations.cancel")
     emulator.start_ingest(OPERATION, seconds=3600, creative_url=MEDIA)
     runs["cancel_and_wait"] = stack.trigger("cancel_and_wait", {"operation": OPERATION})
-    ended["cancel_and_wait"] = stack.wait_for_run("cancel_and_wait", runs["cancel_and_wait"])
-    if ended != ENDS:
-        raise StackError(f"expected the runs to end as {ENDS}, but they ended as {ended}")
+    finished["cancel_and_wait"] = stack.wait_for_run("cancel_and_wait", runs["cancel_and_wait"])
+    if finished != STATES:
+        raise StackError(f"expected the runs to finish as {STATES}, got {finished}")
     return runs
 
 
@@ -59,12 +59,12 @@ def mark_when_deferred(emulator: DaiEmulator, stack: Airflow3Stack, run_id: str)
     def deferred() -> bool:
         return stack.task_states("ingest", run_id)["ingest"] == "deferred"
 
-    def looked_at() -> bool:
-        # Airflow tells a trigger of a mark only when a triggerer has taken it up.
+    def polled() -> bool:
+        # Airflow tells a trigger of a mark only if a triggerer already runs it.
         return any(request.method == "operations.get" and request.name == name for request in emulator.requests)
 
     wait_until("the ingest to be deferred", deferred, 60)
     name = str(stack.xcom("ingest", run_id, "ingest", "operation_name"))
-    wait_until("the triggerer to look at it", looked_at, 60)
+    wait_until("the triggerer to poll it", polled, 60)
     stack.mark("ingest", run_id, "ingest", "failed")
     wait_until("the ingest to be cancelled", lambda: emulator.state(name) == "CANCELLED", 60)

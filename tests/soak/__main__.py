@@ -8,6 +8,8 @@ import os
 import sys
 import tempfile
 
+from tests.support.interruption import raise_on_signals
+
 FAULTS = 0.2
 
 
@@ -15,11 +17,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
     parser.add_argument("--rounds", type=int, default=1000, help="rounds under faults (default: %(default)s)")
     parser.add_argument("--waits", type=int, default=300, help="deferred waits, 0 for none (default: %(default)s)")
-    parser.add_argument("--seed", type=int, help="which requests are hit (default: another each time)")
+    parser.add_argument("--seed", type=int, help="seed of the faults (default: a new one)")
     options = parser.parse_args()
+    raise_on_signals()
 
     with tempfile.TemporaryDirectory(prefix="airflow-dai-provider-soak-") as home:
-        # Before anything imports Airflow, which reads it then.
+        # Airflow reads these when it is imported.
         os.environ.update(AIRFLOW_HOME=home, AIRFLOW__LOGGING__LOGGING_LEVEL="CRITICAL")
         logging.disable(logging.CRITICAL)
         from rounds import play_rounds
@@ -29,9 +32,12 @@ def main() -> int:
         from waits import play_waits
 
         wrong += play_waits(options.waits, FAULTS, options.seed)
-    print(f"\n{wrong} things went wrong." if wrong else "\nNothing went wrong.")
+    print(f"\nProblems: {wrong}.")
     return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt as signal_name:
+        sys.exit(f"Stopped by {signal_name}")

@@ -1,4 +1,4 @@
-"""The faults of the soak: everything that a client has to get over by itself, in equal shares."""
+"""The faults of the soak: all that a client must survive by itself, in equal shares."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 
-#: What may go wrong with any request.
+#: The faults that any request can meet.
 KINDS = (
     {"status": 503},
     {"status": 503, "retry_after": 1},
@@ -30,13 +30,13 @@ METHODS = ("operations.cancel", "operations.get", "operations.list", "creatives.
 
 
 def inject(emulator: DaiEmulator, share: float, methods: Sequence[str] = METHODS) -> None:
-    """Let this share of the requests of these methods fail, each in one of the ways."""
+    """Let this share of the requests of these methods fail, each with one of the faults."""
     if not share:
         return
     left = 1.0
     each = share / len(KINDS)
     for kind in KINDS:
-        # A request is tried with one fault after the other, so later ones see only what is left.
+        # The emulator tries one fault after the other, so a later one applies to the remaining requests only.
         for method in methods:
             emulator.inject(Fault(method, rate=each / left, **kind))  # type: ignore[arg-type]
         left -= each

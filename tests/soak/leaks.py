@@ -1,4 +1,4 @@
-"""What is left over when all work is done: threads, sockets, asyncio tasks."""
+"""Leaked threads, sockets and asyncio tasks."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import threading
 import time
 from pathlib import Path
 
-#: Seconds within which closed connections and ended threads are gone.
+#: Seconds that closing connections and threads have.
 PATIENCE = 5.0
 
 
 class Leaks:
-    """What there is before the work, and what is more afterwards."""
+    """The threads and sockets that are left after the work, in addition to those before it."""
 
     def __init__(self) -> None:
         self._threads = threading.active_count()
         self._sockets = count_sockets()
-        #: By the row of the table, one entry for each.
+        #: One entry for each leak, by the row of the table.
         self.found: dict[str, list[str]] = {}
 
-    def look(self, tasks: int) -> None:
+    def find(self, tasks: int) -> None:
         """
-        Look, when all work is done and what may go has had time to.
+        Count what is left after the work, once it has had time to close.
 
-        :param tasks: how many the event loop has left.
+        :param tasks: the number of tasks left on the event loop.
         """
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -43,6 +43,6 @@ def count_sockets() -> int:
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
             links.append(str(descriptor.readlink()))
-        except FileNotFoundError:  # the descriptor of this very look
+        except FileNotFoundError:  # the descriptor of this listing
             continue
     return sum(link.startswith("socket:") for link in links)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-import sys
 import threading
 import time
 from collections import Counter
@@ -15,23 +14,24 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, TaskDeferred
 from faults import inject
-from judge import requests_against_the_rule
+from judge import print_results, requests_against_the_rule
 from leaks import Leaks
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiHook
-from airflow_dai_provider.ingest.recovery import IngestInDoubtError
+from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCreateCreativeOperator
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
+from tests.e2e.messages import NOT_FINISHED
 
-#: Rounds at once, and the rounds without faults to compare with.
+#: Rounds at once, and the number of rounds without faults for comparison.
 WORKERS = 16
 FAULTLESS = 90
 
 
 @dataclass
 class TaskInstance:
-    """What the operators ask of a task instance."""
+    """The part of a task instance that the operators use."""
 
     task_id: str = "soak"
     map_index: int = -1
@@ -47,7 +47,7 @@ class TaskInstance:
 
 
 class Triggerer:
-    """An event loop in a thread of its own, on which all triggers run, as in Airflow's triggerer."""
+    """An event loop in a thread of its own that runs all triggers, as in Airflow's triggerer."""
 
     def __enter__(self) -> Triggerer:
         self._loop = asyncio.new_event_loop()
@@ -56,7 +56,7 @@ class Triggerer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -65,19 +65,19 @@ class Triggerer:
         return asyncio.run_coroutine_threadsafe(self._first(trigger), self._loop).result()
 
     def tasks(self) -> int:
-        """Return how many tasks the loop has left."""
+        """Return the number of tasks left on the loop."""
         return len(asyncio.all_tasks(self._loop))
 
     async def _first(self, trigger: DaiOperationTrigger) -> Any:
         return [event.payload async for event in trigger.run()][0]
 
-    async def _end(self) -> None:
+    async def _close(self) -> None:
         await self._loop.shutdown_asyncgens()
         await self._loop.shutdown_default_executor()
 
 
 def execute(operator: BaseOperator, ti: TaskInstance) -> None:
-    """Execute it past Airflow's guard against calls from without, which on 2.11 breaks in any but the main thread."""
+    """Execute an operator without Airflow's check of the caller, which on 2.11 fails in all but the main thread."""
     inspect.unwrap(type(operator).execute)(operator, {"ti": ti})
 
 
@@ -86,18 +86,18 @@ def media_url(number: int) -> str:
 
 
 def cancel_in_worker(emulator: DaiEmulator, triggerer: Triggerer, number: int) -> str | None:
-    """Return what is wrong with a cancel that waits in the worker."""
+    """Cancel and wait in the worker; return the problem, if any."""
     name = emulator.start_ingest(f"operations/worker/{number}", seconds=3600, cancel_seconds=number % 3)
     ti = TaskInstance()
     operator = DaiCancelOperationOperator(
         task_id="soak", operation_name=name, wait_for_completion=True, poll_interval=2, timeout=120
     )
     execute(operator, ti)
-    return wrong_end(emulator, ti, name, "CANCELLED")
+    return wrong_state(emulator, ti, name, "CANCELLED")
 
 
 def cancel_in_triggerer(emulator: DaiEmulator, triggerer: Triggerer, number: int) -> str | None:
-    """Return what is wrong with a cancel that waits in the triggerer, for an ingest that completes in spite of it."""
+    """Cancel an ingest that completes anyway, and wait in the triggerer; return the problem, if any."""
     name = emulator.start_ingest(f"operations/triggerer/{number}", seconds=number % 4, cancel="ignored")
     ti = TaskInstance()
     operator = DaiCancelOperationOperator(
@@ -109,14 +109,14 @@ def cancel_in_triggerer(emulator: DaiEmulator, triggerer: Triggerer, number: int
         _, arguments = deferred.trigger.serialize()
         event = triggerer.fire(DaiOperationTrigger(**arguments))
         operator.resume_execution(deferred.method_name, {**(deferred.kwargs or {}), "event": event}, {"ti": ti})
-    return wrong_end(emulator, ti, name, "SUCCEEDED")
+    return wrong_state(emulator, ti, name, "SUCCEEDED")
 
 
-def start_and_give_up(emulator: DaiEmulator, triggerer: Triggerer, number: int) -> str | None:
+def start_and_time_out(emulator: DaiEmulator, triggerer: Triggerer, number: int) -> str | None:
     """
-    Return what is wrong with an ingest whose time is up: one was started, and it was cancelled.
+    Start an ingest whose wait times out, so that it is cancelled; return the problem, if any.
 
-    Or the request was lost, and none was started: then it raises IngestInDoubtError.
+    Raise IngestMayHaveStartedError if the request was lost, in which case no ingest may have started.
     """
     url = media_url(number)
     media = {"uri": url, "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
@@ -126,23 +126,23 @@ def start_and_give_up(emulator: DaiEmulator, triggerer: Triggerer, number: int) 
     )
     try:
         execute(operator, ti)
-    except IngestInDoubtError:
+    except IngestMayHaveStartedError:
         raise
     except AirflowException as error:
-        if "has not ended within" not in str(error):
-            return f"the wrong failure: {error}"
+        if NOT_FINISHED not in str(error):
+            return f"{url}: unexpected failure: {error}"
     else:
-        return "no failure although the time was up"
+        return f"{url}: no failure in spite of the timeout"
     name = ti.pushed["operation_name"]
     if not emulator.cancel_requested(name):
         return f"{name} was not cancelled"
     return None
 
 
-KINDS = (cancel_in_worker, cancel_in_triggerer, start_and_give_up)
+KINDS = (cancel_in_worker, cancel_in_triggerer, start_and_time_out)
 
 
-def wrong_end(emulator: DaiEmulator, ti: TaskInstance, name: str, state: str) -> str | None:
+def wrong_state(emulator: DaiEmulator, ti: TaskInstance, name: str, state: str) -> str | None:
     seen = ti.pushed["operation"]["state"]
     return None if (seen, emulator.state(name)) == (state, state) else f"{name}: {seen} instead of {state}"
 
@@ -150,25 +150,29 @@ def wrong_end(emulator: DaiEmulator, ti: TaskInstance, name: str, state: str) ->
 @dataclass
 class Played:
     """
-    What came of the rounds.
+    The results of the rounds.
 
-    :param started: how many ingests were started of each media URL, by the service's own list.
-    :param in_doubt: the media URLs whose task has failed, not knowing whether an ingest was started.
+    :param started: the number of ingests by media URL, according to the service's own list.
+    :param in_doubt: the failures of tasks that do not know if an ingest was started, by media URL.
     """
 
     emulator: DaiEmulator
     leaks: Leaks
     wrong: list[str] = field(default_factory=list)
-    in_doubt: list[str] = field(default_factory=list)
+    in_doubt: dict[str, str] = field(default_factory=dict)
     started: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
     def judge(self) -> dict[str, list[str]]:
-        """Return what went wrong, by the row of the table."""
+        """Return the problems, by the row of the table."""
         emulator = self.emulator
-        unjustly = [f"an ingest of {url} was started, but not found" for url in self.in_doubt if self.started[url]]
+        missed = [
+            f"an ingest of {url} was started, but not found: {error}"
+            for url, error in self.in_doubt.items()
+            if self.started[url]
+        ]
         return {
-            "wrong outcomes": self.wrong + unjustly,
+            "wrong outcomes": self.wrong + missed,
             "strays": [name for name, state in emulator.states().items() if state == "RUNNING"],
             "ingests started twice": [url for url, times in self.started.items() if times > 1],
             "requests beyond the retry rule": requests_against_the_rule(emulator.requests),
@@ -188,9 +192,9 @@ def play(rounds: int, share: float, seed: int | None) -> Played:
                 kind = KINDS[number % len(KINDS)]
                 try:
                     problem = kind(emulator, triggerer, number)
-                except IngestInDoubtError:
-                    played.in_doubt.append(media_url(number))
-                except Exception as error:  # whatever it is, it is a wrong outcome
+                except IngestMayHaveStartedError as error:
+                    played.in_doubt[media_url(number)] = str(error)
+                except Exception as error:  # any exception is a wrong outcome
                     played.wrong.append(f"{kind.__name__} {number}: {type(error).__name__}: {error}")
                 else:
                     played.wrong += [problem] if problem else []
@@ -200,7 +204,7 @@ def play(rounds: int, share: float, seed: int | None) -> Played:
                     if done % 100 == 0:
                         print(f"  {done} of {rounds} rounds, {time.monotonic() - started:.0f} s", flush=True)
             tasks = triggerer.tasks()
-        played.leaks.look(tasks)
+        played.leaks.find(tasks)
         played.seconds = time.monotonic() - started
     with emulator:  # again, without faults
         emulator.clear_faults()
@@ -212,14 +216,17 @@ def play(rounds: int, share: float, seed: int | None) -> Played:
 
 
 def play_rounds(rounds: int, share: float, seed: int | None) -> int:
-    """Play and print the table; return how many things went wrong."""
+    """Play the rounds and print the table; return the number of problems."""
     print(f"{rounds} rounds with {share:.0%} of all requests failing, {WORKERS} at once", flush=True)
-    calm = play(FAULTLESS, 0, seed)
+    faultless = play(FAULTLESS, 0, seed)
     played = play(rounds, share, seed)
     sent = len(played.emulator.requests)
     faults = played.emulator.faults_injected
-    minimum = len(calm.emulator.requests) / FAULTLESS
+    minimum = len(faultless.emulator.requests) / FAULTLESS
     problems = played.judge()
+    problems["wrong without faults"] = [
+        f"{label}: {one}" for label, found in faultless.judge().items() for one in found
+    ]
     rows = {
         "seconds": f"{played.seconds:.0f}",
         "seed": played.emulator.seed,
@@ -227,13 +234,6 @@ def play_rounds(rounds: int, share: float, seed: int | None) -> int:
         "faults injected": f"{sum(faults.values())} ({sum(faults.values()) / sent:.1%} of the requests)",
         **{f"  {kind}": number for kind, number in sorted(faults.items())},
         "requests per round": f"{sent / rounds:.2f}, {sent / rounds / minimum:.2f} x the {minimum:.2f} without faults",
-        "starts in doubt, rightly": len(played.in_doubt),
-        **{label: len(found) for label, found in problems.items()},
-        "wrong without faults": sum(map(len, calm.judge().values())),
+        "starts in doubt": len(played.in_doubt),
     }
-    for label, value in rows.items():
-        print(f"  {label:<34} {value}")
-    for label, found in (problems | calm.judge()).items():
-        for problem in found[:10]:
-            print(f"  WRONG, {label}: {problem}", file=sys.stderr)
-    return sum(map(len, problems.values())) + sum(map(len, calm.judge().values()))
+    return print_results(rows, problems)

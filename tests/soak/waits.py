@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
 import requests
 from faults import inject
-from judge import requests_against_the_rule
+from judge import print_results, requests_against_the_rule
 
 from airflow_dai_provider.emulator import DaiEmulator
 
@@ -18,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 from stack import Airflow2Stack, Airflow3Stack, StackError, make_stack, wait_until  # noqa: E402
 
-#: How the waits end, and what has become of their operations.
-ENDS = ("CANCELLED", "SUCCEEDED")
+#: The final states of the operations.
+STATES = ("CANCELLED", "SUCCEEDED")
 
 
 class Clock:
-    """The time, which can be moved on."""
+    """The time, plus what a test adds."""
 
     ahead = 0.0
 
@@ -32,46 +31,41 @@ class Clock:
 
 
 def play_waits(waits: int, share: float, seed: int | None) -> int:
-    """Play and print the table; return how many things went wrong."""
+    """Play the waits and print the table; return the number of problems."""
     airflow = version("apache-airflow")
-    print(f"\n{waits} deferred waits on Airflow {airflow} with {share:.0%} of all looks failing", flush=True)
+    print(f"\n{waits} deferred waits on Airflow {airflow} with {share:.0%} of all polls failing", flush=True)
     clock = Clock()
     with DaiEmulator(seed=seed, clock=clock) as emulator:
         names = {
-            end: [emulator.start_ingest(f"operations/{end.lower()}/{n}", seconds=3600) for n in range(waits // 2)]
-            for end in ENDS
+            state: [emulator.start_ingest(f"operations/{state.lower()}/{n}", seconds=3600) for n in range(waits // 2)]
+            for state in STATES
         }
         home = ROOT / ".airflow" / f"soak-{airflow}"
         with make_stack(home, Path(__file__).parent / "dags", {"DAI_EMULATOR_HOST": emulator.host}) as stack:
-            stack.wait_for_dags(*(dag_id(end) for end in ENDS))
+            stack.wait_for_dags(*(dag_id(state) for state in STATES))
             inject(emulator, share, ["operations.get"])
-            runs = {end: stack.trigger(dag_id(end), {"operations": names[end]}) for end in ENDS}
-            states = disturb(stack, emulator, clock, names, runs)
+            runs = {state: stack.trigger(dag_id(state), {"operations": names[state]}) for state in STATES}
+            tasks = disturb(stack, emulator, clock, names, runs)
             connections = open_connections(emulator)
-    found = [name for end in ENDS for name in names[end]]
-    asked = Counter({name: emulator.cancel_requested(name) for name in found})
+    asked = {name: emulator.cancel_requested(name) for state in STATES for name in names[state]}
     faults = emulator.faults_injected
     problems = {
-        "wrong outcomes": [f"{task}: {state}" for task, state in states.items() if state in ("failed", "skipped")],
-        "lost waits": [f"{task}: {state}" for task, state in states.items() if state not in ("success", "failed")],
+        "wrong outcomes": [f"{task}: {state}" for task, state in tasks.items() if state in ("failed", "skipped")],
+        "lost waits": [
+            f"{task}: {state}" for task, state in tasks.items() if state not in ("success", "failed", "skipped")
+        ],
         "strays": [name for name, state in emulator.states().items() if state == "RUNNING"],
         "healthy ingests cancelled": [name for name in names["SUCCEEDED"] if asked[name]],
-        "cancelled more than once": [name for name in names["CANCELLED"] if asked[name] != 1],
+        "not cancelled exactly once": [name for name in names["CANCELLED"] if asked[name] != 1],
         "requests beyond the retry rule": requests_against_the_rule(emulator.requests, sooner=3),
         "leaked connections": [f"{connections} connections"] * connections,
     }
     rows = {
-        "waits that ended as they should": sum(state == "success" for state in states.values()),
-        "looks": len(emulator.requests) - waits // 2,
+        "waits that succeeded": list(tasks.values()).count("success"),
+        "polls": len(emulator.requests) - waits // 2,
         "faults injected": sum(faults.values()),
-        **{label: len(wrong) for label, wrong in problems.items()},
     }
-    for label, value in rows.items():
-        print(f"  {label:<34} {value}")
-    for label, wrong in problems.items():
-        for problem in wrong[:10]:
-            print(f"  WRONG, {label}: {problem}", file=sys.stderr)
-    return sum(map(len, problems.values()))
+    return print_results(rows, problems)
 
 
 def disturb(
@@ -81,10 +75,10 @@ def disturb(
     names: dict[str, list[str]],
     runs: dict[str, str],
 ) -> dict[str, str]:
-    """Kill the triggerer while all wait, have the operations end, and return how each task has ended."""
+    """Kill the triggerer while all wait, let the operations finish, and return the state of each task."""
 
     def waiting() -> bool:
-        states = [state for end in ENDS for state in stack.task_states(dag_id(end), runs[end]).values()]
+        states = [task for state in STATES for task in stack.task_states(dag_id(state), runs[state]).values()]
         print(f"  {states.count('deferred')} deferred", flush=True)
         return states.count("deferred") == sum(map(len, names.values()))
 
@@ -93,29 +87,29 @@ def disturb(
     stack.kill_component("triggerer")
     stack.start_component("triggerer")
     seen = len(emulator.requests)
-    wait_until("looks after the restart", lambda: len(emulator.requests) > seen + 10, 120)
+    wait_until("polls after the restart", lambda: len(emulator.requests) > seen + 10, 120)
     for name in names["CANCELLED"]:
         requests.post(f"{emulator.endpoint}/v1/{name}:cancel", timeout=10).raise_for_status()
     clock.ahead = 3600.0
-    for end in ENDS:
+    for state in STATES:
         try:
-            stack.wait_for_run(dag_id(end), runs[end], 1200)
+            stack.wait_for_run(dag_id(state), runs[state], 1200)
         except StackError as error:
             print(f"  {error}", file=sys.stderr)
     return {
-        f"{end} {task}": state
-        for end in ENDS
-        for task, state in stack.task_states(dag_id(end), runs[end]).items()
+        f"{state} {task}": task_state
+        for state in STATES
+        for task, task_state in stack.task_states(dag_id(state), runs[state]).items()
         if task.startswith("wait")
     }
 
 
-def dag_id(end: str) -> str:
-    return f"soak_{end.lower()}"
+def dag_id(state: str) -> str:
+    return f"soak_{state.lower()}"
 
 
 def open_connections(emulator: DaiEmulator) -> int:
-    """Return how many connections to the emulator any process of this machine still holds, given time to go."""
+    """Return the number of connections to the emulator on this machine, after they have had time to close."""
     port = f":{int(emulator.host.rpartition(':')[2]):04X}"
 
     def count() -> int:

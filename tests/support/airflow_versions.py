@@ -12,6 +12,7 @@ from airflow import __version__ as airflow_version
 
 #: Only for what cannot be seen from what is there.
 VERSION = tuple(map(int, airflow_version.split(".")[:2]))
+IS_AIRFLOW_2 = VERSION < (3,)
 
 
 def first(*places: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a Deadline's callback meets in the triggerer of Airflow 3: its context, and answers to single questions only."""
+"""The context of a Deadline's callback, and a triggerer that responds to its requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ deadlines = pytest.mark.skipif(CallbackTrigger is None, reason="This Airflow has
 
 
 def deadline_context(conf: Mapping[str, Any] | None = None) -> Any:
-    """Make the context as a running Airflow 3.3 gives it, with the keys of the run that matter here."""
+    """Return a context as a running Airflow 3.3 passes it, with some of the keys of its run."""
     return {
         "dag_run": {
             "dag_run_id": "a_run",
@@ -30,26 +30,25 @@ def deadline_context(conf: Mapping[str, Any] | None = None) -> Any:
 
 
 class Triggerer:
-    """
-    Stands in for the process that answers a triggerer's questions about one run.
+    """A stand-in for the process that responds to the requests of a triggerer, for one run.
 
-    It takes what Airflow's own takes, and answers single XComs and states. A question from the event loop's thread is
-    an error here, since it would block every trigger.
+    It accepts the requests that Airflow's own process accepts, and responds to those for single XComs and for states. A
+    request from the thread of the event loop is an error, since it would block every trigger.
     """
 
     def __init__(self) -> None:
         from airflow.jobs.triggerer_job_runner import ToTriggerSupervisor
         from pydantic import TypeAdapter
 
-        self._question: TypeAdapter[Any] = TypeAdapter(ToTriggerSupervisor)
+        self._request: TypeAdapter[Any] = TypeAdapter(ToTriggerSupervisor)
         self.pushed: dict[tuple[str, int, str], Any] = {}
         self.instances: set[tuple[str, int]] = set()
-        self.asked: list[str] = []
-        #: What fails, by task id.
+        self.requests: list[str] = []
+        #: The error of each task that cannot be read, by task id.
         self.errors: dict[str, Exception] = {}
 
     def has(self, task_id: str, map_index: int = -1, **pushed: Any) -> None:
-        """Say that the run has a task instance, and what that has pushed."""
+        """Add a task instance to the run, with the XComs that it has pushed."""
         self.instances.add((task_id, map_index))
         for key, value in pushed.items():
             self.pushed[task_id, map_index, key] = serialize_xcom(value)
@@ -59,28 +58,28 @@ class Triggerer:
 
         with pytest.raises(RuntimeError):
             asyncio.get_running_loop()
-        question = self._question.validate_python(message.model_dump())
-        self.asked.append(question.type)
-        assert question.dag_id == "a_dag"
-        if isinstance(question, GetXCom):
-            assert question.run_id == "a_run"
-            if question.task_id in self.errors:
-                raise self.errors[question.task_id]
-            value = self.pushed.get((question.task_id, question.map_index, question.key))
-            return XComResult(key=question.key, value=value)
-        assert isinstance(question, GetTaskStates)
-        assert question.run_ids == ["a_run"]
-        # Without any task id Airflow sends none, and is told of every task.
+        request = self._request.validate_python(message.model_dump())
+        self.requests.append(request.type)
+        assert request.dag_id == "a_dag"
+        if isinstance(request, GetXCom):
+            assert request.run_id == "a_run"
+            if request.task_id in self.errors:
+                raise self.errors[request.task_id]
+            value = self.pushed.get((request.task_id, request.map_index, request.key))
+            return XComResult(key=request.key, value=value)
+        assert isinstance(request, GetTaskStates)
+        assert request.run_ids == ["a_run"]
+        # An empty list of task ids stands for every task: Airflow does not send it.
         states = {
             task_id if map_index < 0 else f"{task_id}_{map_index}": "running"
             for task_id, map_index in self.instances
-            if not question.task_ids or task_id in question.task_ids
+            if not request.task_ids or task_id in request.task_ids
         }
         return TaskStatesResult(task_states={"a_run": states} if states else {})
 
 
-def answer_as_triggerer(monkeypatch: pytest.MonkeyPatch) -> Triggerer:
-    """Let a triggerer answer what is asked of Airflow."""
+def install_triggerer(monkeypatch: pytest.MonkeyPatch) -> Triggerer:
+    """Let a triggerer respond to the requests to Airflow."""
     from airflow.sdk.execution_time import task_runner
 
     triggerer = Triggerer()

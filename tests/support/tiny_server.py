@@ -7,10 +7,12 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
+
+import pytest
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Exchange(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: TinyServer
+    request_body: bytes
 
     def handle_one_request(self) -> None:
         try:
@@ -37,6 +40,7 @@ class Exchange(BaseHTTPRequestHandler):
 
     def _take(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.request_body = body
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.requests.append(TinyRequest(self.command, self.path, headers, body))
         self.server.respond(self)
@@ -111,9 +115,36 @@ class TinyServer(ThreadingHTTPServer):
         self.server_close()
 
 
+Serve = Callable[..., TinyServer]
+
+
 @contextmanager
 def refusing_port() -> Iterator[int]:
     """Give a port at which every connection is refused."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         yield reserved.getsockname()[1]
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """Give a port at which every connection is refused."""
+    with refusing_port() as port:
+        yield port
+
+
+@pytest.fixture
+def tiny_server() -> Iterator[Serve]:
+    """Give a function that starts a server which answers every request as the given function does."""
+    with ExitStack() as stack:
+        yield lambda respond, context=None: stack.enter_context(TinyServer(respond, context))
+
+
+@pytest.fixture(scope="module")
+def one_tiny_server() -> Iterator[TinyServer]:
+    """Give a server for all tests of a module; each sets what it answers.
+
+    A token service on it keeps its key: Airflow remembers every key it has seen, to mask it, and slows down with each.
+    """
+    with TinyServer(lambda exchange: exchange.answer(500)) as server:
+        yield server

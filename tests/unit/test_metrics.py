@@ -71,10 +71,10 @@ def test_what_a_statsd_listener_gets() -> None:
     counted = Counter({name: int(value) for name, value, kind in received if kind == "c"})
     assert counted == {
         "airflow.dai.cancel_requested": 4,
-        "airflow.dai.looks": 4,
-        "airflow.dai.operation_ended.cancelled": 2,
-        "airflow.dai.operation_ended.succeeded": 1,
-        "airflow.dai.repeats": 1,
+        "airflow.dai.polls": 4,
+        "airflow.dai.operation_finished.cancelled": 2,
+        "airflow.dai.operation_finished.succeeded": 1,
+        "airflow.dai.retries": 1,
     }
     ((timer, milliseconds, _),) = [line for line in received if line[2] == "ms"]
     assert timer == "airflow.dai.cancel_duration"
@@ -83,7 +83,7 @@ def test_what_a_statsd_listener_gets() -> None:
     documented = README.read_text()
     for name, _, _ in received:
         metric = name.removeprefix("airflow.")
-        metric = re.sub(r"ended\.\w+", "ended.<state>", metric)
+        metric = re.sub(r"finished\.\w+", "finished.<state>", metric)
         assert f"`{metric}`" in documented
 
 

@@ -1,4 +1,4 @@
-"""What a trigger learns of its task, on the real metadata database of whichever Airflow this is."""
+"""The differences between the versions of Airflow; states of task instances on a real metadata database."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, task
 from airflow.triggers.base import BaseTrigger
 
-from airflow_dai_provider.tasks.callbacks import push_operation
+from airflow_dai_provider.tasks.xcom import XCOM_TRY_NUMBER, push_operation
 from airflow_dai_provider.version_compat import (
-    TRIES_HAVE_MEMORY,
+    HAS_TASK_STATE_STORE,
     TRIGGERS_HAVE_ON_KILL,
     gets_xcoms,
     task_instance_state,
@@ -21,16 +21,16 @@ from airflow_dai_provider.version_compat import (
 from tests.support.airflow_versions import HAS_SYNC_CALLBACKS, VERSION, CallbackTrigger, deadline_names
 
 
-def test_what_came_with_3_3() -> None:
+def test_the_flags_follow_what_airflow_has() -> None:
     has_store = importlib.util.find_spec("airflow.models.task_state_store") is not None
-    assert TRIES_HAVE_MEMORY is has_store
+    assert HAS_TASK_STATE_STORE is has_store
     assert TRIGGERS_HAVE_ON_KILL is hasattr(BaseTrigger, "on_kill")
     assert has_store is (VERSION >= (3, 3))
 
 
 @pytest.mark.skipif(VERSION < (3,), reason="Airflow 2 reads the metadata database")
 @pytest.mark.parametrize(("process", "gets"), [("worker", True), ("dag processor", VERSION >= (3, 1))])
-def test_whether_a_process_gets_xcoms(monkeypatch: pytest.MonkeyPatch, process: str, gets: bool) -> None:
+def test_only_the_dag_processor_of_3_0_gets_no_xcoms(monkeypatch: pytest.MonkeyPatch, process: str, gets: bool) -> None:
     from airflow.dag_processing.processor import ToDagProcessor
     from airflow.sdk.execution_time import task_runner
     from airflow.sdk.execution_time.comms import ToTask
@@ -42,17 +42,17 @@ def test_whether_a_process_gets_xcoms(monkeypatch: pytest.MonkeyPatch, process: 
     assert gets_xcoms() is gets
 
 
-def test_nothing_is_skipped_that_this_airflow_has() -> None:
+def test_no_test_is_skipped_that_this_airflow_could_run() -> None:
     assert (CallbackTrigger is not None) is bool(deadline_names()) is (VERSION >= (3, 1))
     assert HAS_SYNC_CALLBACKS is (VERSION >= (3, 2))
 
 
-def test_without_a_task_instance_there_is_no_state_to_tell() -> None:
+def test_a_trigger_without_a_task_instance_has_no_state() -> None:
     with pytest.raises(LookupError, match="no task instance"):
-        asyncio.run(task_instance_state(None))
+        asyncio.run(task_instance_state(None, XCOM_TRY_NUMBER))
 
 
-def test_the_state_of_each_task_instance(run_dag: Any, airflow_2: bool) -> None:
+def test_a_trigger_reads_the_state_of_each_task_instance(run_dag: Any, airflow_2: bool) -> None:
     with DAG("states") as dag:
 
         @task
@@ -70,18 +70,18 @@ def test_the_state_of_each_task_instance(run_dag: Any, airflow_2: bool) -> None:
 
         @task
         def waits() -> None:
-            """Push nothing, as a sensor does before its end."""
+            """Push nothing, as a sensor does until it has finished."""
 
         @task(multiple_outputs=False)
-        def ask(dag_run: Any = None) -> dict[str, Any]:
+        def read_states(dag_run: Any = None) -> dict[str, Any]:
             def state(task_id: str, map_index: int = -1, try_number: int = 1) -> str | None:
-                # As the triggerer describes a task instance to its trigger.
+                # The attributes that a trigger has of its task instance.
                 ti = SimpleNamespace(
                     dag_id="states", task_id=task_id, run_id=dag_run.run_id, map_index=map_index, try_number=try_number
                 )
-                return asyncio.run(task_instance_state(ti))
+                return asyncio.run(task_instance_state(ti, XCOM_TRY_NUMBER))
 
-            told = {
+            states = {
                 "done": state("done"),
                 "mapped": state("mapped", 1),
                 "never begun": state("later"),
@@ -89,7 +89,7 @@ def test_the_state_of_each_task_instance(run_dag: Any, airflow_2: bool) -> None:
                 "no such index": state("mapped", 7),
             }
             defer("starts", "waits", "mapped")
-            return told | {
+            return states | {
                 "deferred": state("starts"),
                 "deferred, mapped": state("mapped", 1),
                 "deferred, nothing pushed": state("waits"),
@@ -108,13 +108,13 @@ def test_the_state_of_each_task_instance(run_dag: Any, airflow_2: bool) -> None:
 
         @task
         def later() -> None:
-            """Begin when the question has been asked."""
+            """Start after the states were read."""
 
-        [done(), mapped.expand(number=[1, 2]), starts(), waits()] >> ask() >> later()
+        [done(), mapped.expand(number=[1, 2]), starts(), waits()] >> read_states() >> later()
 
-    # The run is left as it is: some of its tasks seem to be deferred for ever.
+    # The run is left as it is: some of its tasks seem to be deferred forever.
     ran = run_dag(dag, stop_when_waiting=True)
-    assert ran.xcom("ask") == {
+    assert ran.xcom("read_states") == {
         "done": "success",
         "mapped": "success",
         "never begun": None,
@@ -123,9 +123,9 @@ def test_the_state_of_each_task_instance(run_dag: Any, airflow_2: bool) -> None:
         "deferred": "deferred",
         "deferred, mapped": "deferred",
         "deferred, nothing pushed": "deferred",
-        # Airflow 3.3 goes on with the ingest in the next try, so it is the task that counts there.
-        "a later try": "deferred" if TRIES_HAVE_MEMORY else None,
-        "a later try, mapped": "deferred" if TRIES_HAVE_MEMORY else None,
-        # The ingest is another task's, and waited for again; Airflow 2 tells the try number itself.
+        # On Airflow 3.3 the next try reattaches to the same ingest, so only the state of the task counts.
+        "a later try": "deferred" if HAS_TASK_STATE_STORE else None,
+        "a later try, mapped": "deferred" if HAS_TASK_STATE_STORE else None,
+        # Such a task waits for the ingest of another one, in every try. Airflow 2 knows the try number itself.
         "a later try, nothing pushed": None if airflow_2 else "deferred",
     }

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, conf
+from airflow.providers.common.compat.sdk import BaseOperator, conf
 
-from airflow_dai_provider.api.errors import PERMANENT
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import OperationState
-from airflow_dai_provider.api.polling import WaitTimeoutError, check_seconds
-from airflow_dai_provider.metrics import time_cancel
-from airflow_dai_provider.tasks.cancellation import request_cancellation
-from airflow_dai_provider.tasks.deferral import FAILED_DEFERRAL, ended_at_deadline, raise_task_timeout, wait_or_defer
-from airflow_dai_provider.tasks.event import read_event
-from airflow_dai_provider.tasks.failures import (
-    OperationNotFoundError,
-    accept_end,
-    accept_missing,
-    check_expected_states,
-    error_code,
-    task_errors,
-)
+from airflow_dai_provider.api.polling import check_seconds
+from airflow_dai_provider.api.retry import PERMANENT
+from airflow_dai_provider.metrics import count_finished, time_cancel
+from airflow_dai_provider.tasks.cancel_requests import request_cancellation
+from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
+from airflow_dai_provider.tasks.failures import accept_missing, check_expected_states, check_final_state, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION
 
 if TYPE_CHECKING:
@@ -34,29 +28,28 @@ if TYPE_CHECKING:
 
 
 class DaiCancelOperationOperator(BaseOperator):
-    """
-    Ask the service to cancel an operation, and wait for its end if told to.
+    """Request the cancellation of an operation, and wait until it has finished if told to.
 
-    Cancelling is best effort: the operation can still complete. What became of it is in the log, and, when the task
-    waits, in the XCom ``operation``. An operation that had already finished is no error.
+    Cancelling is best effort: the operation can still complete. Its state is in the log, and, when the task waits, in
+    the XCom ``operation``. An operation that had already finished is no error.
 
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/operations/cancel
 
     :param operation_name: ``operations/...`` (templated).
-    :param wait_for_completion: whether to wait until the operation has ended.
-    :param expected_states: the ends to accept when the task waits: ``"CANCELLED"``, ``"SUCCEEDED"``, ``"FAILED"``;
-        None accepts each, since the aim is that nothing runs (templated).
-    :param missing_ok: whether an operation that the service does not know counts as one that no longer runs.
-    :param poll_interval: the most seconds between two looks; the first ones are quicker.
+    :param wait_for_completion: whether to wait until the operation has finished.
+    :param expected_states: the final states to accept when the task waits: ``"CANCELLED"``, ``"SUCCEEDED"``,
+        ``"FAILED"``; None accepts each, since the aim is that nothing runs (templated).
+    :param missing_ok: whether to accept an operation that the service does not know, as one that does not run.
+    :param poll_interval: the most seconds between two polls; the first ones are quicker.
     :param timeout: seconds to wait at most.
     :param deferrable: whether to wait in the triggerer, which holds no worker slot.
     :param gcp_conn_id: the Google Cloud connection (templated).
     :param impersonation_chain: service account(s) to impersonate (templated).
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own (templated).
     :return: the operation's name, so that a sensor can take ``cancel.output``.
-    :raises AirflowFailException: for what a retry cannot heal: UNIMPLEMENTED, PERMISSION_DENIED, an invalid name, an
-        unknown operation without ``missing_ok``, an end outside ``expected_states``.
-    :raises AirflowException: when the service stays unavailable, or the operation has not ended in time.
+    :raises AirflowFailException: for a permanent error: UNIMPLEMENTED, PERMISSION_DENIED, an invalid name, an unknown
+        operation without ``missing_ok``, a final state outside ``expected_states``.
+    :raises AirflowException: when the service stays unavailable, or the operation has not finished in time.
     """
 
     template_fields: Sequence[str] = (
@@ -99,7 +92,7 @@ class DaiCancelOperationOperator(BaseOperator):
         self.api_endpoint = api_endpoint
 
     def execute(self, context: Context) -> str:
-        """Request the cancellation, say what the service reports, wait if told to; return the operation's name."""
+        """Request the cancellation, poll once, wait if told to; return the operation's name."""
         check_expected_states(self.expected_states)
         with task_errors():
             name = check_operation_name(self.operation_name)
@@ -107,72 +100,64 @@ class DaiCancelOperationOperator(BaseOperator):
             check_seconds("timeout", self.timeout)
         from airflow_dai_provider.hooks.dai import DaiHook
 
-        try:
-            with (
-                task_errors(f"{name} may still run"),
-                DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint) as hook,
-            ):
-                requested = self._clock()
-                operation = self._cancel(hook, name)
-                if self.wait_for_completion:
-                    if not (operation and operation.done):
-                        operation = wait_or_defer(
-                            self, hook, name, poll_interval=self.poll_interval, resume_with={"requested": requested}
-                        )
-                    return self._finish(context, operation, requested)
-        except OperationNotFoundError as error:
-            self._accept_missing(error)
+        with (
+            self._accept_missing(),
+            task_errors(f"{name} may still run"),
+            DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint) as hook,
+        ):
+            requested = self._clock()
+            operation = self._cancel(hook, name)
+            if self.wait_for_completion:
+                if not (operation and operation.done):
+                    operation = self._wait(hook, name, requested)
+                self._finish(context, operation, requested)
         return name
 
     def execute_complete(self, context: Context, event: Any = None, requested: float | None = None) -> str:
-        """Go on when the wait in the triggerer is over; return the operation's name."""
+        """Finish the task when the wait in the triggerer is over; return the operation's name."""
         name: str = self.operation_name
-        try:
-            return self._finish(context, read_event(event, name, f"{name} may still run."), requested)
-        except OperationNotFoundError as error:
-            self._accept_missing(error)
-        except WaitTimeoutError as error:
-            raise_task_timeout(self, str(error))
-            raise AirflowException(f"{error}. {name} may still run.") from error
+        with self._accept_missing():
+            self._finish(context, read_event(event, name, f"{name} may still run"), requested)
         return name
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Resume; a deferral that Airflow itself has ended says what may still run."""
-        try:
+        """Resume the task after a deferral."""
+        with resumption(self, next_method, next_kwargs, consequence=f"{self.operation_name} may still run"):
             return super().resume_execution(next_method, next_kwargs, context)
-        except AirflowException as error:
-            if next_method != FAILED_DEFERRAL:
-                raise
-            message = f"{self.operation_name} may still run: {error}."
-            if ended_at_deadline(next_kwargs):
-                raise_task_timeout(self, message)
-            raise AirflowException(message) from error
 
-    def _finish(self, context: Context, operation: Operation, requested: float | None) -> str:
-        """Say how the operation has ended, and check that it was expected."""
+    def _wait(self, hook: DaiHook, name: str, requested: float) -> Operation:
+        """Wait until the operation has finished, in this process or in the triggerer."""
+        if not self.deferrable:
+            return hook.wait_for_operation(name, timeout=self.timeout, poll_interval=self.poll_interval)
+        # Imported here, since DAG files are parsed often and few of their tasks defer.
+        from airflow_dai_provider.triggers.dai import DaiOperationTrigger
+
+        resume_with = {"requested": requested}
+        return defer_wait(self, DaiOperationTrigger, name, poll_interval=self.poll_interval, resume_with=resume_with)
+
+    def _finish(self, context: Context, operation: Operation, requested: float | None) -> None:
+        """Report how the operation has finished, and check that its state is expected."""
         self.log.info("%s.", operation)
+        count_finished(operation.state)
         if requested is not None and operation.state is OperationState.CANCELLED:
             time_cancel(self._clock() - requested)
         context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict())
-        accept_end(operation, check_expected_states(self.expected_states))
-        return operation.name
+        check_final_state(operation, check_expected_states(self.expected_states))
 
-    def _accept_missing(self, error: OperationNotFoundError) -> None:
+    def _accept_missing(self) -> AbstractContextManager[None, bool | None]:
         meaning = "Nothing is left to cancel, and missing_ok is set."
-        accept_missing(error, self.log, meaning, missing_ok=self.missing_ok)
+        return accept_missing(self.log, meaning, missing_ok=self.missing_ok)
 
     def _cancel(self, hook: DaiHook, name: str) -> Operation | None:
-        """Request the cancellation; return what the service then reports, or None when that cannot be seen yet."""
-        from google.api_core.exceptions import GoogleAPICallError
-
+        """Request the cancellation; return the operation as it is then, or None when it could not be polled."""
         if finished := request_cancellation(hook, name, self.log):
             return finished
         try:
             operation = hook.get_operation(name)
-        except GoogleAPICallError as error:
-            if error_code(error) in PERMANENT:
+        except ServiceError as error:
+            if error.rpc_code in PERMANENT:
                 raise
-            self.log.warning("The cancellation is requested, but it cannot be seen yet: %s", error.message)
+            self.log.warning("The cancellation is requested, but the operation could not be polled yet: %s", error)
             return None
         finished_otherwise = operation.done and operation.state is not OperationState.CANCELLED
         self.log.info("%s%s.", operation, ": it had already finished" if finished_otherwise else "")

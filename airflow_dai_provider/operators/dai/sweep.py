@@ -1,4 +1,4 @@
-"""Operator that cancels the operations which everything else has left behind."""
+"""Operator that cancels operations which have been running for too long."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.polling import Wait, check_seconds
+from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
 from airflow_dai_provider.metrics import gauge_strays
-from airflow_dai_provider.sweep.crew import MAX_CONCURRENCY, Crew
 from airflow_dai_provider.sweep.report import SweepReport, some_of
+from airflow_dai_provider.sweep.requests import cancel_found, wait_for_requested
 from airflow_dai_provider.sweep.selection import PassedOver, Selection, check_count, check_flag
 from airflow_dai_provider.tasks.failures import task_error, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_REPORT
@@ -24,35 +26,36 @@ if TYPE_CHECKING:
 
     from airflow_dai_provider.hooks.dai import DaiHook
 
-#: How many operations one request lists. An answer has to stay below ``rest.MAX_ANSWER_BYTES``.
-PAGE_SIZE = 100
+_KILLED = "the task was killed before this was attempted"
+#: The most requests of one sweep that are under way at a time.
+MAX_CONCURRENCY = 50
 
 
 class DaiCancelStrayOperationsOperator(BaseOperator):
-    """
-    Ask the service to cancel every operation that has been running for too long: the sweep behind all other guards.
+    """Cancel every operation that has been running for too long: the sweep behind all other guards.
 
-    It lists what the service knows, picks what is still running, is older than ``older_than`` and matches every
-    filter, and requests the cancellation of each. The service knows no owners: ``older_than`` must exceed the longest
-    legitimate ingest of everybody who uses the account. Every operation is attempted before the task fails for one.
+    It lists the operations of the service, selects those that run, are older than ``older_than`` and match every
+    filter, and requests the cancellation of each. The service does not know who started an operation, so ``older_than``
+    must exceed the longest legitimate ingest of all users of the account. Every operation is attempted before the task
+    fails because of one.
 
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/operations/list
 
     :param older_than: a timedelta or seconds: the age from which an operation is a stray one, by its ``createTime``
         and this worker's clock (templated).
-    :param url_prefix: picks only operations whose media URL, as a text with its query, begins with this; one host
+    :param url_prefix: selects only operations whose media URL, as a text with its query, begins with this; one host
         is ``https://host/``, with the slash (templated).
-    :param url_pattern: picks only operations in whose media URL, as a text with its query, this regular expression is
-        found; ``^`` and ``$`` tie it to the ends (templated).
+    :param url_pattern: selects only operations in whose media URL, as a text with its query, this regular expression
+        is found; ``^`` and ``$`` match its ends (templated).
     :param spare: the name(s) of operations to leave alone (templated).
-    :param include_undated: whether to pick operations too that tell no create time; ones of another kind than ingests
-        are among them.
-    :param max_cancellations: when more than this are picked, the task fails and cancels none.
+    :param include_undated: whether to select operations without a create time too; operations of other kinds than
+        ingests are among them.
+    :param max_cancellations: when more than this are selected, the task fails and cancels none.
     :param max_concurrency: how many requests are under way at a time, at most 50.
-    :param wait_for_completion: whether to wait until the operations have ended.
-    :param poll_interval: the most seconds between two looks at each operation; the first ones are quicker.
+    :param wait_for_completion: whether to wait until the operations have finished.
+    :param poll_interval: the most seconds between two polls of each operation; the first ones are quicker.
     :param timeout: seconds to wait at most.
-    :param dry_run: only list, and say what would be cancelled.
+    :param dry_run: only list, and report what would be cancelled.
     :param gcp_conn_id: the Google Cloud connection (templated).
     :param impersonation_chain: service account(s) to impersonate (templated).
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own (templated).
@@ -60,21 +63,21 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
 
             {"dry_run": bool,
              "listed": int,                            # how many operations the service has listed
-             "passed_over": {"ended": int, "spared": int, "other_url": int, "undated": int, "younger": int},
+             "passed_over": {"finished": int, "spared": int, "other_url": int, "undated": int, "younger": int},
              "found": [{"name": str, "create_time": str | None, "age": int | None, "creative_url": str | None}],
-             "requested": [name],                      # cancellation requested, end not waited for
-             "cancelled": [name],                      # get has shown it
+             "requested": [name],                      # cancellation requested, final state not waited for
+             "cancelled": [name],                      # a poll has shown it
              "finished": {name: "SUCCEEDED" | "FAILED"},  # meanwhile, or in spite of the cancellation
-             "refused": {name: reason},                # for good: cancelling it, or a look at it
+             "refused": {name: reason},                # a permanent error of its cancellation or of a poll
              "left": {name: reason}}                   # may still run; the next sweep finds it again
 
         Each operation found is in exactly one of the last five, and in none of them after a dry run or when
         ``max_cancellations`` has stopped the sweep. ``age`` is in seconds; URLs come without user, query and
         fragment.
-    :raises AirflowFailException: for what a retry cannot heal: a wrong parameter, more than ``max_cancellations``, a
-        server without list or cancel, no permission, and when all that may still run was refused.
-    :raises AirflowException: when something is left: the service stays unavailable, or an operation has not ended in
-        time.
+    :raises AirflowFailException: for a permanent error: a wrong parameter, more than ``max_cancellations``, a server
+        without list or cancel, no permission, and when all that may still run was refused.
+    :raises AirflowException: when something is left: the service stays unavailable, or an operation has not finished
+        in time.
     """
 
     template_fields: Sequence[str] = (
@@ -131,7 +134,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         self.api_endpoint = api_endpoint
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """List, pick, request the cancellations, wait if told to; return the report."""
+        """List, select, request the cancellations, wait if told to; return the report."""
         with task_errors():
             selection = self._check_parameters()
         from airflow_dai_provider.hooks.dai import DaiHook
@@ -141,7 +144,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                 hook = DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
                 report = self._list(closing.enter_context(hook), selection)
             try:
-                if self._may_begin(report):
+                if self._may_cancel(report):
                     self._cancel(hook, report)
             finally:
                 context["ti"].xcom_push(XCOM_REPORT, report.to_dict())
@@ -149,7 +152,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         return report.to_dict()
 
     def on_kill(self) -> None:
-        """Request nothing more."""
+        """Make no further request."""
         self._killed = True
 
     def _check_parameters(self) -> Selection:
@@ -168,30 +171,30 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         )
 
     def _list(self, hook: DaiHook, selection: Selection) -> SweepReport:
-        """List everything before anything is cancelled, and say what was found."""
-        from google.api_core.exceptions import MethodNotImplemented
-
-        # No filter: which ones the service understands is not documented.
-        now, operations = self._clock(), hook.list_operations(page_size=PAGE_SIZE)
+        """List all operations before any is cancelled, and log what was found."""
+        # No filter is sent, since it is not documented which ones the service understands.
+        now, operations = self._clock(), hook.list_operations(page_size=LIST_PAGE_SIZE)
         try:
             report = SweepReport(operations, selection, now, dry_run=self.is_dry_run)
-        except MethodNotImplemented as error:
+        except ServiceError as error:
+            if error.rpc_code is not Code.UNIMPLEMENTED:
+                raise
             raise AirflowFailException(
-                f"{error.message}. A sweep cannot do without operations.list: nobody else knows what runs. Check the "
-                "endpoint; if it is right, cancel by name. No cancellation was requested."
+                f"{error}. A sweep needs operations.list: nothing else tells which operations run. Check the endpoint; "
+                "if it is right, cancel by name. No cancellation was requested."
             ) from error
         gauge_strays(len(report.found))
         self.log.info("%s.", report.selected)
         if undated := report.passed_over[PassedOver.UNDATED]:
             self.log.warning(
-                "%d running operations tell no create time; only include_undated=True picks them.", undated
+                "%d running operations have no create time; only include_undated=True selects them.", undated
             )
         for stray in report.found:
             self.log.info("Found %s.", stray)
         return report
 
-    def _may_begin(self, report: SweepReport) -> bool:
-        """Whether to cancel what was found; raises AirflowFailException when it is too much."""
+    def _may_cancel(self, report: SweepReport) -> bool:
+        """Return whether to cancel what was found; raises AirflowFailException when it is too much."""
         found, limit = len(report.found), self.max_cancellations
         too_many = f"{found} stray operations are more than max_cancellations={limit}"
         if self.is_dry_run:
@@ -199,16 +202,19 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
             self.log.info("This is a dry run. A real one would %s.", would)
         elif found > limit:
             raise AirflowFailException(
-                f"{too_many}, so that no cancellation was requested. These would have been cancelled: "
+                f"{too_many}, so no cancellation was requested. These would have been cancelled: "
                 f"{some_of([str(stray) for stray in report.found])}. Narrow the selection, or raise max_cancellations."
             )
         return not self.is_dry_run
 
     def _cancel(self, hook: DaiHook, report: SweepReport) -> None:
-        """Request every cancellation, and wait for the ends if told to."""
+        """Request every cancellation, and wait until the operations have finished if told to."""
         report.begin()
-        with Crew(hook, self.max_concurrency, self.log, lambda: self._killed) as crew:
-            crew.request_cancellations(report)
+        from airflow_dai_provider.transport.threads import Workers
+
+        hooks = [hook.sibling() for _ in range(self.max_concurrency)]
+        with Workers(hooks, stopped=lambda: _KILLED if self._killed else None) as workers:
+            cancel_found(workers, report, hook.retry_timeout, self.log)
             if not self.wait_for_completion:
                 return
             wait = Wait(
@@ -218,10 +224,10 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                 timeout=self.timeout,
                 jitter=self._random,
             )
-            crew.wait(report, wait, clock=self._clock, sleep=self._sleep)
+            wait_for_requested(workers, report, wait, clock=self._clock, sleep=self._sleep, log=self.log)
 
     def _conclude(self, report: SweepReport) -> None:
-        """Say what has become of everything, and fail the task for what may still run."""
+        """Log the result, and fail the task if an operation may still run."""
         failures = report.failures
         for name, failure in failures.items():
             self.log.error("%s may still run: %s.", name, failure.reason)
@@ -229,7 +235,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         if failures:
             reasons = [f"{name}: {failure.reason}" for name, failure in failures.items()]
             raise task_error(
-                report.code,
+                report.rpc_code,
                 f"{len(failures)} of {len(report.found)} stray operations may still run: {some_of(reasons)}. "
                 f"The XCom '{XCOM_REPORT}' has all of it",
             )

@@ -1,4 +1,4 @@
-"""An ingest of a signed media URL: one that is waited for and given up, and one that is cancelled and waited for."""
+"""Two ingests of a signed media URL: one whose wait times out, and one that is cancelled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MEDIA = {
 }
 CREATIVE = {"adSystem": "example", "mediaFiles": [MEDIA]}
 
-with DAG("given_up", schedule=None, on_failure_callback=DaiCancelOperationNotifier()):
+with DAG("timed_out", schedule=None, on_failure_callback=DaiCancelOperationNotifier()):
     DaiCreateCreativeOperator(task_id="ingest", creative=CREATIVE, deferrable=True, poll_interval=2, timeout=8)
 
 with DAG("cancelled", schedule=None):

@@ -1,4 +1,4 @@
-"""DAGs that fail in the ways in which a callback has to clean up after them."""
+"""DAGs that fail and whose callbacks must cancel their ingests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from airflow.providers.common.compat.sdk import DAG, task
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
 
-# One notifier instance serves every run: what it renders for one must not stay for the next.
+# One notifier instance serves every run: values rendered for one run must not stay for the next.
 with DAG(
     "run_callback_by_name",
     schedule=None,

@@ -1,8 +1,8 @@
 """
-The DAGs of the rows, each twice: with only the operator's own guards, and within the rings that the README recommends.
+The DAGs of the rows, each in two forms: with the operator's own guards only, and with those that the README recommends.
 
-``<name>__own`` is the ingest alone. ``<name>__rings`` has the DAG's failure callback and a teardown beside it, and one
-of them a Deadline. The sweep is a DAG by itself. Which row is played on which DAG, and how: ``rows.py`` of the tests.
+``<name>__own`` contains the ingest alone. ``<name>__rings`` adds the DAG's failure callback and a teardown, and in one
+case a Deadline. The sweep is a DAG of its own. ``rows.py`` of the tests names the DAG of each row.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from airflow_dai_provider.operators.dai import (
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 
 NAME = "{{ ti.xcom_pull(task_ids='ingest', key='operation_name') }}"
-#: What happens after these many seconds happens by itself: a failure, a time limit.
+#: The unit, in seconds, of all time limits.
 SOON = 8
-WAITS_NOT = {"wait_for_completion": False}
+NO_WAIT = {"wait_for_completion": False}
 
 
 def creative(url: str) -> dict[str, Any]:
@@ -37,14 +37,14 @@ def creative(url: str) -> dict[str, Any]:
 
 
 def ingest(url: str = "{{ params.url }}", **kwargs: Any) -> DaiCreateCreativeOperator:
-    # Airflow 2 makes a retry of a clear, with its delay.
+    # On Airflow 2 a cleared task waits for its retry delay.
     defaults = {"poll_interval": 2, "retry_delay": timedelta(seconds=1)}
     return DaiCreateCreativeOperator(task_id="ingest", creative=creative(url), **{**defaults, **kwargs})
 
 
 @task
 def work(params: dict) -> None:
-    """Do what another task of the DAG does while the ingest runs."""
+    """Fail, skip or sleep while the ingest runs."""
     if params["work"] == "raise":
         raise RuntimeError("the original failure")
     if params["work"] == "skip":
@@ -54,7 +54,7 @@ def work(params: dict) -> None:
 
 @contextmanager
 def dag(name: str, guards: str, *, setup: bool = False, teardown: bool = True, **kwargs: Any) -> Iterator[DAG]:
-    """Make a DAG; whatever is in it, its task ``ingest`` gets the rings if ``guards`` says so."""
+    """Create a DAG, with the recommended guards around its task ``ingest`` if ``guards`` is ``rings``."""
     if guards == "rings":
         kwargs["on_failure_callback"] = DaiCancelOperationNotifier(ingest_task_ids="ingest")
     params = {"url": "https://media.example.com/ad.mp4", "urls": [], "work": "sleep"}
@@ -63,7 +63,7 @@ def dag(name: str, guards: str, *, setup: bool = False, teardown: bool = True, *
         if guards == "rings" and teardown:
             start, last = made.get_task("ingest"), made.leaves
             cancel = DaiCancelOperationOperator(task_id="cancel", operation_name=NAME)
-            # After all other tasks: after the start alone, it would cancel an ingest that nobody waits for at once.
+            # After all other tasks: directly after the start it would cancel an ingest that no task waits for.
             upstream = last if setup else {start, *last}
             list(upstream) >> cancel.as_teardown(setups=[start] if setup else [])
 
@@ -80,11 +80,11 @@ for guards in ("own", "rings"):
     with dag("raises", guards):
         ingest(timeout=SOON)
     with dag("raises_with_retry", guards):
-        ingest(timeout=3 * SOON, retries=1)
+        ingest(timeout=6 * SOON, retries=1)
     with dag("times_out", guards):
         ingest(execution_timeout=timedelta(seconds=2 * SOON))
     with dag("times_out_with_retry", guards):
-        ingest(execution_timeout=timedelta(seconds=2 * SOON), retries=1)
+        ingest(execution_timeout=timedelta(seconds=6 * SOON), retries=1)
     with dag("run_times_out", guards, dagrun_timeout=timedelta(seconds=3 * SOON)):
         ingest()
 
@@ -100,29 +100,29 @@ for guards in ("own", "rings"):
         ingest(deferrable=True)
 
     with dag("then_work", guards):
-        ingest(**WAITS_NOT) >> work()
+        ingest(**NO_WAIT) >> work()
     with dag("setup_then_work", guards, setup=True):
-        ingest(**WAITS_NOT) >> work()
+        ingest(**NO_WAIT) >> work()
     with dag("setup_then_deferred", guards, setup=True):
-        ingest(**WAITS_NOT) >> DaiOperationSensor(task_id="work", operation_name=NAME, deferrable=True)
+        ingest(**NO_WAIT) >> DaiOperationSensor(task_id="work", operation_name=NAME, deferrable=True)
     with dag("setup_waits", guards, setup=True):
         ingest() >> work()
     with dag("then_rescheduled", guards):
-        ingest(**WAITS_NOT) >> DaiOperationSensor(
+        ingest(**NO_WAIT) >> DaiOperationSensor(
             task_id="work", operation_name=NAME, mode="reschedule", poke_interval=15
         )
 
-    # A mapped task has no one name for a teardown; what it can have is the callback.
+    # A mapped task has many names, which this teardown does not take; it gets the callback only.
     with dag("mapped", guards, teardown=False):
 
         @task
         def creatives(params: dict) -> list[dict]:
             return [creative(url) for url in params["urls"]]
 
-        ring = {"on_failure_callback": DaiCancelOperationNotifier()} if guards == "rings" else {}
-        DaiCreateCreativeOperator.partial(task_id="ingest", poll_interval=2, **ring).expand(creative=creatives())
+        callback = {"on_failure_callback": DaiCancelOperationNotifier()} if guards == "rings" else {}
+        DaiCreateCreativeOperator.partial(task_id="ingest", poll_interval=2, **callback).expand(creative=creatives())
 
-    # "Wrong file, fix the DAG, clear": what is fixed is a variable.
+    # The media URL is a variable, so that the DAG can be corrected between two tries.
     with dag("fixed", guards):
         ingest("{{ var.value.get(params.url) }}")
 
@@ -141,7 +141,7 @@ else:
     with dag("late", "rings", deadline=late):
         ingest()
 
-# Many runs that fail at once, and nothing but the DAG's callback to cancel what each has started.
+# Many runs fail at once, and only the DAG's callback cancels their ingests.
 with DAG(
     "burst",
     schedule=None,

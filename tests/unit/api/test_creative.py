@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 
 from airflow_dai_provider.api.creative import InvalidCreativeError, check_creative, creative_digest, media_urls
+from tests.support.payloads import SIGNATURE, SIGNED_URL, creative, media_file
 
-URL = "https://media.example.com/ad.mp4?X-Goog-Signature=s1gn4ture"
-MEDIA = {"uri": URL, "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
-GOOD = {"adSystem": "example", "mediaFiles": [MEDIA]}
+MEDIA = media_file(SIGNED_URL)
+GOOD = creative(SIGNED_URL)
 DYNAMIC = {**GOOD, "networkCode": "1234"}
 
 
 def media(**changes: Any) -> dict[str, Any]:
-    return {"adSystem": "example", "mediaFiles": [{**MEDIA, **changes}]}
+    return creative(mediaFiles=[{**MEDIA, **changes}])
 
 
 @pytest.mark.parametrize(
-    ("creative", "info"),
+    ("given", "info"),
     [
         (GOOD, None),
         ({"adSystem": "x", "mezzanines": [MEDIA]}, None),
@@ -35,12 +35,12 @@ def media(**changes: Any) -> dict[str, Any]:
         (DYNAMIC, {"activeDuration": None}),
     ],
 )
-def test_what_the_service_takes_passes(creative: Any, info: Any) -> None:
-    check_creative(creative, info)
+def test_what_the_service_takes_passes(given: Any, info: Any) -> None:
+    check_creative(given, info)
 
 
 @pytest.mark.parametrize(
-    ("creative", "info", "words"),
+    ("given", "info", "words"),
     [
         (None, None, "expected a JSON object (a dict), got None"),
         ([GOOD], None, "expected a JSON object (a dict), got [{"),
@@ -51,7 +51,11 @@ def test_what_the_service_takes_passes(creative: Any, info: Any) -> None:
         ({"adSystem": "x"}, None, "expected at least one entry in mediaFiles or mezzanines, got none"),
         ({"adSystem": "x", "mediaFiles": []}, None, "at least one entry"),
         ({**GOOD, "mezzanines": MEDIA}, None, "mezzanines: expected a list of media files, got {"),
-        ({**GOOD, "mediaFiles": [URL]}, None, "mediaFiles[0]: expected an object with uri, delivery and mimeType"),
+        (
+            {**GOOD, "mediaFiles": [SIGNED_URL]},
+            None,
+            "mediaFiles[0]: expected an object with uri, delivery and mimeType",
+        ),
         (media(uri=None), None, "mediaFiles[0].uri: expected a string, got None"),
         (media(mimeType=""), None, "mediaFiles[0].mimeType: expected a string, got ''"),
         (media(delivery=None), None, "mediaFiles[0].delivery: expected DELIVERY_PROGRESSIVE or DELIVERY_STREAMING"),
@@ -71,12 +75,12 @@ def test_what_the_service_takes_passes(creative: Any, info: Any) -> None:
         ({**GOOD, "adTitle": float("nan")}, None, "expected JSON: Out of range float"),
     ],
 )
-def test_what_it_would_refuse_is_refused(creative: Any, info: Any, words: str) -> None:
+def test_what_it_would_refuse_is_refused(given: Any, info: Any, words: str) -> None:
     with pytest.raises(InvalidCreativeError) as caught:
-        check_creative(creative, info)
+        check_creative(given, info)
     assert str(caught.value).startswith("Invalid creative: ")
     assert words in str(caught.value)
-    assert "s1gn4ture" not in str(caught.value)
+    assert SIGNATURE not in str(caught.value)
 
 
 def test_every_problem_is_named_at_once() -> None:
@@ -88,8 +92,8 @@ def test_every_problem_is_named_at_once() -> None:
 
 
 def test_media_urls() -> None:
-    assert media_urls({**GOOD, "mezzanines": [{**MEDIA, "uri": "https://b"}]}) == {URL, "https://b"}
-    assert media_urls({"mediaFiles": None, "mezzanines": [MEDIA]}) == {URL}
+    assert media_urls({**GOOD, "mezzanines": [{**MEDIA, "uri": "https://b"}]}) == {SIGNED_URL, "https://b"}
+    assert media_urls({"mediaFiles": None, "mezzanines": [MEDIA]}) == {SIGNED_URL}
 
 
 def test_the_digest_tells_submissions_apart() -> None:
@@ -97,9 +101,9 @@ def test_the_digest_tells_submissions_apart() -> None:
         creative_digest(GOOD, None),
         creative_digest(GOOD, {}),
         creative_digest({**GOOD, "adTitle": "x"}, None),
-        creative_digest(media(uri=URL + "2"), None),
+        creative_digest(media(uri=SIGNED_URL + "2"), None),
     ]
     assert len(set(digests)) == len(digests)
-    assert "s1gn4ture" not in "".join(digests)
+    assert SIGNATURE not in "".join(digests)
     reordered = dict(reversed(list(GOOD.items())))
     assert creative_digest(reordered, None) == digests[0]

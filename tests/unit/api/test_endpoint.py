@@ -120,13 +120,13 @@ def test_anything_else_is_refused(value: str) -> None:
 )
 def test_a_token_goes_over_tls_or_stays_on_this_machine(url: str, loopback: bool, token: bool) -> None:
     endpoint = parse_endpoint(url, "it")
-    assert (endpoint.is_loopback, endpoint.may_see_token) == (loopback, token)
+    assert (endpoint.is_loopback, endpoint.accepts_token) == (loopback, token)
 
 
 @pytest.mark.parametrize("url", ["", "http://", "https//x"])
 def test_what_is_no_url_is_no_loopback_address(url: str) -> None:
     assert not Endpoint(url).is_loopback
-    assert not Endpoint(url).may_see_token
+    assert not Endpoint(url).accepts_token
 
 
 @pytest.mark.parametrize(

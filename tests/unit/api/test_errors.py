@@ -6,15 +6,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from google.rpc import code_pb2
 
-from airflow_dai_provider.api.errors import (
-    Code,
-    ServiceError,
-    backoff,
-    code_of_http_status,
-    may_have_acted,
-    may_repeat,
-    read_retry_after,
-)
+from airflow_dai_provider.api.errors import Code, ServiceError, code_of_http_status
+from airflow_dai_provider.api.retry import backoff, may_have_acted, may_retry, read_retry_after
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -56,7 +49,7 @@ def test_every_http_status_stands_for_a_code(status: int, code: str) -> None:
 
 def test_a_service_error_says_what_it_is() -> None:
     plain = ServiceError("words", Code.INTERNAL)
-    assert (str(plain), plain.code, plain.retry_after, plain.sent) == ("words", Code.INTERNAL, None, True)
+    assert (str(plain), plain.rpc_code, plain.retry_after, plain.sent) == ("words", Code.INTERNAL, None, True)
     full = ServiceError("words", Code.UNAVAILABLE, retry_after=3.0, sent=False)
     assert (full.retry_after, full.sent) == (3.0, False)
 
@@ -71,10 +64,10 @@ def test_a_service_error_says_what_it_is() -> None:
         ({Code.UNAVAILABLE}, Code.UNAVAILABLE, False, True),
     ],
 )
-def test_a_repeat_needs_a_listed_code_or_a_request_that_never_left(
+def test_a_retry_needs_a_listed_code_or_a_request_that_never_left(
     codes: set[Code], code: Code, sent: bool, expected: bool
 ) -> None:
-    assert may_repeat(frozenset(codes), ServiceError("x", code, sent=sent)) is expected
+    assert may_retry(frozenset(codes), ServiceError("x", code, sent=sent)) is expected
 
 
 @pytest.mark.parametrize(

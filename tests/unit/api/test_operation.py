@@ -8,18 +8,14 @@ from typing import Any
 import pytest
 
 from airflow_dai_provider.api.operation import Ingest, InvalidOperationError, Operation, OperationState
+from tests.support.payloads import METADATA_TYPE, metadata
 
 NAME = "operations/a/b"
-TYPE = "type.googleapis.com/google.ads.dai.v1.CreateCreativeOperationMetadata"
 SIGNED = "https://user:pw@cdn.example/v.mp4?X-Goog-Signature=5ec7e7#t"
 PLAIN = "https://cdn.example/v.mp4"
 
 RUNNING, SUCCEEDED = OperationState.RUNNING, OperationState.SUCCEEDED
 FAILED, CANCELLED = OperationState.FAILED, OperationState.CANCELLED
-
-
-def metadata(**fields: Any) -> dict[str, Any]:
-    return {"@type": TYPE, **fields}
 
 
 FULL_METADATA = metadata(
@@ -81,7 +77,7 @@ FULL_METADATA = metadata(
         pytest.param({"done": True, "kind": "x", "selfLink": 1}, Operation(NAME, SUCCEEDED), id="unknown fields"),
     ],
 )
-def test_an_answer_becomes_an_operation(fields: dict[str, Any], expected: Operation) -> None:
+def test_an_response_becomes_an_operation(fields: dict[str, Any], expected: Operation) -> None:
     assert Operation.from_api({"name": NAME, **fields}) == expected
 
 
@@ -118,7 +114,7 @@ def test_what_is_no_operation_is_refused(answer: object, message: str) -> None:
         Operation.from_api(answer)
 
 
-def test_a_refused_answer_is_not_shown_with_its_secrets() -> None:
+def test_a_refused_response_is_not_shown_with_its_secrets() -> None:
     with pytest.raises(InvalidOperationError) as caught:
         Operation.from_api({"metadata": {"creativeUrl": SIGNED}, "error": "x" * 10_000})
     assert "5ec7e7" not in str(caught.value)
@@ -277,7 +273,7 @@ def test_the_json_form_of_what_the_service_has_not_said() -> None:
             ["creative_url", "gv_registry_id", "create_time", "youtube_state", "failure_reason", "failure_code"]
         ),
         "response": None,
-        "metadata": {"@type": TYPE},
+        "metadata": {"@type": METADATA_TYPE},
     }
     assert Operation(NAME, RUNNING).to_dict()["ingest"] is None
 

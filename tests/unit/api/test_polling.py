@@ -1,4 +1,4 @@
-"""When a wait looks again, driven by a clock that only the test moves."""
+"""When a wait polls again, driven by a clock that only the test moves."""
 
 import random
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from airflow_dai_provider.api.polling import (
     Wait,
     WaitTimeoutError,
     check_seconds,
-    describe_look,
+    describe_poll,
     next_interval,
 )
 
 NAME = "operations/a/b"
 RUNNING = Operation(NAME, OperationState.RUNNING)
-AWAY = ServiceError("operations.get answered 503", Code.UNAVAILABLE)
+AWAY = ServiceError("operations.get returned 503", Code.UNAVAILABLE)
 HEALING = {"UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNAVAILABLE"}
 
 Jitter = Callable[[], float]
@@ -42,24 +42,24 @@ def make_wait(
     return Wait(NAME, started=started, poll_interval=poll_interval, timeout=timeout, jitter=jitter)
 
 
-def look_times(wait: Wait, until: float) -> list[float]:
-    """Return when the looks come, from the start of the wait on, up to the first one at or after ``until``."""
+def poll_times(wait: Wait, until: float) -> list[float]:
+    """Return when the polls come, from the start of the wait on, up to the first one at or after ``until``."""
     times = [0.0]
     while times[-1] < until:
-        seconds = wait.after_look(RUNNING, wait.started + times[-1])
+        seconds, _ = wait.after_poll(RUNNING, wait.started + times[-1])
         times.append(times[-1] + seconds)
     return times
 
 
 def failing_until_raised(wait: Wait, error: ServiceError, since: float) -> tuple[int, float, Exception]:
     """Let every look fail; return how many failed, when the last one did, and what ended the wait."""
-    now, looks = since, 1
+    now, polls = since, 1
     while True:
         try:
             seconds, _ = wait.after_error(error, now)
         except (ServiceError, WaitTimeoutError) as end:
-            return looks, now, end
-        now, looks = now + seconds, looks + 1
+            return polls, now, end
+        now, polls = now + seconds, polls + 1
 
 
 def seeded_jitter(seed: int) -> Jitter:
@@ -72,44 +72,44 @@ def jitter(request: pytest.FixtureRequest) -> Jitter:
 
 
 def test_the_intervals_grow_by_half_up_to_the_poll_interval() -> None:
-    times = look_times(make_wait(), 165)
+    times = poll_times(make_wait(), 165)
     gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
     assert gaps == [1, 1.5, 2.25, 3.375, 5.0625, 7.59375, 11.390625, 17.0859375, 25.62890625, 30, 30, 30, 30]
 
 
 def test_the_start_of_the_wait_counts_and_not_the_clock_itself() -> None:
-    assert make_wait(started=5000.0).after_look(RUNNING, 5010.0) == make_wait().after_look(RUNNING, 10.0) == 6.0
+    assert make_wait(started=5000.0).after_poll(RUNNING, 5010.0) == make_wait().after_poll(RUNNING, 10.0)
 
 
 def test_a_short_poll_interval_is_kept_from_the_start() -> None:
-    assert look_times(make_wait(poll_interval=0.25), 1.0) == [0, 0.25, 0.5, 0.75, 1.0]
+    assert poll_times(make_wait(poll_interval=0.25), 1.0) == [0, 0.25, 0.5, 0.75, 1.0]
 
 
 def test_an_end_is_seen_soon_after_it_came(jitter: Jitter) -> None:
-    times = look_times(make_wait(jitter=jitter), 3600)
+    times = poll_times(make_wait(jitter=jitter), 3600)
     for earlier, later in zip(times, times[1:], strict=False):
         longest = min(1 + earlier / 2, 30.0)
         assert 0.8 * longest - 1e-9 <= later - earlier <= longest + 1e-9
 
 
-def test_a_wait_of_a_minute_costs_at_most_twelve_looks(jitter: Jitter) -> None:
-    assert len(look_times(make_wait(jitter=jitter), 60)) <= 12
+def test_a_wait_of_a_minute_costs_at_most_twelve_polls(jitter: Jitter) -> None:
+    assert len(poll_times(make_wait(jitter=jitter), 60)) <= 12
 
 
-def test_a_wait_that_times_out_after_a_minute_costs_at_most_twelve_looks(jitter: Jitter) -> None:
-    times = look_times(make_wait(jitter=jitter, timeout=60), 60)
+def test_a_wait_that_times_out_after_a_minute_costs_at_most_twelve_polls(jitter: Jitter) -> None:
+    times = poll_times(make_wait(jitter=jitter, timeout=60), 60)
     assert len(times) <= 12
     assert times[-1] == 60
 
 
 def test_waits_that_began_together_spread_out() -> None:
     waits = [make_wait(jitter=seeded_jitter(seed)) for seed in range(10)]
-    assert len({wait.after_look(RUNNING, 0.0) for wait in waits}) == 10
+    assert len({wait.after_poll(RUNNING, 0.0)[0] for wait in waits}) == 10
 
 
 def test_the_jitter_is_random_when_none_is_given() -> None:
     wait = Wait(NAME, started=0.0, poll_interval=30.0)
-    assert 0.8 <= wait.after_look(RUNNING, 0.0) <= 1.0
+    assert 0.8 <= wait.after_poll(RUNNING, 0.0)[0] <= 1.0
 
 
 @pytest.mark.parametrize(
@@ -132,36 +132,36 @@ def test_the_next_interval(elapsed: float, poll_interval: float, jitter: float, 
     assert next_interval(elapsed, poll_interval, jitter) == pytest.approx(expected)
 
 
-def test_the_last_look_comes_at_the_deadline_and_ends_the_wait() -> None:
+def test_the_last_poll_comes_at_the_deadline_and_ends_the_wait() -> None:
     wait = make_wait(timeout=10)
-    assert look_times(wait, 10) == [0, 1, 2.5, 4.75, 8.125, 10]
+    assert poll_times(wait, 10) == [0, 1, 2.5, 4.75, 8.125, 10]
     with pytest.raises(WaitTimeoutError) as caught:
-        wait.after_look(RUNNING, 10.0)
+        wait.after_poll(RUNNING, 10.0)
     assert isinstance(caught.value, TimeoutError)
-    assert str(caught.value) == f"{NAME} has not ended within 10 s; the last look said: {NAME} is RUNNING"
+    assert str(caught.value) == f"{NAME} has not finished within 10 s; the last poll found: {NAME} is RUNNING"
 
 
 @pytest.mark.parametrize(("timeout", "times"), [(0.25, [0, 0.25]), (1, [0, 1]), (1.5, [0, 1, 1.5])])
-def test_a_timeout_shorter_than_the_interval_still_gets_its_last_look(timeout: float, times: list[float]) -> None:
-    assert look_times(make_wait(timeout=timeout), timeout) == times
+def test_a_timeout_shorter_than_the_interval_still_gets_its_last_poll(timeout: float, times: list[float]) -> None:
+    assert poll_times(make_wait(timeout=timeout), timeout) == times
 
 
-def test_a_look_that_ends_after_the_deadline_is_the_last() -> None:
-    with pytest.raises(WaitTimeoutError, match="has not ended within 60 s"):
-        make_wait(started=100.0, timeout=60).after_look(RUNNING, 161.0)
+def test_a_poll_that_ends_after_the_deadline_is_the_last() -> None:
+    with pytest.raises(WaitTimeoutError, match="has not finished within 60 s"):
+        make_wait(started=100.0, timeout=60).after_poll(RUNNING, 161.0)
 
 
 def test_without_a_timeout_the_wait_has_no_end() -> None:
-    assert make_wait().after_look(RUNNING, 1e9) == 30.0
+    assert make_wait().after_poll(RUNNING, 1e9)[0] == 30.0
 
 
 @pytest.mark.parametrize("code", list(Code))
-def test_an_error_that_can_heal_goes_on_and_any_other_ends_the_wait_at_once(code: Code) -> None:
+def test_only_a_transient_error_does_not_end_the_wait_at_once(code: Code) -> None:
     error = ServiceError("words", code)
     if code.value in HEALING:
         seconds, line = make_wait().after_error(error, 10.0)
         assert seconds == 6.0
-        assert line == f"Could not look at {NAME}: words; 10 s elapsed, next look in 6.0 s"
+        assert line == f"Could not poll {NAME}: words; 10 s elapsed, next poll in 6.0 s"
     else:
         with pytest.raises(ServiceError) as caught:
             make_wait().after_error(error, 10.0)
@@ -169,10 +169,10 @@ def test_an_error_that_can_heal_goes_on_and_any_other_ends_the_wait_at_once(code
 
 
 def test_an_outage_ends_the_wait_with_its_error() -> None:
-    looks, ended, end = failing_until_raised(make_wait(), AWAY, since=0.0)
+    polls, ended, end = failing_until_raised(make_wait(), AWAY, since=0.0)
     assert end is AWAY
     assert MAX_OUTAGE <= ended < MAX_OUTAGE + 30
-    assert looks > 10
+    assert polls > 10
 
 
 def test_an_outage_is_counted_from_its_first_failure_and_not_from_the_start() -> None:
@@ -188,11 +188,11 @@ def test_an_outage_just_short_of_the_limit_goes_on() -> None:
         wait.after_error(AWAY, 50.0 + MAX_OUTAGE)
 
 
-def test_a_good_look_ends_the_outage() -> None:
+def test_a_good_poll_ends_the_outage() -> None:
     wait = make_wait()
     wait.after_error(AWAY, 0.0)
     wait.after_error(AWAY, 299.0)
-    wait.after_look(RUNNING, 310.0)
+    wait.after_poll(RUNNING, 310.0)
     wait.after_error(AWAY, 320.0)
     wait.after_error(AWAY, 619.0)
     with pytest.raises(ServiceError):
@@ -210,10 +210,10 @@ def test_the_deadline_ends_an_outage_and_the_message_says_what_failed() -> None:
     _, ended, end = failing_until_raised(make_wait(timeout=60), AWAY, since=0.0)
     assert isinstance(end, WaitTimeoutError)
     assert ended == 60
-    assert str(end) == f"{NAME} has not ended within 60 s; the last look failed: operations.get answered 503"
+    assert str(end) == f"{NAME} has not finished within 60 s; the last poll failed: operations.get returned 503"
 
 
-def test_an_error_that_cannot_heal_is_raised_at_the_deadline_too() -> None:
+def test_a_permanent_error_is_raised_at_the_deadline_too() -> None:
     gone = ServiceError("words", Code.NOT_FOUND)
     with pytest.raises(ServiceError) as caught:
         make_wait(timeout=60).after_error(gone, 60.0)
@@ -224,23 +224,23 @@ def test_an_error_that_cannot_heal_is_raised_at_the_deadline_too() -> None:
     ("retry_after", "expected"),
     [(None, 6.0), (0.0, 6.0), (5.0, 6.0), (20.0, 20.0), (90.0, 90.0)],
 )
-def test_the_next_look_is_no_earlier_than_the_server_asked(retry_after: float | None, expected: float) -> None:
+def test_the_next_poll_is_no_earlier_than_the_server_asked(retry_after: float | None, expected: float) -> None:
     busy = ServiceError("words", Code.RESOURCE_EXHAUSTED, retry_after=retry_after)
     seconds, line = make_wait().after_error(busy, 10.0)
     assert seconds == expected
-    assert line.endswith(f"next look in {expected:.1f} s")
+    assert line.endswith(f"next poll in {expected:.1f} s")
 
 
 def test_an_error_does_not_lengthen_a_short_interval() -> None:
     assert make_wait(poll_interval=0.25).after_error(AWAY, 0.0)[0] == 0.25
 
 
-def test_the_line_of_a_failed_look_counts_from_the_start() -> None:
+def test_the_line_of_a_failed_poll_counts_from_the_start() -> None:
     _, line = make_wait(started=5000.0).after_error(AWAY, 5010.0)
-    assert line.endswith("; 10 s elapsed, next look in 6.0 s")
+    assert line.endswith("; 10 s elapsed, next poll in 6.0 s")
 
 
-def test_the_last_look_comes_at_the_deadline_however_long_the_server_asked_to_wait() -> None:
+def test_the_last_poll_comes_at_the_deadline_however_long_the_server_asked_to_wait() -> None:
     busy = ServiceError("words", Code.RESOURCE_EXHAUSTED, retry_after=3600.0)
     assert make_wait(timeout=60).after_error(busy, 50.0)[0] == 10.0
 
@@ -256,17 +256,17 @@ def test_no_server_can_stretch_an_outage(retry_after: float) -> None:
 @pytest.mark.parametrize(
     ("elapsed", "wait", "line"),
     [
-        (0.0, 1.0, f"{NAME} is RUNNING; 0 s elapsed, next look in 1.0 s"),
-        (61.4, 29.96, f"{NAME} is RUNNING; 61 s elapsed, next look in 30.0 s"),
+        (0.0, 1.0, f"{NAME} is RUNNING; 0 s elapsed, next poll in 1.0 s"),
+        (61.4, 29.96, f"{NAME} is RUNNING; 61 s elapsed, next poll in 30.0 s"),
     ],
 )
-def test_the_line_of_a_look(elapsed: float, wait: float, line: str) -> None:
-    assert describe_look(RUNNING, elapsed, wait) == line
+def test_the_line_of_a_poll(elapsed: float, wait: float, line: str) -> None:
+    assert describe_poll(RUNNING, elapsed, wait) == line
 
 
 def test_a_wait_knows_its_times() -> None:
     wait = make_wait(started=100.0, timeout=30)
-    assert (wait.elapsed(110.0), wait.time_left(110.0), wait.time_left(140.0)) == (10.0, 20.0, 0.0)
+    assert (wait.time_left(110.0), wait.time_left(140.0)) == (20.0, 0.0)
     assert make_wait().time_left(1e9) == float("inf")
 
 
@@ -318,21 +318,21 @@ def test_a_wait_refuses_what_is_no_duration(poll_interval: float, timeout: float
         make_wait(poll_interval=poll_interval, timeout=timeout)
 
 
-def test_outage_is_several_looks_even_with_a_long_interval() -> None:
+def test_outage_is_several_polls_even_with_a_long_interval() -> None:
     wait = Wait("operations/a", started=0.0, poll_interval=3600.0, jitter=lambda: 0.0)
     down = ServiceError("down", Code.UNAVAILABLE)
-    now, looks = 5000.0, 0
-    while looks < 100:
-        looks += 1
+    now, polls = 5000.0, 0
+    while polls < 100:
+        polls += 1
         try:
             now += wait.after_error(down, now)[0]
         except ServiceError:
             break
-    assert 10 <= looks < 20
+    assert 10 <= polls < 20
     assert now == pytest.approx(5000.0 + MAX_OUTAGE)
 
 
-def test_a_timeout_of_zero_is_one_look() -> None:
+def test_a_timeout_of_zero_is_one_poll() -> None:
     wait = Wait("operations/a", started=0.0, poll_interval=30.0, timeout=0)
-    with pytest.raises(WaitTimeoutError, match="operations/a has not ended within 0 s"):
-        wait.after_look(Operation("operations/a", OperationState.RUNNING), 0.0)
+    with pytest.raises(WaitTimeoutError, match="operations/a has not finished within 0 s"):
+        wait.after_poll(Operation("operations/a", OperationState.RUNNING), 0.0)

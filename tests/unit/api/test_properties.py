@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.creative import InvalidCreativeError, check_creative
-from airflow_dai_provider.api.errors import MAX_RETRY_AFTER, Code, ServiceError, read_retry_after
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.names import InvalidNameError, check_operation_name
 from airflow_dai_provider.api.operation import InvalidOperationError, Operation, OperationState
 from airflow_dai_provider.api.redaction import redact_urls, short_repr, url_secrets
+from airflow_dai_provider.api.retry import MAX_RETRY_AFTER, read_retry_after
 from airflow_dai_provider.emulator import DaiEmulator
 
 # The machines that run this are slow at times; a deadline would be a timed test.
@@ -108,7 +109,7 @@ def test_the_server_sees_the_name_that_was_given(name: str, server: DaiEmulator,
 
 
 @given(operations | json_values)
-def test_an_answer_is_an_operation_or_an_error(answer: Any) -> None:
+def test_an_response_is_an_operation_or_an_error(answer: Any) -> None:
     operation, refusal = attempt(lambda: Operation.from_api(answer), InvalidOperationError)
     if refusal:
         assert SECRET not in str(refusal)
@@ -137,12 +138,12 @@ error_bodies = st.fixed_dictionaries(
 
 
 @given(st.integers(200, 599), bodies | error_bodies, st.dictionaries(st.just("retry-after"), st.text(), max_size=1))
-def test_every_answer_is_read_or_refused(status: int, body: bytes, headers: dict[str, str]) -> None:
+def test_every_response_is_read_or_refused(status: int, body: bytes, headers: dict[str, str]) -> None:
     for request in (rest.get_operation("operations/a"), rest.cancel_operation("operations/a"), rest.list_operations()):
-        answer = rest.Answer(status, headers, body)
-        _, refusal = attempt(partial(rest.read_answer, request, answer, NOW), ServiceError)
+        answer = rest.Response(status, headers, body)
+        _, refusal = attempt(partial(rest.read_response, request, answer, NOW), ServiceError)
         if refusal:
-            assert refusal.code in set(Code)
+            assert refusal.rpc_code in set(Code)
             assert len(str(refusal)) < 1500
             assert SECRET not in str(refusal)
             assert refusal.retry_after is None or 0 <= refusal.retry_after <= MAX_RETRY_AFTER
@@ -154,9 +155,9 @@ def test_every_answer_is_read_or_refused(status: int, body: bytes, headers: dict
 def test_the_status_of_the_error_decides_and_never_its_text(body: bytes, status: int) -> None:
     told = json.loads(body)["error"].get("status")
     with pytest.raises(ServiceError) as caught:
-        rest.read_answer(rest.get_operation("operations/a"), rest.Answer(status, {}, body), NOW)
+        rest.read_response(rest.get_operation("operations/a"), rest.Response(status, {}, body), NOW)
     if isinstance(told, str) and told in set(Code):
-        assert caught.value.code == told
+        assert caught.value.rpc_code == told
 
 
 @given(st.text() | st.integers().map(str))

@@ -12,9 +12,12 @@ from google.api_core import path_template
 from yarl import URL
 
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.errors import Code, ServiceError, may_repeat
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.names import InvalidNameError
 from airflow_dai_provider.api.operation import Operation, OperationState
+from airflow_dai_provider.api.retry import may_retry
+from tests.support.payloads import creative
+from tests.support.rpc_codes import RPC_CODES
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOST = "https://dai.googleapis.com"
@@ -175,10 +178,7 @@ def test_a_page_size_is_a_whole_number_from_one_on(page_size: Any) -> None:
         rest.list_operations(page_size=page_size)
 
 
-CREATIVE = {
-    "adSystem": "x",
-    "mediaFiles": [{"uri": SIGNED, "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}],
-}
+CREATIVE = creative(SIGNED)
 
 
 @pytest.mark.parametrize(
@@ -218,8 +218,8 @@ def test_dynamic_creative_info_is_a_dict_or_none(value: Any) -> None:
 def read(request: rest.Request[Any], status: int, body: object = b"", **headers: str) -> Any:
     """Read an answer whose body is bytes, or a value to send as JSON."""
     sent = body if isinstance(body, bytes) else json.dumps(body).encode()
-    answer = rest.Answer(status, {key.replace("_", "-"): value for key, value in headers.items()}, sent)
-    return rest.read_answer(request, answer, NOW)
+    answer = rest.Response(status, {key.replace("_", "-"): value for key, value in headers.items()}, sent)
+    return rest.read_response(request, answer, NOW)
 
 
 def read_error(request: rest.Request[Any], status: int, body: object = b"", **headers: str) -> ServiceError:
@@ -240,7 +240,7 @@ def read_error(request: rest.Request[Any], status: int, body: object = b"", **he
     ],
 )
 @pytest.mark.parametrize("request_", [GET, CREATE], ids=str)
-def test_get_and_create_answer_an_operation(request_: rest.Request[Any], fields: dict[str, Any], state: str) -> None:
+def test_get_and_create_return_an_operation(request_: rest.Request[Any], fields: dict[str, Any], state: str) -> None:
     operation = read(request_, 200, {"name": "operations/a", **fields})
     assert isinstance(operation, Operation)
     assert operation.state == state
@@ -265,13 +265,13 @@ def test_json_is_read_whatever_it_is_called(body: bytes, content_type: str) -> N
     ("status", "body"),
     [(200, b"{}"), (200, b" {}\n"), (200, b""), (204, b""), (202, b"\n"), (200, b'{"done": "x"}'), (299, b"{}")],
 )
-def test_an_answer_without_content_is_good_where_none_is_promised(
+def test_an_response_without_content_is_good_where_none_is_promised(
     request_: rest.Request[Any], status: int, body: bytes
 ) -> None:
     assert read(request_, status, body) is None
 
 
-def test_a_creative_is_answered_as_it_is() -> None:
+def test_a_creative_is_returned_as_it_is() -> None:
     assert read(GET_CREATIVE, 200, CREATIVE) == CREATIVE
 
 
@@ -319,11 +319,11 @@ NO_OBJECTS = [
     "request_", [GET, CANCEL, DELETE, LIST, CREATE, GET_CREATIVE, DELETE_CREATIVE], ids=lambda request_: request_.method
 )
 @pytest.mark.parametrize("body", NO_OBJECTS)
-def test_an_answer_that_is_no_json_object_is_an_error(request_: rest.Request[Any], body: bytes) -> None:
+def test_an_response_that_is_no_json_object_is_an_error(request_: rest.Request[Any], body: bytes) -> None:
     error = read_error(request_, 200, body)
-    assert str(error).startswith(f"{request_} answered HTTP 200, but not as it should: ")
+    assert str(error).startswith(f"{request_} returned HTTP 200 with an invalid body: ")
     assert len(str(error)) < 500
-    assert (error.code, error.sent, error.retry_after) == (Code.UNKNOWN, True, None)
+    assert (error.rpc_code, error.sent, error.retry_after) == (Code.UNKNOWN, True, None)
 
 
 @pytest.mark.parametrize(
@@ -338,10 +338,10 @@ def test_an_answer_that_is_no_json_object_is_an_error(request_: rest.Request[Any
     ],
 )
 @pytest.mark.parametrize("request_", [GET, CREATE], ids=str)
-def test_an_answer_that_is_no_operation_is_an_error(request_: rest.Request[Any], body: object, words: str) -> None:
+def test_an_response_that_is_no_operation_is_an_error(request_: rest.Request[Any], body: object, words: str) -> None:
     error = read_error(request_, 200, body)
     assert words in str(error)
-    assert error.code is Code.UNKNOWN
+    assert error.rpc_code is Code.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -357,17 +357,17 @@ def test_an_answer_that_is_no_operation_is_an_error(request_: rest.Request[Any],
     ],
     ids=json.dumps,
 )
-def test_an_answer_that_is_no_page_is_an_error(body: object) -> None:
-    assert read_error(LIST, 200, body).code is Code.UNKNOWN
+def test_an_response_that_is_no_page_is_an_error(body: object) -> None:
+    assert read_error(LIST, 200, body).rpc_code is Code.UNKNOWN
 
 
-def test_an_answer_of_the_greatest_size_is_read() -> None:
-    body = b'{"name": "operations/a"}'.ljust(rest.MAX_ANSWER_BYTES)
+def test_an_response_of_the_greatest_size_is_read() -> None:
+    body = b'{"name": "operations/a"}'.ljust(rest.MAX_RESPONSE_BYTES)
     assert read(GET, 200, body).name == "operations/a"
     assert "larger than" in str(read_error(GET, 200, body + b" "))
 
 
-def test_no_secret_of_a_cut_answer_is_shown() -> None:
+def test_no_secret_of_a_cut_response_is_shown() -> None:
     body = json.dumps({"name": "operations/a", "metadata": {"creativeUrl": SIGNED + "5ec7e7" * 20}}).encode()
     shown = [str(read_error(GET, 200, b" " * length + body[:-8])) for length in range(0, 120, 3)]
     assert not [text for text in shown if "5ec7e7" in text]
@@ -375,35 +375,17 @@ def test_no_secret_of_a_cut_answer_is_shown() -> None:
 
 # Errors
 
-HTTP_STATUS = {
-    "CANCELLED": 499,
-    "UNKNOWN": 500,
-    "INVALID_ARGUMENT": 400,
-    "DEADLINE_EXCEEDED": 504,
-    "NOT_FOUND": 404,
-    "ALREADY_EXISTS": 409,
-    "PERMISSION_DENIED": 403,
-    "RESOURCE_EXHAUSTED": 429,
-    "FAILED_PRECONDITION": 400,
-    "ABORTED": 409,
-    "OUT_OF_RANGE": 400,
-    "UNIMPLEMENTED": 501,
-    "INTERNAL": 500,
-    "UNAVAILABLE": 503,
-    "DATA_LOSS": 500,
-    "UNAUTHENTICATED": 401,
-}
-
 
 def json_error(status: object = None, message: object = "words", **fields: Any) -> dict[str, Any]:
     return {"error": {"code": 400, "message": message, **({"status": status} if status is not None else {}), **fields}}
 
 
-@pytest.mark.parametrize(("code", "http_status"), HTTP_STATUS.items())
-def test_the_status_of_the_error_decides_and_the_message_says_everything(code: str, http_status: int) -> None:
+@pytest.mark.parametrize("code", RPC_CODES)
+def test_the_status_of_the_error_decides_and_the_message_says_everything(code: str) -> None:
+    http_status = RPC_CODES[code].http_status
     error = read_error(CANCEL, http_status, json_error(code))
-    assert error.code == code
-    assert str(error) == f"operations.cancel of operations/a answered {http_status} {code}: words"
+    assert error.rpc_code == code
+    assert str(error) == f"operations.cancel of operations/a returned {http_status} {code}: words"
     assert error.sent
 
 
@@ -454,8 +436,8 @@ def test_the_status_of_the_error_decides_and_the_message_says_everything(code: s
 )
 def test_which_code_an_error_has(http_status: int, body: object, code: str) -> None:
     error = read_error(GET, http_status, body)
-    assert error.code == code
-    assert str(error).startswith(f"operations.get of operations/a answered {http_status} {code}: ")
+    assert error.rpc_code == code
+    assert str(error).startswith(f"operations.get of operations/a returned {http_status} {code}: ")
     assert len(str(error)) < 1000
 
 
@@ -464,7 +446,7 @@ def test_which_code_an_error_has(http_status: int, body: object, code: str) -> N
     [
         (404, HTML, "the server does not know this address (no JSON error); is the endpoint right?"),
         (302, b"", "a redirect, which is not followed with credentials; is the endpoint right?"),
-        (503, HTML, "an answer without a JSON error, from a front end or a proxy"),
+        (503, HTML, "a response without a JSON error, from a front end or a proxy"),
         (403, {"error": {"status": "PERMISSION_DENIED"}}, "no message"),
         (403, json_error("PERMISSION_DENIED", ""), "no message"),
         (403, json_error("PERMISSION_DENIED", {"a": 1}), "{'a': 1}"),
@@ -511,35 +493,35 @@ def test_the_error_carries_what_the_server_asked_to_wait(
 ) -> None:
     headers = {} if header is None else {"retry_after": header}
     error = read_error(GET, 503, body, **headers)
-    assert (error.code, error.retry_after) == (Code.UNAVAILABLE, seconds)
+    assert (error.rpc_code, error.retry_after) == (Code.UNAVAILABLE, seconds)
 
 
-# Repeats
+# Retry
 
 READS_AND_CANCEL = {"UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNAVAILABLE"}
 REPEATED: list[tuple[rest.Request[Any], set[str]]] = [
     (GET, READS_AND_CANCEL),
     (CANCEL, READS_AND_CANCEL),
     (GET_CREATIVE, READS_AND_CANCEL),
-    (LIST, {"RESOURCE_EXHAUSTED", "UNAVAILABLE"}),
+    (LIST, READS_AND_CANCEL),
     (DELETE, {"RESOURCE_EXHAUSTED", "UNAVAILABLE"}),
     (DELETE_CREATIVE, {"RESOURCE_EXHAUSTED", "UNAVAILABLE"}),
     (CREATE, {"RESOURCE_EXHAUSTED"}),
 ]
 
 
-@pytest.mark.parametrize("code", HTTP_STATUS)
+@pytest.mark.parametrize("code", RPC_CODES)
 @pytest.mark.parametrize(
     ("request_", "codes"), [pytest.param(request_, codes, id=request_.method) for request_, codes in REPEATED]
 )
-def test_which_requests_may_be_repeated_after_which_error(
+def test_which_requests_may_be_retried_after_which_error(
     request_: rest.Request[Any], codes: set[str], code: str
 ) -> None:
-    error = read_error(request_, HTTP_STATUS[code], json_error(code))
-    assert may_repeat(request_.repeat_after, error) is (code in codes)
+    error = read_error(request_, RPC_CODES[code].http_status, json_error(code))
+    assert may_retry(request_.retryable_codes, error) is (code in codes)
 
 
 @pytest.mark.parametrize("request_", [pytest.param(request_, id=request_.method) for request_, _ in REPEATED])
-def test_a_request_that_never_left_may_be_repeated(request_: rest.Request[Any]) -> None:
+def test_a_request_that_never_left_may_be_retried(request_: rest.Request[Any]) -> None:
     for code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
-        assert may_repeat(request_.repeat_after, ServiceError("no connection", code, sent=False))
+        assert may_retry(request_.retryable_codes, ServiceError("no connection", code, sent=False))

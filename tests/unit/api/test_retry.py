@@ -6,39 +6,38 @@ from collections.abc import Callable
 
 import pytest
 
-from airflow_dai_provider.api.errors import (
-    ANY_HICCUP,
-    BUSY,
-    BUSY_OR_AWAY,
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.retry import (
     FIRST_BACKOFF,
     MAX_BACKOFF,
-    Code,
-    Repeats,
-    ServiceError,
+    THROTTLED,
+    THROTTLED_OR_UNAVAILABLE,
+    TRANSIENT,
+    Retry,
 )
 
 
 def make(
-    repeat_after: frozenset[Code] = ANY_HICCUP,
+    retryable_codes: frozenset[Code] = TRANSIENT,
     *,
     num_retries: int = 5,
     retry_timeout: float = 60.0,
     started: float = 1000.0,
     jitter: Callable[[], float] = lambda: 0.0,
-) -> Repeats:
-    return Repeats(repeat_after, num_retries=num_retries, retry_timeout=retry_timeout, started=started, jitter=jitter)
+) -> Retry:
+    return Retry(retryable_codes, num_retries=num_retries, retry_timeout=retry_timeout, started=started, jitter=jitter)
 
 
 def error(code: Code = Code.UNAVAILABLE, *, retry_after: float | None = None, sent: bool = True) -> ServiceError:
     return ServiceError("no", code, retry_after=retry_after, sent=sent)
 
 
-def waits(repeats: Repeats, failing: ServiceError, started: float = 1000.0) -> list[float]:
+def waits(retry: Retry, failing: ServiceError, started: float = 1000.0) -> list[float]:
     """Let every attempt fail; return the waits between them."""
     now, seconds = started, []
     with pytest.raises(ServiceError) as end:  # noqa: PT012 - which of them ends it is what is asked
         while True:
-            seconds.append(repeats.after(failing, now))
+            seconds.append(retry.after(failing, now)[0])
             now += seconds[-1]
     assert end.value is failing
     return seconds
@@ -58,26 +57,26 @@ def test_jitter_takes_away_at_most_half() -> None:
 
 
 @pytest.mark.parametrize("num_retries", [0, 1, 3])
-def test_there_are_as_many_repeats_as_told(num_retries: int) -> None:
+def test_there_are_as_many_retries_as_told(num_retries: int) -> None:
     assert len(waits(make(num_retries=num_retries), error())) == num_retries
 
 
 @pytest.mark.parametrize(("retry_timeout", "repeats"), [(0, 0), (0.5, 0), (0.6, 1), (1.5, 1), (1.6, 2), (60, 5)])
-def test_no_repeat_comes_after_the_time(retry_timeout: float, repeats: int) -> None:
+def test_no_retry_comes_after_the_time(retry_timeout: float, repeats: int) -> None:
     assert len(waits(make(retry_timeout=retry_timeout), error())) == repeats
 
 
 def test_the_time_counts_from_the_start_of_the_call() -> None:
-    repeats = make(retry_timeout=10, started=0)
-    assert repeats.after(error(), 9) == 0.5
+    retry = make(retry_timeout=10, started=0)
+    assert retry.after(error(), 9)[0] == 0.5
     with pytest.raises(ServiceError):
-        repeats.after(error(), 9.5)
+        retry.after(error(), 9.5)
 
 
 def test_what_the_server_asks_for_is_obeyed_where_it_is_longer() -> None:
-    assert make().after(error(retry_after=7), 1000) == 7
-    assert make().after(error(retry_after=0.1), 1000) == 0.5
-    assert make(jitter=lambda: 1.0).after(error(retry_after=7), 1000) == 7
+    assert make().after(error(retry_after=7), 1000)[0] == 7
+    assert make().after(error(retry_after=0.1), 1000)[0] == 0.5
+    assert make(jitter=lambda: 1.0).after(error(retry_after=7), 1000)[0] == 7
 
 
 def test_what_the_server_asks_for_is_not_waited_for_beyond_the_time() -> None:
@@ -85,10 +84,10 @@ def test_what_the_server_asks_for_is_not_waited_for_beyond_the_time() -> None:
     assert waits(make(), error(retry_after=59)) == [59]
 
 
-@pytest.mark.parametrize("repeat_after", [BUSY, BUSY_OR_AWAY, ANY_HICCUP, frozenset()], ids=len)
+@pytest.mark.parametrize("retryable_codes", [THROTTLED, THROTTLED_OR_UNAVAILABLE, TRANSIENT, frozenset()], ids=len)
 @pytest.mark.parametrize("code", Code)
-def test_only_these_codes_are_repeated(repeat_after: frozenset[Code], code: Code) -> None:
-    assert bool(waits(make(repeat_after), error(code))) == (code in repeat_after)
+def test_only_these_codes_are_retried(retryable_codes: frozenset[Code], code: Code) -> None:
+    assert bool(waits(make(retryable_codes), error(code))) == (code in retryable_codes)
 
 
 @pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED])
@@ -97,7 +96,7 @@ def test_what_was_not_sent_can_always_be_sent_again(code: Code) -> None:
 
 
 def test_each_error_counts_whatever_it_is() -> None:
-    repeats = make(num_retries=2)
-    assert [repeats.after(error(code), 1000) for code in (Code.UNAVAILABLE, Code.ABORTED)] == [0.5, 1]
+    retry = make(num_retries=2)
+    assert [retry.after(error(code), 1000)[0] for code in (Code.UNAVAILABLE, Code.ABORTED)] == [0.5, 1]
     with pytest.raises(ServiceError):
-        repeats.after(error(), 1000)
+        retry.after(error(), 1000)

@@ -1,4 +1,17 @@
-"""Fixtures for tests that make hooks and talk real HTTP."""
+"""Hooks, and an emulator whose ingests take 100 s."""
 
-from tests.support.hook_fixtures import *  # noqa: F403
-from tests.support.hook_fixtures import _isolation  # noqa: F401
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from airflow_dai_provider.emulator import DaiEmulator
+from tests.support.clock import Clock
+from tests.support.hooks import _isolation, hook, make_hook, once  # noqa: F401
+
+
+@pytest.fixture
+def emulator(clock: Clock) -> Iterator[DaiEmulator]:
+    with DaiEmulator(ingest_seconds=100, clock=clock) as running:
+        yield running

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from google.api_core import exceptions
@@ -19,20 +19,14 @@ from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import MAX_OUTAGE, WaitTimeoutError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
-from tests.support.event_loop import let_time_pass, run, trust_few
+from tests.support.clock import Clock
+from tests.support.event_loop import run
+from tests.support.log import Log
 from tests.support.tiny_server import Exchange, TinyServer, refusing_port
 
-if TYPE_CHECKING:
-    from conftest import Clock, Log
+pytestmark = pytest.mark.usefixtures("few_authorities", "fake_time")
 
 NAME = "operations/ingest"
-
-
-@pytest.fixture(autouse=True)
-def slept(monkeypatch: pytest.MonkeyPatch, fake_time: Clock) -> list[float]:
-    """Let both hooks wait on the test's clock; what they have slept."""
-    trust_few(monkeypatch)
-    return let_time_pass(monkeypatch, fake_time)
 
 
 @pytest.fixture
@@ -144,7 +138,7 @@ ROWS = [
 
 @both_hooks
 @pytest.mark.parametrize(("method", "row"), ROWS)
-def test_both_hooks_make_the_same_of_an_answer(
+def test_both_hooks_make_the_same_of_an_response(
     emulator: DaiEmulator, connect: Callable[..., None], slept: list[float], kind: str, method: str, row: Row
 ) -> None:
     connect(is_anonymous=True, num_retries=1)
@@ -154,9 +148,8 @@ def test_both_hooks_make_the_same_of_an_answer(
     arguments = {"api_endpoint": emulator.endpoint, "timeout": timeout}
 
     if row.raises:
-        with pytest.raises(row.raises, match=row.words) as caught:
+        with pytest.raises(row.raises, match=row.words):
             look(kind, method, name, **arguments)
-        assert type(caught.value) is row.raises
     else:
         look(kind, method, name, **arguments)
 
@@ -185,9 +178,9 @@ def test_a_redirect_is_not_followed(
 
 
 @both_hooks
-def test_a_refused_connection_is_repeated(connect: Callable[..., None], slept: list[float], kind: str) -> None:
+def test_a_refused_connection_is_retried(connect: Callable[..., None], slept: list[float], kind: str) -> None:
     connect(is_anonymous=True, num_retries=3)
-    with refusing_port() as port, pytest.raises(exceptions.ServiceUnavailable, match="got no answer") as caught:
+    with refusing_port() as port, pytest.raises(exceptions.ServiceUnavailable, match="got no response") as caught:
         look(kind, "get_operation", NAME, api_endpoint=f"http://127.0.0.1:{port}")
     assert f"operations.get of {NAME}" in str(caught.value)
     assert slept == [0.5, 1.0, 2.0]
@@ -195,7 +188,7 @@ def test_a_refused_connection_is_repeated(connect: Callable[..., None], slept: l
 
 @both_hooks
 @pytest.mark.parametrize(("num_retries", "requests"), [(0, 1), (-1, 1), (2, 3), (None, 6)])
-def test_the_connection_says_how_often_a_call_is_repeated(
+def test_the_connection_says_how_often_a_call_is_retried(
     emulator: DaiEmulator, connect: Callable[..., None], kind: str, num_retries: int | None, requests: int
 ) -> None:
     connect(is_anonymous=True, **({} if num_retries is None else {"num_retries": num_retries}))
@@ -207,7 +200,7 @@ def test_the_connection_says_how_often_a_call_is_repeated(
 
 @both_hooks
 @pytest.mark.parametrize(("retry_timeout", "requests"), [(0, 1), (4, 4), (60, 6)])
-def test_a_call_is_not_repeated_for_ever(
+def test_a_call_is_not_retried_forever(
     emulator: DaiEmulator, connect: Callable[..., None], kind: str, retry_timeout: float, requests: int
 ) -> None:
     connect(is_anonymous=True)
@@ -315,7 +308,7 @@ def test_cookies_are_not_kept(emulator: DaiEmulator, connect: Callable[..., None
 
 
 @both_hooks
-def test_an_answer_without_an_end_is_not_read_to_its_end(connect: Callable[..., None], kind: str) -> None:
+def test_an_response_without_an_end_is_not_read_to_its_end(connect: Callable[..., None], kind: str) -> None:
     connect(is_anonymous=True, num_retries=0)
     read = threading.Event()
 
@@ -400,8 +393,8 @@ def test_the_connection_is_looked_up_once(
         await hook.get_operation(name)
         monkeypatch.delenv("AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT")
         await hook.get_operation(name)
-        async with hook.sibling() as sibling:
-            await sibling.get_operation(name)
+        with await hook.synchronous_hook() as synchronous:
+            synchronous.get_operation(name)
 
     run(main())
     assert len(emulator.requests) == 3
@@ -414,7 +407,7 @@ async def wait(emulator: DaiEmulator, name: str, **arguments: Any) -> Operation:
     return await DaiAsyncHook(api_endpoint=emulator.endpoint).wait_for_operation(name, **arguments)
 
 
-def test_looks_are_quick_at_first(
+def test_polls_are_quick_at_first(
     emulator: DaiEmulator, connect: Callable[..., None], clock: Clock, slept: list[float], log: Log
 ) -> None:
     connect(is_anonymous=True)
@@ -429,11 +422,11 @@ def test_looks_are_quick_at_first(
                                    104.88671875, 134.88671875, 164.88671875])  # fmt: skip
     assert [later - earlier for earlier, later in zip(looks, looks[1:], strict=False)] == pytest.approx(slept)
     # A triggerer writes for thousands of waits: what all of these looks say alike is said once.
-    assert sum("next look in" in line for line in log.ours) == 1
+    assert sum("next poll in" in line for line in log.ours) == 1
     assert emulator.connections == 1
 
 
-def test_looks_never_come_later_than_the_interval_asked_for(
+def test_polls_never_come_later_than_the_interval_asked_for(
     emulator: DaiEmulator, connect: Callable[..., None], slept: list[float]
 ) -> None:
     connect(is_anonymous=True)
@@ -441,7 +434,7 @@ def test_looks_never_come_later_than_the_interval_asked_for(
     assert slept == pytest.approx([1, 1.5] + [2] * 9)
 
 
-def test_both_hooks_look_at_the_same_times(
+def test_both_hooks_poll_at_the_same_times(
     emulator: DaiEmulator, connect: Callable[..., None], slept: list[float]
 ) -> None:
     connect(is_anonymous=True)
@@ -456,7 +449,7 @@ def test_both_hooks_look_at_the_same_times(
 def test_the_time_is_up(emulator: DaiEmulator, connect: Callable[..., None], slept: list[float]) -> None:
     connect(is_anonymous=True)
     name = emulator.start_ingest()
-    with pytest.raises(WaitTimeoutError, match="has not ended within 10 s; the last look said: .* RUNNING"):
+    with pytest.raises(WaitTimeoutError, match="has not finished within 10 s; the last poll found: .* RUNNING"):
         run(wait(emulator, name, timeout=10))
     assert sum(slept) == pytest.approx(10)
     assert emulator.cancel_requested(name) == 0
@@ -497,7 +490,7 @@ def test_a_service_that_is_away_for_a_while_does_not_end_the_wait(
 
     assert run(wait(emulator, name)).state is OperationState.SUCCEEDED
     assert emulator.cancel_requested(name) == 0
-    assert sum("Could not look at" in line for line in log.ours) == 8
+    assert sum("Could not poll" in line for line in log.ours) == 8
     assert all(seconds >= 1 for seconds in slept), "A look that failed is followed by a wait."
 
 
@@ -530,7 +523,7 @@ def test_without_a_limit_it_waits_for_the_service(
         ({"status": 404, "body": b"<html>"}, exceptions.MethodNotImplemented),
     ],
 )
-def test_what_cannot_heal_ends_it_at_once(
+def test_a_permanent_error_ends_it_at_once(
     emulator: DaiEmulator, connect: Callable[..., None], slept: list[float], fault: Any, error: type[Exception]
 ) -> None:
     connect(is_anonymous=True)
@@ -540,7 +533,7 @@ def test_what_cannot_heal_ends_it_at_once(
     assert (len(emulator.requests), slept) == (1, [])
 
 
-def test_the_service_says_when_to_look_again(
+def test_the_service_says_when_to_poll_again(
     emulator: DaiEmulator, connect: Callable[..., None], slept: list[float]
 ) -> None:
     connect(is_anonymous=True)
@@ -588,7 +581,7 @@ def test_an_error_of_get_names_the_request_and_hides_what_urls_hold(connect: Cal
     words = {"error": {"code": 403, "status": "PERMISSION_DENIED", "message": "no: https://a.b/c?sig=s1gn4ture"}}
     with (
         TinyServer(lambda exchange: exchange.answer(403, json.dumps(words).encode())) as server,
-        pytest.raises(exceptions.PermissionDenied, match=f"operations.get of {NAME} answered 403") as caught,
+        pytest.raises(exceptions.PermissionDenied, match=f"operations.get of {NAME} returned 403") as caught,
     ):
         look("async", "get_operation", NAME, api_endpoint=server.endpoint)
     assert "s1gn4ture" not in str(caught.value)

@@ -1,32 +1,17 @@
-"""Time that passes when told to, for both forms of the notifier, and a triggerer that answers one of them."""
+"""A triggerer that responds to the notifier, and few certificate authorities to read."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING
-
 import pytest
 
-from tests.support.deadlines import Triggerer, answer_as_triggerer
-from tests.support.event_loop import trust_few
-
-if TYPE_CHECKING:
-    from conftest import Clock
+from tests.support.deadlines import Triggerer, install_triggerer
 
 
 @pytest.fixture(autouse=True)
-def fake_async_time(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    """Let the asynchronous form wait on the clock too."""
-    from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
-
-    async def sleep(seconds: float) -> None:
-        clock.sleep(seconds)
-        await asyncio.sleep(0)
-
-    trust_few(monkeypatch)
-    monkeypatch.setattr(DaiCancelOperationNotifier, "_async_sleep", staticmethod(sleep))
+def _authorities(few_authorities: None) -> None:
+    """Let the hooks read few certificate authorities."""
 
 
 @pytest.fixture
 def triggerer(monkeypatch: pytest.MonkeyPatch) -> Triggerer:
-    return answer_as_triggerer(monkeypatch)
+    return install_triggerer(monkeypatch)

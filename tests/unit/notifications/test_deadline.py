@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import threading
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 
-from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.emulator import DaiEmulator
+from airflow_dai_provider.hooks import dai
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from tests.support.airflow_versions import (
     HAS_SYNC_CALLBACKS,
@@ -20,11 +23,10 @@ from tests.support.airflow_versions import (
     deadline_names,
     run_sync_callback,
 )
+from tests.support.clock import Clock
 from tests.support.deadlines import Triggerer, deadline_context, deadlines
 from tests.support.event_loop import Gate, run, until
-
-if TYPE_CHECKING:
-    from conftest import Clock, Log
+from tests.support.log import Log
 
 PATH = "airflow_dai_provider.notifications.dai.DaiCancelOperationNotifier"
 PASSED = "A deadline has passed: that of the run a_run of a_dag."
@@ -57,15 +59,15 @@ def ingests(emulator: DaiEmulator) -> DaiEmulator:
     return emulator
 
 
-class TestNames:
+class TestGivenNames:
     @pytest.mark.parametrize("given", [A, [A], "{{ dag_run.conf.operation }}", "operations/{{ dag_run.conf.letter }}"])
-    def test_they_are_cancelled(self, ingests: DaiEmulator, log: Log, given: Any) -> None:
+    def test_the_given_operations_are_cancelled(self, ingests: DaiEmulator, log: Log, given: Any) -> None:
         context = deadline_context({"operation": A, "letter": "a"})
         assert fire(context, operation_name=given) == ("success", None)
         assert running(ingests) == [B, C, D]
         assert log.ours == [PASSED, f"Requested the cancellation of {A}."]
 
-    def test_the_run_s_id_is_there(self, emulator: DaiEmulator) -> None:
+    def test_a_template_can_use_the_run_id(self, emulator: DaiEmulator) -> None:
         emulator.start_ingest("operations/a_dag/a_run")
         given = "operations/{{ dag_run.dag_id }}/{{ dag_run.dag_run_id }}"
         assert fire(operation_name=given) == ("success", None)
@@ -82,11 +84,11 @@ class TestNames:
             ("{{ dag_run.conf.nothing }}", "'dict object' has no attribute 'nothing'"),
         ],
     )
-    def test_what_is_not_there_is_no_empty_name(
+    def test_an_undefined_name_in_a_template_is_an_error(
         self, ingests: DaiEmulator, log: Log, template: str, reason: str
     ) -> None:
         state, output = fire(operation_name=[template, A])
-        assert running(ingests) == [B, C, D], "The others are cancelled all the same."
+        assert running(ingests) == [B, C, D], "The other operation is cancelled."
         assert state == "failed"
         problem = (
             f"cannot be rendered: {reason}. The templates of a Deadline alert's callback have only dag_run, a dict"
@@ -97,13 +99,13 @@ class TestNames:
         assert "cannot be rendered" in (output or "")
 
     @pytest.mark.parametrize("given", ["", [], "{{ dag_run.conf.get('operation') }}", "{{ dag_run.logical_date }}"])
-    def test_nothing_to_cancel_is_fine(self, ingests: DaiEmulator, log: Log, given: Any) -> None:
+    def test_nothing_to_cancel_is_no_error(self, ingests: DaiEmulator, log: Log, given: Any) -> None:
         assert fire(operation_name=given) == ("success", None)
         assert log.ours == [PASSED, "No operation to cancel: operation_name is empty."]
         assert ingests.requests == []
 
-    def test_without_a_context_too(self, ingests: DaiEmulator) -> None:
-        """Earlier versions of Airflow 3 pass none."""
+    def test_a_given_name_needs_no_context(self, ingests: DaiEmulator) -> None:
+        """Some versions of Airflow 3 pass none."""
 
         async def main() -> None:
             await DaiCancelOperationNotifier(operation_name=A)
@@ -111,7 +113,7 @@ class TestNames:
         run(main())
         assert running(ingests) == [B, C, D]
 
-    def test_a_connection_that_cannot_be_rendered_spares_nobody_silently(self, ingests: DaiEmulator, log: Log) -> None:
+    def test_a_connection_that_cannot_be_rendered_is_reported(self, ingests: DaiEmulator, log: Log) -> None:
         state, _ = fire(operation_name=[A, B], api_endpoint="{{ params.endpoint }}")
         assert state == "failed"
         assert [line.split(" ")[0] for line in log.errors[-2:]] == [A, B]
@@ -119,9 +121,11 @@ class TestNames:
         assert ingests.requests == []
 
 
-class TestPushed:
+class TestStartedOperations:
     @pytest.mark.parametrize("tasks", ["start", ["start"], ["start", "silent"], "{{ dag_run.conf.task }}"])
-    def test_by_named_tasks(self, ingests: DaiEmulator, triggerer: Triggerer, log: Log, tasks: Any) -> None:
+    def test_operations_of_the_given_tasks_are_cancelled(
+        self, ingests: DaiEmulator, triggerer: Triggerer, log: Log, tasks: Any
+    ) -> None:
         triggerer.has("start", operation_name=A)
         triggerer.has("silent")
         triggerer.has("other", operation_name=B)
@@ -129,18 +133,20 @@ class TestPushed:
         assert running(ingests) == [B, C, D]
         assert log.ours == [PASSED, f"Requested the cancellation of {A}."]
 
-    def test_by_named_tasks_beside_names(self, ingests: DaiEmulator, triggerer: Triggerer) -> None:
+    def test_operations_of_the_given_tasks_are_cancelled_beside_given_names(
+        self, ingests: DaiEmulator, triggerer: Triggerer
+    ) -> None:
         triggerer.has("start", operation_name=[A, B])
         assert fire(operation_name=C, ingest_task_ids="start") == ("success", None)
         assert running(ingests) == [D]
 
-    def test_by_every_map_index(self, ingests: DaiEmulator, triggerer: Triggerer) -> None:
+    def test_every_map_index_is_reached(self, ingests: DaiEmulator, triggerer: Triggerer) -> None:
         for index, name in enumerate((A, B, None, C)):
             triggerer.has("start", index, **({"operation_name": name} if name else {}))
         assert fire(ingest_task_ids="start") == ("success", None)
-        assert [request.name for request in ingests.requests] == [A, B, C]
+        assert running(ingests) == [D]
 
-    def test_by_the_whole_run(self, ingests: DaiEmulator, triggerer: Triggerer) -> None:
+    def test_operations_of_the_whole_run_are_cancelled(self, ingests: DaiEmulator, triggerer: Triggerer) -> None:
         triggerer.has("start", operation_name=A)
         triggerer.has("returns", return_value=B)
         triggerer.has("mapped", 0, operation_name=C)
@@ -152,12 +158,12 @@ class TestPushed:
     @pytest.mark.parametrize(
         ("arguments", "source"),
         [
-            ({}, "the run has pushed none"),
-            ({"ingest_task_ids": ["start", "other"]}, "start, other has pushed none"),
-            ({"ingest_task_ids": []}, "no task has pushed none"),
+            ({}, "the run whose deadline has passed has started none"),
+            ({"ingest_task_ids": ["start", "other"]}, "start, other has started none"),
+            ({"ingest_task_ids": []}, "no task has started none"),
         ],
     )
-    def test_nothing_to_cancel_is_fine(
+    def test_nothing_to_cancel_is_no_error(
         self, ingests: DaiEmulator, triggerer: Triggerer, log: Log, arguments: dict[str, Any], source: str
     ) -> None:
         triggerer.has("start")
@@ -166,7 +172,7 @@ class TestPushed:
         assert log.ours == [PASSED, f"No operation to cancel: {source}."]
         assert ingests.requests == []
 
-    def test_a_task_id_that_cannot_be_rendered_does_not_spare_the_others(
+    def test_the_others_are_cancelled_beside_a_task_id_that_cannot_be_rendered(
         self, ingests: DaiEmulator, triggerer: Triggerer, log: Log
     ) -> None:
         triggerer.has("start", operation_name=A)
@@ -176,7 +182,7 @@ class TestPushed:
         assert "'{{ params.task }}' cannot be rendered: 'params' is undefined" in log.errors[0]
 
     @pytest.mark.parametrize("arguments", [{}, {"ingest_task_ids": ["start", "broken"]}], ids=["run", "named"])
-    def test_a_task_that_cannot_be_read_does_not_spare_the_others(
+    def test_the_others_are_cancelled_beside_a_task_that_cannot_be_read(
         self, ingests: DaiEmulator, triggerer: Triggerer, log: Log, arguments: dict[str, Any]
     ) -> None:
         triggerer.has("broken", operation_name=B)
@@ -185,9 +191,9 @@ class TestPushed:
         state, _ = fire(**arguments)
         assert state == "failed"
         assert running(ingests) == [B, C, D]
-        assert log.errors[0] == "What broken has pushed cannot be read: the XCom backend is away"
+        assert log.errors[0] == "Cannot read the operations started by broken: the XCom backend is away"
 
-    def test_an_airflow_that_answers_nothing_does_not_spare_what_is_named(
+    def test_given_names_are_cancelled_when_airflow_is_unavailable(
         self, ingests: DaiEmulator, triggerer: Triggerer, monkeypatch: pytest.MonkeyPatch, log: Log
     ) -> None:
         def away(_: Any) -> None:
@@ -196,9 +202,9 @@ class TestPushed:
         monkeypatch.setattr(triggerer, "send", away)
         assert fire(operation_name=A, ingest_task_ids="start")[0] == "failed"
         assert running(ingests) == [B, C, D]
-        assert log.errors[0] == "What start has pushed cannot be read: the API server is away"
+        assert log.errors[0] == "Cannot read the operations started by start: the API server is away"
 
-    def test_without_a_run_there_is_nothing_to_ask_for(self, ingests: DaiEmulator) -> None:
+    def test_a_context_without_a_run_is_an_error(self, ingests: DaiEmulator) -> None:
         state, output = fire({"deadline": {}}, ingest_task_ids="start")
         assert state == "failed"
         assert "Give the notifier operation_name." in (output or "")
@@ -206,9 +212,7 @@ class TestPushed:
 
 
 class TestTriggerer:
-    def test_what_could_not_be_cancelled_is_the_callback_s_output(
-        self, ingests: DaiEmulator, clock: Clock, log: Log
-    ) -> None:
+    def test_the_output_names_what_may_still_run(self, ingests: DaiEmulator, clock: Clock, log: Log) -> None:
         ingests.unimplement("operations.cancel")
         state, output = fire(operation_name=[A, B])
         assert state == "failed"
@@ -218,7 +222,7 @@ class TestTriggerer:
         assert clock.slept == []
 
     @pytest.mark.usefixtures("fake_time")
-    def test_no_secret_is_told(self, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    def test_no_secret_is_logged(self, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
         extra = {"keyfile_dict": json.dumps({"type": "service_account", "private_key": "SECRET", "client_email": "a"})}
         connection = {"conn_type": "google_cloud_platform", "password": "SECRET", "extra": extra}
         monkeypatch.setenv("AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT", json.dumps(connection))
@@ -233,14 +237,12 @@ class TestTriggerer:
     ) -> None:
         triggerer.has("start", operation_name=A)
         gate = Gate()
-        owner, name = (
-            (DaiCancelOperationNotifier, "_make_async_hook") if slow == "the connection" else (triggerer, "send")
-        )
+        owner, name = (dai, "DaiHook") if slow == "the connection" else (triggerer, "send")
         work = getattr(owner, name)
 
-        def slowly(*args: Any) -> Any:
+        def slowly(*args: Any, **kwargs: Any) -> Any:
             gate.wait()
-            return work(*args)
+            return work(*args, **kwargs)
 
         monkeypatch.setattr(owner, name, slowly)
 
@@ -251,7 +253,7 @@ class TestTriggerer:
         run(main())
         assert running(ingests) == [B, C, D]
 
-    def test_many_at_once(self, ingests: DaiEmulator) -> None:
+    def test_many_callbacks_run_at_the_same_time(self, ingests: DaiEmulator) -> None:
         names = [ingests.start_ingest() for _ in range(20)]
 
         async def main() -> None:
@@ -263,27 +265,69 @@ class TestTriggerer:
         assert running(ingests) == [A, B, C, D]
         assert sorted(request.name for request in ingests.requests) == sorted(names)
 
-    def test_one_that_is_stopped_leaves_nothing_open(self, ingests: DaiEmulator) -> None:
-        """A triggerer that stops; the next one begins the callback again."""
-        ingests.inject(Fault(method="operations.cancel", delay=1.0))
+    def test_a_cancelled_callback_returns_at_once_and_its_thread_goes_on(
+        self, ingests: DaiEmulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A triggerer that stops cancels its callbacks; the next triggerer begins them again."""
+        gate = Gate()
+        hook = dai.DaiHook
+
+        def slow_hook(*args: Any, **kwargs: Any) -> Any:
+            gate.wait()
+            return hook(*args, **kwargs)
+
+        monkeypatch.setattr(dai, "DaiHook", slow_hook)
 
         async def notify() -> None:
             await DaiCancelOperationNotifier(operation_name=A, context=deadline_context())
 
         async def main() -> None:
-            waiting = asyncio.create_task(notify())
-            await until(lambda: ingests.connections)
-            waiting.cancel()
+            callback = asyncio.create_task(notify())
+            await until(lambda: gate.entered)
+            callback.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await waiting
+                await callback
+            gate.open()
 
         run(main())
+        assert not gate.blocked, "The callback has waited for its thread."
+        # The thread cannot be stopped. It is bounded by the timeout of the notifier.
+        for thread in threading.enumerate():
+            if thread.name.startswith(("dai-notifier", "dai-worker")):
+                thread.join(15)
+                assert not thread.is_alive()
+        assert running(ingests) == [B, C, D]
+
+    def test_airflow_is_asked_from_a_thread_of_asgiref(
+        self, ingests: DaiEmulator, triggerer: Triggerer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In the triggerer, Airflow 3.1 sends a request on the event loop, which only such a thread can reach."""
+        triggerer.has("start", operation_name=A)
+        loops = []
+        send = triggerer.send
+
+        async def note_loop() -> None:
+            loops.append(asyncio.get_running_loop())
+
+        def send_and_note_loop(message: Any) -> Any:
+            async_to_sync(note_loop)()
+            return send(message)
+
+        monkeypatch.setattr(triggerer, "send", send_and_note_loop)
+
+        async def main() -> Any:
+            await DaiCancelOperationNotifier(ingest_task_ids="start", context=deadline_context())
+            return asyncio.get_running_loop()
+
+        loop = run(main())
+        assert set(loops) == {loop}
+        assert running(ingests) == [B, C, D]
 
 
 class TestSyncCallback:
     @pytest.mark.skipif(not HAS_SYNC_CALLBACKS, reason="Deadline alerts of this Airflow take no SyncCallback")
     @pytest.mark.parametrize("kwargs", [{}, {"operation_name": A}, {"ingest_task_ids": "start"}], ids=str)
-    def test_it_is_refused_before_anything_is_done(
+    def test_it_is_refused_before_any_request(
         self, ingests: DaiEmulator, triggerer: Triggerer, log: Log, kwargs: dict[str, Any]
     ) -> None:
         context = deadline_context()
@@ -292,25 +336,25 @@ class TestSyncCallback:
         assert "given to the SyncCallback of a Deadline alert, and has cancelled nothing" in (error or "")
         assert "Use AsyncCallback(DaiCancelOperationNotifier, kwargs={...})" in (error or "")
         assert ingests.requests == []
-        assert triggerer.asked == []
+        assert triggerer.requests == []
         assert log.ours == []
-        assert context == deadline_context(), "Not even rendered."
+        assert context == deadline_context(), "Nothing was rendered into it."
 
-    def test_a_task_s_own_deadline_is_no_such_thing(self, ingests: DaiEmulator, ti: Any) -> None:
-        """A context with a task instance is that of a task, whatever else Airflow may put there one day."""
+    def test_a_context_with_a_task_instance_is_not_refused(self, ingests: DaiEmulator, ti: Any) -> None:
+        """It is the context of a task, even if a later Airflow adds a deadline to it."""
         ti.xcom_push("operation_name", A)
         DaiCancelOperationNotifier()({"ti": ti, "dag": None, "deadline": {}})
         assert running(ingests) == [B, C, D]
 
 
 class TestDefinition:
-    def test_airflow_takes_the_class(self) -> None:
+    def test_airflow_accepts_the_class(self) -> None:
         callback = deadline_names()["AsyncCallback"](DaiCancelOperationNotifier, kwargs={"ingest_task_ids": "start"})
         assert callback.path == PATH
         assert accepts_context is None or accepts_context(DaiCancelOperationNotifier)
         assert inspect.signature(DaiCancelOperationNotifier).parameters["context"].default is None
 
-    def test_the_example_passes_what_the_notifier_takes(self) -> None:
+    def test_the_example_passes_valid_arguments(self) -> None:
         path = Path(__file__).parents[3] / "dags_examples" / "cancel_on_deadline.py"
         spec = util.spec_from_file_location("cancel_on_deadline", path)
         assert spec

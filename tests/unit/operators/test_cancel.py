@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import (
-    DAG,
-    AirflowException,
-    AirflowFailException,
-    AirflowNotFoundException,
-    task,
-)
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
 
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
+from tests.support.connections import define_connection
+from tests.support.emulators import count, methods
 
 GET, CANCEL = "operations.get", "operations.cancel"
 NAME = "operations/my-ingest"
@@ -40,30 +35,30 @@ def execute(ti: Any) -> Callable[..., Any]:
     return run
 
 
-def count(emulator: DaiEmulator, method: str) -> int:
-    return [request.method for request in emulator.requests].count(method)
-
-
 class TestRequest:
-    def test_it_asks_and_returns_the_name(self, emulator: DaiEmulator, execute: Any, log: Any, ti: Any) -> None:
+    def test_it_requests_the_cancellation_and_returns_the_name(
+        self, emulator: DaiEmulator, execute: Any, log: Any, ti: Any
+    ) -> None:
         emulator.start_ingest(NAME)
         assert execute() == NAME
         assert emulator.state(NAME) == "CANCELLED"
-        assert [request.method for request in emulator.requests] == [CANCEL, GET]
+        assert methods(emulator) == [CANCEL, GET]
         assert log.ours == [
             f"Requested the cancellation of {NAME}.",
             f"{NAME} is CANCELLED (last: ingest PROCESSING).",
         ]
         assert ti.pushed == {}
 
-    def test_one_connection_serves_it_all(self, emulator: DaiEmulator, execute: Any) -> None:
+    def test_all_requests_use_one_connection(self, emulator: DaiEmulator, execute: Any) -> None:
         emulator.start_ingest(NAME, cancel_seconds=60)
         execute(wait_for_completion=True)
         assert len(emulator.requests) > 5
         assert emulator.connections == 1
 
     @pytest.mark.parametrize("name", ["operations/a/b/c", "operations/YWI+/cw==", "operations/a:b~c@d,e"])
-    def test_names_of_several_segments_and_odd_characters(self, emulator: DaiEmulator, execute: Any, name: str) -> None:
+    def test_names_of_several_segments_and_odd_characters_are_accepted(
+        self, emulator: DaiEmulator, execute: Any, name: str
+    ) -> None:
         emulator.start_ingest(name)
         assert execute(name) == name
         assert emulator.state(name) == "CANCELLED"
@@ -77,14 +72,16 @@ class TestRequest:
         ]
         assert "cancelled" not in " ".join(log.ours).lower()
 
-    def test_not_while_it_waits_either(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+    def test_a_waiting_task_says_cancelled_only_when_get_has_shown_it(
+        self, emulator: DaiEmulator, execute: Any, log: Any
+    ) -> None:
         emulator.start_ingest(NAME, cancel_seconds=60)
         execute(wait_for_completion=True)
         assert f"{NAME} is CANCELLED" in log.ours[-1]
         assert len(log.ours) > 5
         assert "cancelled" not in " ".join(log.ours[:-1]).lower()
 
-    def test_the_end_that_the_look_found_is_said(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+    def test_the_final_state_that_the_poll_found_is_logged(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
         emulator.start_ingest(NAME, seconds=0, outcome="INVALID_MEDIA")
         assert execute() == NAME
         assert "is FAILED" in log.ours[-1]
@@ -95,7 +92,7 @@ class TestRequest:
 class TestWait:
     @pytest.mark.parametrize("state", ENDS)
     @pytest.mark.parametrize("expected", [None, *ENDS], ids=str)
-    def test_the_end_is_accepted_or_fails_the_task(
+    def test_a_final_state_is_accepted_or_fails_the_task(
         self, emulator: DaiEmulator, execute: Any, ti: Any, log: Any, state: str, expected: str | None
     ) -> None:
         emulator.start_ingest(NAME, **ENDS[state])
@@ -110,12 +107,12 @@ class TestWait:
         assert f"{NAME} is {state}" in log.ours[-1]
         assert "already finished" not in log.text
 
-    def test_a_failed_end_says_why(self, emulator: DaiEmulator, execute: Any) -> None:
+    def test_a_failed_ingest_fails_the_task_with_its_reason(self, emulator: DaiEmulator, execute: Any) -> None:
         emulator.start_ingest(NAME, **ENDS["FAILED"])
         with pytest.raises(AirflowFailException, match="could not be downloaded.*FAILURE, DOWNLOAD_ERROR 403"):
             execute(wait_for_completion=True, expected_states="CANCELLED")
 
-    def test_what_it_pushes_is_plain_json_without_secrets(
+    def test_the_xcom_is_plain_json_without_secrets(
         self, emulator: DaiEmulator, execute: Any, ti: Any, log: Any
     ) -> None:
         url = "https://user:secret@media.example/ad.mp4?X-Goog-Signature=secret#secret"
@@ -134,7 +131,7 @@ class TestWait:
         execute(expected_states="FAILED")
         assert ti.pushed == {}
 
-    def test_looks_are_quick_at_first_and_then_one_per_interval(
+    def test_polls_are_quick_at_first_and_then_one_per_interval(
         self, emulator: DaiEmulator, execute: Any, clock: Any, log: Any
     ) -> None:
         emulator.start_ingest(NAME, cancel_seconds=60)
@@ -142,26 +139,30 @@ class TestWait:
         assert clock.slept[0] == 1
         assert clock.slept == sorted(clock.slept)
         assert clock.slept[-1] == 10
-        looks = [line for line in log.ours if "next look in" in line]
-        assert len(looks) == len(clock.slept)
-        assert all(f"{NAME} is RUNNING (ingest PROCESSING); " in line for line in looks)
-        assert looks[1] == f"{NAME} is RUNNING (ingest PROCESSING); 1 s elapsed, next look in 1.5 s"
+        polls = [line for line in log.ours if "next poll in" in line]
+        assert len(polls) == len(clock.slept)
+        assert all(f"{NAME} is RUNNING (ingest PROCESSING); " in line for line in polls)
+        assert polls[1] == f"{NAME} is RUNNING (ingest PROCESSING); 1 s elapsed, next poll in 1.5 s"
 
-    def test_the_time_is_up(self, emulator: DaiEmulator, execute: Any, clock: Any) -> None:
+    def test_a_timeout_fails_the_task(self, emulator: DaiEmulator, execute: Any, clock: Any) -> None:
         emulator.start_ingest(NAME, cancel="ignored")
-        with pytest.raises(AirflowException, match=f"{NAME} has not ended within 90 s.*{NAME} may still run") as raised:
+        with pytest.raises(
+            AirflowException, match=f"{NAME} has not finished within 90 s.*{NAME} may still run"
+        ) as raised:
             execute(wait_for_completion=True, timeout=90)
         assert not isinstance(raised.value, AirflowFailException)
         assert sum(clock.slept) == pytest.approx(90)
         assert count(emulator, CANCEL) == 1
         assert emulator.state(NAME) == "RUNNING"
 
-    @pytest.mark.parametrize("looks_before", [0, 1, 3])
-    def test_an_outage_is_survived(self, emulator: DaiEmulator, execute: Any, ti: Any, looks_before: int) -> None:
+    @pytest.mark.parametrize("polls_before", [0, 1, 3])
+    def test_a_short_outage_does_not_end_the_wait(
+        self, emulator: DaiEmulator, execute: Any, ti: Any, polls_before: int
+    ) -> None:
         emulator.start_ingest(NAME, cancel_seconds=60)
-        if looks_before:
-            emulator.inject(Fault(method=GET, headers={"X-Look": "fine"}, times=looks_before))
-        emulator.inject(Fault(method=GET, status=503, times=8))  # more than one look with its repeats
+        if polls_before:
+            emulator.inject(Fault(method=GET, headers={"X-Poll": "fine"}, times=polls_before))
+        emulator.inject(Fault(method=GET, status=503, times=8))  # more than one poll with its retries
         assert execute(wait_for_completion=True) == NAME
         assert ti.pushed[ti.task_id, -1, "operation"]["state"] == "CANCELLED"
         assert count(emulator, CANCEL) == 1
@@ -173,7 +174,7 @@ class TestWait:
         assert clock.slept == []
         assert ti.pushed[ti.task_id, -1, "operation"]["state"] == "SUCCEEDED"
 
-    def test_the_end_counts_even_where_the_service_refused(self, make_emulator: Any, execute: Any) -> None:
+    def test_a_final_state_counts_although_the_service_refused(self, make_emulator: Any, execute: Any) -> None:
         emulator = make_emulator(finished_cancel="failed_precondition")
         emulator.start_ingest(NAME, seconds=0)
         with pytest.raises(AirflowFailException, match="is SUCCEEDED.* accepts only CANCELLED"):
@@ -183,7 +184,7 @@ class TestWait:
 class TestFinished:
     @pytest.mark.parametrize("answer", ["ok", "failed_precondition", "not_found"])
     @pytest.mark.parametrize("wait", [False, True], ids=["asks", "waits"])
-    def test_it_is_no_error_and_the_log_says_so(
+    def test_a_finished_operation_is_no_error_and_is_logged(
         self, make_emulator: Any, execute: Any, log: Any, answer: str, wait: bool
     ) -> None:
         emulator = make_emulator(finished_cancel=answer)
@@ -194,7 +195,9 @@ class TestFinished:
         assert "cancelled" not in " ".join(log.ours).lower()
 
     @pytest.mark.parametrize("answer", ["failed_precondition", "not_found"])
-    def test_cancelled_before(self, make_emulator: Any, execute: Any, log: Any, answer: str) -> None:
+    def test_an_operation_cancelled_before_is_no_error(
+        self, make_emulator: Any, execute: Any, log: Any, answer: str
+    ) -> None:
         emulator = make_emulator(finished_cancel=answer)
         emulator.start_ingest(NAME)
         assert execute() == execute() == NAME
@@ -204,25 +207,27 @@ class TestFinished:
 
 class TestMissing:
     @pytest.mark.usefixtures("emulator")
-    def test_it_fails_for_good(self, execute: Any) -> None:
+    def test_an_unknown_operation_fails_the_task_for_good(self, execute: Any) -> None:
         with pytest.raises(AirflowFailException, match=f"{CANCEL}|{GET}.*{NAME}.*missing_ok") as raised:
             execute()
         assert "may still run" not in str(raised.value)
 
     @pytest.mark.parametrize("wait", [False, True], ids=["asks", "waits"])
     @pytest.mark.usefixtures("emulator")
-    def test_it_can_be_fine(self, execute: Any, log: Any, ti: Any, wait: bool) -> None:
+    def test_an_unknown_operation_is_accepted_with_missing_ok(
+        self, execute: Any, log: Any, ti: Any, wait: bool
+    ) -> None:
         assert execute(missing_ok=True, wait_for_completion=wait) == NAME
         assert NAME in log.ours[-1]
         assert "missing_ok is set" in log.ours[-1]
         assert ti.pushed == {}
 
     @pytest.mark.parametrize("missing_ok", [False, True])
-    def test_it_can_vanish_while_the_task_waits(
+    def test_an_operation_that_vanishes_during_the_wait_is_accepted_with_missing_ok(
         self, emulator: DaiEmulator, execute: Any, ti: Any, missing_ok: bool
     ) -> None:
         emulator.start_ingest(NAME, cancel_seconds=60)
-        emulator.inject(Fault(method=GET, headers={"X-Look": "fine"}, times=3))
+        emulator.inject(Fault(method=GET, headers={"X-Poll": "fine"}, times=3))
         emulator.inject(Fault(method=GET, rpc_status="NOT_FOUND", times=None))
         if missing_ok:
             assert execute(missing_ok=True, wait_for_completion=True) == NAME
@@ -231,7 +236,7 @@ class TestMissing:
                 execute(wait_for_completion=True)
         assert ti.pushed == {}
 
-    def test_a_wrong_address_is_no_missing_operation(self, emulator: DaiEmulator, execute: Any) -> None:
+    def test_a_wrong_address_fails_the_task_in_spite_of_missing_ok(self, emulator: DaiEmulator, execute: Any) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(status=404, body=b"<html>no</html>", content_type="text/html", times=None))
         with pytest.raises(AirflowFailException, match="is the endpoint right"):
@@ -241,10 +246,12 @@ class TestMissing:
 class TestErrors:
     @pytest.mark.parametrize("rpc_status", ["FAILED_PRECONDITION", "NOT_FOUND"])
     @pytest.mark.parametrize("wait", [False, True], ids=["asks", "waits"])
-    def test_refused_although_it_runs(self, emulator: DaiEmulator, execute: Any, rpc_status: str, wait: bool) -> None:
+    def test_a_refused_cancel_of_a_running_operation_fails_the_task(
+        self, emulator: DaiEmulator, execute: Any, rpc_status: str, wait: bool
+    ) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(method=CANCEL, rpc_status=rpc_status, times=None))
-        with pytest.raises(AirflowFailException, match=f"{CANCEL} of {NAME} answered") as raised:
+        with pytest.raises(AirflowFailException, match=f"{CANCEL} of {NAME} returned") as raised:
             execute(wait_for_completion=wait)
         assert rpc_status in str(raised.value)
         assert emulator.state(NAME) == "RUNNING"
@@ -259,13 +266,15 @@ class TestErrors:
 
     @pytest.mark.parametrize("wait", [False, True], ids=["asks", "waits"])
     @pytest.mark.parametrize("method", [CANCEL, GET])
-    def test_unimplemented(self, emulator: DaiEmulator, execute: Any, clock: Any, method: str, wait: bool) -> None:
+    def test_unimplemented_fails_the_task_at_once(
+        self, emulator: DaiEmulator, execute: Any, clock: Any, method: str, wait: bool
+    ) -> None:
         emulator.start_ingest(NAME, cancel_seconds=60)
         emulator.unimplement(method)
         with pytest.raises(AirflowFailException) as raised:
             execute(wait_for_completion=wait)
         message = str(raised.value)
-        assert f"{method} of {NAME} answered 501 UNIMPLEMENTED" in message
+        assert f"{method} of {NAME} returned 501 UNIMPLEMENTED" in message
         assert "does not support the method, and a retry cannot help. Check the endpoint" in message
         assert f"{NAME} may still run." in message
         assert count(emulator, CANCEL) == 1
@@ -281,7 +290,9 @@ class TestErrors:
             ("OUT_OF_RANGE", "OUT_OF_RANGE"),
         ],
     )
-    def test_what_no_retry_heals(self, emulator: DaiEmulator, execute: Any, rpc_status: str, words: str) -> None:
+    def test_a_permanent_error_fails_the_task_at_once(
+        self, emulator: DaiEmulator, execute: Any, rpc_status: str, words: str
+    ) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(method=CANCEL, rpc_status=rpc_status, times=None))
         with pytest.raises(AirflowFailException, match=f"{words}.*{NAME} may still run"):
@@ -298,7 +309,7 @@ class TestErrors:
             pytest.param({"drop": "after"}, id="answer-lost"),
         ],
     )
-    def test_a_hiccup_is_repeated(self, emulator: DaiEmulator, execute: Any, fault: dict[str, Any]) -> None:
+    def test_a_transient_error_is_retried(self, emulator: DaiEmulator, execute: Any, fault: dict[str, Any]) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(method=CANCEL, times=2, **fault))
         assert execute() == NAME
@@ -307,7 +318,9 @@ class TestErrors:
 
     @pytest.mark.parametrize("wait", [False, True], ids=["asks", "waits"])
     @pytest.mark.parametrize("down", ["answers-503", "is-gone"])
-    def test_a_service_that_stays_down(self, emulator: DaiEmulator, execute: Any, down: str, wait: bool) -> None:
+    def test_an_outage_fails_the_task_and_leaves_it_its_retries(
+        self, emulator: DaiEmulator, execute: Any, down: str, wait: bool
+    ) -> None:
         emulator.start_ingest(NAME)
         if down == "is-gone":
             emulator.stop()
@@ -318,23 +331,23 @@ class TestErrors:
         assert not isinstance(raised.value, AirflowFailException)
         assert raised.value.__cause__ is not None
 
-    def test_a_look_that_fails_after_the_request_does_not_fail_the_task(
+    def test_a_failed_poll_after_the_request_does_not_fail_the_task(
         self, emulator: DaiEmulator, execute: Any, log: Any
     ) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(method=GET, status=503, times=None))
         assert execute() == NAME
-        assert "The cancellation is requested, but it cannot be seen yet" in log.ours[-1]
+        assert "The cancellation is requested, but the operation could not be polled yet" in log.ours[-1]
         assert "cancelled" not in " ".join(log.ours).lower()
 
-    def test_broken_answers(self, emulator: DaiEmulator, execute: Any) -> None:
+    def test_a_malformed_response_fails_the_task(self, emulator: DaiEmulator, execute: Any) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(method=GET, status=200, body=b'{"name": "operations/', times=None))
         with pytest.raises(AirflowException, match=f"{GET} of {NAME} .*may still run"):
             execute(wait_for_completion=True)
 
     @pytest.mark.usefixtures("metadata_database")
-    def test_no_connection(self, monkeypatch: pytest.MonkeyPatch, execute: Any) -> None:
+    def test_an_undefined_connection_fails_the_task(self, monkeypatch: pytest.MonkeyPatch, execute: Any) -> None:
         monkeypatch.delenv("DAI_EMULATOR_HOST", raising=False)
         with pytest.raises(AirflowNotFoundException, match="no_such_connection"):
             execute(gcp_conn_id="no_such_connection")
@@ -396,25 +409,29 @@ class TestParameters:
         ids=repr,
     )
     @pytest.mark.usefixtures("emulator")
-    def test_the_usual_mistakes_get_a_hint(self, execute: Any, name: Any, hint: str) -> None:
+    def test_a_common_mistake_gets_a_hint(self, execute: Any, name: Any, hint: str) -> None:
         with pytest.raises(AirflowFailException, match=hint):
             execute(name)
 
     @pytest.mark.parametrize("states", ["RUNNING", [], "", "cancelled", ["CANCELLED", "x"], 5], ids=repr)
-    def test_bad_expected_states(self, emulator: DaiEmulator, execute: Any, states: Any) -> None:
+    def test_invalid_expected_states_fail_without_a_request(
+        self, emulator: DaiEmulator, execute: Any, states: Any
+    ) -> None:
         emulator.start_ingest(NAME)
         with pytest.raises(AirflowFailException, match="Invalid expected_states"):
             execute(expected_states=states)
         assert emulator.requests == []
 
     @pytest.mark.parametrize("states", ["CANCELLED", ["CANCELLED"], {"CANCELLED"}, OperationState.CANCELLED], ids=repr)
-    def test_good_expected_states(self, emulator: DaiEmulator, execute: Any, states: Any) -> None:
+    def test_valid_expected_states_are_accepted(self, emulator: DaiEmulator, execute: Any, states: Any) -> None:
         emulator.start_ingest(NAME)
         assert execute(expected_states=states, wait_for_completion=True) == NAME
 
     @pytest.mark.parametrize("parameter", ["poll_interval", "timeout"])
     @pytest.mark.parametrize("value", [0, -1, "30", True, float("inf"), float("nan"), [30]], ids=repr)
-    def test_bad_seconds(self, emulator: DaiEmulator, execute: Any, parameter: str, value: Any) -> None:
+    def test_invalid_seconds_fail_without_a_request(
+        self, emulator: DaiEmulator, execute: Any, parameter: str, value: Any
+    ) -> None:
         emulator.start_ingest(NAME)
         with pytest.raises(AirflowFailException, match=f"Invalid {parameter} .*: expected a positive number"):
             execute(**{parameter: value})
@@ -422,7 +439,7 @@ class TestParameters:
 
     @pytest.mark.parametrize("endpoint", ["http://h/path", "ftp://h", "https://user:secret@h"])
     def test_a_bad_endpoint_fails_for_good(self, monkeypatch: pytest.MonkeyPatch, execute: Any, endpoint: str) -> None:
-        monkeypatch.setenv("AIRFLOW_CONN_DAI", json.dumps({"conn_type": "google_cloud_platform"}))
+        define_connection(monkeypatch, "dai")
         with pytest.raises(AirflowFailException, match="Invalid api_endpoint") as raised:
             execute(gcp_conn_id="dai", api_endpoint=endpoint)
         assert "secret" not in str(raised.value)
@@ -442,7 +459,7 @@ class TestParameters:
         operator = DaiCancelOperationOperator(task_id="cancel", **given)
         assert {name: getattr(operator, name) for name in given} == given
 
-    def test_the_defaults(self) -> None:
+    def test_defaults(self) -> None:
         operator = DaiCancelOperationOperator(task_id="cancel", operation_name=NAME)
         assert operator.wait_for_completion is False
         assert operator.expected_states is None
@@ -452,7 +469,7 @@ class TestParameters:
         assert operator.impersonation_chain is None
         assert operator.api_endpoint is None
 
-    def test_parameters_have_names(self) -> None:
+    def test_parameters_are_keyword_only(self) -> None:
         with pytest.raises((TypeError, AirflowException)):
             DaiCancelOperationOperator(NAME, task_id="cancel")
 
@@ -473,112 +490,3 @@ class TestParameters:
             "impersonation_chain": ["cancelled@example.com"],
             "api_endpoint": "cancelled.example.com",
         }
-
-
-class TestRun:
-    """On the real metadata database, by ``dag.test()``."""
-
-    @staticmethod
-    def dag(dag_id: str, **options: Any) -> Any:
-        with DAG(dag_id, schedule=None) as dag:
-            DaiCancelOperationOperator(task_id="cancel", **{"operation_name": NAME, **options})
-        return dag
-
-    def test_the_name_of_another_task_is_taken_and_handed_on(self, emulator: DaiEmulator, run_dag: Any) -> None:
-        emulator.start_ingest(NAME, cancel_seconds=7)
-        with DAG("operator_chain", schedule=None, params={"operation": NAME}) as dag:
-
-            @task
-            def start(params: dict) -> str:
-                return str(params["operation"])
-
-            DaiCancelOperationOperator(task_id="cancel", operation_name=start(), wait_for_completion=True)
-        run = run_dag(dag)
-        assert run.state == "success"
-        assert run.xcom("cancel") == NAME
-        assert run.xcom("cancel", "operation")["state"] == "CANCELLED"
-
-    @pytest.mark.parametrize("given", ["{{ params.nothing }}", "{{ ti.xcom_pull(task_ids='cancel') }}"])
-    def test_a_name_that_nobody_pushed(self, emulator: DaiEmulator, run_dag: Any, given: str) -> None:
-        with DAG("operator_no_name", schedule=None, params={"nothing": ""}) as dag:
-            DaiCancelOperationOperator(task_id="cancel", operation_name=given, retries=3)
-        run = run_dag(dag)
-        assert run.tasks == {"cancel": "failed"}
-        assert run.tries("cancel") == 1
-        assert emulator.requests == []
-
-    def test_mapped(self, emulator: DaiEmulator, run_dag: Any) -> None:
-        names = [emulator.start_ingest(f"operations/ad-{number}") for number in range(3)]
-        with DAG("operator_mapped", schedule=None) as dag:
-            DaiCancelOperationOperator.partial(task_id="cancel", retries=3).expand(
-                operation_name=[*names, "operations/never"]
-            )
-        run = run_dag(dag)
-        assert run.tasks == {**{f"cancel[{index}]": "success" for index in range(3)}, "cancel[3]": "failed"}
-        assert [run.xcom("cancel", map_index=index) for index in range(3)] == names
-        assert set(emulator.states().values()) == {"CANCELLED"}
-        assert run.tries("cancel[3]") == 1
-
-    def test_unimplemented_spends_no_retry(self, emulator: DaiEmulator, run_dag: Any) -> None:
-        emulator.start_ingest(NAME)
-        emulator.unimplement(CANCEL)
-        run = run_dag(self.dag("operator_unimplemented", retries=3))
-        assert run.tasks == {"cancel": "failed"}
-        assert run.tries("cancel") == 1
-        assert count(emulator, CANCEL) == 1
-        assert emulator.state(NAME) == "RUNNING"
-
-    def test_two_hiccups_spend_no_retry(self, emulator: DaiEmulator, run_dag: Any) -> None:
-        emulator.start_ingest(NAME)
-        emulator.inject(Fault(method=CANCEL, status=503, times=2))
-        run = run_dag(self.dag("operator_hiccup", retries=3))
-        assert run.tasks == {"cancel": "success"}
-        assert run.tries("cancel") == 1
-        assert count(emulator, CANCEL) == 3
-
-    def test_a_service_that_stays_down_leaves_the_task_to_its_retries(
-        self, emulator: DaiEmulator, run_dag: Any
-    ) -> None:
-        emulator.start_ingest(NAME)
-        emulator.inject(Fault(method=CANCEL, status=503, times=None))
-        dag = self.dag("operator_down", retries=3, retry_delay=timedelta(hours=1))
-        run = run_dag(dag, stop_when_waiting=True)
-        assert run.tasks == {"cancel": "up_for_retry"}
-        assert run.state == "running"
-        assert run.tries("cancel") == 1
-        assert count(emulator, CANCEL) == 6  # once, and the five repeats that are the default
-
-    def test_a_retry_heals_an_outage(self, emulator: DaiEmulator, run_dag: Any) -> None:
-        emulator.start_ingest(NAME)
-        emulator.inject(Fault(method=CANCEL, status=503, times=7))
-        run = run_dag(self.dag("operator_recovers", retries=3, retry_delay=timedelta(0)))
-        assert run.tasks == {"cancel": "success"}
-        assert run.tries("cancel") == 2
-        assert emulator.state(NAME) == "CANCELLED"
-
-    def test_the_connection_says_where_and_how_often(
-        self, emulator: DaiEmulator, run_dag: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.delenv("DAI_EMULATOR_HOST")
-        extra = {"is_anonymous": True, "num_retries": 2, "dai_api_endpoint": emulator.endpoint}
-        connection = {"conn_type": "google_cloud_platform", "extra": extra}
-        monkeypatch.setenv("AIRFLOW_CONN_DAI", json.dumps(connection))
-        emulator.start_ingest(NAME)
-        emulator.inject(Fault(method=CANCEL, status=503, times=None))
-        run = run_dag(self.dag("operator_connection", gcp_conn_id="dai", retries=1, retry_delay=timedelta(0)))
-        assert run.tasks == {"cancel": "failed"}
-        assert run.tries("cancel") == 2
-        assert count(emulator, CANCEL) == 2 * 3
-
-    def test_an_argument_overrides_the_emulator_of_the_environment(
-        self, make_emulator: Any, run_dag: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        meant, other = make_emulator(), make_emulator()
-        monkeypatch.setenv(
-            "AIRFLOW_CONN_DAI", json.dumps({"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True}})
-        )
-        meant.start_ingest(NAME)
-        run = run_dag(self.dag("operator_endpoint", gcp_conn_id="dai", api_endpoint=meant.endpoint))
-        assert run.state == "success"
-        assert meant.state(NAME) == "CANCELLED"
-        assert other.requests == []

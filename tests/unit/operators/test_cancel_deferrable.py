@@ -1,11 +1,10 @@
-"""The deferrable cancel: it asks, looks once, hands the wait over, and ends as it would have in the worker."""
+"""The deferrable cancel: it requests, polls once, defers, and has the same result as in the worker."""
 
 from __future__ import annotations
 
 import json
 from datetime import timedelta
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import (
@@ -20,21 +19,16 @@ from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import XCOM_OPERATION, DaiCancelOperationOperator
 from airflow_dai_provider.tasks import deferral
-from airflow_dai_provider.tasks.failures import OperationNotFoundError, UnexpectedEndError
-from tests.support.event_loop import fire, let_time_pass, trust_few
+from airflow_dai_provider.tasks.failures import OperationNotFoundError, UnexpectedStateError
+from tests.support.clock import Clock
+from tests.support.emulators import methods
+from tests.support.event_loop import fire
+from tests.support.log import Log
 
-if TYPE_CHECKING:
-    from conftest import Clock, Log
+pytestmark = pytest.mark.usefixtures("few_authorities", "fake_time")
 
 NAME = "operations/my-ingest"
 TIMEOUT = 100.0
-
-
-@pytest.fixture(autouse=True)
-def _time(monkeypatch: pytest.MonkeyPatch, fake_time: Clock) -> None:
-    trust_few(monkeypatch)
-    let_time_pass(monkeypatch, fake_time)
-    monkeypatch.setattr(deferral, "time", SimpleNamespace(time=fake_time))
 
 
 @pytest.fixture
@@ -55,7 +49,7 @@ def make(**options: Any) -> DaiCancelOperationOperator:
     return DaiCancelOperationOperator(task_id="cancel", **{**defaults, **options})
 
 
-def whole(context: Any, *, deferrable: bool, **options: Any) -> Any:
+def execute(context: Any, *, deferrable: bool, **options: Any) -> Any:
     """Execute a task from its start to its end."""
     try:
         return make(deferrable=deferrable, **options).execute(context)
@@ -64,14 +58,10 @@ def whole(context: Any, *, deferrable: bool, **options: Any) -> Any:
         return make(deferrable=deferrable, **options).resume_execution(deferred.method_name, event, context)
 
 
-def methods(emulator: DaiEmulator) -> list[str | None]:
-    return [request.method for request in emulator.requests]
-
-
 both = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker", "deferrable"])
 
 
-# From start to end, in the worker and in the triggerer
+# From start to finish, in the worker and in the triggerer
 
 
 @both
@@ -85,11 +75,11 @@ both = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker"
         ({"seconds": 0}, None, "SUCCEEDED"),
     ],
 )
-def test_it_waits_for_the_end(
+def test_it_waits_until_the_operation_has_finished(
     slow: DaiEmulator, context: Any, ti: Any, deferrable: bool, ingest: Any, expected_states: Any, state: str
 ) -> None:
     slow.start_ingest(NAME, **ingest)
-    assert whole(context, deferrable=deferrable, expected_states=expected_states) == NAME
+    assert execute(context, deferrable=deferrable, expected_states=expected_states) == NAME
     pushed = ti.pushed["cancel", -1, XCOM_OPERATION]
     assert (pushed["name"], pushed["state"]) == (NAME, state)
     assert json.loads(json.dumps(pushed)) == pushed
@@ -97,25 +87,27 @@ def test_it_waits_for_the_end(
 
 
 @both
-def test_an_unexpected_end_fails(slow: DaiEmulator, context: Any, ti: Any, deferrable: bool) -> None:
+def test_an_unexpected_final_state_fails_the_task(slow: DaiEmulator, context: Any, ti: Any, deferrable: bool) -> None:
     slow.start_ingest(NAME, seconds=30, cancel="ignored")
-    with pytest.raises(UnexpectedEndError, match=f"{NAME} is SUCCEEDED.*accepts only CANCELLED"):
-        whole(context, deferrable=deferrable, expected_states=["CANCELLED"])
+    with pytest.raises(UnexpectedStateError, match=f"{NAME} is SUCCEEDED.*accepts only CANCELLED"):
+        execute(context, deferrable=deferrable, expected_states=["CANCELLED"])
     assert ti.pushed["cancel", -1, XCOM_OPERATION]["state"] == "SUCCEEDED"
 
 
 @both
-def test_the_time_is_up(slow: DaiEmulator, context: Any, clock: Clock, deferrable: bool) -> None:
+def test_a_timeout_fails_the_task_and_says_what_may_still_run(
+    slow: DaiEmulator, context: Any, clock: Clock, deferrable: bool
+) -> None:
     slow.start_ingest(NAME, cancel="ignored")
     began = clock.now
-    with pytest.raises(AirflowException, match=f"has not ended within 100 s.*{NAME} may still run") as caught:
-        whole(context, deferrable=deferrable)
+    with pytest.raises(AirflowException, match=f"has not finished within 100 s.*{NAME} may still run") as caught:
+        execute(context, deferrable=deferrable)
     assert not isinstance(caught.value, AirflowFailException | AirflowSkipException)
     assert clock.now - began == pytest.approx(TIMEOUT)
     assert slow.cancel_requested(NAME) == 1
 
 
-#: After the cancel and the first look.
+#: After the cancel and the first poll.
 LATER = ({"method": "operations.cancel", "content_type": "application/json"},
          {"method": "operations.get", "content_type": "application/json"})  # fmt: skip
 
@@ -131,7 +123,7 @@ LATER = ({"method": "operations.cancel", "content_type": "application/json"},
         ({"status": 503}, AirflowException, "may still run"),
     ],
 )
-def test_errors(
+def test_an_error_fails_the_task_in_the_same_way(
     slow: DaiEmulator, context: Any, clock: Clock, deferrable: bool, later: bool, fault: Any, kind: Any, words: str
 ) -> None:
     slow.start_ingest(NAME)
@@ -139,24 +131,26 @@ def test_errors(
         slow.inject(Fault(**good))
     slow.inject(Fault(**fault, times=None))
     with pytest.raises(AirflowException, match=words) as caught:
-        whole(context, deferrable=deferrable, timeout=9000)
+        execute(context, deferrable=deferrable, timeout=9000)
     assert type(caught.value) is kind
 
 
 @both
 @pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
-def test_a_missing_operation_that_is_fine(slow: DaiEmulator, context: Any, deferrable: bool, later: bool) -> None:
+def test_a_missing_operation_is_accepted_with_missing_ok(
+    slow: DaiEmulator, context: Any, deferrable: bool, later: bool
+) -> None:
     slow.start_ingest(NAME)
     for good in LATER if later else ():
         slow.inject(Fault(**good))
     slow.inject(Fault(status=404, times=None))
-    assert whole(context, deferrable=deferrable, missing_ok=True) == NAME
+    assert execute(context, deferrable=deferrable, missing_ok=True) == NAME
 
 
-# Handing over
+# Deferring
 
 
-def test_it_asks_looks_and_hands_over(slow: DaiEmulator, context: Any, clock: Clock, log: Log) -> None:
+def test_it_requests_polls_once_and_defers(slow: DaiEmulator, context: Any, clock: Clock, log: Log) -> None:
     slow.start_ingest(NAME)
     with pytest.raises(TaskDeferred) as deferred:
         make(deferrable=True).execute(context)
@@ -209,19 +203,19 @@ def test_the_endpoint_reaches_the_trigger(slow: DaiEmulator, context: Any, monke
     assert deferred.value.trigger.api_endpoint == slow.endpoint
 
 
-def test_one_that_does_not_wait_is_not_handed_over(slow: DaiEmulator, context: Any) -> None:
+def test_a_task_that_does_not_wait_is_not_deferred(slow: DaiEmulator, context: Any) -> None:
     slow.start_ingest(NAME)
     assert make(deferrable=True, wait_for_completion=False).execute(context) == NAME
 
 
-def test_one_that_has_ended_is_not_handed_over(emulator: DaiEmulator, context: Any) -> None:
+def test_a_finished_operation_is_not_deferred_for(emulator: DaiEmulator, context: Any) -> None:
     emulator.start_ingest(NAME)
     assert make(deferrable=True).execute(context) == NAME
     assert methods(emulator) == ["operations.cancel", "operations.get"]
 
 
 @pytest.mark.parametrize("options", [{"timeout": -1}, {"poll_interval": 0}, {"expected_states": "RUNNING"}], ids=str)
-def test_what_makes_no_sense_is_refused_before_anything_is_sent(slow: DaiEmulator, context: Any, options: Any) -> None:
+def test_invalid_parameters_fail_without_a_request(slow: DaiEmulator, context: Any, options: Any) -> None:
     slow.start_ingest(NAME)
     with pytest.raises(AirflowFailException, match="Invalid"):
         make(deferrable=True, **options).execute(context)
@@ -239,24 +233,24 @@ def test_what_makes_no_sense_is_refused_before_anything_is_sent(slow: DaiEmulato
         [],
         {"status": "paused"},
         {"status": "success"},
-        {"status": "ended", "operation": NAME},
-        {"status": "ended"},
+        {"status": "finished", "operation": NAME},
+        {"status": "finished"},
     ],
     ids=str,
 )
-def test_what_is_no_event_is_no_success(context: Any, event: Any) -> None:
+def test_an_unreadable_event_fails_the_task(context: Any, event: Any) -> None:
     with pytest.raises(AirflowException, match=f"Expected the event of DaiOperationTrigger.* {NAME} may still run"):
         make().resume_execution("execute_complete", {"event": event}, context)
 
 
-def test_no_event_at_all_is_no_success(context: Any) -> None:
+def test_a_missing_event_fails_the_task(context: Any) -> None:
     with pytest.raises(AirflowException, match="got None"):
         make().resume_execution("execute_complete", None, context)
 
 
 @pytest.mark.parametrize("state", [{"state": "RUNNING"}, {"state": "GONE"}, {}], ids=str)
-def test_an_operation_that_is_no_end_is_no_success(context: Any, state: dict[str, str]) -> None:
-    event = {"status": "ended", "operation": {"name": NAME, **state}}
+def test_an_event_of_an_unfinished_operation_fails_the_task(context: Any, state: dict[str, str]) -> None:
+    event = {"status": "finished", "operation": {"name": NAME, **state}}
     with pytest.raises(AirflowException):
         make().resume_execution("execute_complete", {"event": event}, context)
 
@@ -264,25 +258,27 @@ def test_an_operation_that_is_no_end_is_no_success(context: Any, state: dict[str
 def test_an_execution_timeout_is_a_timeout_of_the_task(slow: DaiEmulator, context: Any, clock: Clock) -> None:
     slow.start_ingest(NAME, cancel="ignored")
     began = clock.now
-    with pytest.raises(AirflowTaskTimeout, match="has not ended within 30 s.* execution_timeout of the task"):
-        whole(context, deferrable=True, execution_timeout=timedelta(seconds=30))
+    with pytest.raises(AirflowTaskTimeout, match="has not finished within 30 s.* execution_timeout of the task"):
+        execute(context, deferrable=True, execution_timeout=timedelta(seconds=30))
     assert clock.now - began == pytest.approx(30)
 
 
 @pytest.mark.parametrize("error", ["Trigger timeout", "Trigger/execution timeout"])
-def test_a_deferral_that_airflow_ends_at_the_execution_timeout(context: Any, error: str) -> None:
+def test_a_deferral_that_airflow_times_out_at_the_execution_timeout_is_a_timeout_of_the_task(
+    context: Any, error: str
+) -> None:
     with pytest.raises(AirflowTaskTimeout, match=f"{NAME} may still run"):
         make(execution_timeout=timedelta(seconds=30)).resume_execution("__fail__", {"error": error}, context)
 
 
-def test_a_trigger_that_broke_is_an_ordinary_error(context: Any) -> None:
+def test_a_failed_trigger_leaves_the_task_its_retries(context: Any) -> None:
     with pytest.raises(AirflowException, match="Trigger failure") as caught:
         make().resume_execution("__fail__", {"error": "Trigger failure", "traceback": ["a"]}, context)
     assert not isinstance(caught.value, AirflowFailException | AirflowSkipException)
 
 
 @pytest.mark.parametrize("error", ["Trigger timeout", "Trigger/execution timeout"])
-def test_a_deferral_that_airflow_itself_ends_says_what_may_still_run(context: Any, error: str) -> None:
+def test_a_deferral_that_airflow_times_out_says_what_may_still_run(context: Any, error: str) -> None:
     with pytest.raises(AirflowException, match=f"{NAME} may still run") as caught:
         make().resume_execution("__fail__", {"error": error}, context)
     assert not isinstance(caught.value, AirflowFailException | AirflowSkipException)

@@ -27,6 +27,7 @@ from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from tests.support.airflow_versions import VERSION
+from tests.support.emulators import methods
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException
@@ -40,8 +41,8 @@ ENDS: dict[str, dict[str, Any]] = {
     "SUCCEEDED": {"seconds": 0},
     "FAILED": {"seconds": 0, "outcome": "DOWNLOAD_ERROR", "code": 403},
 }
-# What a sensor must never wait out or skip with soft_fail: the answer will be the same next time.
-HOPELESS = {
+# Errors that a sensor must neither wait out nor skip with soft_fail: the next response will be the same.
+PERMANENT = {
     "UNIMPLEMENTED": "does not support the method, and a retry cannot help",
     "PERMISSION_DENIED": "allow-listed",
     "UNAUTHENTICATED": "refused the credentials",
@@ -52,7 +53,7 @@ MODES = pytest.mark.parametrize("mode", ["poke", "reschedule"])
 
 
 def end(emulator: DaiEmulator, state: str, name: str = NAME) -> None:
-    """Have an ingest that has ended in a state."""
+    """Have an ingest that has finished in a state."""
     from airflow_dai_provider.hooks.dai import DaiHook
 
     emulator.start_ingest(name, **ENDS[state])
@@ -67,7 +68,7 @@ def execute(ti: Any, metadata_database: None) -> Callable[..., Any]:
     """Execute the sensor; in reschedule mode Airflow 2 asks the metadata database when it began."""
 
     def run(operation_name: Any = NAME, **options: Any) -> Any:
-        # The timeout only keeps a sensor that would wait for ever from holding the tests.
+        # The timeout only ends a sensor that would otherwise block the tests forever.
         quick = {"poke_interval": 0, "timeout": 20}
         sensor = DaiOperationSensor(task_id="wait", operation_name=operation_name, **{**quick, **options})
         return sensor.execute({"ti": ti})
@@ -75,15 +76,15 @@ def execute(ti: Any, metadata_database: None) -> Callable[..., Any]:
     return run
 
 
-def looks(log: Any) -> list[str]:
+def polls(log: Any) -> list[str]:
     return [line for line in log.ours if re.search(r"operations/\S+ is (RUNNING|SUCCEEDED|FAILED|CANCELLED)", line)]
 
 
-class TestEnds:
+class TestFinalState:
     @MODES
     @pytest.mark.parametrize("state", ENDS)
     @pytest.mark.parametrize("expected", ["the default", None, *ENDS], ids=str)
-    def test_the_end_is_accepted_or_fails_the_task(
+    def test_a_final_state_is_accepted_or_fails_the_task(
         self, emulator: DaiEmulator, execute: Any, mode: str, state: str, expected: Any
     ) -> None:
         end(emulator, state)
@@ -97,7 +98,9 @@ class TestEnds:
                 execute(mode=mode, **options)
         assert len(emulator.requests) == 1
 
-    def test_a_failed_ingest_says_why(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+    def test_a_failed_ingest_fails_the_task_with_its_reason(
+        self, emulator: DaiEmulator, execute: Any, log: Any
+    ) -> None:
         end(emulator, "FAILED")
         reason = "FAILED with error 9: The media file could not be downloaded. (ingest FAILURE, DOWNLOAD_ERROR 403)"
         with pytest.raises(AirflowFailException, match=re.escape(reason)):
@@ -109,8 +112,8 @@ class TestEnds:
         self, emulator: DaiEmulator, execute: Any, log: Any, state: str
     ) -> None:
         url = "https://user:secret@media.example/ad.mp4?X-Goog-Signature=secret#secret"
-        ended = {"cancel_seconds": 0} if state == "CANCELLED" else ENDS[state]
-        emulator.start_ingest(NAME, creative_url=url, **ended)
+        finished = {"cancel_seconds": 0} if state == "CANCELLED" else ENDS[state]
+        emulator.start_ingest(NAME, creative_url=url, **finished)
         if state == "CANCELLED":
             DaiCancelOperationOperator(task_id="cancel", operation_name=NAME).execute({})
         result = execute(expected_states=None)
@@ -139,7 +142,7 @@ class TestEnds:
         [b"{}", b"[]", b"not json", b'{"name": "operations/my-ingest", "done": true, "error": {}, "response": {}}'],
         ids=["no-name", "no-object", "no-json", "both-results"],
     )
-    def test_an_answer_that_is_no_operation_is_no_success(
+    def test_a_response_without_an_operation_fails_the_task(
         self, emulator: DaiEmulator, execute: Any, answer: bytes
     ) -> None:
         emulator.inject(Fault(status=200, body=answer, times=None))
@@ -149,33 +152,33 @@ class TestEnds:
 
 
 class TestWait:
-    def test_twenty_looks_take_one_connection_and_a_line_each(
+    def test_all_polls_use_one_connection_and_log_a_line_each(
         self, emulator: DaiEmulator, execute: Any, no_sleep: Any, log: Any
     ) -> None:
         emulator.start_ingest(NAME, seconds=18.5)
         assert execute(poke_interval=1)["state"] == "SUCCEEDED"
-        assert [request.method for request in emulator.requests] == [GET] * 20
+        assert methods(emulator) == [GET] * 20
         assert emulator.connections == 1
-        assert len(looks(log)) == 20
+        assert len(polls(log)) == 20
         assert no_sleep.slept == [1] * 19
 
     @pytest.mark.usefixtures("no_sleep")
-    def test_the_line_of_a_look(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+    def test_the_log_line_of_a_poll(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
         emulator.start_ingest(NAME, seconds=7)
         execute(poke_interval=7)
-        assert looks(log) == [
-            f"{NAME} is RUNNING (ingest PROCESSING); 0 s elapsed, next look in 7.0 s",
+        assert polls(log) == [
+            f"{NAME} is RUNNING (ingest PROCESSING); 0 s elapsed, next poll in 7.0 s",
             f"{NAME} is SUCCEEDED (ingest SUCCESS).",
         ]
 
     @pytest.mark.usefixtures("no_sleep")
-    def test_the_line_of_an_operation_without_metadata(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+    def test_the_log_line_of_an_operation_without_metadata(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
         emulator.inject(Fault(status=200, body=json.dumps({"name": NAME, "metadata": None}).encode()))
         emulator.start_ingest(NAME, seconds=0)
         execute(poke_interval=7)
-        assert looks(log)[0] == f"{NAME} is RUNNING; 0 s elapsed, next look in 7.0 s"
+        assert polls(log)[0] == f"{NAME} is RUNNING; 0 s elapsed, next poll in 7.0 s"
 
-    def test_no_sleeping_between_looks(self, emulator: DaiEmulator, execute: Any, clock: Any) -> None:
+    def test_a_poke_interval_of_zero_does_not_sleep(self, emulator: DaiEmulator, execute: Any, clock: Any) -> None:
         emulator.start_ingest(NAME, seconds=10)
         clock.step = 1
         assert execute()["state"] == "SUCCEEDED"
@@ -186,19 +189,21 @@ class TestWait:
     ) -> None:
         emulator.start_ingest(NAME, seconds=200)
         execute(poke_interval=2, exponential_backoff=True, max_wait=30, timeout=3600)
-        logged = [re.findall(r"next look in ([0-9.]+) s", line) for line in looks(log)[:-1]]
+        logged = [re.findall(r"next poll in ([0-9.]+) s", line) for line in polls(log)[:-1]]
         assert logged == [[f"{seconds:.1f}"] for seconds in no_sleep.slept]
         assert len(set(no_sleep.slept)) > 3
         assert max(no_sleep.slept) == 30
 
     @pytest.mark.parametrize("backoff", [False, True], ids=["constant", "backoff"])
-    def test_reschedule(self, emulator: DaiEmulator, execute: Any, log: Any, backoff: bool) -> None:
+    def test_the_logged_interval_is_the_rescheduled_one(
+        self, emulator: DaiEmulator, execute: Any, log: Any, backoff: bool
+    ) -> None:
         emulator.start_ingest(NAME)
         before = datetime.now().astimezone()
         with pytest.raises(AirflowRescheduleException) as raised:
             execute(mode="reschedule", poke_interval=90, exponential_backoff=backoff, timeout=3600)
-        (look,) = looks(log)
-        (interval,) = re.findall(r"is RUNNING \(ingest PROCESSING\); 0 s elapsed, next look in ([0-9.]+) s", look)
+        (poll,) = polls(log)
+        (interval,) = re.findall(r"is RUNNING \(ingest PROCESSING\); 0 s elapsed, next poll in ([0-9.]+) s", poll)
         assert backoff or interval == "90.0"
         planned = (raised.value.reschedule_date - before).total_seconds()
         assert planned == pytest.approx(float(interval), abs=2)
@@ -210,7 +215,7 @@ class TestWait:
         ids=["ends", "reschedules", "unexpected", "skips", "times-out"],
     )
     @pytest.mark.usefixtures("metadata_database")
-    def test_the_hook_is_closed_whatever_happens(self, emulator: DaiEmulator, ti: Any, how: dict[str, Any]) -> None:
+    def test_the_hook_is_always_closed(self, emulator: DaiEmulator, ti: Any, how: dict[str, Any]) -> None:
         emulator.start_ingest(NAME, seconds=1e9 if "mode" in how or "timeout" in how else 0)
         sensor = DaiOperationSensor(task_id="wait", operation_name=NAME, **how)
         hook = sensor.hook
@@ -222,17 +227,19 @@ class TestWait:
         assert closed == [True]
         assert "hook" not in vars(sensor)
 
-    def test_a_hiccup_is_repeated(self, emulator: DaiEmulator, execute: Any) -> None:
+    def test_a_transient_error_is_retried(self, emulator: DaiEmulator, execute: Any) -> None:
         emulator.start_ingest(NAME, seconds=0)
         emulator.inject(Fault(status=503, times=2))
         assert execute()["state"] == "SUCCEEDED"
         assert len(emulator.requests) == 3
 
     @MODES
-    def test_a_service_that_stays_down(self, emulator: DaiEmulator, execute: Any, mode: str) -> None:
+    def test_an_outage_fails_the_task_and_leaves_it_its_retries(
+        self, emulator: DaiEmulator, execute: Any, mode: str
+    ) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(status=503, times=None))
-        with pytest.raises(AirflowException, match=f"{GET} of {NAME} answered 503") as raised:
+        with pytest.raises(AirflowException, match=f"{GET} of {NAME} returned 503") as raised:
             execute(mode=mode)
         assert not isinstance(raised.value, AirflowFailException | AirflowSkipException)
         assert len(emulator.requests) == 6
@@ -240,42 +247,44 @@ class TestWait:
 
 class TestTimeout:
     @MODES
-    def test_it_says_what_may_still_run(self, emulator: DaiEmulator, execute: Any, mode: str) -> None:
+    def test_a_timeout_says_what_may_still_run(self, emulator: DaiEmulator, execute: Any, mode: str) -> None:
         emulator.start_ingest(NAME)
         with pytest.raises(AirflowSensorTimeout, match=f"{NAME} may still run"):
             execute(mode=mode, timeout=0)
         assert emulator.state(NAME) == "RUNNING"
-        assert [request.method for request in emulator.requests] == [GET]
+        assert methods(emulator) == [GET]
 
-    def test_soft_fail_skips_and_says_so_too(self, emulator: DaiEmulator, execute: Any) -> None:
+    def test_a_timeout_with_soft_fail_skips_and_says_what_may_still_run(
+        self, emulator: DaiEmulator, execute: Any
+    ) -> None:
         emulator.start_ingest(NAME)
         with pytest.raises(AirflowSkipException, match=f"timed out.*{NAME} may still run"):
             execute(timeout=0, soft_fail=True)
 
-    def test_the_last_look_is_logged_like_the_others(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+    def test_the_last_poll_is_logged(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
         emulator.start_ingest(NAME)
         with pytest.raises(AirflowSensorTimeout):
             execute(timeout=0)
-        (look,) = looks(log)
-        assert look.startswith(f"{NAME} is RUNNING (ingest PROCESSING)")
+        (poll,) = polls(log)
+        assert poll.startswith(f"{NAME} is RUNNING (ingest PROCESSING)")
 
-    def test_what_has_ended_is_no_timeout(self, emulator: DaiEmulator, execute: Any) -> None:
+    def test_a_finished_operation_is_no_timeout(self, emulator: DaiEmulator, execute: Any) -> None:
         end(emulator, "CANCELLED")
         assert execute(timeout=0)["state"] == "CANCELLED"
 
 
-class TestHopeless:
+class TestPermanentError:
     @MODES
     @pytest.mark.parametrize(
         "option", [{}, {"soft_fail": True}, {"silent_fail": True}], ids=["plain", "soft_fail", "silent_fail"]
     )
-    @pytest.mark.parametrize("rpc_status", HOPELESS)
-    def test_it_fails_at_once(
+    @pytest.mark.parametrize("rpc_status", PERMANENT)
+    def test_a_permanent_error_fails_the_task_at_once(
         self, emulator: DaiEmulator, execute: Any, mode: str, option: dict[str, Any], rpc_status: str
     ) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(rpc_status=rpc_status, times=None))
-        words = rf"{GET} of {NAME} answered \d+ {rpc_status}.*{HOPELESS[rpc_status]}"
+        words = rf"{GET} of {NAME} returned \d+ {rpc_status}.*{PERMANENT[rpc_status]}"
         with pytest.raises(AirflowFailException, match=words) as raised:
             execute(mode=mode, **option)
         assert len(emulator.requests) == 1
@@ -284,20 +293,24 @@ class TestHopeless:
     @MODES
     @pytest.mark.parametrize("soft_fail", [False, True], ids=["plain", "soft_fail"])
     @pytest.mark.parametrize("name", [None, "", "None", {"name": NAME}, [NAME], 5, "operations/../x", "x"], ids=repr)
-    def test_an_invalid_name(self, emulator: DaiEmulator, execute: Any, mode: str, soft_fail: bool, name: Any) -> None:
+    def test_an_invalid_name_fails_without_a_request(
+        self, emulator: DaiEmulator, execute: Any, mode: str, soft_fail: bool, name: Any
+    ) -> None:
         with pytest.raises(AirflowFailException, match="Invalid operation name"):
             execute(name, mode=mode, soft_fail=soft_fail, missing_ok=True)
         assert emulator.requests == []
 
     @pytest.mark.parametrize("soft_fail", [False, True], ids=["plain", "soft_fail"])
     @pytest.mark.parametrize("states", ["RUNNING", [], "", "cancelled", 5], ids=repr)
-    def test_bad_expected_states(self, emulator: DaiEmulator, execute: Any, states: Any, soft_fail: bool) -> None:
+    def test_invalid_expected_states_fail_without_a_request(
+        self, emulator: DaiEmulator, execute: Any, states: Any, soft_fail: bool
+    ) -> None:
         end(emulator, "SUCCEEDED")
         with pytest.raises(AirflowFailException, match="Invalid expected_states"):
             execute(expected_states=states, soft_fail=soft_fail)
         assert emulator.requests == []
 
-    def test_a_wrong_address_is_no_missing_operation(self, emulator: DaiEmulator, execute: Any) -> None:
+    def test_a_wrong_address_fails_the_task_in_spite_of_missing_ok(self, emulator: DaiEmulator, execute: Any) -> None:
         emulator.inject(Fault(status=404, body=b"<html>no</html>", content_type="text/html", times=None))
         with pytest.raises(AirflowFailException, match="is the endpoint right"):
             execute(missing_ok=True)
@@ -306,48 +319,48 @@ class TestHopeless:
 class TestOptions:
     @MODES
     @pytest.mark.usefixtures("emulator")
-    def test_missing_ok(self, execute: Any, log: Any, mode: str) -> None:
+    def test_missing_ok_returns_none(self, execute: Any, log: Any, mode: str) -> None:
         assert execute(mode=mode, missing_ok=True, expected_states="SUCCEEDED") is None
         assert NAME in log.ours[0]
         assert "missing_ok is set" in log.ours[0]
 
     @MODES
     @pytest.mark.parametrize(("state", "expected"), [("FAILED", None), ("SUCCEEDED", "CANCELLED")])
-    def test_soft_fail_skips_an_unexpected_end(
+    def test_soft_fail_skips_an_unexpected_final_state(
         self, emulator: DaiEmulator, execute: Any, log: Any, mode: str, state: str, expected: str | None
     ) -> None:
         end(emulator, state)
         options = {"expected_states": expected} if expected else {}
         with pytest.raises(AirflowSkipException):
             execute(mode=mode, soft_fail=True, **options)
-        assert f"{NAME} is {state}" in looks(log)[-1]
+        assert f"{NAME} is {state}" in polls(log)[-1]
 
-    def test_soft_fail_leaves_a_service_that_is_down_to_the_retries(self, emulator: DaiEmulator, execute: Any) -> None:
+    def test_soft_fail_leaves_an_outage_to_the_retries(self, emulator: DaiEmulator, execute: Any) -> None:
         emulator.inject(Fault(status=503, times=None))
         with pytest.raises(AirflowException) as raised:
             execute(soft_fail=True)
         assert not isinstance(raised.value, AirflowFailException | AirflowSkipException)
 
-    @pytest.mark.parametrize("rpc_status", [*HOPELESS, "UNAVAILABLE"])
-    def test_never_fail_skips_whatever_happens(self, emulator: DaiEmulator, execute: Any, rpc_status: str) -> None:
+    @pytest.mark.parametrize("rpc_status", [*PERMANENT, "UNAVAILABLE"])
+    def test_never_fail_skips_any_error(self, emulator: DaiEmulator, execute: Any, rpc_status: str) -> None:
         emulator.inject(Fault(rpc_status=rpc_status, times=None))
         with pytest.raises(AirflowSkipException):
             execute(never_fail=True)
 
     @pytest.mark.usefixtures("no_sleep")
-    def test_silent_fail_waits_until_the_service_is_back(self, emulator: DaiEmulator, execute: Any) -> None:
+    def test_silent_fail_waits_through_an_outage(self, emulator: DaiEmulator, execute: Any) -> None:
         emulator.start_ingest(NAME, seconds=0)
-        emulator.inject(Fault(status=503, times=13))  # more than two looks, with five repeats each
+        emulator.inject(Fault(status=503, times=13))  # more than two polls, with five retries each
         assert execute(silent_fail=True, poke_interval=1)["state"] == "SUCCEEDED"
 
-    def test_silent_fail_does_not_silence_an_unexpected_end(self, emulator: DaiEmulator, execute: Any) -> None:
+    def test_silent_fail_does_not_hide_an_unexpected_final_state(self, emulator: DaiEmulator, execute: Any) -> None:
         end(emulator, "FAILED")
         with pytest.raises(AirflowFailException, match="is FAILED"):
             execute(silent_fail=True)
 
 
 class TestKill:
-    """What happens when the task is killed in the worker, between two looks."""
+    """What happens when the task is killed in the worker, between two polls."""
 
     @pytest.fixture
     def kill(self, ti: Any, clock: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
@@ -368,20 +381,20 @@ class TestKill:
 
         return run
 
-    def test_it_cancels_if_told_to(self, make_emulator: Any, kill: Any, log: Any) -> None:
+    def test_a_kill_cancels_once_with_cancel_on_kill(self, make_emulator: Any, kill: Any, log: Any) -> None:
         emulator = make_emulator(ingest_seconds=8)
         emulator.start_ingest(NAME)
         assert kill(cancel_on_kill=True)["state"] == "CANCELLED"
         assert emulator.cancel_requested(NAME) == 1
         assert f"Requested the cancellation of {NAME}: its task was killed." in log.ours
 
-    def test_it_leaves_the_operation_alone_otherwise(self, make_emulator: Any, kill: Any) -> None:
+    def test_a_kill_leaves_the_operation_running_without_cancel_on_kill(self, make_emulator: Any, kill: Any) -> None:
         emulator = make_emulator(ingest_seconds=8)
         emulator.start_ingest(NAME)
         assert kill()["state"] == "SUCCEEDED"
         assert emulator.cancel_requested(NAME) == 0
 
-    def test_not_when_the_wait_is_over(self, emulator: DaiEmulator, ti: Any) -> None:
+    def test_a_kill_after_the_poke_cancels_nothing(self, emulator: DaiEmulator, ti: Any) -> None:
         """Airflow kills a task whose callbacks take too long, long after its own work is done."""
         emulator.start_ingest(NAME, seconds=100)
         sensor = DaiOperationSensor(
@@ -392,8 +405,8 @@ class TestKill:
         sensor.on_kill()
         assert emulator.cancel_requested(NAME) == 0
 
-    def test_before_its_first_look_has_succeeded(self, emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A look can take a minute when the service is away."""
+    def test_a_kill_during_the_first_poll_cancels(self, emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A poll can take a minute when the service is unavailable."""
         name = emulator.start_ingest()
         emulator.inject(Fault(method="operations.get", status=503))
         sensor = DaiOperationSensor(task_id="wait", operation_name=name, cancel_on_kill=True)
@@ -401,7 +414,9 @@ class TestKill:
         sensor.poke({})
         assert emulator.cancel_requested(name) == 1
 
-    def test_before_the_connection_is_looked_up(self, emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_kill_during_the_connection_look_up_cancels(
+        self, emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Airflow tells it once, and ends the process seconds later."""
         name = emulator.start_ingest()
         sensor = DaiOperationSensor(task_id="wait", operation_name=name, cancel_on_kill=True)
@@ -429,7 +444,7 @@ class TestParameters:
         sensor = DaiOperationSensor(task_id="wait", **given)
         assert {name: getattr(sensor, name) for name in given} == given
 
-    def test_the_defaults(self) -> None:
+    def test_defaults(self) -> None:
         sensor = DaiOperationSensor(task_id="wait", operation_name=NAME)
         assert tuple(sensor.expected_states) == ("CANCELLED", "SUCCEEDED")
         assert sensor.missing_ok is False
@@ -466,7 +481,9 @@ class TestRun:
         return dag
 
     @MODES
-    def test_it_takes_what_cancel_returns(self, emulator: DaiEmulator, run_dag: Any, clock: Any, mode: str) -> None:
+    def test_it_takes_the_output_of_the_cancel_operator(
+        self, emulator: DaiEmulator, run_dag: Any, clock: Any, mode: str
+    ) -> None:
         if mode == "reschedule" and VERSION == (3, 0):
             pytest.skip("dag.test() of Airflow 3.0 breaks at the second poke of any sensor in this mode")
         emulator.start_ingest(NAME, cancel_seconds=30)
@@ -494,7 +511,7 @@ class TestRun:
             ),
         ],
     )
-    def test_ends(
+    def test_a_final_state_sets_the_state_of_the_task(
         self, emulator: DaiEmulator, run_dag: Any, mode: str, state: str, options: dict[str, Any], expected: str
     ) -> None:
         end(emulator, state)
@@ -506,7 +523,9 @@ class TestRun:
     @MODES
     @pytest.mark.parametrize("soft_fail", [False, True], ids=["plain", "soft_fail"])
     @pytest.mark.parametrize("rpc_status", ["UNIMPLEMENTED", "NOT_FOUND", "PERMISSION_DENIED"])
-    def test_hopeless(self, emulator: DaiEmulator, run_dag: Any, mode: str, soft_fail: bool, rpc_status: str) -> None:
+    def test_a_permanent_error_spends_no_retry(
+        self, emulator: DaiEmulator, run_dag: Any, mode: str, soft_fail: bool, rpc_status: str
+    ) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(rpc_status=rpc_status, times=None))
         run = run_dag(self.dag("sensor_hopeless", mode=mode, retries=3, soft_fail=soft_fail))
@@ -516,7 +535,9 @@ class TestRun:
 
     @MODES
     @pytest.mark.parametrize(("soft_fail", "expected"), [(False, "failed"), (True, "skipped")])
-    def test_timeout(self, emulator: DaiEmulator, run_dag: Any, mode: str, soft_fail: bool, expected: str) -> None:
+    def test_a_timeout_fails_or_skips_the_task(
+        self, emulator: DaiEmulator, run_dag: Any, mode: str, soft_fail: bool, expected: str
+    ) -> None:
         emulator.start_ingest(NAME)
         run = run_dag(self.dag("sensor_timeout", mode=mode, retries=3, soft_fail=soft_fail, timeout=0))
         assert run.tasks == {"wait": expected}
@@ -524,9 +545,7 @@ class TestRun:
         assert emulator.state(NAME) == "RUNNING"
 
     @MODES
-    def test_a_service_that_stays_down_leaves_the_task_to_its_retries(
-        self, emulator: DaiEmulator, run_dag: Any, mode: str
-    ) -> None:
+    def test_an_outage_leaves_the_task_to_its_retries(self, emulator: DaiEmulator, run_dag: Any, mode: str) -> None:
         emulator.inject(Fault(status=503, times=None))
         dag = self.dag(f"sensor_down_{mode}", mode=mode, retries=3, retry_delay=timedelta(hours=1))
         run = run_dag(dag, stop_when_waiting=True)
@@ -538,7 +557,7 @@ class TestRun:
         assert run.tasks == {"wait": "success"}
         assert run.xcom("wait") is None
 
-    def test_mapped(self, emulator: DaiEmulator, run_dag: Any) -> None:
+    def test_each_map_index_waits_for_its_own_operation(self, emulator: DaiEmulator, run_dag: Any) -> None:
         for state in ENDS:
             end(emulator, state, f"operations/{state}")
 

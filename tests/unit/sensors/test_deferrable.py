@@ -1,4 +1,4 @@
-"""The deferrable sensor: it means the same as in the other two modes, whatever its flags and whatever happens."""
+"""The deferrable sensor: the same result as in the other two modes, for each flag and each error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import (
@@ -26,16 +26,17 @@ from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from airflow_dai_provider.tasks import deferral
-from airflow_dai_provider.tasks.failures import UnexpectedEndError
-from tests.support.event_loop import fire, let_time_pass, trust_few
+from airflow_dai_provider.tasks.failures import UnexpectedStateError
+from tests.support.clock import Clock
+from tests.support.emulators import methods
+from tests.support.event_loop import fire
+from tests.support.log import Log
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException
 except ImportError:
     from airflow.exceptions import AirflowRescheduleException
 
-if TYPE_CHECKING:
-    from conftest import Clock, Log
 
 NAME = "operations/my-ingest"
 POKE_INTERVAL = 10.0
@@ -43,11 +44,8 @@ TIMEOUT = 100.0
 
 
 @pytest.fixture(autouse=True)
-def _time(monkeypatch: pytest.MonkeyPatch, fake_time: Clock) -> None:
-    """Let the hooks, the deferral and Airflow's sensor base see the test's clock."""
-    trust_few(monkeypatch)
-    let_time_pass(monkeypatch, fake_time)
-    monkeypatch.setattr(deferral, "time", SimpleNamespace(time=fake_time))
+def _time(monkeypatch: pytest.MonkeyPatch, few_authorities: None, fake_time: Clock) -> None:
+    """Let Airflow's sensor base see the test's clock, as hooks and deferrals do."""
     base = sys.modules[BaseSensorOperator.__module__]
     monkeypatch.setattr(base, "time", SimpleNamespace(sleep=fake_time.sleep, monotonic=fake_time))
     monkeypatch.setattr(base, "timezone", SimpleNamespace(utcnow=lambda: datetime.fromtimestamp(fake_time.now, UTC)))
@@ -119,24 +117,24 @@ class Row:
     words: str = ""
 
 
-#: The first look finds the ingest running, and what follows strikes after it.
-ONE_GOOD_LOOK = {"content_type": "application/json"}
+#: The first poll finds the ingest running, and the faults that follow come after it.
+ONE_GOOD_POLL = {"content_type": "application/json"}
 FAILING = {"outcome": "DOWNLOAD_ERROR", "code": 403}
 
 
-def for_ever(**fault: Any) -> dict[str, Any]:
+def always(**fault: Any) -> dict[str, Any]:
     return {**fault, "times": None}
 
 
 def at_once_and_later(label: str, **fields: Any) -> dict[str, Row]:
-    """Return two rows: the first look meets it, and a later one does."""
+    """Return two rows: one in which the first poll meets it, and one in which a later poll does."""
     ingest = {} if fields.get("ingest") is None else fields["ingest"]
     at_once = Row(**{**fields, "ingest": {**ingest, "seconds": 0} if "faults" not in fields else None})
-    later = Row(**{**fields, "ingest": {"seconds": 25, **ingest}, "faults": (ONE_GOOD_LOOK, *fields.get("faults", ()))})
+    later = Row(**{**fields, "ingest": {"seconds": 25, **ingest}, "faults": (ONE_GOOD_POLL, *fields.get("faults", ()))})
     return {f"{label}, at once": at_once, f"{label}, later": later}
 
 
-HOPELESS: dict[str, Any] = {"plain": "fail", "soft_fail": "fail", "never_fail": "skip", "silent_fail": "fail"}
+PERMANENT: dict[str, Any] = {"plain": "fail", "soft_fail": "fail", "never_fail": "skip", "silent_fail": "fail"}
 UNEXPECTED: dict[str, Any] = {
     "plain": "unexpected",
     "soft_fail": "skip",
@@ -155,30 +153,30 @@ TABLE: dict[str, Row] = {
         options={"expected_states": ["CANCELLED"]},
         words="accepts only CANCELLED",
     ),
-    **at_once_and_later("missing", **HOPELESS, faults=(for_ever(status=404),), words="does not know it"),
-    **at_once_and_later("missing but fine", plain="None", faults=(for_ever(status=404),), options={"missing_ok": True}),
+    **at_once_and_later("missing", **PERMANENT, faults=(always(status=404),), words="does not know it"),
+    **at_once_and_later("missing but fine", plain="None", faults=(always(status=404),), options={"missing_ok": True}),
     **at_once_and_later(
-        "unimplemented", **HOPELESS, faults=(for_ever(rpc_status="UNIMPLEMENTED"),), words="a retry cannot"
+        "unimplemented", **PERMANENT, faults=(always(rpc_status="UNIMPLEMENTED"),), words="a retry cannot"
     ),
     **at_once_and_later(
         "unimplemented, missing is fine",
-        **HOPELESS,
-        faults=(for_ever(rpc_status="UNIMPLEMENTED"),),
+        **PERMANENT,
+        faults=(always(rpc_status="UNIMPLEMENTED"),),
         options={"missing_ok": True},
     ),
     **at_once_and_later(
-        "unknown route", **HOPELESS, faults=(for_ever(status=404, body=b"<html>"),), words="endpoint right"
+        "unknown route", **PERMANENT, faults=(always(status=404, body=b"<html>"),), words="endpoint right"
     ),
-    **at_once_and_later("denied", **HOPELESS, faults=(for_ever(status=403),), words="allow-listed"),
-    **at_once_and_later("unauthenticated", **HOPELESS, faults=(for_ever(status=401),), words="credentials"),
-    **at_once_and_later("precondition", **HOPELESS, faults=(for_ever(rpc_status="FAILED_PRECONDITION"),)),
+    **at_once_and_later("denied", **PERMANENT, faults=(always(status=403),), words="allow-listed"),
+    **at_once_and_later("unauthenticated", **PERMANENT, faults=(always(status=401),), words="credentials"),
+    **at_once_and_later("precondition", **PERMANENT, faults=(always(rpc_status="FAILED_PRECONDITION"),)),
     **at_once_and_later(
         "away for good",
         plain="error",
         soft_fail="error",
         never_fail="skip",
         silent_fail="timeout",
-        faults=(for_ever(status=503),),
+        faults=(always(status=503),),
         words="503",
     ),
     **at_once_and_later(
@@ -187,10 +185,10 @@ TABLE: dict[str, Row] = {
         soft_fail="error",
         never_fail="skip",
         silent_fail="timeout",
-        faults=(for_ever(rpc_status="DATA_LOSS"),),
+        faults=(always(rpc_status="DATA_LOSS"),),
         words="DATA_LOSS",
     ),  # fmt: skip
-    "away for a moment": Row("SUCCEEDED", ingest={"seconds": 25}, faults=(ONE_GOOD_LOOK, {"status": 503, "times": 3})),
+    "away for a moment": Row("SUCCEEDED", ingest={"seconds": 25}, faults=(ONE_GOOD_POLL, {"status": 503, "times": 3})),
     "never ends": Row(
         "timeout",
         ingest={},
@@ -207,8 +205,8 @@ TABLE: dict[str, Row] = {
         silent_fail="timeout",
         options={"timeout": 0},
     ),
-    "bad name": Row(**HOPELESS, options={"operation_name": "None"}, words="has pushed no name"),
-    "bad states": Row(**HOPELESS, ingest={}, options={"expected_states": "RUNNING"}, words="Invalid expected_states"),
+    "bad name": Row(**PERMANENT, options={"operation_name": "None"}, words="has pushed no name"),
+    "bad states": Row(**PERMANENT, ingest={}, options={"expected_states": "RUNNING"}, words="Invalid expected_states"),
 }
 
 FLAGS = ("plain", "soft_fail", "never_fail", "silent_fail")
@@ -231,7 +229,7 @@ def outcome(call: Callable[[], Any]) -> tuple[str, str]:
         return "skip", str(skip)
     except AirflowSensorTimeout as timeout:
         return "timeout", str(timeout)
-    except UnexpectedEndError as unexpected:
+    except UnexpectedStateError as unexpected:
         return "unexpected", str(unexpected)
     except AirflowFailException as failure:
         return "fail", str(failure)
@@ -241,7 +239,7 @@ def outcome(call: Callable[[], Any]) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(("mode", "label", "flag"), CASES)
-def test_each_mode_means_the_same(
+def test_each_mode_has_the_same_result(
     emulator: DaiEmulator, context: Any, clock: Clock, mode: str, label: str, flag: str
 ) -> None:
     row = TABLE[label]
@@ -259,19 +257,19 @@ def test_each_mode_means_the_same(
     assert "operations.cancel" not in {request.method for request in emulator.requests}
 
 
-def test_a_running_one_is_rescheduled(emulator: DaiEmulator, context: Any, clock: Clock) -> None:
+def test_a_running_operation_is_rescheduled(emulator: DaiEmulator, context: Any, clock: Clock) -> None:
     emulator.start_ingest(NAME)
     with pytest.raises(AirflowRescheduleException) as later:
         make_sensor(mode="reschedule").execute(context)
     assert later.value.reschedule_date.timestamp() == clock.now + POKE_INTERVAL
 
 
-def test_an_outage_in_the_triggerer_ends_as_an_ordinary_error(
+def test_an_outage_in_the_triggerer_leaves_the_task_its_retries(
     emulator: DaiEmulator, context: Any, clock: Clock
 ) -> None:
     for flag, became in {"retries": "error", "soft_fail": "error", "never_fail": "skip"}.items():
         name = emulator.start_ingest()
-        emulator.inject(Fault(name=name, **ONE_GOOD_LOOK))  # type: ignore[arg-type]
+        emulator.inject(Fault(name=name, **ONE_GOOD_POLL))  # type: ignore[arg-type]
         emulator.inject(Fault(name=name, status=503, times=None))
         options = {flag: True} if flag != "retries" else {}
         began = clock.now
@@ -280,7 +278,7 @@ def test_an_outage_in_the_triggerer_ends_as_an_ordinary_error(
         assert clock.now - began >= MAX_OUTAGE
 
 
-# Handing over
+# Deferring
 
 
 def deferred_by(sensor: DaiOperationSensor, context: Any) -> tuple[TaskDeferred, dict[str, Any]]:
@@ -291,10 +289,10 @@ def deferred_by(sensor: DaiOperationSensor, context: Any) -> tuple[TaskDeferred,
     return deferred.value, arguments
 
 
-def test_it_looks_once_and_hands_over(emulator: DaiEmulator, context: Any, clock: Clock, log: Log) -> None:
+def test_it_polls_once_and_defers(emulator: DaiEmulator, context: Any, clock: Clock, log: Log) -> None:
     emulator.start_ingest(NAME)
     deferred, arguments = deferred_by(make_sensor(deferrable=True), context)
-    assert [request.method for request in emulator.requests] == ["operations.get"]
+    assert methods(emulator) == ["operations.get"]
     assert deferred.method_name == "execute_complete"
     assert deferred.timeout == timedelta(seconds=TIMEOUT + deferral.BACKSTOP)
     assert arguments == {
@@ -312,7 +310,7 @@ def test_it_looks_once_and_hands_over(emulator: DaiEmulator, context: Any, clock
 
 
 @pytest.mark.parametrize("options", [{}, {"soft_fail": True}, {"silent_fail": True}, {"never_fail": True}], ids=str)
-def test_one_that_has_ended_is_not_handed_over(emulator: DaiEmulator, context: Any, options: Any) -> None:
+def test_a_finished_operation_is_not_deferred_for(emulator: DaiEmulator, context: Any, options: Any) -> None:
     emulator.start_ingest(NAME, seconds=0)
     assert make_sensor(deferrable=True, **options).execute(context)["state"] == "SUCCEEDED"
     assert len(emulator.requests) == 1
@@ -357,21 +355,19 @@ def test_the_endpoint_reaches_the_trigger(emulator: DaiEmulator, context: Any, m
     assert arguments["api_endpoint"] == emulator.endpoint
 
 
-def test_a_first_look_that_fails_is_passed_over_in_silence_only_if_told_to(
-    emulator: DaiEmulator, context: Any, log: Log
-) -> None:
+def test_a_failed_first_poll_is_ignored_only_with_silent_fail(emulator: DaiEmulator, context: Any, log: Log) -> None:
     emulator.start_ingest(NAME)
     emulator.inject(Fault(status=503, times=None))
     with pytest.raises(AirflowException, match="503"):
         make_sensor(deferrable=True).execute(context)
     deferred_by(make_sensor(deferrable=True, silent_fail=True), context)
-    assert [line for line in log.ours if "The first look has failed" in line]
+    assert [line for line in log.ours if "The first poll failed" in line]
 
 
-@pytest.mark.parametrize("how", ["deferred", "ended", "failed"])
-def test_the_session_of_the_first_look_is_closed(emulator: DaiEmulator, context: Any, how: str) -> None:
+@pytest.mark.parametrize("how", ["deferred", "finished", "failed"])
+def test_the_session_of_the_first_poll_is_closed(emulator: DaiEmulator, context: Any, how: str) -> None:
     if how != "failed":
-        emulator.start_ingest(NAME, seconds=0 if how == "ended" else None)
+        emulator.start_ingest(NAME, seconds=0 if how == "finished" else None)
     sensor = make_sensor(deferrable=True)
     closed = []
     close = sensor.hook.close
@@ -388,26 +384,26 @@ def resume(event: Any, context: Any, **options: Any) -> Any:
     return make_sensor(deferrable=True, **options).resume_execution("execute_complete", {"event": event}, context)
 
 
-NO_EVENTS = {
+OTHER_EVENTS = {
     "none": None,
     "empty": {},
     "unknown": {"status": "paused"},
     "another provider's": {"status": "success", "message": "done"},
     "list": [],
-    "wrong types": {"status": "ended", "operation": "operations/a"},
-    "an operation that cannot be read": {"status": "ended", "operation": {"state": "SUCCEEDED"}},
-    "an operation that runs": {"status": "ended", "operation": {"name": NAME, "state": "RUNNING"}},
+    "wrong types": {"status": "finished", "operation": "operations/a"},
+    "an operation that cannot be read": {"status": "finished", "operation": {"state": "SUCCEEDED"}},
+    "an operation that runs": {"status": "finished", "operation": {"name": NAME, "state": "RUNNING"}},
 }
 
 
-@pytest.mark.parametrize("event", NO_EVENTS.values(), ids=NO_EVENTS)
+@pytest.mark.parametrize("event", OTHER_EVENTS.values(), ids=OTHER_EVENTS)
 @pytest.mark.parametrize(("flag", "became"), [("", "error"), ("soft_fail", "error"), ("never_fail", "skip")])
-def test_what_is_no_event_is_no_success(context: Any, event: Any, flag: str, became: str) -> None:
+def test_an_unreadable_event_fails_the_task(context: Any, event: Any, flag: str, became: str) -> None:
     options = {flag: True} if flag else {}
     assert outcome(lambda: resume(event, context, **options))[0] == became
 
 
-def test_no_event_at_all_is_no_success(context: Any) -> None:
+def test_a_missing_event_fails_the_task(context: Any) -> None:
     with pytest.raises(AirflowException, match="Expected the event of DaiOperationTrigger, got None"):
         make_sensor().resume_execution("execute_complete", None, context)
 
@@ -423,9 +419,7 @@ def words_of_airflow(airflow_2: bool) -> str:
 @pytest.mark.parametrize(
     ("flag", "became"), [("", "timeout"), ("soft_fail", "skip"), ("never_fail", "timeout"), ("silent_fail", "timeout")]
 )
-def test_a_deferral_that_airflow_itself_ends_is_a_timeout(
-    context: Any, airflow_2: bool, flag: str, became: str
-) -> None:
+def test_a_deferral_that_airflow_times_out_is_a_timeout(context: Any, airflow_2: bool, flag: str, became: str) -> None:
     sensor = make_sensor(**({flag: True} if flag else {}))
     error = {"error": words_of_airflow(airflow_2)}
     kind, words = outcome(lambda: sensor.resume_execution("__fail__", error, context))
@@ -434,7 +428,9 @@ def test_a_deferral_that_airflow_itself_ends_is_a_timeout(
 
 
 @pytest.mark.parametrize("flag", ["", "soft_fail"])
-def test_a_deferral_that_airflow_ends_at_the_execution_timeout(context: Any, airflow_2: bool, flag: str) -> None:
+def test_a_deferral_that_airflow_times_out_at_the_execution_timeout_is_a_timeout_of_the_task(
+    context: Any, airflow_2: bool, flag: str
+) -> None:
     """Airflow 2 sees to it itself, counting from the start of the task, which is before the trigger's own end."""
     sensor = make_sensor(execution_timeout=timedelta(seconds=30), **({flag: True} if flag else {}))
     with pytest.raises(AirflowTaskTimeout):
@@ -443,7 +439,7 @@ def test_a_deferral_that_airflow_ends_at_the_execution_timeout(context: Any, air
 
 @pytest.mark.parametrize(("flag", "became"), [("", "error"), ("soft_fail", "error"), ("never_fail", "skip")])
 @pytest.mark.parametrize("next_kwargs", [{"error": "Trigger failure", "traceback": ["a"]}, {"error": "odd"}, {}, None])
-def test_a_trigger_that_broke_is_an_ordinary_error(context: Any, next_kwargs: Any, flag: str, became: str) -> None:
+def test_a_failed_trigger_leaves_the_task_its_retries(context: Any, next_kwargs: Any, flag: str, became: str) -> None:
     sensor = make_sensor(**({flag: True} if flag else {}))
     assert outcome(lambda: sensor.resume_execution("__fail__", next_kwargs, context))[0] == became
 
@@ -456,14 +452,14 @@ def test_an_execution_timeout_is_a_timeout_of_the_task(
     options = {"execution_timeout": timedelta(seconds=30), **({flag: True} if flag else {})}
     began = clock.now
     with pytest.raises(
-        AirflowTaskTimeout, match="has not ended within 30 s.* execution_timeout of the task has passed"
+        AirflowTaskTimeout, match="has not finished within 30 s.* execution_timeout of the task has passed"
     ):
         in_the_triggerer(lambda: make_sensor(**options), context, clock)
     assert clock.now - began == pytest.approx(30)
     assert emulator.cancel_requested(NAME) == 0
 
 
-def test_the_result_is_the_one_of_poke_mode(emulator: DaiEmulator, context: Any, clock: Clock) -> None:
+def test_each_mode_returns_the_same_keys(emulator: DaiEmulator, context: Any, clock: Clock) -> None:
     results = []
     for run_in in MODES.values():
         name = emulator.start_ingest(seconds=20)

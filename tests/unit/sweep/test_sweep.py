@@ -8,24 +8,18 @@ from typing import Any
 
 import pytest
 
-from airflow_dai_provider.api.errors import PERMANENT, Code
+from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.operation import Operation, OperationState
+from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.sweep.report import MAX_NAMED, Failure, SweepReport, some_of
-from airflow_dai_provider.sweep.selection import (
-    PassedOver,
-    Selection,
-    Stray,
-    check_count,
-    check_duration,
-    check_flag,
-)
+from airflow_dai_provider.sweep.selection import PassedOver, Selection, Stray, check_count, check_duration, check_flag
+from tests.support.payloads import METADATA_TYPE
 
 NAME = "operations/a"
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 NOW_SECONDS = NOW.timestamp()
 HOUR = 3600
 URL = "https://media.example/ads/ad.mp4?X-Goog-Signature=s3cret"
-METADATA_TYPE = "type.googleapis.com/google.ads.dai.v1.CreateCreativeOperationMetadata"
 READ = {"older_than": HOUR, "url_prefix": None, "url_pattern": None, "spare": None, "include_undated": False}
 
 
@@ -52,7 +46,7 @@ class TestSelection:
 
     @pytest.mark.parametrize("state", ["SUCCEEDED", "FAILED", "CANCELLED"])
     def test_what_has_ended_is_not(self, state: str) -> None:
-        assert judge(operation(state=state), include_undated=True) is PassedOver.ENDED
+        assert judge(operation(state=state), include_undated=True) is PassedOver.FINISHED
 
     @pytest.mark.parametrize(("age", "picked"), [(HOUR + 0.001, True), (HOUR, False), (0, False), (-5 * HOUR, False)])
     @pytest.mark.parametrize("older_than", [HOUR, 3600.0, "3600", " 3.6e3 ", timedelta(hours=1)], ids=repr)
@@ -215,7 +209,7 @@ class TestReport:
         assert report.to_dict() == {
             "dry_run": False,
             "listed": 7,
-            "passed_over": {"ended": 2, "spared": 1, "other_url": 1, "undated": 1, "younger": 1},
+            "passed_over": {"finished": 2, "spared": 1, "other_url": 1, "undated": 1, "younger": 1},
             "found": [
                 {
                     "name": "operations/stray",
@@ -231,7 +225,8 @@ class TestReport:
             "left": {},
         }
         assert report.selected == (
-            "7 operations listed: 2 ended, 1 spared, 1 of another URL, 1 without a create time, 1 young enough; 1 stray"
+            "7 operations listed: 2 finished, 1 spared, 1 of another URL, 1 without a create time, 1 young enough; "
+            "1 stray"
         )
 
     def test_one_listed_twice_counts_once_as_it_came_last(self) -> None:
@@ -242,16 +237,16 @@ class TestReport:
             operation("operations/b", state="SUCCEEDED"),
         ]
         report = SweepReport(operations, Selection(HOUR), NOW_SECONDS)
-        assert (report.listed, report.passed_over["ended"]) == (2, 1)
+        assert (report.listed, report.passed_over["finished"]) == (2, 1)
         assert [stray.name for stray in report.found] == ["operations/a"]
 
-    def test_nobody_has_begun(self) -> None:
+    def test_none_has_begun(self) -> None:
         assert make_report("operations/a", dry_run=True).to_dict()["dry_run"] is True
         assert make_report("operations/a").failures == {}
 
     def test_what_nothing_becomes_of_is_left(self) -> None:
         report = begun("operations/a", "operations/b")
-        report.request_taken("operations/a")
+        report.request_accepted("operations/a")
         assert list(report.left) == ["operations/b"]
         assert "before its cancellation was requested" in report.left["operations/b"].reason
 
@@ -262,7 +257,7 @@ class TestReport:
     def test_an_end_that_get_has_shown(self, state: str, where: str, taken: bool) -> None:
         report = begun(NAME)
         if taken:
-            report.request_taken(NAME)
+            report.request_accepted(NAME)
         report.seen(NAME, operation(state=state))
         settled = report.to_dict()
         assert settled[where] == ([NAME] if where == "cancelled" else {NAME: state})
@@ -271,7 +266,7 @@ class TestReport:
 
     def test_one_that_goes_on(self) -> None:
         report = begun(NAME)
-        report.request_taken(NAME)
+        report.request_accepted(NAME)
         report.seen(NAME, operation())
         assert report.to_dict()["requested"] == [NAME]
         report.leave_requested("it was waited for 60 s")
@@ -285,24 +280,24 @@ class TestReport:
     def test_what_is_refused_for_good(self, code: Code, taken: bool) -> None:
         report = begun(NAME)
         if taken:
-            report.request_taken(NAME)
+            report.request_accepted(NAME)
         report.failed(NAME, Failure(code, "no"))
         assert report.to_dict()["refused"] == {NAME: "its cancellation is requested, but no" if taken else "no"}
-        assert report.code is code
+        assert report.rpc_code is code
         self.assert_in_one_place(report)
 
     @pytest.mark.parametrize("code", PASSING)
-    def test_what_may_heal_is_left(self, code: Code) -> None:
+    def test_an_operation_with_a_transient_error_is_left(self, code: Code) -> None:
         report = begun(NAME)
         report.failed(NAME, Failure(code, "no"))
         assert report.to_dict()["left"] == {NAME: "no"}
-        assert report.code is Code.UNAVAILABLE
+        assert report.rpc_code is Code.UNAVAILABLE
         self.assert_in_one_place(report)
 
     @pytest.mark.parametrize("code", PASSING)
-    def test_a_look_that_may_heal_is_made_again(self, code: Code) -> None:
+    def test_a_poll_with_a_transient_error_is_made_again(self, code: Code) -> None:
         report = begun(NAME)
-        report.request_taken(NAME)
+        report.request_accepted(NAME)
         report.failed(NAME, Failure(code, "no"))
         report.failed(NAME, Failure(code, "still no")) if code is not Code.NOT_FOUND else None
         self.assert_in_one_place(report)
@@ -317,9 +312,9 @@ class TestReport:
         report.failed("operations/a", Failure(Code.PERMISSION_DENIED, "no"))
         report.failed("operations/b", Failure(Code.UNAVAILABLE, "away"))
         assert list(report.failures) == ["operations/a", "operations/b"]
-        assert report.code is Code.UNAVAILABLE
+        assert report.rpc_code is Code.UNAVAILABLE
         report.failed("operations/a", Failure(Code.UNIMPLEMENTED, "no"))
-        assert report.code is Code.UNIMPLEMENTED
+        assert report.rpc_code is Code.UNIMPLEMENTED
 
     def test_it_is_plain_json(self) -> None:
         report = begun("operations/a", "operations/b", "operations/c")
@@ -333,7 +328,7 @@ class TestReport:
 
     def test_the_result_in_words(self) -> None:
         report = begun(*(f"operations/{letter}" for letter in "abcdef"))
-        report.request_taken("operations/a")
+        report.request_accepted("operations/a")
         report.seen("operations/b", operation("operations/b", state="CANCELLED"))
         report.seen("operations/c", operation("operations/c", state="FAILED"))
         report.failed("operations/d", Failure(Code.OUT_OF_RANGE, "no"))

@@ -1,4 +1,4 @@
-"""What the state of an operation, or an error, means for a task."""
+"""Final states and errors become the right error of a task, or none."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
-from google.api_core import exceptions as api
-from google.auth import exceptions as auth
 
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.names import InvalidNameError
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.tasks.failures import (
-    UnexpectedEndError,
-    accept_end,
+    UnexpectedStateError,
     check_expected_states,
-    error_code,
+    check_final_state,
     task_errors,
 )
+from airflow_dai_provider.transport import google_errors as api
+from tests.support.payloads import metadata
 
-EVERY_END = ("CANCELLED", "FAILED", "SUCCEEDED")
-STATES = (*EVERY_END, "RUNNING")
+FINAL_STATES = ("CANCELLED", "FAILED", "SUCCEEDED")
 
 
 def operation(state: str) -> Operation:
@@ -32,7 +31,7 @@ def operation(state: str) -> Operation:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        pytest.param(None, None, id="every-end"),
+        pytest.param(None, None, id="every-final-state"),
         pytest.param("CANCELLED", {"CANCELLED"}, id="one-word"),
         pytest.param(OperationState.FAILED, {"FAILED"}, id="one-state"),
         pytest.param(["CANCELLED", "SUCCEEDED"], {"CANCELLED", "SUCCEEDED"}, id="list"),
@@ -40,7 +39,7 @@ def operation(state: str) -> Operation:
         pytest.param({"SUCCEEDED"}, {"SUCCEEDED"}, id="set"),
     ],
 )
-def test_expected_states(given: Any, expected: set[str] | None) -> None:
+def test_valid_expected_states_are_read(given: Any, expected: set[str] | None) -> None:
     states = check_expected_states(given)
     assert states == expected
     assert states is None or all(isinstance(state, OperationState) for state in states)
@@ -66,36 +65,28 @@ def test_expected_states(given: Any, expected: set[str] | None) -> None:
         )
     ],
 )
-def test_expected_states_refused(given: Any) -> None:
+def test_invalid_expected_states_are_refused(given: Any) -> None:
     with pytest.raises(AirflowFailException, match="Invalid expected_states .* CANCELLED, FAILED, SUCCEEDED"):
         check_expected_states(given)
 
 
-@pytest.mark.parametrize("expected", [None, *EVERY_END])
-@pytest.mark.parametrize("state", EVERY_END)
-def test_an_end_is_accepted_only_when_it_was_expected(state: str, expected: str | None) -> None:
-    ended = operation(state)
+@pytest.mark.parametrize("expected", [None, *FINAL_STATES])
+@pytest.mark.parametrize("state", FINAL_STATES)
+def test_a_final_state_is_accepted_only_when_expected(state: str, expected: str | None) -> None:
+    finished = operation(state)
     if expected in (None, state):
-        assert accept_end(ended, check_expected_states(expected)) is ended
+        assert check_final_state(finished, check_expected_states(expected)) is finished
         return
-    with pytest.raises(UnexpectedEndError, match=f"operations/x is {state}.* accepts only {expected}") as raised:
-        accept_end(ended, check_expected_states(expected))
+    with pytest.raises(UnexpectedStateError, match=f"operations/x is {state}.* accepts only {expected}") as raised:
+        check_final_state(finished, check_expected_states(expected))
     assert isinstance(raised.value, AirflowFailException)
 
 
-def test_running_is_no_end_even_where_every_end_is_fine() -> None:
-    with pytest.raises(AirflowException, match="operations/x is RUNNING"):
-        accept_end(operation("RUNNING"), None)
-
-
 def test_the_reason_of_a_failed_ingest_is_in_the_message() -> None:
-    metadata = {
-        "@type": "type.googleapis.com/google.ads.dai.v1.CreateCreativeOperationMetadata",
-        "youtubeStatus": {"state": "FAILURE", "failureReason": {"reason": "DOWNLOAD_ERROR", "code": 403}},
-    }
-    failed = Operation("operations/x", OperationState.FAILED, 9, "no download", None, metadata)
-    with pytest.raises(UnexpectedEndError, match="FAILED with error 9: no download .*FAILURE, DOWNLOAD_ERROR 403"):
-        accept_end(failed, check_expected_states("CANCELLED"))
+    status = {"state": "FAILURE", "failureReason": {"reason": "DOWNLOAD_ERROR", "code": 403}}
+    failed = Operation("operations/x", OperationState.FAILED, 9, "no download", None, metadata(youtubeStatus=status))
+    with pytest.raises(UnexpectedStateError, match="FAILED with error 9: no download .*FAILURE, DOWNLOAD_ERROR 403"):
+        check_final_state(failed, check_expected_states("CANCELLED"))
 
 
 PERMANENT = [
@@ -121,10 +112,10 @@ TRANSIENT = [
 
 
 @pytest.mark.parametrize(("kind", "code"), PERMANENT + TRANSIENT, ids=lambda value: str(value).split(".")[-1])
-def test_an_error_of_the_service_becomes_one_of_a_task(kind: type[api.GoogleAPICallError], code: str) -> None:
-    error = kind("operations.get of operations/x answered no")
-    assert error_code(error) == code
-    with pytest.raises(AirflowException, match="operations.get of operations/x answered no") as raised, task_errors():
+def test_an_error_of_the_service_becomes_an_error_of_the_task(kind: type[ServiceError], code: str) -> None:
+    error = kind("operations.get of operations/x returned no")
+    assert error.rpc_code == code
+    with pytest.raises(AirflowException, match="operations.get of operations/x returned no") as raised, task_errors():
         raise error
     assert isinstance(raised.value, AirflowFailException) == ((kind, code) in PERMANENT)
     assert raised.value.__cause__ is error
@@ -140,7 +131,7 @@ def test_an_error_of_the_service_becomes_one_of_a_task(kind: type[api.GoogleAPIC
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_permanent_error_says_what_to_do(kind: type[api.GoogleAPICallError], advice: str) -> None:
+def test_a_permanent_error_says_what_to_do(kind: type[ServiceError], advice: str) -> None:
     with pytest.raises(AirflowFailException, match=advice), task_errors():
         raise kind("no")
 
@@ -152,7 +143,6 @@ def test_a_permanent_error_says_what_to_do(kind: type[api.GoogleAPICallError], a
         pytest.param(api.MethodNotImplemented("no"), True, id="unimplemented"),
         pytest.param(api.NotFound("no"), False, id="what-does-not-exist-does-not-run"),
         pytest.param(WaitTimeoutError("too slow"), True, id="timeout"),
-        pytest.param(auth.DefaultCredentialsError("none"), True, id="no-credentials"),
     ],
 )
 def test_the_message_says_what_may_be_left_behind(error: Exception, left_behind: bool) -> None:
@@ -167,23 +157,17 @@ def test_the_message_says_what_may_be_left_behind(error: Exception, left_behind:
         pytest.param(InvalidNameError("bad name"), True, id="invalid-name"),
         pytest.param(ValueError("bad endpoint"), True, id="bad-setting"),
         pytest.param(WaitTimeoutError("too slow"), False, id="timeout"),
-        pytest.param(auth.DefaultCredentialsError("none"), True, id="no-credentials"),
-        pytest.param(auth.RefreshError("revoked"), True, id="revoked"),
-        pytest.param(FileNotFoundError("key.json"), True, id="no-key-file"),
-        pytest.param(auth.TransportError("unreachable"), False, id="token-service-out-of-reach"),
-        pytest.param(auth.RefreshError("busy", retryable=True), False, id="token-service-busy"),
-        pytest.param(ConnectionResetError("reset"), False, id="connection-reset"),
     ],
 )
-def test_other_errors(error: Exception, fails_for_good: bool) -> None:
+def test_an_invalid_value_is_permanent_and_a_timeout_is_not(error: Exception, fails_for_good: bool) -> None:
     with pytest.raises(AirflowException) as raised, task_errors():
         raise error
     assert isinstance(raised.value, AirflowFailException) == fails_for_good
     assert raised.value.__cause__ is error
 
 
-@pytest.mark.parametrize("kind", [AirflowException, AirflowSkipException, UnexpectedEndError, KeyError])
-def test_what_is_a_task_s_already_and_what_is_a_mistake_pass_unchanged(kind: type[Exception]) -> None:
+@pytest.mark.parametrize("kind", [AirflowException, AirflowSkipException, UnexpectedStateError, KeyError, OSError])
+def test_other_exceptions_pass_unchanged(kind: type[Exception]) -> None:
     error = kind("as it is")
     with pytest.raises(kind) as raised, task_errors("something may still run"):
         raise error

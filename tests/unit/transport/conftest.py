@@ -1,4 +1,5 @@
-"""Fixtures for tests that make hooks and talk real HTTP."""
+"""Hooks, and sessions with credentials."""
 
-from tests.support.hook_fixtures import *  # noqa: F403
-from tests.support.hook_fixtures import _isolation  # noqa: F401
+from tests.support.credentials import drive, google, guarded, robot, shown, start, which  # noqa: F401
+from tests.support.hooks import _isolation, emulator, hook, make_hook, once  # noqa: F401
+from tests.support.sessions import connect_key, keyed_hook, revoking_server  # noqa: F401

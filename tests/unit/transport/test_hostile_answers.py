@@ -14,18 +14,18 @@ import pytest
 import requests
 from google.api_core import exceptions
 
+from airflow_dai_provider.api.retry import may_have_acted
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
-from airflow_dai_provider.ingest.recovery import in_doubt
-from airflow_dai_provider.transport.async_session import MAX_CONNECTIONS
+from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS
 from tests.support.authentication import FORMS
-from tests.support.event_loop import TokenService, run, until
+from tests.support.event_loop import run, until
+from tests.support.payloads import creative
 from tests.support.tiny_server import Exchange, TinyServer
+from tests.support.token_server import service_account_key
 
 NAME = "operations/a"
 LOOK = ("get_operation", NAME)
-MEDIA = {"uri": "https://media.example.com/ad.mp4", "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
-CREATIVE = {"adSystem": "tests", "mediaFiles": [MEDIA]}
 
 Connect = Callable[..., None]
 Serve = Callable[..., TinyServer]
@@ -44,7 +44,7 @@ def test_what_asks_for_a_token_follows_no_redirect(
     thief = tiny_server(lambda exchange: exchange.answer(400))
     target = f"http://localhost:{thief.server_port}/"
     service = tiny_server(lambda exchange: exchange.answer(status, Location=target))
-    connect(keyfile_dict=TokenService().key(service.endpoint), num_retries=0)
+    connect(keyfile_dict=service_account_key(service.endpoint), num_retries=0)
     with pytest.raises(exceptions.Unauthenticated, match="redirect"):
         FORMS[form](LOOK, api_endpoint=emulator.endpoint)
     assert thief.requests == []
@@ -52,7 +52,7 @@ def test_what_asks_for_a_token_follows_no_redirect(
 
 @both_hooks
 def test_what_asks_for_a_token_is_not_sent_over_plain_http(form: str, emulator: DaiEmulator, connect: Connect) -> None:
-    connect(keyfile_dict=TokenService().key("http://192.0.2.1/token"), num_retries=0)
+    connect(keyfile_dict=service_account_key("http://192.0.2.1/token"), num_retries=0)
     with pytest.raises(exceptions.Unauthenticated, match="Refusing to send credentials to .* over plain HTTP"):
         FORMS[form](LOOK, api_endpoint=emulator.endpoint, timeout=0.2)
 
@@ -76,7 +76,7 @@ def test_a_netrc_is_not_used_for_tokens_either(
 
 @both_hooks
 @pytest.mark.parametrize("size", [1, 1_000_000], ids=["slow", "large"])
-def test_the_answer_of_a_token_service_is_bounded(
+def test_the_response_of_a_token_service_is_bounded(
     form: str, size: int, emulator: DaiEmulator, connect: Connect, tiny_server: Serve
 ) -> None:
     pieces = []
@@ -89,7 +89,7 @@ def test_the_answer_of_a_token_service_is_bounded(
             if size == 1:
                 time.sleep(0.05)
 
-    connect(keyfile_dict=TokenService().key(tiny_server(respond).endpoint), num_retries=0)
+    connect(keyfile_dict=service_account_key(tiny_server(respond).endpoint), num_retries=0)
     with pytest.raises(exceptions.ServiceUnavailable):
         FORMS[form](LOOK, api_endpoint=emulator.endpoint, timeout=0.5)
     assert len(pieces) < 90, "It has been read to its end."
@@ -101,7 +101,7 @@ def test_a_token_that_fits_in_no_header_is_not_shown(
 ) -> None:
     answer = {"access_token": "ya29.s3cret\n", "expires_in": 3600, "token_type": "Bearer"}
     service = tiny_server(lambda exchange: exchange.answer(200, answer))
-    connect(keyfile_dict=TokenService().key(service.endpoint), num_retries=0)
+    connect(keyfile_dict=service_account_key(service.endpoint), num_retries=0)
     with pytest.raises(exceptions.FailedPrecondition, match="was not sent") as caught:
         FORMS[form](LOOK, api_endpoint=emulator.endpoint)
     links: list[BaseException | None] = [caught.value, caught.value.__cause__]
@@ -114,7 +114,7 @@ def test_a_token_in_the_words_of_a_token_service_is_not_shown(
     form: str, emulator: DaiEmulator, connect: Connect, tiny_server: Serve
 ) -> None:
     service = tiny_server(lambda exchange: exchange.answer(400, b'no more of "ya29.s3cret", nor Bearer s3cret'))
-    connect(keyfile_dict=TokenService().key(service.endpoint), num_retries=0)
+    connect(keyfile_dict=service_account_key(service.endpoint), num_retries=0)
     with pytest.raises(exceptions.Unauthenticated) as caught:
         FORMS[form](LOOK, api_endpoint=emulator.endpoint)
     assert "s3cret" not in str(caught.value)
@@ -132,9 +132,9 @@ def test_what_the_caller_is_handling_says_nothing_about_a_request(
         requests.get(f"http://127.0.0.1:{closed_port}/", timeout=1)
     except requests.ConnectionError:
         with pytest.raises(exceptions.ServiceUnavailable) as caught:
-            hook.create_creative(CREATIVE)
+            hook.create_creative(creative())
     assert "refused" not in str(caught.value)
-    assert in_doubt(caught.value)
+    assert may_have_acted(caught.value)
     assert len(emulator.states()) == 1
 
 
@@ -152,8 +152,8 @@ def test_authorities_that_cannot_be_read(
         with pytest.raises(exceptions.FailedPrecondition, match="was not sent"):
             hook.get_operation(NAME)
         with pytest.raises(exceptions.FailedPrecondition, match="was not sent") as caught:
-            hook.create_creative(CREATIVE)
-    assert not in_doubt(caught.value)
+            hook.create_creative(creative())
+    assert not may_have_acted(caught.value)
 
 
 def test_a_proxy_that_requests_cannot_use(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ def test_a_proxy_that_the_triggerer_cannot_use(connect: Connect, monkeypatch: py
         async with DaiAsyncHook(api_endpoint="https://dai.example") as hook:
             await hook.get_operation(NAME)
 
-    expected = "^400 Nothing was sent to https://dai.example: the environment's proxy is no http"
+    expected = "^Nothing was sent to https://dai.example: the environment's proxy is no http"
     with pytest.raises(exceptions.FailedPrecondition, match=expected) as caught:
         run(main())
     assert "cret" not in "".join(traceback.format_exception(caught.value))
@@ -183,8 +183,8 @@ def test_a_proxy_that_the_triggerer_cannot_use(connect: Connect, monkeypatch: py
 
 def test_a_number_that_json_has_not(emulator: DaiEmulator, once: DaiHook) -> None:
     with pytest.raises(exceptions.FailedPrecondition, match="was not sent") as caught:
-        once.create_creative({**CREATIVE, "duration": float("nan")})
-    assert not in_doubt(caught.value)
+        once.create_creative(creative(duration=float("nan")))
+    assert not may_have_acted(caught.value)
     assert emulator.requests == []
 
 

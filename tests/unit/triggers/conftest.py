@@ -1,19 +1,21 @@
-"""Time that passes when told to, for waits in the triggerer."""
+"""Triggers that live on the test's clock."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import pytest
 
-from tests.support.event_loop import let_time_pass, trust_few
-
-if TYPE_CHECKING:
-    from conftest import Clock
+from airflow_dai_provider.triggers.dai import DaiOperationTrigger
+from tests.support.clock import Clock
 
 
 @pytest.fixture(autouse=True)
-def slept(monkeypatch: pytest.MonkeyPatch, fake_time: Clock) -> list[float]:
-    """Let the hooks wait on the test's clock; what they have slept."""
-    trust_few(monkeypatch)
-    return let_time_pass(monkeypatch, fake_time)
+def _time(few_authorities: None, fake_time: Clock) -> None:
+    """Let the hooks of triggers live on the test's clock."""
+
+
+@pytest.fixture
+def make_trigger(clock: Clock) -> Callable[..., DaiOperationTrigger]:
+    """Give a function that makes a trigger whose wait begins now."""
+    return lambda name, **arguments: DaiOperationTrigger(name, **{"started": clock.now, **arguments})

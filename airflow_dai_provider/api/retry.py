@@ -1,0 +1,121 @@
+"""Retry: after which errors a request may be sent again, and when. Pure: the caller brings clock and randomness.
+
+Source: ``google/rpc/code.proto``, and the retry defaults of Google's own client for ``google.longrunning``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from airflow_dai_provider.api.errors import Code, ServiceError
+
+#: Seconds of backoff before the first retry, and at most (Google's own defaults).
+FIRST_BACKOFF = 0.5
+MAX_BACKOFF = 10.0
+#: A larger ``Retry-After`` is not believed, in seconds.
+MAX_RETRY_AFTER = 1e10
+
+#: The server was too busy to act on the request.
+THROTTLED = frozenset({Code.RESOURCE_EXHAUSTED})
+#: The server has not acted on the request, or was going away.
+THROTTLED_OR_UNAVAILABLE = THROTTLED | {Code.UNAVAILABLE}
+#: The fault passes. The server may have acted on the request, so only a request that can be sent twice is retried.
+TRANSIENT = THROTTLED_OR_UNAVAILABLE | {Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.ABORTED, Code.INTERNAL}
+
+#: The same request gets the same error again.
+PERMANENT = frozenset(
+    {
+        Code.UNIMPLEMENTED,
+        Code.PERMISSION_DENIED,
+        Code.INVALID_ARGUMENT,
+        Code.UNAUTHENTICATED,
+        Code.NOT_FOUND,
+        Code.FAILED_PRECONDITION,
+        Code.OUT_OF_RANGE,
+        Code.ALREADY_EXISTS,
+    }
+)
+
+#: The server has certainly not acted on the request.
+NOT_PROCESSED = PERMANENT | THROTTLED
+
+
+def may_retry(retryable_codes: frozenset[Code], error: ServiceError) -> bool:
+    """Return whether a request that may be sent again after these codes may be sent again after this error.
+
+    A fresh token after 401 is the transport's own matter and not counted here.
+    """
+    return not error.sent or error.rpc_code in retryable_codes
+
+
+def may_have_acted(error: ServiceError) -> bool:
+    """Return whether the service may have done what it was asked for, although it responded with this error."""
+    return error.sent and error.rpc_code not in NOT_PROCESSED
+
+
+class Retry:
+    """The retries of one call.
+
+    :param retryable_codes: the codes after which the request may be sent again.
+    :param num_retries: the most retries.
+    :param retry_timeout: seconds after which there are no more.
+    :param started: when the call began, in seconds of the caller's clock.
+    :param jitter: gives numbers from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        retryable_codes: frozenset[Code],
+        *,
+        num_retries: int,
+        retry_timeout: float,
+        started: float,
+        jitter: Callable[[], float],
+    ) -> None:
+        self._retryable_codes = retryable_codes
+        self._num_retries = num_retries
+        self._until = started + retry_timeout
+        self._jitter = jitter
+        self._attempts = 0
+
+    def after(self, error: ServiceError, now: float) -> tuple[float, str]:
+        """Decide when to send the request again after an attempt that failed.
+
+        :return: the seconds until then, and the line for the log.
+        :raises ServiceError: the same, when there is to be no other attempt.
+        """
+        self._attempts += 1
+        seconds = backoff(self._attempts, error.retry_after, self._jitter())
+        allowed = self._attempts <= self._num_retries and now + seconds < self._until
+        if allowed and may_retry(self._retryable_codes, error):
+            return seconds, f"{error}; attempt {self._attempts}, next in {seconds:.1f} s"
+        raise error
+
+
+def backoff(attempt: int, retry_after: float | None, random: float) -> float:
+    """Return the seconds to wait before the next attempt: doubling, with jitter, ``Retry-After`` obeyed.
+
+    :param attempt: how many attempts have been made, from 1.
+    :param retry_after: seconds that the server asked for, or None.
+    :param random: a number from 0 to 1; the jitter takes away at most half.
+    """
+    wait = min(FIRST_BACKOFF * 2.0 ** min(attempt - 1, 10), MAX_BACKOFF) * (1 - random / 2)
+    return max(wait, retry_after or 0.0)
+
+
+def read_retry_after(value: str | None, now: datetime) -> float | None:
+    """Read the header ``Retry-After``, in seconds or as a date.
+
+    :return: seconds from ``now``, never negative; None where there is no header that can be read.
+    """
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        return min(float(value), MAX_RETRY_AFTER)
+    try:
+        time = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return None
+    return max(0.0, ((time if time.tzinfo else time.replace(tzinfo=UTC)) - now).total_seconds())

@@ -1,0 +1,197 @@
+"""One ``aiohttp`` session, shared by all waits of an event loop, and the meaning of its library's errors."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+import certifi
+import requests
+from asgiref.sync import sync_to_async
+from requests.utils import prepend_scheme_if_needed, select_proxy
+from yarl import URL
+
+from airflow_dai_provider.api import rest
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.transport.credentials import (
+    TOKEN_ERRORS,
+    client_headers,
+    no_response,
+    not_sent,
+    refuse_plain_http,
+    token_error,
+)
+from airflow_dai_provider.transport.google_errors import typed
+from airflow_dai_provider.transport.shared_token import Token
+
+if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
+
+    from airflow_dai_provider.api.endpoint import Endpoint
+
+T = TypeVar("T")
+
+#: The most connections of one session; a request waits for a free one.
+MAX_CONNECTIONS = 50
+#: Seconds that an idle connection stays open: longer than the default interval between two polls.
+KEEP_ALIVE = 90.0
+
+
+class AiohttpTransport:
+    """Send requests to one endpoint with one set of credentials, once :meth:`open` was awaited on the loop.
+
+    :param endpoint: where the service is.
+    :param credentials: the credentials; anonymous ones send no header.
+    :param timeout: seconds that one request may take.
+    :raises ValueError: when a token would leave this machine over plain HTTP.
+    """
+
+    def __init__(self, endpoint: Endpoint, credentials: Credentials, timeout: float) -> None:
+        refuse_plain_http(endpoint, credentials)
+        self.endpoint = endpoint
+        self.token = Token(credentials, timeout)
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._session: aiohttp.ClientSession | None = None
+        self._proxy: str | None = None
+        # A request waits here, before its time begins to run.
+        self._free = asyncio.Semaphore(MAX_CONNECTIONS)
+
+    async def open(self) -> Self:
+        """Open the session; certificates are read in a thread.
+
+        :raises ServiceError: when they cannot be read, or the environment names a proxy that cannot be used.
+        """
+        try:
+            context, self._proxy = await sync_to_async(self._read_environment, thread_sensitive=False)()
+        except OSError as error:
+            raise typed(
+                ServiceError(f"Cannot read the certificate authorities: {error}", Code.FAILED_PRECONDITION)
+            ) from error
+        except ValueError:
+            # The cause is left out, since it can hold the proxy's password.
+            message = f"Nothing was sent to {self.endpoint.url}: the environment's proxy is no http:// or https:// URL."
+            raise typed(ServiceError(message, Code.FAILED_PRECONDITION)) from None
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=context, keepalive_timeout=KEEP_ALIVE),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=client_headers(f"aiohttp/{aiohttp.__version__}"),
+            skip_auto_headers={"Content-Type"},
+            # As large as http.client accepts.
+            max_line_size=65536,
+            max_field_size=65536,
+            timeout=self._timeout,
+        )
+        return self
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session:
+            await self._session.close()
+        await self.token.close()
+
+    def _read_environment(self) -> tuple[ssl.SSLContext, str | None]:
+        """Read the authorities and the proxy from the environment, as ``requests`` does."""
+        with requests.Session() as session:
+            settings = session.merge_environment_settings(self.endpoint.url, {}, None, None, None)
+        bundle = Path(settings["verify"] if isinstance(settings["verify"], str) else certifi.where())
+        if not bundle.exists():
+            raise FileNotFoundError(f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names {bundle}, which does not exist")
+        context = ssl.create_default_context(**{"capath" if bundle.is_dir() else "cafile": str(bundle)})  # type: ignore[arg-type]
+        proxy = None if self.endpoint.is_loopback else select_proxy(self.endpoint.url, settings["proxies"])
+        return context, _proxy_url(proxy) if proxy else None
+
+    async def call(self, request: rest.Request[T]) -> T:
+        """Send a request once; after a 401 once more, with a fresh token.
+
+        :raises ServiceError: of the class that belongs to its rpc code, for everything but the response asked for.
+        """
+        try:
+            return await self._call(request)
+        except ServiceError as error:
+            raise typed(error) from error.__cause__
+
+    async def _call(self, request: rest.Request[T]) -> T:
+        headers = await self._authorise(request)
+        try:
+            return await self._send(request, headers)
+        except ServiceError as error:
+            if error.rpc_code is not Code.UNAUTHENTICATED or not self.token.renewable:
+                raise
+        return await self._send(request, await self._authorise(request, refused=headers))
+
+    async def _authorise(
+        self, request: rest.Request[Any], refused: Mapping[str, str] | None = None
+    ) -> Mapping[str, str]:
+        """Return the headers that authorise a request; fresh ones when some were refused."""
+        try:
+            if refused is not None:
+                await self.token.renew(refused)
+            return await self.token.headers()
+        except TOKEN_ERRORS as error:
+            raise token_error(request, error, retryable=self.token.retryable) from error
+
+    async def _send(self, request: rest.Request[T], headers: Mapping[str, str]) -> T:
+        try:
+            async with self._free:
+                response = await self._exchange(request, headers)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._transport_error(request, error) from error
+        except ValueError as error:
+            # The cause is left out, since it can hold the token.
+            raise not_sent(request, error) from None
+        return rest.read_response(request, response, datetime.now(UTC))
+
+    async def _exchange(self, request: rest.Request[Any], headers: Mapping[str, str]) -> rest.Response:
+        if self._session is None:
+            raise RuntimeError("The session is not open.")
+        async with self._session.request(
+            request.http_method,
+            # The path is encoded already; yarl would decode part of it.
+            URL(self.endpoint.url + request.path, encoded=True),
+            json=request.body,
+            headers=headers,
+            allow_redirects=False,
+            proxy=self._proxy,
+        ) as response:
+            body = await _read_body(response)
+            return rest.Response(response.status, response.headers, body)
+
+    def _transport_error(self, request: rest.Request[Any], error: Exception) -> ServiceError:
+        """Translate an error of the library: whether a retry can help, and whether the service may have acted."""
+        return no_response(
+            request,
+            self.endpoint,
+            error,
+            untrusted=isinstance(error, aiohttp.ClientConnectorCertificateError),
+            timed_out=isinstance(error, TimeoutError),
+            sent=not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError),
+        )
+
+
+def _proxy_url(proxy: str) -> str:
+    url: str = prepend_scheme_if_needed(proxy, "http")
+    if urlsplit(url).scheme not in ("http", "https"):
+        # aiohttp would speak HTTP to it nevertheless.
+        raise ValueError
+    return url
+
+
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
+    """Read a response as it arrives, so that a large one does not fill the memory."""
+    body = await response.content.read(rest.MAX_RESPONSE_BYTES + 1)
+    if response.content.at_eof() or len(body) > rest.MAX_RESPONSE_BYTES:
+        return body
+    chunks = [body]
+    size = len(body)
+    while size <= rest.MAX_RESPONSE_BYTES and (
+        chunk := await response.content.read(rest.MAX_RESPONSE_BYTES + 1 - size)
+    ):
+        chunks.append(chunk)
+        size += len(chunk)
+    return b"".join(chunks)

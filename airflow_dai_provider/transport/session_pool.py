@@ -1,0 +1,57 @@
+"""The pool of sessions: one for all waits that use the same endpoint and connection on one event loop.
+
+The first wait opens the session and the last one closes it. A changed connection has another key, so the next wait
+uses it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import asynccontextmanager
+from weakref import WeakKeyDictionary
+
+from asgiref.sync import sync_to_async
+
+from airflow_dai_provider.transport.aiohttp_session import AiohttpTransport
+
+
+class _Shared:
+    def __init__(self) -> None:
+        self.leases = 0
+        self.opening = asyncio.Lock()
+        self.transport: AiohttpTransport | None = None
+
+
+_BY_LOOP: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, _Shared]] = WeakKeyDictionary()
+
+# The event loop itself holds its tasks only weakly.
+_CLOSING: set[asyncio.Task[None]] = set()
+
+
+@asynccontextmanager
+async def lease(key: Hashable, make: Callable[[], AiohttpTransport]) -> AsyncIterator[AiohttpTransport]:
+    """Hold a transport, which stays open as long as one caller holds it.
+
+    :param key: equal for all callers that share a transport.
+    :param make: makes one; called in a thread, for the first caller only.
+    """
+    all_shared = _BY_LOOP.setdefault(asyncio.get_running_loop(), {})
+    shared = all_shared.setdefault(key, _Shared())
+    shared.leases += 1
+    try:
+        async with shared.opening:
+            if shared.transport is None:
+                shared.transport = await (await sync_to_async(make, thread_sensitive=False)()).open()
+        yield shared.transport
+    finally:
+        shared.leases -= 1
+        if not shared.leases:
+            # Removed before the first await, so that the next caller opens another.
+            del all_shared[key]
+            if shared.transport:
+                closing = asyncio.create_task(shared.transport.close())
+                _CLOSING.add(closing)
+                closing.add_done_callback(_CLOSING.discard)
+                # A caller that is cancelled here again does not leave the session open.
+                await asyncio.shield(closing)

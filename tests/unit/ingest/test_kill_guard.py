@@ -1,0 +1,209 @@
+"""A task's own ingest is cancelled when the task is killed or fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowTaskTimeout, TaskDeferred
+
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.hooks.dai import DaiHook
+from airflow_dai_provider.ingest.resume import KEY
+from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
+from airflow_dai_provider.tasks.failures import UnexpectedStateError
+from tests.support.emulators import count
+from tests.support.ingests import CANCEL, both, execute, make, resume, the
+from tests.support.log import Log
+from tests.support.payloads import creative
+from tests.support.task_instance import Store
+
+pytestmark = pytest.mark.usefixtures("_time")
+
+
+class TestKill:
+    def test_a_kill_while_it_waits_cancels_the_ingest(
+        self, slow: DaiEmulator, context: Any, log: Log, between_polls: Any
+    ) -> None:
+        operator = make()
+        between_polls(operator.on_kill)
+        with pytest.raises(UnexpectedStateError, match="is CANCELLED"):
+            operator.execute(context)
+        assert slow.cancel_requested(the(slow)) == 1
+        assert f"Requested the cancellation of {the(slow)}: its task was killed." in log.ours
+
+    def test_two_kills_request_one_cancellation(self, slow: DaiEmulator, context: Any, between_polls: Any) -> None:
+        operator = make()
+        between_polls(lambda: (operator.on_kill(), operator.on_kill()))
+        with pytest.raises(UnexpectedStateError):
+            operator.execute(context)
+        operator.on_kill()
+        assert slow.cancel_requested(the(slow)) == 1
+
+    def test_a_kill_makes_no_call_to_airflow(self, slow: DaiEmulator, context: Any, ti: Any, store: Store) -> None:
+        """A handler that interrupts a call of Airflow's must make none: the kill comes in the middle of each."""
+        operator = make(wait_for_completion=False)
+        calls: list[str] = []
+
+        def killed_in(what: str, call: Callable[..., Any]) -> Callable[..., Any]:
+            def during(*args: Any) -> Any:
+                if what in calls:
+                    pytest.fail(f"{what} again, from the handler")
+                calls.append(what)
+                operator.on_kill()
+                calls.remove(what)
+                return call(*args)
+
+            return during
+
+        ti.xcom_push = killed_in("push", ti.xcom_push)
+        store.set = killed_in("set", store.set)  # type: ignore[method-assign]
+        operator.execute(context)
+        assert slow.cancel_requested(the(slow)) == 1
+
+    def test_a_kill_uses_a_connection_of_its_own(self, slow: DaiEmulator, context: Any, between_polls: Any) -> None:
+        operator = make()
+        between_polls(operator.on_kill)
+        with pytest.raises(UnexpectedStateError):
+            operator.execute(context)
+        (kill,) = {r.connection for r in slow.requests if r.method == CANCEL}
+        assert kill not in {r.connection for r in slow.requests if r.method != CANCEL}
+
+    def test_a_kill_during_the_start_cancels_what_was_started(
+        self, slow: DaiEmulator, context: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The name comes after the kill, and the process has seconds left: they are enough."""
+        from airflow_dai_provider.hooks.dai import DaiHook
+
+        operator = make()
+        create = DaiHook.create_creative
+
+        def killed_meanwhile(hook: DaiHook, *args: Any) -> Any:
+            operator.on_kill()
+            return create(hook, *args)
+
+        monkeypatch.setattr(DaiHook, "create_creative", killed_meanwhile)
+        with pytest.raises(UnexpectedStateError, match="is CANCELLED"):
+            operator.execute(context)
+        assert slow.cancel_requested(the(slow)) == 1
+
+    def test_a_kill_during_the_reattachment_starts_nothing(self, slow: DaiEmulator, context: Any, store: Store) -> None:
+        store.kept[KEY] = {"operation_name": "operations/unknown", "endpoint": slow.endpoint, "digest": "x"}
+        operator = make()
+        get = store.get
+        store.get = lambda key: (operator._guard.kill(), get(key))[1]  # type: ignore[method-assign]
+        with pytest.raises(AirflowException, match="being killed; no ingest was started"):
+            operator.execute(context)
+        assert slow.states() == {}
+
+    def test_a_failing_cancel_request_of_a_kill_is_sent_once_and_logged(
+        self, slow: DaiEmulator, context: Any, log: Log, between_polls: Any
+    ) -> None:
+        slow.inject(Fault(CANCEL, drop="before"))
+        operator = make()
+        between_polls(operator.on_kill)
+        execute_and_succeed = operator.execute(context)
+        assert slow.states() == {execute_and_succeed: "SUCCEEDED"}
+        (error,) = log.errors
+        assert f"{execute_and_succeed} may still run: its task was killed, but {CANCEL} of" in error
+        assert count(slow, CANCEL) == 1
+
+    def test_a_kill_leaves_the_ingest_running_without_cancel_on_kill(
+        self, slow: DaiEmulator, context: Any, between_polls: Any
+    ) -> None:
+        operator = make(cancel_on_kill=False)
+
+        def kill_as_airflow_2_does() -> None:
+            operator.on_kill()
+            raise KeyboardInterrupt
+
+        between_polls(kill_as_airflow_2_does)
+        with pytest.raises(KeyboardInterrupt):
+            operator.execute(context)
+        assert slow.cancel_requested(the(slow)) == 0
+
+    @pytest.mark.parametrize("cancel_on_kill", [True, False])
+    @pytest.mark.usefixtures("slow")
+    def test_cancel_on_kill_reaches_the_trigger(self, context: Any, cancel_on_kill: bool) -> None:
+        with pytest.raises(TaskDeferred) as deferred:
+            make(deferrable=True, cancel_on_kill=cancel_on_kill).execute(context)
+        assert deferred.value.trigger.serialize()[1]["cancel_on_kill"] is cancel_on_kill
+
+    def test_a_kill_after_success_cancels_nothing(self, slow: DaiEmulator, context: Any) -> None:
+        operator = make()
+        name = operator.execute(context)
+        operator.on_kill()
+        assert slow.cancel_requested(name) == 0
+
+    def test_a_kill_before_execute_starts_nothing(self, slow: DaiEmulator, context: Any) -> None:
+        """Airflow can kill a task that is only starting; the process runs on for seconds, and must start nothing."""
+        operator = make()
+        operator.on_kill()
+        with pytest.raises(AirflowException, match="being killed; no ingest was started"):
+            operator.execute(context)
+        assert slow.states() == {}
+
+
+class TestGuard:
+    """What the guard does where neither a kill nor a plain failure is all that happens."""
+
+    def test_the_ingest_is_cancelled_although_airflow_is_unavailable(
+        self, slow: DaiEmulator, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch, log: Log
+    ) -> None:
+        """The name cannot be pushed then, nor the connection looked up; the prepared request needs neither."""
+        operator = make()
+        hooks = iter([operator._make_hook()])
+
+        def away(*_: object) -> None:
+            raise RuntimeError("the API server is away")
+
+        monkeypatch.setattr(ti, "xcom_push", away, raising=False)
+        monkeypatch.setattr(operator, "_make_hook", lambda: next(hooks, None) or away())
+        with pytest.raises(RuntimeError, match="the API server is away"):
+            operator.execute(context)
+        assert slow.cancel_requested(the(slow)) == 1
+        assert f"Requested the cancellation of {the(slow)}: its task has failed." in log.ours
+
+    def test_a_kill_after_a_deferral_cancels_only_on_airflow_3(
+        self, slow: DaiEmulator, context: Any, airflow_2: bool
+    ) -> None:
+        """Airflow 2 kills a process that ends slowly; on 3 it can be that the deferral was refused."""
+        operator = make(deferrable=True)
+        with pytest.raises(TaskDeferred):
+            operator.execute(context)
+        operator.on_kill()
+        assert slow.cancel_requested(the(slow)) == (0 if airflow_2 else 1)
+
+    @both
+    def test_a_time_limit_cancels_as_a_kill_does(
+        self, slow: DaiEmulator, context: Any, between_polls: Any, deferrable: bool
+    ) -> None:
+        limits = {"deferrable": deferrable, "cancel_on_failure": False, "execution_timeout": timedelta(seconds=20)}
+        if deferrable:
+            with pytest.raises(TaskDeferred) as deferred:
+                make(**limits).execute(context)
+            with pytest.raises(AirflowTaskTimeout):
+                resume(deferred.value, context, **limits)
+        else:
+            between_polls(lambda: (_ for _ in ()).throw(AirflowTaskTimeout("time is up")))
+            with pytest.raises(AirflowTaskTimeout):
+                execute(context, **limits)
+        assert slow.cancel_requested(the(slow)) == 1
+
+    @pytest.mark.usefixtures("slow")
+    def test_what_signs_the_url_of_a_mapped_task_is_masked(self, run_dag: Any) -> None:
+        from airflow.models.renderedtifields import RenderedTaskInstanceFields
+        from airflow.utils.session import create_session
+
+        with DAG("mapped_and_signed", schedule=None) as dag:
+            signed = "https://media.example.com/ad.mp4?seconds=1&sig=bWFwcGVkLXNpZ25hdHVyZQ"
+            DaiCreateCreativeOperator.partial(task_id="ingest").expand(creative=[creative(signed)])
+        assert run_dag(dag).tasks == {"ingest[0]": "success"}
+        with create_session() as session:
+            kept = session.query(RenderedTaskInstanceFields).filter_by(dag_id="mapped_and_signed").all()
+            shown = [str(fields.rendered_fields) for fields in kept]
+        assert len(shown) == 1
+        assert "media.example.com" in shown[0]
+        assert "bWFwcGVk" not in shown[0]

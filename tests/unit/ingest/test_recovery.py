@@ -1,0 +1,157 @@
+"""An ingest whose creation response was lost is recovered, and a second one is never started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout
+
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.hooks.dai import DaiHook
+from airflow_dai_provider.ingest.recovery import PAUSES, IngestMayHaveStartedError
+from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
+from tests.support.clock import Clock
+from tests.support.emulators import count
+from tests.support.ingests import CREATE, JSON, LIST, SECRET, URL, execute, fail, interrupt_create, the
+from tests.support.log import Log
+
+pytestmark = pytest.mark.usefixtures("_time")
+
+
+class TestLostAnswer:
+    """Creating is not repeated where the service may have acted: a second ingest is never started."""
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            Fault(CREATE, drop="after"),
+            Fault(CREATE, truncate=5),
+            Fault(CREATE, status=200, body=b"<html>", **JSON),
+        ],
+        ids=["no answer", "cut off", "not JSON"],
+    )
+    def test_the_ingest_is_recovered_and_adopted(self, slow: DaiEmulator, context: Any, log: Log, fault: Fault) -> None:
+        slow.inject(fault)
+        if fault.status:  # this fault keeps the request from the service; another ingest takes the place of its own
+            slow.start_ingest("operations/mine", creative_url=URL)
+        name = execute(context)
+        assert slow.states() == {name: "SUCCEEDED"}
+        assert count(slow, CREATE) == 1
+        assert (
+            "An ingest of https://media.example.com/ad.mp4 may have started. Searching the operations for it."
+            in log.text
+        )
+        assert SECRET not in log.text
+
+    @pytest.mark.parametrize("status", [500, 502, 503, 504, 408])
+    def test_creating_is_not_retried_after_an_error_of_the_server(
+        self, slow: DaiEmulator, context: Any, clock: Clock, status: int
+    ) -> None:
+        slow.inject(Fault(CREATE, status=status, times=None))
+        with pytest.raises(IngestMayHaveStartedError, match="no operation matched within 17 s") as caught:
+            execute(context)
+        assert "https://media.example.com/ad.mp4" in str(caught.value)
+        assert SECRET not in str(caught.value)
+        assert count(slow, CREATE) == 1
+        assert count(slow, LIST) == len(PAUSES)
+        assert clock.slept == list(PAUSES)
+
+    def test_an_ingest_that_is_listed_late_is_recovered(self, slow: DaiEmulator, context: Any) -> None:
+        slow.inject(Fault(CREATE, drop="after"))
+        slow.inject(Fault(LIST, status=200, body=b"{}", times=2))
+        name = execute(context)
+        assert slow.states() == {name: "SUCCEEDED"}
+
+    def test_a_list_request_that_fails_is_retried(self, slow: DaiEmulator, context: Any) -> None:
+        slow.inject(Fault(CREATE, drop="after"))
+        slow.inject(Fault(LIST, status=500, times=len(PAUSES) - 1))
+        name = execute(context)
+        assert slow.states() == {name: "SUCCEEDED"}
+
+    @pytest.mark.parametrize("other", ["another file", "an hour ago"])
+    def test_another_ingest_is_not_adopted(self, slow: DaiEmulator, context: Any, clock: Clock, other: str) -> None:
+        slow.start_ingest(
+            "operations/other", creative_url=URL.replace("ad", "other") if other == "another file" else URL
+        )
+        clock.advance(3600 if other == "an hour ago" else 0)
+        slow.inject(Fault(CREATE, drop="before"))
+        with pytest.raises(IngestMayHaveStartedError, match="no operation matched"):
+            execute(context)
+        assert slow.cancel_requested("operations/other") == 0
+
+    def test_two_matching_ingests_fail_the_task_and_are_named(self, slow: DaiEmulator, context: Any) -> None:
+        slow.start_ingest("operations/other", creative_url=URL)
+        slow.inject(Fault(CREATE, drop="after"))
+        with pytest.raises(IngestMayHaveStartedError, match="operations/other") as caught:
+            execute(context)
+        assert all(name in str(caught.value) for name in slow.states())
+        assert all(slow.cancel_requested(name) == 0 for name in slow.states())
+
+    @pytest.mark.parametrize("list_fault", [{"rpc_status": "UNIMPLEMENTED"}, {"status": 503, "times": None}])
+    def test_a_server_without_a_list_fails_the_task(self, slow: DaiEmulator, context: Any, list_fault: Any) -> None:
+        slow.inject(Fault(CREATE, drop="after"))
+        slow.inject(Fault(LIST, **list_fault))
+        with pytest.raises(IngestMayHaveStartedError, match="the operations cannot be listed: operations.list of"):
+            execute(context)
+
+    def test_creating_is_retried_while_the_service_is_throttled(self, slow: DaiEmulator, context: Any) -> None:
+        slow.inject(Fault(CREATE, status=429, times=2))
+        name = execute(context)
+        assert slow.states() == {name: "SUCCEEDED"}
+        assert (count(slow, CREATE), count(slow, LIST)) == (3, 0)
+
+    def test_a_time_limit_during_the_start_cancels_what_was_started(
+        self, slow: DaiEmulator, context: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What has started is found and cancelled, and the failure is the time limit's."""
+        from airflow_dai_provider.hooks.dai import DaiHook
+
+        create = DaiHook.create_creative
+
+        def interrupted(hook: DaiHook, *args: Any) -> Any:
+            create(hook, *args)
+            raise AirflowTaskTimeout("Timeout, PID: 1")
+
+        monkeypatch.setattr(DaiHook, "create_creative", interrupted)
+        with pytest.raises(AirflowTaskTimeout):
+            execute(context)
+        assert slow.cancel_requested(the(slow)) == 1
+
+
+class TestInterruptedInDoubt:
+    """After an interruption that Airflow retries, a second ingest would be started."""
+
+    def test_a_time_limit_during_the_start_fails_for_good_without_a_list(
+        self, slow: DaiEmulator, context: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        slow.inject(Fault(LIST, rpc_status="UNIMPLEMENTED"))
+        interrupt_create(monkeypatch)
+        with pytest.raises(IngestMayHaveStartedError, match="interrupted: Timeout, PID: 1"):
+            execute(context)
+
+    @pytest.mark.parametrize("error", [AirflowTaskTimeout("Timeout, PID: 1"), RuntimeError("Timeout, PID: 1")])
+    def test_an_interruption_of_the_search_fails_for_good(
+        self, slow: DaiEmulator, context: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    ) -> None:
+        slow.inject(Fault(CREATE, drop="after"))
+        slow.inject(Fault(LIST, status=503, times=None))
+
+        def sleep(seconds: float) -> None:
+            clock.sleep(seconds)
+            if seconds == 5.0:
+                raise error
+
+        monkeypatch.setattr(DaiCreateCreativeOperator, "_sleep", staticmethod(sleep))
+        with pytest.raises(IngestMayHaveStartedError, match="media.example.com/ad.mp4.*: .*Timeout, PID: 1"):
+            execute(context)
+        assert count(slow, CREATE) == 1
+
+    def test_a_failing_xcom_push_does_not_hide_the_time_limit(
+        self, slow: DaiEmulator, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        interrupt_create(monkeypatch)
+        monkeypatch.setattr(type(ti), "xcom_push", fail)
+        with pytest.raises(AirflowTaskTimeout):
+            execute(context)
+        assert slow.cancel_requested(the(slow)) == 1

@@ -1,0 +1,386 @@
+"""DaiCancelStrayOperationsOperator: its threads, connections, parameters and kills, and its runs under Airflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    DAG,
+    AirflowException,
+    AirflowFailException,
+    BaseHook,
+    BaseOperator,
+    task,
+)
+
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.operators.dai import XCOM_REPORT, DaiCancelStrayOperationsOperator
+from tests.support.connections import define_connection
+from tests.support.emulators import count
+from tests.support.strays import CANCEL, GET, HOUR, LIST, make, pushed_report
+from tests.support.token_server import token_server
+
+pytestmark = pytest.mark.usefixtures("sweep_time")
+
+
+@contextmanager
+def peak(emulator: DaiEmulator, method: str) -> Iterator[list[int]]:
+    """Tell how many requests of a method were under way at a time, as the server saw it."""
+    over = threading.Event()
+    seen = [0]
+
+    def watch() -> None:
+        while not over.is_set():
+            under_way = [request for request in emulator.requests if request.method == method and not request.status]
+            seen[0] = max(seen[0], len(under_way))
+            time.sleep(0.002)  # real: the test's clock stands still here
+
+    with ThreadPoolExecutor(1) as watcher:
+        watching = watcher.submit(watch)
+        try:
+            yield seen
+        finally:
+            over.set()
+            watching.result()
+
+
+class TestConcurrency:
+    @pytest.mark.parametrize("size", [1, 3, 8])
+    def test_concurrent_requests_are_bounded(self, emulator: DaiEmulator, strays: Any, sweep: Any, size: int) -> None:
+        strays(*map(str, range(16)))
+        emulator.inject(Fault(method=CANCEL, delay=0.05, times=None))
+        with peak(emulator, CANCEL) as cancels:
+            sweep(max_concurrency=size)
+        assert cancels == [size]
+        assert emulator.connections == size + 1  # that of the list
+        assert set(emulator.states().values()) == {"CANCELLED"}
+
+    def test_polls_are_bounded_and_reuse_the_connections(self, emulator: DaiEmulator, strays: Any, sweep: Any) -> None:
+        strays(*map(str, range(12)), cancel_seconds=5)
+        emulator.inject(Fault(method=GET, delay=0.03, times=None))
+        with peak(emulator, GET) as polls:
+            sweep(max_concurrency=4, wait_for_completion=True)
+        assert polls == [4]
+        assert count(emulator, GET) > 12
+        assert emulator.connections == 4 + 1
+
+    def test_no_more_threads_than_operations(self, emulator: DaiEmulator, strays: Any, sweep: Any) -> None:
+        strays("a", "b")
+        sweep(max_concurrency=50)
+        assert emulator.connections <= 2 + 1
+
+    def test_no_thread_is_left(self, strays: Any, sweep: Any) -> None:
+        strays("a", "b")
+        sweep()
+        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("dai-worker")]
+
+    def test_only_the_main_thread_asks_airflow_for_the_connection(
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("DAI_EMULATOR_HOST")
+        extra = {"is_anonymous": True, "dai_api_endpoint": emulator.endpoint}
+        monkeypatch.setenv("AIRFLOW_CONN_DAI", json.dumps({"conn_type": "google_cloud_platform", "extra": extra}))
+        asking: list[threading.Thread] = []
+        get_connection = BaseHook.get_connection
+
+        def watched(_: object, conn_id: str) -> Any:
+            asking.append(threading.current_thread())
+            return get_connection(conn_id)
+
+        monkeypatch.setattr(BaseHook, "get_connection", watched)
+        strays(*"abcdef", cancel_seconds=5)
+        sweep(gcp_conn_id="dai", wait_for_completion=True)
+        assert set(emulator.states().values()) == {"CANCELLED"}
+        assert asking == [threading.main_thread()]
+
+    def test_all_threads_use_one_token(
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        strays(*"abcdef")
+        monkeypatch.delenv("DAI_EMULATOR_HOST")
+        with token_server() as tokens:
+            define_connection(monkeypatch, "dai", keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
+            sweep(gcp_conn_id="dai")
+        assert tokens.asked == 1
+        assert {request.headers.get("authorization") for request in emulator.requests} == {f"Bearer {tokens.issued[0]}"}
+        assert set(emulator.states().values()) == {"CANCELLED"}
+
+
+class TestConnection:
+    def test_an_endpoint_overrides_the_emulator_of_the_environment(
+        self, make_emulator: Any, sweep: Any, clock: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        meant, other = make_emulator(), make_emulator()
+        define_connection(monkeypatch, "dai", is_anonymous=True)
+        meant.start_ingest("operations/a")
+        clock.advance(2 * HOUR)
+        assert sweep(gcp_conn_id="dai", api_endpoint=meant.endpoint)["requested"] == ["operations/a"]
+        assert other.requests == []
+
+    def test_the_impersonated_account_gets_the_token(
+        self, emulator: DaiEmulator, sweep: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Google's own service, which does that, is out of reach here."""
+        monkeypatch.delenv("DAI_EMULATOR_HOST")
+        monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+        with token_server() as tokens:
+            extra = {"keyfile_dict": tokens.key, "dai_api_endpoint": emulator.endpoint, "num_retries": 0}
+            define_connection(monkeypatch, "dai", **extra)
+            with pytest.raises(AirflowException, match="was not sent: no access token.*iamcredentials"):
+                sweep(gcp_conn_id="dai", impersonation_chain="robot@p.iam.gserviceaccount.com")
+        assert emulator.requests == []
+
+
+@contextmanager
+def after_requests(emulator: DaiEmulator, number: int, method: str, act: Callable[[], object]) -> Iterator[None]:
+    """Do something, in a thread, as soon as the server has seen so many requests."""
+
+    def watch() -> None:
+        while count(emulator, method) < number:
+            time.sleep(0.002)  # real: the test's clock stands still here
+        act()
+
+    with ThreadPoolExecutor(1) as watcher:
+        watching = watcher.submit(watch)
+        yield
+        watching.result()
+
+
+class TestKill:
+    def test_a_killed_sweep_requests_nothing_more(self, emulator: DaiEmulator, strays: Any, ti: Any) -> None:
+        """As on Airflow 3, where a kill does not interrupt ``sweep``."""
+        names = strays(*(f"ad-{number:02}" for number in range(20)))
+        emulator.inject(Fault(method=CANCEL, delay=0.05, times=None))
+        operator = make(max_concurrency=1, wait_for_completion=True)
+        with (
+            after_requests(emulator, 3, CANCEL, operator.on_kill),
+            pytest.raises(AirflowException, match="20 of 20 stray operations may still run"),
+        ):
+            operator.execute({"ti": ti})
+        assert 3 <= count(emulator, CANCEL) <= 4
+        assert count(emulator, GET) == 0
+        left = pushed_report(ti)["left"]
+        assert sorted(left) == names
+        assert "the task was killed before this was attempted" in left[names[-1]]
+        assert left[names[0]].startswith("its cancellation is requested, but the task was killed")
+
+    def test_an_exception_from_outside_stops_it_at_once(self, emulator: DaiEmulator, strays: Any, ti: Any) -> None:
+        """As on Airflow 2, and with an ``execution_timeout``: a signal handler raises in the main thread."""
+
+        class KilledError(BaseException):
+            pass
+
+        def raise_killed(*_: object) -> None:
+            raise KilledError
+
+        names = strays(*(f"ad-{number:02}" for number in range(20)))
+        emulator.inject(Fault(method=CANCEL, delay=0.2, times=None))
+        before = signal.signal(signal.SIGALRM, raise_killed)
+        try:
+            with (
+                after_requests(emulator, 3, CANCEL, lambda: os.kill(os.getpid(), signal.SIGALRM)),
+                pytest.raises(KilledError),
+            ):
+                make(max_concurrency=1).execute({"ti": ti})
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        under_way = [thread for thread in threading.enumerate() if thread.name.startswith("dai-worker")]
+        assert under_way  # the response was not waited for
+        for thread in under_way:
+            thread.join()
+        assert count(emulator, CANCEL) <= 4
+        left = pushed_report(ti)["left"]
+        assert set(names[4:]) <= set(left) <= set(names[1:])
+        assert "broke off before its cancellation was requested" in left[names[-1]]
+
+
+class TestParameters:
+    @pytest.mark.parametrize(
+        ("parameter", "value", "expected"),
+        [
+            ("older_than", 0, "a timedelta, or a positive number of seconds"),
+            ("older_than", float("nan"), "a timedelta, or a positive number of seconds"),
+            ("older_than", True, "a timedelta, or a positive number of seconds"),
+            ("older_than", "six hours", "a timedelta, or a positive number of seconds"),
+            ("url_prefix", "", "the beginning of a URL, or None"),
+            ("url_pattern", "(", "a regular expression, but missing"),
+            ("spare", ["operations/a", "None"], "the upstream task has pushed no name"),
+            ("include_undated", "False", "True or False"),
+            ("max_cancellations", 0, "a whole number from 1 on"),
+            ("max_cancellations", None, "a whole number from 1 on"),
+            ("max_concurrency", 51, "a whole number from 1 to 50"),
+            ("max_concurrency", 2.5, "a whole number from 1 to 50"),
+            ("wait_for_completion", "yes", "True or False"),
+            ("poll_interval", 0, "a positive number of seconds"),
+            ("timeout", -1, "a positive number of seconds"),
+            ("dry_run", "{{ params.dry_run }}", "True or False"),
+        ],
+    )
+    def test_an_invalid_parameter_fails_for_good_without_a_request(
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, parameter: str, value: Any, expected: str
+    ) -> None:
+        strays("a")
+        with pytest.raises(AirflowFailException, match=f"^Invalid {parameter}.*{expected}"):
+            sweep(**{parameter: value})
+        assert emulator.requests == []
+
+    def test_the_constructor_only_assigns(self) -> None:
+        flags = ["include_undated", "wait_for_completion"]
+        numbers = ["max_cancellations", "max_concurrency", "poll_interval", "timeout"]
+        names = [*DaiCancelStrayOperationsOperator.template_fields, *flags, *numbers]
+        given: dict[str, Any] = {name: object() for name in names}
+        dry_run: Any = object()
+        operator = DaiCancelStrayOperationsOperator(task_id="sweep", dry_run=dry_run, **given)
+        assert {name: getattr(operator, name) for name in given} == given
+        assert operator.is_dry_run is dry_run
+
+    def test_defaults(self) -> None:
+        operator = make()
+        assert (operator.url_prefix, operator.url_pattern, operator.spare) == (None, None, None)
+        assert (operator.include_undated, operator.wait_for_completion, operator.is_dry_run) == (False, False, False)
+        assert (operator.max_cancellations, operator.max_concurrency) == (20, 8)
+        assert (operator.poll_interval, operator.timeout) == (30.0, 3600.0)
+        assert operator.gcp_conn_id == "google_cloud_default"
+        assert (operator.impersonation_chain, operator.api_endpoint) == (None, None)
+
+    def test_older_than_is_required(self) -> None:
+        with pytest.raises((TypeError, AirflowException), match="older_than"):
+            DaiCancelStrayOperationsOperator(task_id="sweep")
+
+    def test_parameters_are_keyword_only(self) -> None:
+        with pytest.raises((TypeError, AirflowException)):
+            DaiCancelStrayOperationsOperator(HOUR, task_id="sweep")
+
+    @pytest.mark.skipif(not hasattr(BaseOperator, "dry_run"), reason="The operators of Airflow 3.0 have no dry_run()")
+    def test_the_dry_run_of_every_operator_still_works(self, emulator: DaiEmulator) -> None:
+        """``dry_run()`` is what ``airflow tasks test --dry-run`` calls."""
+        make(dry_run=True, url_prefix="https://").dry_run()
+        assert emulator.requests == []
+
+    def test_templates_are_rendered(self) -> None:
+        operator = make(
+            older_than="{{ seconds }}",
+            url_prefix="https://{{ word }}/",
+            url_pattern="{{ word }}$",
+            spare=["operations/{{ word }}"],
+            gcp_conn_id="{{ word }}_conn",
+            impersonation_chain=["{{ word }}@example.com"],
+            api_endpoint="{{ word }}.example.com",
+        )
+        operator.render_template_fields({"word": "x", "seconds": 60})
+        assert {name: getattr(operator, name) for name in operator.template_fields} == {
+            "older_than": "60",
+            "url_prefix": "https://x/",
+            "url_pattern": "x$",
+            "spare": ["operations/x"],
+            "gcp_conn_id": "x_conn",
+            "impersonation_chain": ["x@example.com"],
+            "api_endpoint": "x.example.com",
+        }
+
+
+class TestRun:
+    """On the real metadata database, by ``dag.test()``."""
+
+    @staticmethod
+    def dag(dag_id: str, **options: Any) -> Any:
+        with DAG(dag_id, schedule=None, params={"hours": 1}) as dag:
+            DaiCancelStrayOperationsOperator(task_id="sweep", **{"older_than": timedelta(hours=1), **options})
+        return dag
+
+    def test_the_report_is_returned_and_pushed(self, emulator: DaiEmulator, strays: Any, run_dag: Any) -> None:
+        names = strays("a", "b", cancel_seconds=7)
+        run = run_dag(self.dag("stray_report", wait_for_completion=True))
+        assert run.tasks == {"sweep": "success"}
+        assert run.xcom("sweep")["cancelled"] == names
+        assert run.xcom("sweep", XCOM_REPORT) == run.xcom("sweep")
+        assert set(emulator.states().values()) == {"CANCELLED"}
+
+    def test_templates_are_rendered_in_a_run(self, strays: Any, run_dag: Any) -> None:
+        strays("a", "b", "c")
+        with DAG("stray_templates", schedule=None, params={"hours": 1, "url": "https://media.example/"}) as dag:
+
+            @task
+            def ours() -> list[str]:
+                return ["operations/a", "operations/c"]
+
+            DaiCancelStrayOperationsOperator(
+                task_id="sweep", older_than="{{ params.hours * 3600 }}", url_prefix="{{ params.url }}", spare=ours()
+            )
+        run = run_dag(dag)
+        assert run.state == "success"
+        assert run.xcom("sweep")["requested"] == ["operations/b"]
+
+    def test_each_map_index_sweeps_its_own_url(self, emulator: DaiEmulator, run_dag: Any, clock: Any) -> None:
+        for word in ("one", "two", "three"):
+            emulator.start_ingest(f"operations/{word}", creative_url=f"https://{word}.example/ad.mp4")
+        clock.advance(2 * HOUR)
+        with DAG("stray_mapped", schedule=None) as dag:
+            DaiCancelStrayOperationsOperator.partial(task_id="sweep", older_than=timedelta(hours=1)).expand(
+                url_prefix=["https://one.example/", "https://two.example/"]
+            )
+        run = run_dag(dag)
+        assert run.tasks == {"sweep[0]": "success", "sweep[1]": "success"}
+        assert [run.xcom("sweep", map_index=index)["requested"] for index in (0, 1)] == [
+            ["operations/one"],
+            ["operations/two"],
+        ]
+        assert emulator.state("operations/three") == "RUNNING"
+
+    def test_the_connection_sets_the_endpoint_and_the_retries(
+        self, emulator: DaiEmulator, strays: Any, run_dag: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("DAI_EMULATOR_HOST")
+        extra = {"is_anonymous": True, "num_retries": 2, "dai_api_endpoint": emulator.endpoint}
+        monkeypatch.setenv("AIRFLOW_CONN_DAI", json.dumps({"conn_type": "google_cloud_platform", "extra": extra}))
+        strays("a")
+        emulator.inject(Fault(method=CANCEL, status=503, times=None))
+        run = run_dag(self.dag("stray_connection", gcp_conn_id="dai"))
+        assert run.tasks == {"sweep": "failed"}
+        assert count(emulator, CANCEL) == 3
+
+    def test_a_failed_sweep_leaves_its_report(self, emulator: DaiEmulator, strays: Any, run_dag: Any) -> None:
+        strays("a", "b")
+        emulator.inject(Fault(method=CANCEL, name="operations/a", rpc_status="PERMISSION_DENIED", times=None))
+        run = run_dag(self.dag("stray_refused", retries=3))
+        assert run.tasks == {"sweep": "failed"}
+        assert run.tries("sweep") == 1
+        assert list(run.xcom("sweep", XCOM_REPORT)["refused"]) == ["operations/a"]
+        assert emulator.state("operations/b") == "CANCELLED"
+
+    def test_a_retry_lists_anew_and_ends_an_outage(self, emulator: DaiEmulator, strays: Any, run_dag: Any) -> None:
+        strays("a", "b", "c")
+        emulator.inject(Fault(method=CANCEL, name="operations/b", status=503, times=7))
+        run = run_dag(self.dag("stray_recovers", retries=3, retry_delay=timedelta(0)))
+        assert run.tasks == {"sweep": "success"}
+        assert run.tries("sweep") == 2
+        assert run.xcom("sweep")["requested"] == ["operations/b"]
+        assert run.xcom("sweep")["passed_over"]["finished"] == 2
+        assert set(emulator.states().values()) == {"CANCELLED"}
+
+    @pytest.mark.parametrize("method", [LIST, CANCEL])
+    def test_unimplemented_spends_no_retry(self, emulator: DaiEmulator, strays: Any, run_dag: Any, method: str) -> None:
+        strays("a")
+        emulator.unimplement(method)
+        run = run_dag(self.dag(f"stray_unimplemented_{method[11:]}", retries=3))
+        assert run.tasks == {"sweep": "failed"}
+        assert run.tries("sweep") == 1
+        assert count(emulator, method) == 1
+
+    def test_too_many_spend_no_retry(self, emulator: DaiEmulator, strays: Any, run_dag: Any) -> None:
+        strays("a", "b")
+        run = run_dag(self.dag("stray_too_many", retries=3, max_cancellations=1))
+        assert run.tasks == {"sweep": "failed"}
+        assert run.tries("sweep") == 1
+        assert len(run.xcom("sweep", XCOM_REPORT)["found"]) == 2
+        assert count(emulator, CANCEL) == 0

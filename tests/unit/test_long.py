@@ -1,0 +1,100 @@
+"""``make long`` with quick commands in place of the long kinds; each runs in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests import long
+
+long.GRACE = 0.2
+commands = sys.argv[2:]
+kinds = [long.Kind(f"kind{number}", "1.0", ["sh", "-c", command]) for number, command in enumerate(commands)]
+sys.exit(long.run_all(kinds, Path(sys.argv[1]), "# Long tests of abc"))
+"""
+ROOT = Path(__file__).parents[2]
+
+
+def start(folder: Path, *commands: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, folder, *commands],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def results(folder: Path) -> list[list[str]]:
+    """Return the cells of the table but for the seconds."""
+    heading, *lines = (folder / "long.md").read_text().splitlines()
+    assert heading == "# Long tests of abc"
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| kind") and "seconds" not in line]
+    return [row[:3] for row in rows]
+
+
+def test_all_kinds_pass(tmp_path: Path) -> None:
+    long = start(tmp_path, "true", "true")
+    output, _ = long.communicate(timeout=60)
+    assert long.returncode == 0
+    assert results(tmp_path) == [["kind0", "1.0", "passed"], ["kind1", "1.0", "passed"]]
+    assert (tmp_path / "long.md").read_text() in output
+    assert re.search(r"\| kind0 \| 1.0 \| passed \| \d+ \|\n", output)
+
+
+def test_a_failure_is_recorded_and_the_other_kinds_run(tmp_path: Path) -> None:
+    long = start(tmp_path, "echo the reason; exit 3", "true")
+    long.communicate(timeout=60)
+    assert long.returncode == 1
+    log = tmp_path / "long-kind0-1.0.log"
+    failed = f"failed with exit code 3, see {os.path.relpath(log, ROOT)}"
+    assert results(tmp_path) == [["kind0", "1.0", failed], ["kind1", "1.0", "passed"]]
+    assert log.read_text() == "the reason\n"
+
+
+#: Below the command: a child in its group, one in a session of its own, and an orphan; the last ones ignore SIGTERM.
+CHILDREN = "trap '' TERM; setsid sleep 60 & (sleep 60 &) ; echo started >&3"
+
+
+def assert_closed(reader: IO[bytes]) -> None:
+    """Read the end of the file: no process holds the other end open. One that was just killed needs a moment."""
+    assert select.select([reader], [], [], 10.0)[0], "A process is left behind."
+    assert os.read(reader.fileno(), 1) == b""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("whole_group", [True, False], ids=["group", "process"])
+def test_a_signal_ends_every_process_of_a_kind(tmp_path: Path, number: signal.Signals, whole_group: bool) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    long = start(tmp_path, f"exec 3> {fifo}; sleep 60 & {CHILDREN}; wait", "true")
+    with fifo.open("rb", buffering=0) as reader:
+        assert reader.readline() == b"started\n"
+        (os.killpg if whole_group else os.kill)(long.pid, number)
+        long.communicate(timeout=60)
+        assert_closed(reader)
+    assert long.returncode not in (0, -signal.SIGKILL)
+    assert results(tmp_path) == [["kind0", "1.0", "stopped"], ["kind1", "1.0", "not run"]]
+
+
+def test_what_a_kind_leaves_behind_is_killed(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    long = start(tmp_path, f"exec 3> {fifo}; {CHILDREN}", "true")
+    with fifo.open("rb", buffering=0) as reader:
+        assert reader.readline() == b"started\n"
+        long.communicate(timeout=60)
+        assert_closed(reader)
+    assert long.returncode == 0

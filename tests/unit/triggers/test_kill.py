@@ -1,0 +1,432 @@
+"""The trigger cancels its operation when its task is killed, if it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import BaseHook
+from airflow.triggers.base import BaseTrigger
+
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.hooks.dai import DaiAsyncHook
+from airflow_dai_provider.transport import session_pool
+from airflow_dai_provider.triggers import dai
+from airflow_dai_provider.triggers.dai import DaiOperationTrigger
+from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL
+from tests.support.connections import define_connection
+from tests.support.emulators import count, methods
+from tests.support.event_loop import Gate, run, until
+from tests.support.log import Log
+from tests.support.token_server import token_server
+
+MakeTrigger = Callable[..., DaiOperationTrigger]
+
+
+class Killing:
+    """
+    The triggerer after the user's click: it cancels the trigger again and again until that has finished.
+
+    Airflow 3.3 awaits on_kill with a time limit. The first of these cancels is passed on to on_kill, and the second
+    makes the triggerer leave it behind and clean up, so the task that on_kill has started runs on by itself.
+    """
+
+    def __init__(self, *, has_on_kill: bool) -> None:
+        self.has_on_kill = has_on_kill
+        self.every = 0.02
+        self.cancels = 0
+
+    async def __call__(self, trigger: DaiOperationTrigger, when: Callable[[], object]) -> None:
+        running = asyncio.create_task(self._run_trigger(trigger))
+        await until(lambda: when() or running.done())
+        while not running.done():
+            running.cancel("__airflow_user_action__")
+            self.cancels += 1
+            await asyncio.wait({running}, timeout=self.every)
+        assert running.cancelled()
+        await all_kills_done()
+
+    async def _run_trigger(self, trigger: DaiOperationTrigger) -> None:
+        try:
+            async for event in trigger.run():
+                raise AssertionError(f"Nothing should have been fired: {event}")
+        except asyncio.CancelledError:
+            if self.has_on_kill:
+                with suppress(TimeoutError, asyncio.CancelledError):
+                    await asyncio.wait_for(trigger.on_kill(), 10)  # type: ignore[misc]
+            raise
+        finally:
+            await trigger.cleanup()
+
+
+def connections(emulator: DaiEmulator, method: str) -> set[Any]:
+    """Return the connections on which requests of a method have come."""
+    return {request.connection for request in emulator.requests if request.method == method}
+
+
+async def all_kills_done() -> None:
+    """Wait for the cancellations that outlive their triggers."""
+    await until(lambda: not dai._KILLS and not session_pool._CLOSING)
+
+
+async def kill_by_itself(trigger: DaiOperationTrigger) -> float:
+    """Await nothing but on_kill, cancelled again and again; return how long it took."""
+    began = time.monotonic()
+    killing = asyncio.create_task(trigger.on_kill())  # type: ignore[arg-type]
+    while not killing.done():
+        await asyncio.wait({killing}, timeout=0.02)
+        killing.cancel()
+    await killing
+    return time.monotonic() - began
+
+
+@pytest.fixture(params=[True, False], ids=["with on_kill", "before 3.3"])
+def killing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Killing:
+    """Give a triggerer of either kind, on every version; the waits really sleep, until they are killed."""
+    monkeypatch.setattr(dai, "TRIGGERS_HAVE_ON_KILL", request.param)
+    monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(asyncio.sleep))
+    return Killing(has_on_kill=request.param)
+
+
+@pytest.fixture
+def state(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Give a function that sets the state of the task, or the error with which its look-up fails."""
+
+    def define(answer: Any) -> None:
+        async def task_instance_state(*_: object) -> Any:
+            await asyncio.sleep(0.03)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(dai, "task_instance_state", task_instance_state)
+
+    define("failed")
+    return define
+
+
+def test_triggers_have_on_kill_is_right_for_this_version() -> None:
+    assert TRIGGERS_HAVE_ON_KILL is hasattr(BaseTrigger, "on_kill")
+
+
+@pytest.mark.parametrize("of_task", ["failed", "success", "removed", "running", "scheduled", "up_for_retry", None])
+def test_a_killed_task_cancels_its_operation_once(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any, of_task: str | None, log: Log
+) -> None:
+    state(of_task)
+    name = emulator.start_ingest()
+
+    run(killing(make_trigger(name, cancel_on_kill=True), lambda: "next poll in" in log.text))
+
+    assert emulator.cancel_requested(name) == 1
+    assert emulator.state(name) == "CANCELLED"
+    assert killing.cancels > 1
+    assert [line for line in log.ours if name in line and "Requested the cancellation" in line]
+    assert not [line for line in log.ours if "may still run" in line]
+    assert not connections(emulator, "operations.cancel") & connections(emulator, "operations.get")
+
+
+def test_without_cancel_on_kill_nothing_is_cancelled(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any
+) -> None:
+    name = emulator.start_ingest()
+    run(killing(make_trigger(name), lambda: emulator.requests))
+    assert methods(emulator) == ["operations.get"]
+
+
+def test_the_operation_of_a_task_that_is_still_deferred_runs_on(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any, log: Log
+) -> None:
+    state("deferred")
+    name = emulator.start_ingest()
+    run(killing(make_trigger(name, cancel_on_kill=True), lambda: emulator.requests))
+    assert emulator.cancel_requested(name) == 0
+    assert [line for line in log.ours if f"Leaving {name} alone" in line]
+    assert not [line for line in log.ours if "may still run" in line or "Requested" in line]
+
+
+def test_an_unknown_state_of_the_task_cancels_nothing_and_is_logged(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any, log: Log
+) -> None:
+    state(RuntimeError("the API server is down"))
+    name = emulator.start_ingest()
+    run(killing(make_trigger(name, cancel_on_kill=True), lambda: emulator.requests))
+    assert emulator.cancel_requested(name) == 0
+    assert [line for line in log.errors if f"{name} may still run" in line]
+
+
+def test_a_trigger_without_a_task_instance_cancels_nothing_and_logs_it(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, log: Log
+) -> None:
+    name = emulator.start_ingest()
+    run(killing(make_trigger(name, cancel_on_kill=True), lambda: emulator.requests))
+    assert emulator.cancel_requested(name) == 0
+    assert [line for line in log.errors if f"{name} may still run" in line]
+
+
+def test_a_slow_response_does_not_lose_the_cancel(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any, log: Log
+) -> None:
+    name = emulator.start_ingest()
+    emulator.inject(Fault(method="operations.cancel", delay=0.3))
+    run(killing(make_trigger(name, cancel_on_kill=True), lambda: emulator.requests))
+    assert emulator.cancel_requested(name) == 1
+    assert [line for line in log.ours if "Requested the cancellation" in line]
+
+
+def test_on_kill_returns_when_the_cancel_request_is_done(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, state: Any, log: Log
+) -> None:
+    name = emulator.start_ingest()
+    emulator.inject(Fault(method="operations.cancel", delay=0.3))
+    assert run(kill_by_itself(make_trigger(name, cancel_on_kill=True))) > 0.3
+    assert emulator.cancel_requested(name) == 1
+    assert [line for line in log.ours if "Requested the cancellation" in line]
+
+
+def test_the_cancel_is_retried_after_a_transient_error(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = emulator.start_ingest()
+    emulator.inject(Fault(method="operations.cancel", status=503, times=3))
+
+    def no_longer_sleep() -> int:
+        if emulator.requests:
+            monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(lambda _: asyncio.sleep(0)))
+        return len(emulator.requests)
+
+    run(killing(make_trigger(name, cancel_on_kill=True), no_longer_sleep))
+    assert emulator.cancel_requested(name) == 1
+
+
+@pytest.mark.parametrize("rpc_status", ["UNIMPLEMENTED", "PERMISSION_DENIED"])
+def test_a_refused_cancel_is_logged_and_not_retried(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any, rpc_status: str, log: Log
+) -> None:
+    name = emulator.start_ingest()
+    emulator.inject(Fault(method="operations.cancel", rpc_status=rpc_status, times=None))
+    run(killing(make_trigger(name, cancel_on_kill=True), lambda: emulator.requests))
+    assert methods(emulator) == ["operations.get", "operations.cancel"]
+    assert [line for line in log.errors if f"{name} may still run" in line]
+    assert not [line for line in log.ours if "Requested" in line]
+
+
+def test_an_unavailable_service_is_logged(
+    emulator: DaiEmulator,
+    make_trigger: MakeTrigger,
+    killing: Killing,
+    state: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    log: Log,
+) -> None:
+    name = emulator.start_ingest()
+
+    def gone() -> bool:
+        if "next poll in" not in log.text:
+            return False
+        emulator.stop()
+        monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(lambda _: asyncio.sleep(0)))
+        return True
+
+    run(killing(make_trigger(name, cancel_on_kill=True), gone))
+    assert emulator.cancel_requested(name) == 0
+    assert [line for line in log.errors if f"{name} may still run" in line]
+
+
+def test_on_kill_is_bounded_in_time_and_logs_it(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, state: Any, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    monkeypatch.setattr(dai, "KILL_SECONDS", 0.15)
+    name = emulator.start_ingest()
+    emulator.inject(Fault(method="operations.cancel", delay=0.8))
+
+    async def main() -> tuple[float, list[str]]:
+        seconds = await kill_by_itself(make_trigger(name, cancel_on_kill=True))
+        said = list(log.ours)
+        await all_kills_done()
+        return seconds, said
+
+    seconds, said = run(main())
+    assert 0.1 < seconds < 0.7
+    assert [line for line in said if f"{name} may still run" in line]
+
+
+def test_the_cancel_survives_the_cleanup_of_the_trigger(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, state: Any, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    """The clean-up closes the shared session while the cancel is under way, which has a session of its own."""
+    monkeypatch.setattr(dai, "TRIGGERS_HAVE_ON_KILL", True)
+    monkeypatch.setattr(dai, "KILL_SECONDS", 0.05)
+    monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(asyncio.sleep))
+    name = emulator.start_ingest()
+    emulator.inject(Fault(method="operations.cancel", delay=0.2))
+    trigger = make_trigger(name, cancel_on_kill=True)
+
+    async def main() -> None:
+        running = asyncio.create_task(anext(trigger.run()))  # type: ignore[arg-type]
+        await until(lambda: "next poll in" in log.text)
+        running.cancel()
+        await asyncio.wait({running})
+        await kill_by_itself(trigger)
+        await trigger.cleanup()
+        assert not [line for line in log.ours if "Requested" in line]
+        await all_kills_done()
+
+    run(main())
+    assert emulator.cancel_requested(name) == 1
+    assert [line for line in log.ours if "Requested the cancellation" in line]
+
+
+def test_a_kill_during_the_connection_look_up_cancels(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    make_hook = DaiOperationTrigger._make_hook
+
+    def slow(trigger: DaiOperationTrigger) -> DaiAsyncHook:
+        gate.wait()
+        return make_hook(trigger)
+
+    monkeypatch.setattr(DaiOperationTrigger, "_make_hook", slow)
+    name = emulator.start_ingest()
+
+    async def main() -> None:
+        kill = asyncio.create_task(killing(make_trigger(name, cancel_on_kill=True), lambda: gate.entered))
+        await until(lambda: killing.cancels > 2 or kill.done())
+        gate.open()
+        await kill
+
+    run(main())
+    assert emulator.cancel_requested(name) == 1
+    assert methods(emulator) == ["operations.cancel"]
+
+
+@pytest.mark.parametrize("cancel_on_kill", [True, False])
+def test_a_kill_during_the_token_fetch_uses_that_token(
+    emulator: DaiEmulator,
+    make_trigger: MakeTrigger,
+    killing: Killing,
+    state: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    cancel_on_kill: bool,
+) -> None:
+    monkeypatch.delenv("DAI_EMULATOR_HOST")
+    name = emulator.start_ingest()
+
+    async def main() -> None:
+        before = asyncio.all_tasks()
+        kill = asyncio.create_task(killing(make_trigger(name, cancel_on_kill=cancel_on_kill), lambda: tokens.asked))
+        await until(lambda: killing.cancels > 2 or kill.done())
+        assert tokens.gate
+        tokens.gate.open()
+        await kill
+        await until(lambda: asyncio.all_tasks() <= before)
+
+    with token_server(Gate()) as tokens:
+        define_connection(monkeypatch, keyfile_dict=json.dumps(tokens.key), dai_api_endpoint=emulator.endpoint)
+        run(main())
+    assert emulator.cancel_requested(name) == int(cancel_on_kill)
+    assert tokens.asked == 1, "The cancel uses the token that was being fetched."
+
+
+def test_a_kill_looks_up_no_connection_and_fetches_no_token(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both can take longer than what is left of the triggerer's time."""
+    monkeypatch.delenv("DAI_EMULATOR_HOST")
+    looked_up = []
+    get_connection = BaseHook.get_connection
+
+    def watched(_: object, conn_id: str) -> Any:
+        looked_up.append(conn_id)
+        return get_connection(conn_id)
+
+    monkeypatch.setattr(BaseHook, "get_connection", watched)
+    name = emulator.start_ingest()
+    with token_server() as tokens:
+        define_connection(monkeypatch, keyfile_dict=json.dumps(tokens.key), dai_api_endpoint=emulator.endpoint)
+        run(killing(make_trigger(name, cancel_on_kill=True), lambda: emulator.requests))
+    assert methods(emulator) == ["operations.get", "operations.cancel"]
+    assert {request.headers.get("authorization") for request in emulator.requests} == {f"Bearer {tokens.issued[0]}"}
+    assert tokens.asked == 1
+    assert looked_up == ["google_cloud_default"]
+
+
+def test_a_kill_during_a_poll_cancels(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any
+) -> None:
+    name = emulator.start_ingest()
+    emulator.inject(Fault(method="operations.get", delay=0.5))
+    run(killing(make_trigger(name, cancel_on_kill=True), lambda: emulator.requests))
+    assert emulator.cancel_requested(name) == 1
+
+
+def test_a_kill_finds_that_the_operation_has_finished(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, state: Any, log: Log
+) -> None:
+    name = emulator.start_ingest(seconds=0.0)
+    emulator.inject(Fault(method="operations.cancel", rpc_status="FAILED_PRECONDITION"))
+    state("failed")
+    run(make_trigger(name, cancel_on_kill=True).on_kill())  # type: ignore[arg-type]
+    assert log.errors == []
+    assert any("had already finished, there is nothing to cancel" in line for line in log.ours)
+
+
+def test_a_kill_does_not_disturb_other_waits(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any
+) -> None:
+    killed, other = emulator.start_ingest(), emulator.start_ingest(seconds=0.0)
+
+    async def main() -> Any:
+        held = make_trigger(emulator.start_ingest(), cancel_on_kill=False)
+        waiting = asyncio.create_task(anext(held.run()))  # type: ignore[arg-type]
+        await killing(make_trigger(killed, cancel_on_kill=True), lambda: len(emulator.requests) == 2)
+        event = await anext(make_trigger(other).run())  # type: ignore[arg-type]
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        return event.payload
+
+    assert run(main())["status"] == "finished"
+    assert emulator.cancel_requested(killed) == 1
+    assert count(emulator, "operations.cancel") == 1
+    assert len(connections(emulator, "operations.get")) <= 2
+
+
+def test_a_triggerer_that_stops_cancels_nothing(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cancels the coroutine and cleans up, without on_kill (3.3); before, only the task's state tells it apart."""
+    monkeypatch.setattr(dai, "TRIGGERS_HAVE_ON_KILL", True)
+    monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(asyncio.sleep))
+    name = emulator.start_ingest()
+    trigger = make_trigger(name, cancel_on_kill=True)
+
+    async def main() -> None:
+        running = asyncio.create_task(anext(trigger.run()))  # type: ignore[arg-type]
+        await until(lambda: emulator.requests)
+        running.cancel()
+        await asyncio.wait({running})
+        await trigger.cleanup()
+
+    run(main())
+    assert emulator.cancel_requested(name) == 0
+
+
+def test_a_kill_after_the_event_changes_nothing(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, state: Any, log: Log
+) -> None:
+    """The ingest can finish while the user clicks: cancelling a finished operation is harmless."""
+    trigger = make_trigger(emulator.start_ingest(seconds=0), cancel_on_kill=True)
+
+    async def main() -> None:
+        await anext(trigger.run())  # type: ignore[arg-type]
+        await trigger.on_kill()  # type: ignore[misc]
+        await trigger.cleanup()
+
+    run(main())
+    assert emulator.state(trigger.operation_name) == "SUCCEEDED"
