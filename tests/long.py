@@ -149,9 +149,13 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         signal_group(process, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
-    while left := psutil.Process().children(recursive=True):
-        kill(*left)
-        os.wait()
+    # Until no child is left, and not until none is listed: the list can miss one whose parent has just ended.
+    with suppress(ChildProcessError):
+        while True:
+            kill(*psutil.Process().children(recursive=True))
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                time.sleep(0.05)
 
 
 if __name__ == "__main__":
