@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
+from airflow_dai_provider.emulator import DaiEmulator
 from tests.support.airflow_versions import dag_bag, deadline_names
+from tests.support.clock import Clock
+from tests.support.dag_runs import RunDag
+from tests.support.emulators import MakeEmulator
+from tests.support.log import Log
 
 FOLDER = Path(__file__).parents[2] / "dags_examples"
 FILES = sorted(FOLDER.glob("*.py"))
@@ -203,7 +208,7 @@ def test_each_example_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_an_example_is_short_and_loads(path: Path, log: Any) -> None:
+def test_an_example_is_short_and_loads(path: Path, log: Log) -> None:
     assert len(path.read_text().splitlines()) <= 40
     dag = load(path)
     assert dag.tasks
@@ -211,7 +216,7 @@ def test_an_example_is_short_and_loads(path: Path, log: Any) -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
-def test_an_example(case: Case, make_emulator: Any, run_dag: Any, clock: Any) -> None:
+def test_an_example(case: Case, make_emulator: MakeEmulator, run_dag: RunDag, clock: Clock) -> None:
     emulator = make_emulator(**case.options)
     for name in case.running:
         emulator.start_ingest(name, creative_url="https://media.example.com/ad.mp4")
@@ -226,7 +231,7 @@ def test_an_example(case: Case, make_emulator: Any, run_dag: Any, clock: Any) ->
     assert {run.tries(task) for task, state in run.tasks.items() if state != "upstream_failed"} == {1}
 
 
-def fail(emulator: Any, method: str) -> None:
+def fail(emulator: DaiEmulator, method: str) -> None:
     from airflow_dai_provider.emulator import Fault
 
     if method.endswith(" once"):
@@ -235,7 +240,7 @@ def fail(emulator: Any, method: str) -> None:
         emulator.unimplement(method)
 
 
-def test_the_callback_of_a_dag(emulator: Any, run_dag: Any, log: Any, airflow_2: bool) -> None:
+def test_the_callback_of_a_dag(emulator: DaiEmulator, run_dag: RunDag, log: Log, airflow_2: bool) -> None:
     run = run_dag(load(FOLDER / "cancel_on_run_failure.py"))
     assert run.tasks == {"start_ingest": "success", "publish": "failed"}
     assert run.state == "failed"
@@ -248,7 +253,7 @@ def test_the_callback_of_a_dag(emulator: Any, run_dag: Any, log: Any, airflow_2:
     assert "XComs cannot be read here: dag.test() of Airflow 3" in log.text
 
 
-def test_within_its_deadline(make_emulator: Any, run_dag: Any) -> None:
+def test_within_its_deadline(make_emulator: MakeEmulator, run_dag: RunDag) -> None:
     emulator = make_emulator(**QUICK)
     dag = load(FOLDER / "cancel_on_deadline.py")
     assert bool(getattr(dag, "deadline", None)) is bool(deadline_names())
@@ -260,7 +265,7 @@ def test_within_its_deadline(make_emulator: Any, run_dag: Any) -> None:
     assert list(emulator.states().values()) == ["SUCCEEDED"]
 
 
-def test_nothing_is_slept_through(make_emulator: Any, run_dag: Any, clock: Any) -> None:
+def test_nothing_is_slept_through(make_emulator: MakeEmulator, run_dag: RunDag, clock: Clock) -> None:
     """The examples wait, but on the emulator's clock."""
     make_emulator(**SLOW_CANCEL)
     run = run_dag(load(FOLDER / "cancel_ingest.py"))

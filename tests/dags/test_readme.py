@@ -28,6 +28,7 @@ from airflow_dai_provider.operators.dai import (
 )
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from tests.support.airflow_versions import deadline_names
+from tests.support.dag_runs import RunDag
 from tests.support.emulators import methods
 from tests.support.source_strings import provider_strings
 
@@ -62,7 +63,7 @@ def test_a_snippet_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         exec(code, names())  # noqa: S102 - the README's own code
 
 
-def test_the_first_dag_and_its_test(emulator: DaiEmulator, run_dag: Any) -> None:
+def test_the_first_dag_and_its_test(emulator: DaiEmulator, run_dag: RunDag) -> None:
     """The pytest example itself runs in an environment of its own, with the wheel: see tests/e2e."""
     scope: dict[str, Any] = {}
     exec(SNIPPETS[0], scope)  # noqa: S102 - the README's own code

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from airflow_dai_provider.emulator import DaiEmulator, SelfSigned
 from tests.support.authentication import FORMS, Form, Shown, guarded_emulator
 from tests.support.clock import Clock
+from tests.support.connections import Connect
+from tests.support.emulators import MakeEmulator
 from tests.support.log import Log
 from tests.support.tunnel import tunnel_to
 
@@ -50,7 +52,7 @@ def start(clock: Clock, shown: Shown) -> Iterator[Callable[..., DaiEmulator]]:
 
 
 @pytest.fixture
-def guarded(start: Callable[..., DaiEmulator]) -> DaiEmulator:
+def guarded(start: MakeEmulator) -> DaiEmulator:
     return start(token_lifetime=LIFETIME)
 
 
@@ -73,7 +75,7 @@ def drive(which: str, shown: Shown) -> Form:
 
 
 @pytest.fixture
-def robot(guarded: DaiEmulator, connect: Callable[..., None]) -> DaiEmulator:
+def robot(guarded: DaiEmulator, connect: Connect) -> DaiEmulator:
     """Give the emulator that the connection leads to, with the key of an account."""
     connect(keyfile_dict=guarded.service_account_key(), dai_api_endpoint=guarded.endpoint)
     return guarded
@@ -89,7 +91,7 @@ def federation_text(emulator: DaiEmulator, _: Path, __: pytest.MonkeyPatch) -> d
 
 @pytest.fixture
 def google(
-    start: Callable[..., DaiEmulator], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    start: MakeEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[tuple[DaiEmulator, list[str]]]:
     """
     Give an emulator that stands behind Google's own addresses, and the list of those that have been asked for.

@@ -16,7 +16,7 @@ from tests.support.clock import Clock
 from tests.support.emulators import MakeEmulator
 from tests.support.event_loop import fire
 from tests.support.payloads import creative
-from tests.support.task_instance import Store
+from tests.support.task_instance import Store, Ti
 
 CREATE, GET, CANCEL, LIST = "creatives.create", "operations.get", "operations.cancel", "operations.list"
 SECRET = "sig=dGhlLXNpZ25hdHVyZQ"
@@ -35,7 +35,7 @@ def store() -> Store:
 
 
 @pytest.fixture
-def context(ti: Any, store: Store) -> dict[str, Any]:
+def context(ti: Ti, store: Store) -> dict[str, Any]:
     """Give the context of a task of Airflow 3.3."""
     ti.task_id = "ingest"
     return {"ti": ti, "task_state_store": store}

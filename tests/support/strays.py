@@ -10,7 +10,9 @@ import pytest
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import XCOM_REPORT, DaiCancelStrayOperationsOperator
+from tests.support.clock import Clock
 from tests.support.payloads import metadata
+from tests.support.task_instance import Ti
 
 LIST, GET, CANCEL = "operations.list", "operations.get", "operations.cancel"
 HOUR = 3600.0
@@ -19,13 +21,13 @@ SIGNED = "https://user:s3cret@media.example/ad.mp4?X-Goog-Signature=s3cret#s3cre
 
 
 @pytest.fixture
-def sweep_time(monkeypatch: pytest.MonkeyPatch, clock: Any) -> None:
+def sweep_time(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     for attribute, fake in {"_clock": clock, "_sleep": clock.sleep, "_random": lambda: 0.0}.items():
         monkeypatch.setattr(DaiCancelStrayOperationsOperator, attribute, staticmethod(fake))
 
 
 @pytest.fixture
-def strays(emulator: DaiEmulator, clock: Any) -> Callable[..., list[str]]:
+def strays(emulator: DaiEmulator, clock: Clock) -> Callable[..., list[str]]:
     """Give a function that starts ingests which are two hours old then."""
 
     def start(*names: str, **options: Any) -> list[str]:
@@ -37,7 +39,7 @@ def strays(emulator: DaiEmulator, clock: Any) -> Callable[..., list[str]]:
 
 
 @pytest.fixture
-def sweep(ti: Any, sweep_time: None) -> Callable[..., Any]:
+def sweep(ti: Ti, sweep_time: None) -> Callable[..., Any]:
     """Give a function that executes a sweep on the test's clock."""
 
     def run(**options: Any) -> Any:
@@ -50,7 +52,7 @@ def make(**options: Any) -> DaiCancelStrayOperationsOperator:
     return DaiCancelStrayOperationsOperator(task_id="sweep", **{"older_than": HOUR, **options})
 
 
-def pushed_report(ti: Any) -> dict[str, Any]:
+def pushed_report(ti: Ti) -> dict[str, Any]:
     report: dict[str, Any] = ti.pushed[ti.task_id, -1, XCOM_REPORT]
     assert json.loads(json.dumps(report)) == report
     return report

@@ -10,7 +10,7 @@ import pytest
 
 
 @dataclass
-class StandInTaskInstance:
+class Ti:
     """Stands in for the task instance of a context where a test calls ``execute`` or a callback by itself.
 
     It imitates the two ways in which this project reads XComs, as both versions of Airflow answer them:
@@ -54,13 +54,13 @@ class StandInTaskInstance:
 
 
 @pytest.fixture
-def make_ti() -> type[StandInTaskInstance]:
-    return StandInTaskInstance
+def make_ti() -> type[Ti]:
+    return Ti
 
 
 @pytest.fixture
-def ti() -> StandInTaskInstance:
-    return StandInTaskInstance()
+def ti() -> Ti:
+    return Ti()
 
 
 @dataclass

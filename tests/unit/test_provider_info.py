@@ -14,6 +14,7 @@ import pytest
 from airflow.providers_manager import ProvidersManager
 
 from airflow_dai_provider.get_provider_info import get_provider_info
+from tests.support.log import Log
 
 PACKAGE = "airflow-dai-provider"
 NOTIFIER = "airflow_dai_provider.notifications.dai.DaiCancelOperationNotifier"
@@ -73,7 +74,7 @@ class TestProvidersManager:
         assert modules["google_cloud_platform"].startswith("airflow.providers.google.")
         assert not any("airflow_dai_provider" in module for module in modules.values())
 
-    def test_it_has_nothing_to_complain_of(self, manager: Any, log: Any) -> None:
+    def test_it_has_nothing_to_complain_of(self, manager: Any, log: Log) -> None:
         steps = [name for name in dir(manager) if name.startswith("initialize_providers_")]
         for step in steps:
             getattr(manager, step)()

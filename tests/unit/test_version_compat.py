@@ -19,6 +19,8 @@ from airflow_dai_provider.version_compat import (
     task_instance_state,
 )
 from tests.support.airflow_versions import HAS_SYNC_CALLBACKS, VERSION, CallbackTrigger, deadline_names
+from tests.support.dag_runs import RunDag
+from tests.support.task_instance import Ti
 
 
 def test_the_flags_follow_what_airflow_has() -> None:
@@ -52,7 +54,7 @@ def test_a_trigger_without_a_task_instance_has_no_state() -> None:
         asyncio.run(task_instance_state(None, XCOM_TRY_NUMBER))
 
 
-def test_a_trigger_reads_the_state_of_each_task_instance(run_dag: Any, airflow_2: bool) -> None:
+def test_a_trigger_reads_the_state_of_each_task_instance(run_dag: RunDag, airflow_2: bool) -> None:
     with DAG("states") as dag:
 
         @task
@@ -60,12 +62,12 @@ def test_a_trigger_reads_the_state_of_each_task_instance(run_dag: Any, airflow_2
             return 1
 
         @task
-        def mapped(number: int, ti: Any = None) -> int:
+        def mapped(number: int, ti: Ti = None) -> int:
             push_operation(ti, f"operations/{number}", 0.0)
             return number
 
         @task
-        def starts(ti: Any = None) -> None:
+        def starts(ti: Ti = None) -> None:
             push_operation(ti, "operations/a", 0.0)
 
         @task

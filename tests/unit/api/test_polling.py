@@ -33,11 +33,7 @@ def full_jitter() -> float:
 
 
 def make_wait(
-    *,
-    started: float = 0.0,
-    poll_interval: float = 30.0,
-    timeout: float | None = None,
-    jitter: Jitter = no_jitter,
+    *, started: float = 0.0, poll_interval: float = 30.0, timeout: float | None = None, jitter: Jitter = no_jitter
 ) -> Wait:
     return Wait(NAME, started=started, poll_interval=poll_interval, timeout=timeout, jitter=jitter)
 

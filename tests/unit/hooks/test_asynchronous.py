@@ -7,7 +7,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from airflow_dai_provider.api.polling import MAX_OUTAGE, WaitTimeoutError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from tests.support.clock import Clock
+from tests.support.connections import Connect
 from tests.support.event_loop import run
 from tests.support.log import Log
 from tests.support.tiny_server import Exchange, TinyServer, refusing_port
@@ -139,7 +140,7 @@ ROWS = [
 @both_hooks
 @pytest.mark.parametrize(("method", "row"), ROWS)
 def test_both_hooks_make_the_same_of_an_response(
-    emulator: DaiEmulator, connect: Callable[..., None], slept: list[float], kind: str, method: str, row: Row
+    emulator: DaiEmulator, connect: Connect, slept: list[float], kind: str, method: str, row: Row
 ) -> None:
     connect(is_anonymous=True, num_retries=1)
     name = emulator.start_ingest()
@@ -163,7 +164,7 @@ def test_both_hooks_make_the_same_of_an_response(
 @pytest.mark.parametrize("method", ["get_operation", "cancel_operation"])
 @pytest.mark.parametrize("status", [302, 308])
 def test_a_redirect_is_not_followed(
-    emulator: DaiEmulator, connect: Callable[..., None], kind: str, method: str, status: int
+    emulator: DaiEmulator, connect: Connect, kind: str, method: str, status: int
 ) -> None:
     connect(is_anonymous=True)
     with TinyServer(lambda exchange: exchange.answer(200, {"name": NAME})) as elsewhere:
@@ -178,7 +179,7 @@ def test_a_redirect_is_not_followed(
 
 
 @both_hooks
-def test_a_refused_connection_is_retried(connect: Callable[..., None], slept: list[float], kind: str) -> None:
+def test_a_refused_connection_is_retried(connect: Connect, slept: list[float], kind: str) -> None:
     connect(is_anonymous=True, num_retries=3)
     with refusing_port() as port, pytest.raises(exceptions.ServiceUnavailable, match="got no response") as caught:
         look(kind, "get_operation", NAME, api_endpoint=f"http://127.0.0.1:{port}")
@@ -189,7 +190,7 @@ def test_a_refused_connection_is_retried(connect: Callable[..., None], slept: li
 @both_hooks
 @pytest.mark.parametrize(("num_retries", "requests"), [(0, 1), (-1, 1), (2, 3), (None, 6)])
 def test_the_connection_says_how_often_a_call_is_retried(
-    emulator: DaiEmulator, connect: Callable[..., None], kind: str, num_retries: int | None, requests: int
+    emulator: DaiEmulator, connect: Connect, kind: str, num_retries: int | None, requests: int
 ) -> None:
     connect(is_anonymous=True, **({} if num_retries is None else {"num_retries": num_retries}))
     emulator.inject(Fault(status=503, times=None))
@@ -201,7 +202,7 @@ def test_the_connection_says_how_often_a_call_is_retried(
 @both_hooks
 @pytest.mark.parametrize(("retry_timeout", "requests"), [(0, 1), (4, 4), (60, 6)])
 def test_a_call_is_not_retried_forever(
-    emulator: DaiEmulator, connect: Callable[..., None], kind: str, retry_timeout: float, requests: int
+    emulator: DaiEmulator, connect: Connect, kind: str, retry_timeout: float, requests: int
 ) -> None:
     connect(is_anonymous=True)
     emulator.inject(Fault(status=503, times=None))
@@ -226,9 +227,7 @@ def test_a_call_is_not_retried_forever(
         "operations/<a>\"'{}|^`",
     ],
 )
-def test_a_name_reaches_the_service_unchanged(
-    emulator: DaiEmulator, connect: Callable[..., None], kind: str, name: str
-) -> None:
+def test_a_name_reaches_the_service_unchanged(emulator: DaiEmulator, connect: Connect, kind: str, name: str) -> None:
     connect(is_anonymous=True)
     emulator.start_ingest(name)
 
@@ -241,7 +240,7 @@ def test_a_name_reaches_the_service_unchanged(
     assert [request.name for request in emulator.requests] == [name, name]
 
 
-def test_both_hooks_put_the_same_path_on_the_wire(emulator: DaiEmulator, connect: Callable[..., None]) -> None:
+def test_both_hooks_put_the_same_path_on_the_wire(emulator: DaiEmulator, connect: Connect) -> None:
     connect(is_anonymous=True)
     name = emulator.start_ingest("operations/a+b=c~d:e@f%g/é!$&'()*,;[]|")
     for kind in ("sync", "async"):
@@ -255,16 +254,14 @@ def test_both_hooks_put_the_same_path_on_the_wire(emulator: DaiEmulator, connect
 
 @pytest.mark.parametrize("name", ["", "None", "a", "operations/", "operations/../a", "operations/a?b", None, 7])
 @pytest.mark.parametrize("method", ["get_operation", "cancel_operation", "wait_for_operation"])
-def test_a_bad_name_is_refused_unsent(
-    emulator: DaiEmulator, connect: Callable[..., None], method: str, name: Any
-) -> None:
+def test_a_bad_name_is_refused_unsent(emulator: DaiEmulator, connect: Connect, method: str, name: Any) -> None:
     connect(is_anonymous=True)
     with pytest.raises(InvalidNameError, match="Invalid operation name"):
         look("async", method, name, api_endpoint=emulator.endpoint)
     assert emulator.requests == []
 
 
-def test_who_asks_is_said_as_the_synchronous_hook_says_it(emulator: DaiEmulator, connect: Callable[..., None]) -> None:
+def test_who_asks_is_said_as_the_synchronous_hook_says_it(emulator: DaiEmulator, connect: Connect) -> None:
     connect(is_anonymous=True)
     name = emulator.start_ingest()
     for kind in ("sync", "async"):
@@ -279,7 +276,7 @@ def test_who_asks_is_said_as_the_synchronous_hook_says_it(emulator: DaiEmulator,
     assert "cookie" not in of_async
 
 
-def test_cancel_has_an_empty_body_and_no_content_type(emulator: DaiEmulator, connect: Callable[..., None]) -> None:
+def test_cancel_has_an_empty_body_and_no_content_type(emulator: DaiEmulator, connect: Connect) -> None:
     connect(is_anonymous=True)
     name = emulator.start_ingest()
     for kind in ("sync", "async"):
@@ -292,7 +289,7 @@ def test_cancel_has_an_empty_body_and_no_content_type(emulator: DaiEmulator, con
         assert "content-type" not in request.headers
 
 
-def test_cookies_are_not_kept(emulator: DaiEmulator, connect: Callable[..., None]) -> None:
+def test_cookies_are_not_kept(emulator: DaiEmulator, connect: Connect) -> None:
     connect(is_anonymous=True)
     name = emulator.start_ingest()
     emulator.inject(Fault(headers={"Set-Cookie": "a=b; Path=/"}))
@@ -308,7 +305,7 @@ def test_cookies_are_not_kept(emulator: DaiEmulator, connect: Callable[..., None
 
 
 @both_hooks
-def test_an_response_without_an_end_is_not_read_to_its_end(connect: Callable[..., None], kind: str) -> None:
+def test_an_response_without_an_end_is_not_read_to_its_end(connect: Connect, kind: str) -> None:
     connect(is_anonymous=True, num_retries=0)
     read = threading.Event()
 
@@ -324,7 +321,7 @@ def test_an_response_without_an_end_is_not_read_to_its_end(connect: Callable[...
 
 @pytest.mark.parametrize("source", ["argument", "variable", "extra"])
 def test_the_endpoint_is_the_one_that_the_synchronous_hook_finds(
-    emulator: DaiEmulator, connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch, source: str
+    emulator: DaiEmulator, connect: Connect, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     name = emulator.start_ingest()
     arguments = {}
@@ -342,7 +339,7 @@ def test_the_endpoint_is_the_one_that_the_synchronous_hook_finds(
 
 
 @pytest.mark.parametrize("arguments", [{"timeout": 0}, {"retry_timeout": -1}, {"api_endpoint": "http://a/b"}])
-def test_bad_arguments_are_refused(connect: Callable[..., None], arguments: dict[str, Any]) -> None:
+def test_bad_arguments_are_refused(connect: Connect, arguments: dict[str, Any]) -> None:
     connect(is_anonymous=True)
     with pytest.raises(ValueError, match="Invalid"):
         look("async", "get_operation", NAME, **arguments)
@@ -351,7 +348,7 @@ def test_bad_arguments_are_refused(connect: Callable[..., None], arguments: dict
 # The session of one hook
 
 
-def test_a_hook_that_is_held_open_uses_one_connection(emulator: DaiEmulator, connect: Callable[..., None]) -> None:
+def test_a_hook_that_is_held_open_uses_one_connection(emulator: DaiEmulator, connect: Connect) -> None:
     connect(is_anonymous=True)
     name = emulator.start_ingest()
 
@@ -366,7 +363,7 @@ def test_a_hook_that_is_held_open_uses_one_connection(emulator: DaiEmulator, con
     assert emulator.connections == 1
 
 
-def test_a_hook_that_is_not_held_open_leaves_nothing_open(emulator: DaiEmulator, connect: Callable[..., None]) -> None:
+def test_a_hook_that_is_not_held_open_leaves_nothing_open(emulator: DaiEmulator, connect: Connect) -> None:
     connect(is_anonymous=True)
     name = emulator.start_ingest()
 
@@ -383,7 +380,7 @@ def test_a_hook_that_is_not_held_open_leaves_nothing_open(emulator: DaiEmulator,
 
 
 def test_the_connection_is_looked_up_once(
-    emulator: DaiEmulator, connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    emulator: DaiEmulator, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(is_anonymous=True)
     name = emulator.start_ingest()
@@ -408,7 +405,7 @@ async def wait(emulator: DaiEmulator, name: str, **arguments: Any) -> Operation:
 
 
 def test_polls_are_quick_at_first(
-    emulator: DaiEmulator, connect: Callable[..., None], clock: Clock, slept: list[float], log: Log
+    emulator: DaiEmulator, connect: Connect, clock: Clock, slept: list[float], log: Log
 ) -> None:
     connect(is_anonymous=True)
     started = clock.now
@@ -427,16 +424,14 @@ def test_polls_are_quick_at_first(
 
 
 def test_polls_never_come_later_than_the_interval_asked_for(
-    emulator: DaiEmulator, connect: Callable[..., None], slept: list[float]
+    emulator: DaiEmulator, connect: Connect, slept: list[float]
 ) -> None:
     connect(is_anonymous=True)
     run(wait(emulator, emulator.start_ingest(seconds=20), poll_interval=2))
     assert slept == pytest.approx([1, 1.5] + [2] * 9)
 
 
-def test_both_hooks_poll_at_the_same_times(
-    emulator: DaiEmulator, connect: Callable[..., None], slept: list[float]
-) -> None:
+def test_both_hooks_poll_at_the_same_times(emulator: DaiEmulator, connect: Connect, slept: list[float]) -> None:
     connect(is_anonymous=True)
     run(wait(emulator, emulator.start_ingest(seconds=500)))
     of_async = list(slept)
@@ -446,7 +441,7 @@ def test_both_hooks_poll_at_the_same_times(
     assert slept == pytest.approx(of_async)
 
 
-def test_the_time_is_up(emulator: DaiEmulator, connect: Callable[..., None], slept: list[float]) -> None:
+def test_the_time_is_up(emulator: DaiEmulator, connect: Connect, slept: list[float]) -> None:
     connect(is_anonymous=True)
     name = emulator.start_ingest()
     with pytest.raises(WaitTimeoutError, match="has not finished within 10 s; the last poll found: .* RUNNING"):
@@ -456,7 +451,7 @@ def test_the_time_is_up(emulator: DaiEmulator, connect: Callable[..., None], sle
 
 
 def test_the_time_counts_from_the_start_of_the_wait(
-    emulator: DaiEmulator, connect: Callable[..., None], slept: list[float], clock: Clock
+    emulator: DaiEmulator, connect: Connect, slept: list[float], clock: Clock
 ) -> None:
     connect(is_anonymous=True)
     with pytest.raises(WaitTimeoutError, match="within 100 s"):
@@ -470,7 +465,7 @@ def test_the_time_counts_from_the_start_of_the_wait(
 
 
 def test_without_a_start_it_counts_from_now_by_the_clock_of_the_epoch(
-    emulator: DaiEmulator, connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    emulator: DaiEmulator, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(is_anonymous=True)
     name = emulator.start_ingest(seconds=0)
@@ -481,7 +476,7 @@ def test_without_a_start_it_counts_from_now_by_the_clock_of_the_epoch(
 
 
 def test_a_service_that_is_away_for_a_while_does_not_end_the_wait(
-    emulator: DaiEmulator, connect: Callable[..., None], slept: list[float], log: Log
+    emulator: DaiEmulator, connect: Connect, slept: list[float], log: Log
 ) -> None:
     connect(is_anonymous=True, num_retries=0)
     name = emulator.start_ingest(seconds=200)
@@ -494,7 +489,7 @@ def test_a_service_that_is_away_for_a_while_does_not_end_the_wait(
     assert all(seconds >= 1 for seconds in slept), "A look that failed is followed by a wait."
 
 
-def test_a_service_that_stays_away_ends_it(emulator: DaiEmulator, connect: Callable[..., None], clock: Clock) -> None:
+def test_a_service_that_stays_away_ends_it(emulator: DaiEmulator, connect: Connect, clock: Clock) -> None:
     connect(is_anonymous=True, num_retries=0)
     name, began = emulator.start_ingest(), clock.now
     emulator.inject(Fault(status=503, times=None))
@@ -504,9 +499,7 @@ def test_a_service_that_stays_away_ends_it(emulator: DaiEmulator, connect: Calla
     assert emulator.cancel_requested(name) == 0
 
 
-def test_without_a_limit_it_waits_for_the_service(
-    emulator: DaiEmulator, connect: Callable[..., None], clock: Clock
-) -> None:
+def test_without_a_limit_it_waits_for_the_service(emulator: DaiEmulator, connect: Connect, clock: Clock) -> None:
     connect(is_anonymous=True, num_retries=0)
     name, began = emulator.start_ingest(seconds=10), clock.now
     emulator.inject(Fault(status=503, times=100))
@@ -524,7 +517,7 @@ def test_without_a_limit_it_waits_for_the_service(
     ],
 )
 def test_a_permanent_error_ends_it_at_once(
-    emulator: DaiEmulator, connect: Callable[..., None], slept: list[float], fault: Any, error: type[Exception]
+    emulator: DaiEmulator, connect: Connect, slept: list[float], fault: Any, error: type[Exception]
 ) -> None:
     connect(is_anonymous=True)
     emulator.inject(Fault(**fault, times=None))
@@ -533,9 +526,7 @@ def test_a_permanent_error_ends_it_at_once(
     assert (len(emulator.requests), slept) == (1, [])
 
 
-def test_the_service_says_when_to_poll_again(
-    emulator: DaiEmulator, connect: Callable[..., None], slept: list[float]
-) -> None:
+def test_the_service_says_when_to_poll_again(emulator: DaiEmulator, connect: Connect, slept: list[float]) -> None:
     connect(is_anonymous=True)
     name = emulator.start_ingest(seconds=100)
     emulator.inject(Fault(status=503, headers={"Retry-After": "120"}))
@@ -544,9 +535,7 @@ def test_the_service_says_when_to_poll_again(
 
 
 @pytest.mark.parametrize("arguments", [{"poll_interval": 0}, {"timeout": -1}, {"max_outage": 0}])
-def test_bad_times_are_refused(
-    emulator: DaiEmulator, connect: Callable[..., None], arguments: dict[str, float]
-) -> None:
+def test_bad_times_are_refused(emulator: DaiEmulator, connect: Connect, arguments: dict[str, float]) -> None:
     connect(is_anonymous=True)
     with pytest.raises(ValueError, match=f"Invalid {next(iter(arguments))}"):
         run(wait(emulator, NAME, **arguments))
@@ -555,7 +544,7 @@ def test_bad_times_are_refused(
 
 @pytest.mark.parametrize("fault", [None, Fault(delay=0.3)], ids=["sleeping", "asking"])
 def test_a_wait_that_is_broken_off_leaves_nothing_open(
-    emulator: DaiEmulator, connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch, fault: Fault | None
+    emulator: DaiEmulator, connect: Connect, monkeypatch: pytest.MonkeyPatch, fault: Fault | None
 ) -> None:
     connect(is_anonymous=True)
     monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(asyncio.sleep))
@@ -576,7 +565,7 @@ def test_a_wait_that_is_broken_off_leaves_nothing_open(
     assert emulator.cancel_requested(name) == 0
 
 
-def test_an_error_of_get_names_the_request_and_hides_what_urls_hold(connect: Callable[..., None]) -> None:
+def test_an_error_of_get_names_the_request_and_hides_what_urls_hold(connect: Connect) -> None:
     connect(is_anonymous=True, num_retries=0)
     words = {"error": {"code": 403, "status": "PERMISSION_DENIED", "message": "no: https://a.b/c?sig=s1gn4ture"}}
     with (

@@ -15,12 +15,14 @@ from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from tests.support.clock import Clock
+from tests.support.connections import Connect
 from tests.support.emulators import methods
-from tests.support.hooks import cases, operation
+from tests.support.hooks import MakeHook, cases, operation
 from tests.support.payloads import NAME, URL, creative
+from tests.support.tiny_server import Serve
 
 if TYPE_CHECKING:
-    from tests.support.tiny_server import Exchange, TinyServer
+    pass
 
 GOOD_NAMES = {
     "plain": NAME,
@@ -372,11 +374,7 @@ def test_connection_refused_by_the_service(
     assert {request.http_method for request in emulator.requests} == {"GET"}
 
 
-def test_connection_to_something_else(
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
-) -> None:
+def test_connection_to_something_else(connect: Connect, make_hook: MakeHook, tiny_server: Serve) -> None:
     connect(is_anonymous=True)
     elsewhere = tiny_server(lambda exchange: exchange.answer(404, b"<html>"))
 
@@ -395,7 +393,7 @@ def test_connection_to_no_server(once: DaiHook, closed_port: int) -> None:
     assert f"got no response from http://127.0.0.1:{closed_port}" in message
 
 
-def test_connection_with_a_bad_endpoint(connect: Callable[..., None], make_hook: Callable[..., DaiHook]) -> None:
+def test_connection_with_a_bad_endpoint(connect: Connect, make_hook: MakeHook) -> None:
     connect(is_anonymous=True, dai_api_endpoint="https://dai.example/v1")
 
     works, message = make_hook().test_connection()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from google.api_core import exceptions
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.hooks.dai import DaiHook
+from tests.support.connections import Connect
+from tests.support.hooks import MakeHook
 from tests.support.payloads import NAME
 
 if TYPE_CHECKING:
@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 
 def test_the_argument_comes_first(
-    emulator: DaiEmulator,
-    monkeypatch: pytest.MonkeyPatch,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    closed_port: int,
+    emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, connect: Connect, make_hook: MakeHook, closed_port: int
 ) -> None:
     monkeypatch.setenv("DAI_EMULATOR_HOST", f"127.0.0.1:{closed_port}")
     connect(is_anonymous=True, num_retries=0, dai_api_endpoint=f"http://127.0.0.1:{closed_port}")
@@ -32,7 +28,7 @@ def test_the_argument_comes_first(
 
 
 def test_the_emulator_variable_needs_no_connection(
-    emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, make_hook: Callable[..., DaiHook]
+    emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, make_hook: MakeHook
 ) -> None:
     monkeypatch.setenv("DAI_EMULATOR_HOST", emulator.host)
     name = emulator.start_ingest()
@@ -49,11 +45,7 @@ def test_the_emulator_variable_needs_no_connection(
 
 
 def test_the_emulator_variable_comes_before_the_connection(
-    emulator: DaiEmulator,
-    monkeypatch: pytest.MonkeyPatch,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    closed_port: int,
+    emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, connect: Connect, make_hook: MakeHook, closed_port: int
 ) -> None:
     monkeypatch.setenv("DAI_EMULATOR_HOST", emulator.host)
     connect(dai_api_endpoint=f"http://127.0.0.1:{closed_port}", key_path="/nowhere.json")
@@ -63,10 +55,7 @@ def test_the_emulator_variable_comes_before_the_connection(
 
 
 def test_an_empty_emulator_variable_counts_as_unset(
-    emulator: DaiEmulator,
-    monkeypatch: pytest.MonkeyPatch,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
+    emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, connect: Connect, make_hook: MakeHook
 ) -> None:
     monkeypatch.setenv("DAI_EMULATOR_HOST", "")
     connect(is_anonymous=True, dai_api_endpoint=emulator.endpoint)
@@ -76,9 +65,7 @@ def test_an_empty_emulator_variable_counts_as_unset(
 
 
 @pytest.mark.parametrize("form", ["http://{}", "http://{}/", " http://{} ", "HTTP://{}"])
-def test_the_connections_endpoint(
-    emulator: DaiEmulator, connect: Callable[..., None], make_hook: Callable[..., DaiHook], form: str
-) -> None:
+def test_the_connections_endpoint(emulator: DaiEmulator, connect: Connect, make_hook: MakeHook, form: str) -> None:
     connect(is_anonymous=True, dai_api_endpoint=form.format(emulator.host))
     name = emulator.start_ingest()
 
@@ -91,11 +78,7 @@ def test_the_connections_endpoint(
     [(None, "https://dai.googleapis.com"), ("", "https://dai.googleapis.com"), ("u.example", "https://dai.u.example")],
 )
 def test_googles_own_endpoint_comes_last(
-    monkeypatch: pytest.MonkeyPatch,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    universe: str | None,
-    url: str,
+    monkeypatch: pytest.MonkeyPatch, connect: Connect, make_hook: MakeHook, universe: str | None, url: str
 ) -> None:
     connect(is_anonymous=True)
     if universe is not None:
@@ -122,7 +105,7 @@ BAD_ENDPOINTS = [
 
 
 @pytest.mark.parametrize("value", BAD_ENDPOINTS)
-def test_a_bad_argument_is_refused(connect: Callable[..., None], make_hook: Callable[..., DaiHook], value: str) -> None:
+def test_a_bad_argument_is_refused(connect: Connect, make_hook: MakeHook, value: str) -> None:
     connect(is_anonymous=True)
 
     with pytest.raises(ValueError, match="Invalid api_endpoint .*expected 'host'") as caught:
@@ -131,9 +114,7 @@ def test_a_bad_argument_is_refused(connect: Callable[..., None], make_hook: Call
 
 
 @pytest.mark.parametrize("value", BAD_ENDPOINTS)
-def test_a_bad_emulator_variable_is_refused(
-    monkeypatch: pytest.MonkeyPatch, make_hook: Callable[..., DaiHook], value: str
-) -> None:
+def test_a_bad_emulator_variable_is_refused(monkeypatch: pytest.MonkeyPatch, make_hook: MakeHook, value: str) -> None:
     monkeypatch.setenv("DAI_EMULATOR_HOST", value)
 
     with pytest.raises(ValueError, match="Invalid DAI_EMULATOR_HOST .*expected 'host'"):
@@ -141,9 +122,7 @@ def test_a_bad_emulator_variable_is_refused(
 
 
 @pytest.mark.parametrize("value", BAD_ENDPOINTS)
-def test_a_bad_endpoint_of_the_connection_is_refused(
-    connect: Callable[..., None], make_hook: Callable[..., DaiHook], value: str
-) -> None:
+def test_a_bad_endpoint_of_the_connection_is_refused(connect: Connect, make_hook: MakeHook, value: str) -> None:
     connect(is_anonymous=True, dai_api_endpoint=value)
 
     with pytest.raises(ValueError, match="Invalid dai_api_endpoint in the connection's extra .*expected 'host'"):
@@ -165,16 +144,14 @@ def test_a_bad_endpoint_of_the_connection_is_refused(
         ("retry_timeout", float("inf")),
     ],
 )
-def test_a_bad_timeout_is_refused(
-    connect: Callable[..., None], make_hook: Callable[..., DaiHook], parameter: str, value: Any
-) -> None:
+def test_a_bad_timeout_is_refused(connect: Connect, make_hook: MakeHook, parameter: str, value: Any) -> None:
     connect(is_anonymous=True)
 
     with pytest.raises(ValueError, match=f"Invalid {parameter} .*expected a .* number of seconds"):
         make_hook(**{parameter: value})
 
 
-def test_no_credentials(connect: Callable[..., None], make_hook: Callable[..., DaiHook]) -> None:
+def test_no_credentials(connect: Connect, make_hook: MakeHook) -> None:
     connect()
 
     with pytest.raises(exceptions.Unauthenticated, match="default credentials were not found"):

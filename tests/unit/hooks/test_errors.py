@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,23 +12,21 @@ from google.api_core import exceptions
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
+from tests.support.connections import Connect
 from tests.support.emulators import methods
-from tests.support.hooks import CALLS, CANCELLED, FAILED, RUNNING, SUCCEEDED, cases, operation
+from tests.support.hooks import CALLS, CANCELLED, FAILED, RUNNING, SUCCEEDED, MakeHook, cases, operation
 from tests.support.payloads import NAME, URL, creative
 from tests.support.rpc_codes import RPC_CODES
+from tests.support.tiny_server import Serve
 
 if TYPE_CHECKING:
-    from tests.support.tiny_server import Exchange, TinyServer
+    pass
 
 
 @pytest.mark.parametrize("method", CALLS)
 @pytest.mark.parametrize("rpc_status", RPC_CODES)
 def test_each_code_has_its_class_and_its_retries(
-    emulator: DaiEmulator,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    method: str,
-    rpc_status: str,
+    emulator: DaiEmulator, connect: Connect, make_hook: MakeHook, method: str, rpc_status: str
 ) -> None:
     call, repeated = CALLS[method]
     connect(is_anonymous=True, num_retries=1)
@@ -111,12 +108,7 @@ def test_json_404_is_a_missing_operation(hook: DaiHook, emulator: DaiEmulator) -
 
 
 @pytest.mark.parametrize("method", CALLS)
-def test_html_404_is_a_wrong_endpoint(
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
-    method: str,
-) -> None:
+def test_html_404_is_a_wrong_endpoint(connect: Connect, make_hook: MakeHook, tiny_server: Serve, method: str) -> None:
     connect(is_anonymous=True)
     elsewhere = tiny_server(lambda exchange: exchange.answer(404, b"<!DOCTYPE html>404", Content_Type="text/html"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -11,8 +10,9 @@ from google.api_core import exceptions
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
+from tests.support.connections import Connect
 from tests.support.emulators import methods
-from tests.support.hooks import CALLS
+from tests.support.hooks import CALLS, MakeHook
 from tests.support.log import Log
 from tests.support.payloads import NAME, creative
 
@@ -125,8 +125,8 @@ def test_a_dropped_connection_is_tried_again_where_that_is_safe(hook: DaiHook, e
 )
 def test_the_connections_num_retries(
     emulator: DaiEmulator,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
+    connect: Connect,
+    make_hook: MakeHook,
     slept: list[float],
     setting: dict[str, object],
     requests: int,
@@ -141,9 +141,7 @@ def test_the_connections_num_retries(
     assert slept == [0.5, 1.0, 2.0, 4.0, 8.0][: requests - 1]
 
 
-def test_each_call_has_its_own_retries(
-    emulator: DaiEmulator, connect: Callable[..., None], make_hook: Callable[..., DaiHook]
-) -> None:
+def test_each_call_has_its_own_retries(emulator: DaiEmulator, connect: Connect, make_hook: MakeHook) -> None:
     connect(is_anonymous=True, num_retries=1)
     hook = make_hook(api_endpoint=emulator.endpoint)
     for _ in range(3):
@@ -216,7 +214,7 @@ def test_retry_after_does_not_make_a_call_retryable(hook: DaiHook, emulator: Dai
 
 
 def test_the_retries_of_a_call_end_with_its_retry_timeout(
-    emulator: DaiEmulator, connect: Callable[..., None], make_hook: Callable[..., DaiHook], slept: list[float]
+    emulator: DaiEmulator, connect: Connect, make_hook: MakeHook, slept: list[float]
 ) -> None:
     connect(is_anonymous=True, num_retries=1000)
     hook = make_hook(api_endpoint=emulator.endpoint, retry_timeout=30)
@@ -228,11 +226,7 @@ def test_the_retries_of_a_call_end_with_its_retry_timeout(
 
 
 def test_no_retry_without_retry_timeout(
-    emulator: DaiEmulator,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    slept: list[float],
-    log: Log,
+    emulator: DaiEmulator, connect: Connect, make_hook: MakeHook, slept: list[float], log: Log
 ) -> None:
     connect(is_anonymous=True)
     hook = make_hook(api_endpoint=emulator.endpoint, retry_timeout=0)

@@ -14,11 +14,12 @@ from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.ingest.resume import KEY
 from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
+from tests.support.dag_runs import RunDag
 from tests.support.emulators import count
 from tests.support.ingests import CANCEL, both, execute, make, resume, the
 from tests.support.log import Log
 from tests.support.payloads import creative
-from tests.support.task_instance import Store
+from tests.support.task_instance import Store, Ti
 
 pytestmark = pytest.mark.usefixtures("_time")
 
@@ -42,7 +43,7 @@ class TestKill:
         operator.on_kill()
         assert slow.cancel_requested(the(slow)) == 1
 
-    def test_a_kill_makes_no_call_to_airflow(self, slow: DaiEmulator, context: Any, ti: Any, store: Store) -> None:
+    def test_a_kill_makes_no_call_to_airflow(self, slow: DaiEmulator, context: Any, ti: Ti, store: Store) -> None:
         """A handler that interrupts a call of Airflow's must make none: the kill comes in the middle of each."""
         operator = make(wait_for_completion=False)
         calls: list[str] = []
@@ -150,7 +151,7 @@ class TestGuard:
     """What the guard does where neither a kill nor a plain failure is all that happens."""
 
     def test_the_ingest_is_cancelled_although_airflow_is_unavailable(
-        self, slow: DaiEmulator, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch, log: Log
+        self, slow: DaiEmulator, context: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch, log: Log
     ) -> None:
         """The name cannot be pushed then, nor the connection looked up; the prepared request needs neither."""
         operator = make()
@@ -193,7 +194,7 @@ class TestGuard:
         assert slow.cancel_requested(the(slow)) == 1
 
     @pytest.mark.usefixtures("slow")
-    def test_what_signs_the_url_of_a_mapped_task_is_masked(self, run_dag: Any) -> None:
+    def test_what_signs_the_url_of_a_mapped_task_is_masked(self, run_dag: RunDag) -> None:
         from airflow.models.renderedtifields import RenderedTaskInstanceFields
         from airflow.utils.session import create_session
 

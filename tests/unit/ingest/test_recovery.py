@@ -15,6 +15,7 @@ from tests.support.clock import Clock
 from tests.support.emulators import count
 from tests.support.ingests import CREATE, JSON, LIST, SECRET, URL, execute, fail, interrupt_create, the
 from tests.support.log import Log
+from tests.support.task_instance import Ti
 
 pytestmark = pytest.mark.usefixtures("_time")
 
@@ -148,7 +149,7 @@ class TestInterruptedInDoubt:
         assert count(slow, CREATE) == 1
 
     def test_a_failing_xcom_push_does_not_hide_the_time_limit(
-        self, slow: DaiEmulator, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch
+        self, slow: DaiEmulator, context: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         interrupt_create(monkeypatch)
         monkeypatch.setattr(type(ti), "xcom_push", fail)

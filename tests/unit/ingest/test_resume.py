@@ -20,11 +20,12 @@ from airflow_dai_provider.ingest.resume import KEY
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE
 from tests.support.clock import Clock
-from tests.support.emulators import count, methods
+from tests.support.dag_runs import RunDag
+from tests.support.emulators import MakeEmulator, count, methods
 from tests.support.ingests import CANCEL, CREATE, GET, both, cancel, execute, fail, interrupt_create, make, resume, the
 from tests.support.log import Log
 from tests.support.payloads import creative
-from tests.support.task_instance import Store
+from tests.support.task_instance import Store, Ti
 
 pytestmark = pytest.mark.usefixtures("_time")
 
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("_time")
 class TestRetry:
     """On 3.3 the next try reattaches to the ingest of the one before."""
 
-    def fail_first_try(self, context: Any, ti: Any, **options: Any) -> None:
+    def fail_first_try(self, context: Any, ti: Ti, **options: Any) -> None:
         ti.max_tries = 1
         with pytest.raises(AirflowException, match="has not finished within 10 s"):
             execute(context, timeout=10, **options)
@@ -41,7 +42,7 @@ class TestRetry:
 
     @both
     def test_the_next_try_reattaches_to_the_same_creative_s_ingest(
-        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, log: Log, deferrable: bool
+        self, slow: DaiEmulator, context: Any, ti: Ti, store: Store, log: Log, deferrable: bool
     ) -> None:
         self.fail_first_try(context, ti, deferrable=deferrable)
         assert slow.cancel_requested(the(slow)) == 0
@@ -52,7 +53,7 @@ class TestRetry:
         assert (ti.pushed["ingest", -1, "operation_name"], ti.pushed["ingest", -1, "operation_try_number"]) == (name, 2)
         assert store.kept == {}
 
-    def test_the_next_try_reattaches_without_waiting(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
+    def test_the_next_try_reattaches_without_waiting(self, slow: DaiEmulator, context: Any, ti: Ti) -> None:
         """The first try can have failed in what comes after ``execute``."""
         ti.max_tries = 1
         name = execute(context, wait_for_completion=False)
@@ -73,22 +74,20 @@ class TestRetry:
         second = execute(context)
         assert slow.states() == {first: "SUCCEEDED", second: "SUCCEEDED"}
 
-    def test_the_last_try_cancels_its_ingest(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
+    def test_the_last_try_cancels_its_ingest(self, slow: DaiEmulator, context: Any, ti: Ti) -> None:
         self.fail_first_try(context, ti)
         with pytest.raises(AirflowException, match="has not finished within 10 s"):
             execute(context, timeout=10)
         assert slow.cancel_requested(the(slow)) == 1
 
-    def test_a_permanent_error_cancels_although_retries_are_left(
-        self, slow: DaiEmulator, context: Any, ti: Any
-    ) -> None:
+    def test_a_permanent_error_cancels_although_retries_are_left(self, slow: DaiEmulator, context: Any, ti: Ti) -> None:
         ti.max_tries = 3
         slow.inject(Fault(GET, rpc_status="PERMISSION_DENIED", times=None))
         with pytest.raises(AirflowFailException):
             execute(context)
         assert slow.cancel_requested(the(slow)) == 1
 
-    def test_before_3_3_each_failing_try_cancels(self, slow: DaiEmulator, context_before_3_3: Any, ti: Any) -> None:
+    def test_before_3_3_each_failing_try_cancels(self, slow: DaiEmulator, context_before_3_3: Any, ti: Ti) -> None:
         self.fail_first_try(context_before_3_3, ti)
         first = the(slow)
         assert slow.cancel_requested(first) == 1
@@ -106,7 +105,7 @@ class TestRetry:
         ids=["another file", "another title", "dynamic"],
     )
     def test_another_creative_s_ingest_is_cancelled_before_the_start(
-        self, slow: DaiEmulator, context: Any, ti: Any, other: Any
+        self, slow: DaiEmulator, context: Any, ti: Ti, other: Any
     ) -> None:
         self.fail_first_try(context, ti)
         wrong = the(slow)
@@ -117,7 +116,7 @@ class TestRetry:
         assert called.index(CANCEL) < [n for n, method in enumerate(called) if method == CREATE][1]
 
     def test_nothing_is_started_if_another_creative_s_ingest_cannot_be_cancelled(
-        self, slow: DaiEmulator, context: Any, ti: Any
+        self, slow: DaiEmulator, context: Any, ti: Ti
     ) -> None:
         self.fail_first_try(context, ti)
         slow.inject(Fault(CANCEL, rpc_status="UNIMPLEMENTED", times=None))
@@ -127,7 +126,7 @@ class TestRetry:
 
     @pytest.mark.parametrize("end", ["SUCCEEDED", "CANCELLED"])
     def test_a_finished_ingest_is_not_reattached_to(
-        self, slow: DaiEmulator, context: Any, ti: Any, clock: Clock, end: str
+        self, slow: DaiEmulator, context: Any, ti: Ti, clock: Clock, end: str
     ) -> None:
         self.fail_first_try(context, ti)
         first = the(slow)
@@ -154,7 +153,7 @@ class TestRetry:
 
     @both
     def test_an_ingest_cancelled_by_the_earlier_try_is_replaced(
-        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, between_polls: Any, deferrable: bool
+        self, slow: DaiEmulator, context: Any, ti: Ti, store: Store, between_polls: Any, deferrable: bool
     ) -> None:
         """The kill of an earlier try can come after this one has reattached to its ingest."""
         self.fail_first_try(context, ti)
@@ -173,7 +172,7 @@ class TestRetry:
 
     @both
     def test_an_ingest_cancelled_long_after_the_reattachment_fails_the_task(
-        self, slow: DaiEmulator, context: Any, ti: Any, between_polls: Any, clock: Clock, deferrable: bool
+        self, slow: DaiEmulator, context: Any, ti: Ti, between_polls: Any, clock: Clock, deferrable: bool
     ) -> None:
         """By a user, or at a deadline; no guard of the earlier try comes that late."""
         self.fail_first_try(context, ti)
@@ -192,7 +191,7 @@ class TestRetry:
         assert slow.states() == {first: "CANCELLED"}
 
     def test_an_ingest_at_another_endpoint_is_logged_and_left_running(
-        self, context: Any, make_emulator: Any, log: Log
+        self, context: Any, make_emulator: MakeEmulator, log: Log
     ) -> None:
         """There, another operation can have its name."""
         old = make_emulator()
@@ -204,7 +203,7 @@ class TestRetry:
         assert (old.cancel_requested(name), new.cancel_requested(name)) == (0, 0)
         assert count(new, CREATE) == 1
 
-    def test_a_second_cancelled_ingest_is_not_replaced(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
+    def test_a_second_cancelled_ingest_is_not_replaced(self, slow: DaiEmulator, context: Any, ti: Ti) -> None:
         self.fail_first_try(context, ti)
         with pytest.raises(TaskDeferred) as deferred:
             make(deferrable=True).execute(context)
@@ -217,7 +216,7 @@ class TestRetry:
         assert count(slow, CREATE) == 2
 
     def test_a_killed_task_does_not_replace_its_cancelled_ingest(
-        self, slow: DaiEmulator, context: Any, ti: Any, between_polls: Any
+        self, slow: DaiEmulator, context: Any, ti: Ti, between_polls: Any
     ) -> None:
         self.fail_first_try(context, ti)
         operator = make()
@@ -227,7 +226,7 @@ class TestRetry:
         assert slow.states() == {the(slow): "CANCELLED"}
 
     def test_an_ingest_that_cannot_be_polled_is_cancelled_by_the_last_try(
-        self, slow: DaiEmulator, context: Any, ti: Any
+        self, slow: DaiEmulator, context: Any, ti: Ti
     ) -> None:
         self.fail_first_try(context, ti)
         slow.inject(Fault(GET, status=503, times=None))
@@ -264,7 +263,7 @@ class TestLeftToTheNextTry:
 
     @pytest.mark.parametrize("what", ["xcom", "store", "time limit"])
     def test_an_ingest_that_the_next_try_cannot_find_is_cancelled(
-        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, monkeypatch: pytest.MonkeyPatch, what: str
+        self, slow: DaiEmulator, context: Any, ti: Ti, store: Store, monkeypatch: pytest.MonkeyPatch, what: str
     ) -> None:
         ti.max_tries = 1
         with monkeypatch.context() as patches:
@@ -284,7 +283,7 @@ class TestLeftToTheNextTry:
         assert slow.states()[second] == "SUCCEEDED"
 
     def test_a_killed_task_cancels_although_retries_are_left(
-        self, slow: DaiEmulator, context: Any, ti: Any, between_polls: Any
+        self, slow: DaiEmulator, context: Any, ti: Ti, between_polls: Any
     ) -> None:
         ti.max_tries = 1
         slow.inject(Fault(CANCEL, status=503))
@@ -294,7 +293,7 @@ class TestLeftToTheNextTry:
             operator.execute(context)
         assert slow.cancel_requested(the(slow)) == 1
 
-    def test_a_next_try_that_fails_before_it_reattaches_cancels(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
+    def test_a_next_try_that_fails_before_it_reattaches_cancels(self, slow: DaiEmulator, context: Any, ti: Ti) -> None:
         ti.max_tries = 1
         with pytest.raises(AirflowException, match="has not finished"):
             execute(context, timeout=10)
@@ -307,7 +306,7 @@ class TestLeftToTheNextTry:
 
     @pytest.mark.skipif(not HAS_TASK_STATE_STORE, reason="before Airflow 3.3 the failing try cancels")
     def test_an_ingest_left_after_a_time_limit_survives_the_kill_that_follows(
-        self, slow: DaiEmulator, run_dag: Any, between_polls: Any
+        self, slow: DaiEmulator, run_dag: RunDag, between_polls: Any
     ) -> None:
         """Airflow 3 calls on_kill after a time limit, when the ingest is left to the next try already."""
 
@@ -321,7 +320,7 @@ class TestLeftToTheNextTry:
         assert (slow.states()[the(slow)], slow.cancel_requested(the(slow))) == ("SUCCEEDED", 0)
 
 
-def test_a_retry_reattaches_on_a_real_airflow_3_3(slow: DaiEmulator, run_dag: Any) -> None:
+def test_a_retry_reattaches_on_a_real_airflow_3_3(slow: DaiEmulator, run_dag: RunDag) -> None:
     """On 3.3 the second try reattaches to the ingest of the first; before, it starts its own."""
     with DAG("retried", schedule=None, start_date=timezone.datetime(2026, 1, 1)) as dag:
         make(timeout=50, retries=1, retry_delay=0)

@@ -14,7 +14,10 @@ from jinja2 import Environment
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
-from tests.support.emulators import methods
+from tests.support.dag_runs import RunDag
+from tests.support.emulators import MakeEmulator, methods
+from tests.support.log import Log
+from tests.support.task_instance import Ti
 
 CANCEL = "operations.cancel"
 A, B, C = (f"operations/{letter}" for letter in "abc")
@@ -25,7 +28,7 @@ def count(emulator: DaiEmulator, method: str = CANCEL) -> int:
 
 
 @pytest.fixture
-def context(ti: Any) -> Callable[..., Any]:
+def context(ti: Ti) -> Callable[..., Any]:
     """Make a context as Airflow gives it to a callback; that of a DAG has a reason."""
     with DAG("notifier", schedule=None) as dag:
         for task_id in ("start_ingest", "publish"):
@@ -57,7 +60,7 @@ class TestGivenNames:
     )
     @pytest.mark.parametrize("of_dag", [False, True], ids=["task", "dag"])
     def test_the_given_operations_are_cancelled(
-        self, emulator: DaiEmulator, context: Any, log: Any, given: Any, cancelled: set[str], of_dag: bool
+        self, emulator: DaiEmulator, context: Any, log: Log, given: Any, cancelled: set[str], of_dag: bool
     ) -> None:
         for name in (A, B, C):
             emulator.start_ingest(name)
@@ -75,7 +78,7 @@ class TestGivenNames:
     @pytest.mark.parametrize("given", ["", "None", " ", "{{ nothing }}", "{{ none }}", [], [""], ["{{ nothing }}"]])
     @pytest.mark.parametrize("of_dag", [False, True], ids=["task", "dag"])
     def test_a_name_that_renders_to_nothing_cancels_nothing(
-        self, emulator: DaiEmulator, context: Any, ti: Any, log: Any, given: Any, of_dag: bool
+        self, emulator: DaiEmulator, context: Any, ti: Ti, log: Log, given: Any, of_dag: bool
     ) -> None:
         emulator.start_ingest(A)
         ti.xcom_push("operation_name", A)  # left alone, since a name was given, although an empty one
@@ -85,7 +88,7 @@ class TestGivenNames:
         assert emulator.requests == []
 
     def test_the_others_are_cancelled_beside_an_invalid_name(
-        self, emulator: DaiEmulator, context: Any, log: Any
+        self, emulator: DaiEmulator, context: Any, log: Log
     ) -> None:
         emulator.start_ingest(A)
         emulator.start_ingest(B)
@@ -96,7 +99,7 @@ class TestGivenNames:
         assert any("pass its 'name'" in line for line in log.errors)
 
     def test_given_names_are_cancelled_when_xcoms_cannot_be_read(
-        self, emulator: DaiEmulator, context: Any, log: Any
+        self, emulator: DaiEmulator, context: Any, log: Log
     ) -> None:
         emulator.start_ingest(A)
         with pytest.raises(AirflowException, match="no task instance"):
@@ -104,7 +107,7 @@ class TestGivenNames:
         assert emulator.state(A) == "CANCELLED"
         assert any("no task instance" in line for line in log.errors)
 
-    def test_airflow_logs_what_may_still_run(self, emulator: DaiEmulator, context: Any, log: Any) -> None:
+    def test_airflow_logs_what_may_still_run(self, emulator: DaiEmulator, context: Any, log: Log) -> None:
         emulator.start_ingest(A)
         emulator.unimplement(CANCEL)
         call(DaiCancelOperationNotifier(A), context())
@@ -116,7 +119,7 @@ class TestStartedOperations:
     @pytest.mark.parametrize("tasks", ["start_ingest", ["start_ingest"], ("publish", "start_ingest"), "{{ which }}"])
     @pytest.mark.parametrize("of_dag", [False, True], ids=["task", "dag"])
     def test_operations_of_the_given_tasks_are_cancelled(
-        self, emulator: DaiEmulator, context: Any, make_ti: Any, tasks: Any, of_dag: bool
+        self, emulator: DaiEmulator, context: Any, make_ti: type[Ti], tasks: Any, of_dag: bool
     ) -> None:
         emulator.start_ingest(A)
         ti = make_ti(task_id="publish")
@@ -128,7 +131,7 @@ class TestStartedOperations:
         assert emulator.state(A) == "CANCELLED"
 
     def test_operations_of_the_given_tasks_are_cancelled_beside_given_names(
-        self, emulator: DaiEmulator, context: Any, ti: Any
+        self, emulator: DaiEmulator, context: Any, ti: Ti
     ) -> None:
         emulator.start_ingest(A)
         emulator.start_ingest(B)
@@ -138,7 +141,7 @@ class TestStartedOperations:
 
     @pytest.mark.parametrize("key", ["operation_name", "return_value"])
     def test_a_tasks_callback_cancels_its_own_operation(
-        self, emulator: DaiEmulator, context: Any, ti: Any, key: str
+        self, emulator: DaiEmulator, context: Any, ti: Ti, key: str
     ) -> None:
         emulator.start_ingest(A)
         emulator.start_ingest(B)
@@ -148,7 +151,7 @@ class TestStartedOperations:
         assert emulator.states() == {A: "CANCELLED", B: "RUNNING"}
 
     def test_a_dags_callback_cancels_the_operations_of_the_run(
-        self, emulator: DaiEmulator, context: Any, make_ti: Any
+        self, emulator: DaiEmulator, context: Any, make_ti: type[Ti]
     ) -> None:
         ti = make_ti(task_id="publish")
         for index, name in enumerate((A, B)):
@@ -161,7 +164,7 @@ class TestStartedOperations:
 
     @pytest.mark.parametrize("arguments", [{}, {"ingest_task_ids": "start_ingest"}], ids=["own", "named"])
     def test_a_mapped_tasks_callback_leaves_its_siblings_alone(
-        self, emulator: DaiEmulator, context: Any, make_ti: Any, arguments: dict[str, Any]
+        self, emulator: DaiEmulator, context: Any, make_ti: type[Ti], arguments: dict[str, Any]
     ) -> None:
         ti = make_ti(map_index=1)
         for index, name in enumerate((A, B, C)):
@@ -171,7 +174,7 @@ class TestStartedOperations:
         assert emulator.states() == {A: "RUNNING", B: "CANCELLED", C: "RUNNING"}
 
     def test_a_late_callback_leaves_the_next_try_alone(
-        self, emulator: DaiEmulator, context: Any, make_ti: Any, log: Any
+        self, emulator: DaiEmulator, context: Any, make_ti: type[Ti], log: Log
     ) -> None:
         emulator.start_ingest(A)
         ti = make_ti(try_number=1)
@@ -184,7 +187,7 @@ class TestStartedOperations:
             "No operation to cancel: the task instance has started none.",
         ]
 
-    def test_an_invalid_xcom_is_reported(self, emulator: DaiEmulator, context: Any, ti: Any) -> None:
+    def test_an_invalid_xcom_is_reported(self, emulator: DaiEmulator, context: Any, ti: Ti) -> None:
         emulator.start_ingest(A)
         ti.xcom_push("operation_name", [{"name": B}, A])
         with pytest.raises(AirflowException, match="pass its 'name'"):
@@ -206,7 +209,7 @@ class TestStartedOperations:
         self,
         emulator: DaiEmulator,
         context: Any,
-        log: Any,
+        log: Log,
         arguments: dict[str, Any],
         reason: dict[str, str],
         source: str,
@@ -217,7 +220,7 @@ class TestStartedOperations:
 
     @pytest.mark.parametrize("reason", [{}, {"reason": "task_failure"}], ids=["task", "dag"])
     def test_an_unknown_task_id_is_an_error(
-        self, emulator: DaiEmulator, context: Any, ti: Any, reason: dict[str, str]
+        self, emulator: DaiEmulator, context: Any, ti: Ti, reason: dict[str, str]
     ) -> None:
         ti.of_other_task("start_ingest", "operation_name", emulator.start_ingest(A))
         words = "started by strat_ingest: the DAG a_dag has no such task, but publish, start_ingest"
@@ -226,13 +229,13 @@ class TestStartedOperations:
         assert emulator.cancel_requested(A) == 1
 
     @pytest.mark.usefixtures("fake_time", "metadata_database")
-    def test_nothing_to_cancel_needs_no_connection(self, context: Any, log: Any) -> None:
+    def test_nothing_to_cancel_needs_no_connection(self, context: Any, log: Log) -> None:
         DaiCancelOperationNotifier().notify(context())
         assert log.errors == []
 
 
 class TestRendering:
-    def test_one_notifier_serves_many_runs(self, emulator: DaiEmulator, context: Any, make_ti: Any) -> None:
+    def test_one_notifier_serves_many_runs(self, emulator: DaiEmulator, context: Any, make_ti: type[Ti]) -> None:
         notifier = DaiCancelOperationNotifier(
             ["operations/{{ letter }}"], ["{{ task }}"], gcp_conn_id="conn_{{ letter }}", api_endpoint="{{ nothing }}"
         )
@@ -253,7 +256,7 @@ class TestRendering:
         assert {name: getattr(notifier, name) for name in notifier.template_fields} == before
 
     def test_one_notifier_without_arguments_serves_many_runs(
-        self, emulator: DaiEmulator, context: Any, make_ti: Any
+        self, emulator: DaiEmulator, context: Any, make_ti: type[Ti]
     ) -> None:
         notifier = DaiCancelOperationNotifier()
         for number in range(3):
@@ -264,7 +267,9 @@ class TestRendering:
             notifier(context(ti=ti))
             assert [request.name for request in emulator.requests] == [name]
 
-    def test_every_field_is_rendered(self, make_emulator: Any, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_every_field_is_rendered(
+        self, make_emulator: MakeEmulator, context: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         meant, other = make_emulator(), make_emulator()
         meant.start_ingest(A)
         extra = {"is_anonymous": True}
@@ -284,7 +289,7 @@ class TestRendering:
     @pytest.mark.parametrize("field", ["operation_name", "ingest_task_ids"])
     @pytest.mark.parametrize("reason", [{}, {"reason": "task_failure"}], ids=["task", "dag"])
     def test_a_field_that_cannot_be_rendered_is_not_taken_as_left_out(
-        self, emulator: DaiEmulator, context: Any, ti: Any, log: Any, field: str, reason: dict[str, str]
+        self, emulator: DaiEmulator, context: Any, ti: Ti, log: Log, field: str, reason: dict[str, str]
     ) -> None:
         ti.xcom_push("operation_name", emulator.start_ingest(A))
         call(DaiCancelOperationNotifier(**{field: "{{ missing.name }}"}), context(**reason))
@@ -308,7 +313,7 @@ class TestRun:
         """Return a task that starts an ingest, pushes its name, and fails."""
 
         @task(**options)
-        def ingest_and_fail(number: int = 0, ti: Any = None) -> None:
+        def ingest_and_fail(number: int = 0, ti: Ti = None) -> None:
             name = emulator.start_ingest(f"operations/{number}-of-try-{ti.try_number}")
             ti.xcom_push("operation_name", name)
             ti.xcom_push("operation_try_number", ti.try_number)
@@ -317,7 +322,7 @@ class TestRun:
 
         return ingest_and_fail
 
-    def test_a_failed_task_cancels_its_ingest(self, emulator: DaiEmulator, run_dag: Any, log: Any) -> None:
+    def test_a_failed_task_cancels_its_ingest(self, emulator: DaiEmulator, run_dag: RunDag, log: Log) -> None:
         with DAG("notifier_failure", schedule=None) as dag:
             self.failing(emulator, on_failure_callback=DaiCancelOperationNotifier())()
         run = run_dag(dag)
@@ -325,7 +330,7 @@ class TestRun:
         assert emulator.states() == {"operations/0-of-try-1": "CANCELLED"}
         assert "Requested the cancellation of operations/0-of-try-1." in log.ours
 
-    def test_each_failed_try_cancels_its_ingest(self, emulator: DaiEmulator, run_dag: Any) -> None:
+    def test_each_failed_try_cancels_its_ingest(self, emulator: DaiEmulator, run_dag: RunDag) -> None:
         notifier = DaiCancelOperationNotifier()
         with DAG("notifier_retry", schedule=None) as dag:
             self.failing(
@@ -342,7 +347,7 @@ class TestRun:
 
     @pytest.mark.parametrize("ingest_task_ids", [None, "ingest_and_fail"], ids=["own", "named"])
     def test_a_mapped_task_leaves_its_siblings_alone(
-        self, emulator: DaiEmulator, run_dag: Any, ingest_task_ids: str | None
+        self, emulator: DaiEmulator, run_dag: RunDag, ingest_task_ids: str | None
     ) -> None:
         notifier = DaiCancelOperationNotifier(ingest_task_ids=ingest_task_ids)
         with DAG("notifier_mapped", schedule=None) as dag:
@@ -356,7 +361,7 @@ class TestRun:
             "operations/1-of-try-1": "CANCELLED",
         }
 
-    def test_a_template_can_use_the_params_of_the_run(self, emulator: DaiEmulator, run_dag: Any) -> None:
+    def test_a_template_can_use_the_params_of_the_run(self, emulator: DaiEmulator, run_dag: RunDag) -> None:
         emulator.start_ingest(A)
         notifier = DaiCancelOperationNotifier("{{ params.operation }}")
         with DAG("notifier_template", schedule=None, params={"operation": A}) as dag:
@@ -365,7 +370,9 @@ class TestRun:
         assert emulator.states() == {A: "CANCELLED", "operations/0-of-try-1": "RUNNING"}
 
     @pytest.mark.parametrize("mapped", [False, True], ids=["one", "several"])
-    def test_the_output_of_another_task_is_cancelled(self, emulator: DaiEmulator, run_dag: Any, mapped: bool) -> None:
+    def test_the_output_of_another_task_is_cancelled(
+        self, emulator: DaiEmulator, run_dag: RunDag, mapped: bool
+    ) -> None:
         with DAG("notifier_output", schedule=None) as dag:
 
             @task
@@ -379,7 +386,7 @@ class TestRun:
         assert started == {"CANCELLED"}
         assert emulator.state("operations/0-of-try-1") == "RUNNING"
 
-    def test_a_dags_callback_cancels_a_given_name(self, emulator: DaiEmulator, run_dag: Any) -> None:
+    def test_a_dags_callback_cancels_a_given_name(self, emulator: DaiEmulator, run_dag: RunDag) -> None:
         emulator.start_ingest(A)
         notifier = DaiCancelOperationNotifier("{{ params.operation }}")
         with DAG("notifier_of_dag", schedule=None, params={"operation": A}, on_failure_callback=notifier) as dag:
@@ -389,7 +396,7 @@ class TestRun:
 
     @pytest.mark.parametrize("arguments", [{}, {"ingest_task_ids": "ingest_and_fail"}], ids=["run", "named"])
     def test_a_dags_callback_cancels_what_tasks_have_started(
-        self, emulator: DaiEmulator, run_dag: Any, log: Any, airflow_2: bool, arguments: dict[str, Any]
+        self, emulator: DaiEmulator, run_dag: RunDag, log: Log, airflow_2: bool, arguments: dict[str, Any]
     ) -> None:
         notifier = DaiCancelOperationNotifier(**arguments)
         with DAG("notifier_of_dag_pushed", schedule=None, on_failure_callback=notifier) as dag:
@@ -403,7 +410,7 @@ class TestRun:
             assert set(emulator.states().values()) == {"RUNNING"}
             assert "XComs cannot be read here: dag.test() of Airflow 3" in log.text
 
-    def test_the_failure_of_the_task_stays_visible(self, emulator: DaiEmulator, run_dag: Any, log: Any) -> None:
+    def test_the_failure_of_the_task_stays_visible(self, emulator: DaiEmulator, run_dag: RunDag, log: Log) -> None:
         emulator.unimplement(CANCEL)
         with DAG("notifier_hides_nothing", schedule=None) as dag:
             self.failing(emulator, on_failure_callback=DaiCancelOperationNotifier())()
@@ -412,7 +419,7 @@ class TestRun:
         assert any(line.startswith("operations/0-of-try-1 may still run: ") for line in log.errors)
         assert count(emulator) == 1
 
-    def test_a_task_that_succeeds_keeps_its_ingest(self, emulator: DaiEmulator, run_dag: Any) -> None:
+    def test_a_task_that_succeeds_keeps_its_ingest(self, emulator: DaiEmulator, run_dag: RunDag) -> None:
         with DAG("notifier_success", schedule=None, on_failure_callback=DaiCancelOperationNotifier()) as dag:
             self.failing(emulator, on_failure_callback=DaiCancelOperationNotifier())(5)
         assert run_dag(dag).state == "success"

@@ -27,6 +27,7 @@ from tests.support.clock import Clock
 from tests.support.deadlines import Triggerer, deadline_context, deadlines
 from tests.support.event_loop import Gate, run, until
 from tests.support.log import Log
+from tests.support.task_instance import Ti
 
 PATH = "airflow_dai_provider.notifications.dai.DaiCancelOperationNotifier"
 PASSED = "A deadline has passed: that of the run a_run of a_dag."
@@ -340,7 +341,7 @@ class TestSyncCallback:
         assert log.ours == []
         assert context == deadline_context(), "Nothing was rendered into it."
 
-    def test_a_context_with_a_task_instance_is_not_refused(self, ingests: DaiEmulator, ti: Any) -> None:
+    def test_a_context_with_a_task_instance_is_not_refused(self, ingests: DaiEmulator, ti: Ti) -> None:
         """It is the context of a task, even if a later Airflow adds a deadline to it."""
         ti.xcom_push("operation_name", A)
         DaiCancelOperationNotifier()({"ti": ti, "dag": None, "deadline": {}})

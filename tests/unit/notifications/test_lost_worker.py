@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import DAG, BaseOperator
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
+from tests.support.task_instance import Ti
 
 A = "operations/a"
 
@@ -20,7 +21,7 @@ def task(*, cancels_own_ingest: bool) -> Any:
 
 
 @pytest.fixture
-def context(emulator: DaiEmulator, ti: Any) -> Any:
+def context(emulator: DaiEmulator, ti: Ti) -> Any:
     """The context of a task that has started an ingest."""
     ti.xcom_push("operation_name", emulator.start_ingest(A))
     with DAG("lost_worker", schedule=None) as dag:

@@ -16,6 +16,7 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks import dai
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from tests.support.clock import Clock
+from tests.support.emulators import MakeEmulator
 from tests.support.event_loop import run
 from tests.support.log import Log
 
@@ -199,7 +200,7 @@ def async_notify(notifier: DaiCancelOperationNotifier, context: Any) -> None:
 
 
 @pytest.fixture
-def outcome_of(make_emulator: Any, clock: Clock, log: Log) -> Callable[..., Outcome]:
+def outcome_of(make_emulator: MakeEmulator, clock: Clock, log: Log) -> Callable[..., Outcome]:
     """A function that brings a notifier into a situation and calls it."""
 
     def without_address(text: str) -> str:
@@ -324,7 +325,7 @@ def test_without_a_usable_connection_each_operation_is_reported(
     assert [line.split(" ")[0] for line in log.errors[-2:]] == [A, B]
 
 
-def test_a_second_cancellation_is_no_error(make_emulator: Any, log: Log) -> None:
+def test_a_second_cancellation_is_no_error(make_emulator: MakeEmulator, log: Log) -> None:
     """A deadline can pass when a failure callback has already cancelled."""
     emulator = make_emulator(finished_cancel="failed_precondition")
     emulator.start_ingest(A)

@@ -12,8 +12,11 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
+from tests.support.clock import Clock
 from tests.support.connections import define_connection
-from tests.support.emulators import count, methods
+from tests.support.emulators import MakeEmulator, count, methods
+from tests.support.log import Log
+from tests.support.task_instance import Ti
 
 GET, CANCEL = "operations.get", "operations.cancel"
 NAME = "operations/my-ingest"
@@ -25,7 +28,7 @@ ENDS = {
 
 
 @pytest.fixture
-def execute(ti: Any) -> Callable[..., Any]:
+def execute(ti: Ti) -> Callable[..., Any]:
     """Execute the operator, with a context that has what it needs of one."""
 
     def run(operation_name: Any = NAME, **options: Any) -> Any:
@@ -37,7 +40,7 @@ def execute(ti: Any) -> Callable[..., Any]:
 
 class TestRequest:
     def test_it_requests_the_cancellation_and_returns_the_name(
-        self, emulator: DaiEmulator, execute: Any, log: Any, ti: Any
+        self, emulator: DaiEmulator, execute: Any, log: Log, ti: Ti
     ) -> None:
         emulator.start_ingest(NAME)
         assert execute() == NAME
@@ -63,7 +66,7 @@ class TestRequest:
         assert execute(name) == name
         assert emulator.state(name) == "CANCELLED"
 
-    def test_it_says_cancelled_only_when_get_has_shown_it(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+    def test_it_says_cancelled_only_when_get_has_shown_it(self, emulator: DaiEmulator, execute: Any, log: Log) -> None:
         emulator.start_ingest(NAME, cancel_seconds=60)
         execute()
         assert log.ours == [
@@ -73,7 +76,7 @@ class TestRequest:
         assert "cancelled" not in " ".join(log.ours).lower()
 
     def test_a_waiting_task_says_cancelled_only_when_get_has_shown_it(
-        self, emulator: DaiEmulator, execute: Any, log: Any
+        self, emulator: DaiEmulator, execute: Any, log: Log
     ) -> None:
         emulator.start_ingest(NAME, cancel_seconds=60)
         execute(wait_for_completion=True)
@@ -81,7 +84,7 @@ class TestRequest:
         assert len(log.ours) > 5
         assert "cancelled" not in " ".join(log.ours[:-1]).lower()
 
-    def test_the_final_state_that_the_poll_found_is_logged(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+    def test_the_final_state_that_the_poll_found_is_logged(self, emulator: DaiEmulator, execute: Any, log: Log) -> None:
         emulator.start_ingest(NAME, seconds=0, outcome="INVALID_MEDIA")
         assert execute() == NAME
         assert "is FAILED" in log.ours[-1]
@@ -93,7 +96,7 @@ class TestWait:
     @pytest.mark.parametrize("state", ENDS)
     @pytest.mark.parametrize("expected", [None, *ENDS], ids=str)
     def test_a_final_state_is_accepted_or_fails_the_task(
-        self, emulator: DaiEmulator, execute: Any, ti: Any, log: Any, state: str, expected: str | None
+        self, emulator: DaiEmulator, execute: Any, ti: Ti, log: Log, state: str, expected: str | None
     ) -> None:
         emulator.start_ingest(NAME, **ENDS[state])
         if expected in (None, state):
@@ -113,7 +116,7 @@ class TestWait:
             execute(wait_for_completion=True, expected_states="CANCELLED")
 
     def test_the_xcom_is_plain_json_without_secrets(
-        self, emulator: DaiEmulator, execute: Any, ti: Any, log: Any
+        self, emulator: DaiEmulator, execute: Any, ti: Ti, log: Log
     ) -> None:
         url = "https://user:secret@media.example/ad.mp4?X-Goog-Signature=secret#secret"
         emulator.start_ingest(NAME, creative_url=url, **ENDS["SUCCEEDED"])
@@ -126,13 +129,13 @@ class TestWait:
         assert "secret" not in json.dumps(pushed)
         assert "secret" not in " ".join(log.ours)
 
-    def test_nothing_is_pushed_without_waiting(self, emulator: DaiEmulator, execute: Any, ti: Any) -> None:
+    def test_nothing_is_pushed_without_waiting(self, emulator: DaiEmulator, execute: Any, ti: Ti) -> None:
         emulator.start_ingest(NAME)
         execute(expected_states="FAILED")
         assert ti.pushed == {}
 
     def test_polls_are_quick_at_first_and_then_one_per_interval(
-        self, emulator: DaiEmulator, execute: Any, clock: Any, log: Any
+        self, emulator: DaiEmulator, execute: Any, clock: Clock, log: Log
     ) -> None:
         emulator.start_ingest(NAME, cancel_seconds=60)
         execute(wait_for_completion=True, poll_interval=10)
@@ -144,7 +147,7 @@ class TestWait:
         assert all(f"{NAME} is RUNNING (ingest PROCESSING); " in line for line in polls)
         assert polls[1] == f"{NAME} is RUNNING (ingest PROCESSING); 1 s elapsed, next poll in 1.5 s"
 
-    def test_a_timeout_fails_the_task(self, emulator: DaiEmulator, execute: Any, clock: Any) -> None:
+    def test_a_timeout_fails_the_task(self, emulator: DaiEmulator, execute: Any, clock: Clock) -> None:
         emulator.start_ingest(NAME, cancel="ignored")
         with pytest.raises(
             AirflowException, match=f"{NAME} has not finished within 90 s.*{NAME} may still run"
@@ -157,7 +160,7 @@ class TestWait:
 
     @pytest.mark.parametrize("polls_before", [0, 1, 3])
     def test_a_short_outage_does_not_end_the_wait(
-        self, emulator: DaiEmulator, execute: Any, ti: Any, polls_before: int
+        self, emulator: DaiEmulator, execute: Any, ti: Ti, polls_before: int
     ) -> None:
         emulator.start_ingest(NAME, cancel_seconds=60)
         if polls_before:
@@ -167,14 +170,16 @@ class TestWait:
         assert ti.pushed[ti.task_id, -1, "operation"]["state"] == "CANCELLED"
         assert count(emulator, CANCEL) == 1
 
-    def test_what_has_finished_is_not_waited_for(self, make_emulator: Any, execute: Any, clock: Any, ti: Any) -> None:
+    def test_what_has_finished_is_not_waited_for(
+        self, make_emulator: MakeEmulator, execute: Any, clock: Clock, ti: Ti
+    ) -> None:
         emulator = make_emulator(finished_cancel="failed_precondition")
         emulator.start_ingest(NAME, seconds=0)
         assert execute(wait_for_completion=True) == NAME
         assert clock.slept == []
         assert ti.pushed[ti.task_id, -1, "operation"]["state"] == "SUCCEEDED"
 
-    def test_a_final_state_counts_although_the_service_refused(self, make_emulator: Any, execute: Any) -> None:
+    def test_a_final_state_counts_although_the_service_refused(self, make_emulator: MakeEmulator, execute: Any) -> None:
         emulator = make_emulator(finished_cancel="failed_precondition")
         emulator.start_ingest(NAME, seconds=0)
         with pytest.raises(AirflowFailException, match="is SUCCEEDED.* accepts only CANCELLED"):
@@ -185,7 +190,7 @@ class TestFinished:
     @pytest.mark.parametrize("answer", ["ok", "failed_precondition", "not_found"])
     @pytest.mark.parametrize("wait", [False, True], ids=["asks", "waits"])
     def test_a_finished_operation_is_no_error_and_is_logged(
-        self, make_emulator: Any, execute: Any, log: Any, answer: str, wait: bool
+        self, make_emulator: MakeEmulator, execute: Any, log: Log, answer: str, wait: bool
     ) -> None:
         emulator = make_emulator(finished_cancel=answer)
         emulator.start_ingest(NAME, seconds=0)
@@ -196,7 +201,7 @@ class TestFinished:
 
     @pytest.mark.parametrize("answer", ["failed_precondition", "not_found"])
     def test_an_operation_cancelled_before_is_no_error(
-        self, make_emulator: Any, execute: Any, log: Any, answer: str
+        self, make_emulator: MakeEmulator, execute: Any, log: Log, answer: str
     ) -> None:
         emulator = make_emulator(finished_cancel=answer)
         emulator.start_ingest(NAME)
@@ -214,9 +219,7 @@ class TestMissing:
 
     @pytest.mark.parametrize("wait", [False, True], ids=["asks", "waits"])
     @pytest.mark.usefixtures("emulator")
-    def test_an_unknown_operation_is_accepted_with_missing_ok(
-        self, execute: Any, log: Any, ti: Any, wait: bool
-    ) -> None:
+    def test_an_unknown_operation_is_accepted_with_missing_ok(self, execute: Any, log: Log, ti: Ti, wait: bool) -> None:
         assert execute(missing_ok=True, wait_for_completion=wait) == NAME
         assert NAME in log.ours[-1]
         assert "missing_ok is set" in log.ours[-1]
@@ -224,7 +227,7 @@ class TestMissing:
 
     @pytest.mark.parametrize("missing_ok", [False, True])
     def test_an_operation_that_vanishes_during_the_wait_is_accepted_with_missing_ok(
-        self, emulator: DaiEmulator, execute: Any, ti: Any, missing_ok: bool
+        self, emulator: DaiEmulator, execute: Any, ti: Ti, missing_ok: bool
     ) -> None:
         emulator.start_ingest(NAME, cancel_seconds=60)
         emulator.inject(Fault(method=GET, headers={"X-Poll": "fine"}, times=3))
@@ -257,7 +260,7 @@ class TestErrors:
         assert emulator.state(NAME) == "RUNNING"
         assert count(emulator, CANCEL) == 1
 
-    def test_missing_ok_does_not_hide_that_it_runs(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+    def test_missing_ok_does_not_hide_that_it_runs(self, emulator: DaiEmulator, execute: Any, log: Log) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(method=CANCEL, rpc_status="NOT_FOUND", times=None))
         with pytest.raises(AirflowFailException, match=f"{NAME} may still run"):
@@ -267,7 +270,7 @@ class TestErrors:
     @pytest.mark.parametrize("wait", [False, True], ids=["asks", "waits"])
     @pytest.mark.parametrize("method", [CANCEL, GET])
     def test_unimplemented_fails_the_task_at_once(
-        self, emulator: DaiEmulator, execute: Any, clock: Any, method: str, wait: bool
+        self, emulator: DaiEmulator, execute: Any, clock: Clock, method: str, wait: bool
     ) -> None:
         emulator.start_ingest(NAME, cancel_seconds=60)
         emulator.unimplement(method)
@@ -332,7 +335,7 @@ class TestErrors:
         assert raised.value.__cause__ is not None
 
     def test_a_failed_poll_after_the_request_does_not_fail_the_task(
-        self, emulator: DaiEmulator, execute: Any, log: Any
+        self, emulator: DaiEmulator, execute: Any, log: Log
     ) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(method=GET, status=503, times=None))

@@ -21,9 +21,10 @@ from airflow_dai_provider.operators.dai import XCOM_OPERATION, DaiCancelOperatio
 from airflow_dai_provider.tasks import deferral
 from airflow_dai_provider.tasks.failures import OperationNotFoundError, UnexpectedStateError
 from tests.support.clock import Clock
-from tests.support.emulators import methods
+from tests.support.emulators import MakeEmulator, methods
 from tests.support.event_loop import fire
 from tests.support.log import Log
+from tests.support.task_instance import Ti
 
 pytestmark = pytest.mark.usefixtures("few_authorities", "fake_time")
 
@@ -32,13 +33,13 @@ TIMEOUT = 100.0
 
 
 @pytest.fixture
-def context(ti: Any) -> dict[str, Any]:
+def context(ti: Ti) -> dict[str, Any]:
     ti.task_id = "cancel"
     return {"ti": ti}
 
 
 @pytest.fixture
-def slow(make_emulator: Any) -> DaiEmulator:
+def slow(make_emulator: MakeEmulator) -> DaiEmulator:
     """Give an emulator that takes 20 s to cancel."""
     emulator: DaiEmulator = make_emulator(cancel_seconds=20.0)
     return emulator
@@ -76,7 +77,7 @@ both = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker"
     ],
 )
 def test_it_waits_until_the_operation_has_finished(
-    slow: DaiEmulator, context: Any, ti: Any, deferrable: bool, ingest: Any, expected_states: Any, state: str
+    slow: DaiEmulator, context: Any, ti: Ti, deferrable: bool, ingest: Any, expected_states: Any, state: str
 ) -> None:
     slow.start_ingest(NAME, **ingest)
     assert execute(context, deferrable=deferrable, expected_states=expected_states) == NAME
@@ -87,7 +88,7 @@ def test_it_waits_until_the_operation_has_finished(
 
 
 @both
-def test_an_unexpected_final_state_fails_the_task(slow: DaiEmulator, context: Any, ti: Any, deferrable: bool) -> None:
+def test_an_unexpected_final_state_fails_the_task(slow: DaiEmulator, context: Any, ti: Ti, deferrable: bool) -> None:
     slow.start_ingest(NAME, seconds=30, cancel="ignored")
     with pytest.raises(UnexpectedStateError, match=f"{NAME} is SUCCEEDED.*accepts only CANCELLED"):
         execute(context, deferrable=deferrable, expected_states=["CANCELLED"])

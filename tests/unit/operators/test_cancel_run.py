@@ -11,7 +11,8 @@ from airflow.providers.common.compat.sdk import DAG, task
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
 from tests.support.connections import define_connection
-from tests.support.emulators import count
+from tests.support.dag_runs import RunDag
+from tests.support.emulators import MakeEmulator, count
 
 CANCEL = "operations.cancel"
 NAME = "operations/my-ingest"
@@ -24,7 +25,7 @@ class TestRun:
             DaiCancelOperationOperator(task_id="cancel", **{"operation_name": NAME, **options})
         return dag
 
-    def test_the_name_from_another_task_is_used_and_returned(self, emulator: DaiEmulator, run_dag: Any) -> None:
+    def test_the_name_from_another_task_is_used_and_returned(self, emulator: DaiEmulator, run_dag: RunDag) -> None:
         emulator.start_ingest(NAME, cancel_seconds=7)
         with DAG("operator_chain", schedule=None, params={"operation": NAME}) as dag:
 
@@ -39,7 +40,9 @@ class TestRun:
         assert run.xcom("cancel", "operation")["state"] == "CANCELLED"
 
     @pytest.mark.parametrize("given", ["{{ params.nothing }}", "{{ ti.xcom_pull(task_ids='cancel') }}"])
-    def test_a_name_that_no_task_pushed_spends_no_retry(self, emulator: DaiEmulator, run_dag: Any, given: str) -> None:
+    def test_a_name_that_no_task_pushed_spends_no_retry(
+        self, emulator: DaiEmulator, run_dag: RunDag, given: str
+    ) -> None:
         with DAG("operator_no_name", schedule=None, params={"nothing": ""}) as dag:
             DaiCancelOperationOperator(task_id="cancel", operation_name=given, retries=3)
         run = run_dag(dag)
@@ -47,7 +50,7 @@ class TestRun:
         assert run.tries("cancel") == 1
         assert emulator.requests == []
 
-    def test_each_map_index_cancels_its_own_operation(self, emulator: DaiEmulator, run_dag: Any) -> None:
+    def test_each_map_index_cancels_its_own_operation(self, emulator: DaiEmulator, run_dag: RunDag) -> None:
         names = [emulator.start_ingest(f"operations/ad-{number}") for number in range(3)]
         with DAG("operator_mapped", schedule=None) as dag:
             DaiCancelOperationOperator.partial(task_id="cancel", retries=3).expand(
@@ -59,7 +62,7 @@ class TestRun:
         assert set(emulator.states().values()) == {"CANCELLED"}
         assert run.tries("cancel[3]") == 1
 
-    def test_unimplemented_spends_no_retry(self, emulator: DaiEmulator, run_dag: Any) -> None:
+    def test_unimplemented_spends_no_retry(self, emulator: DaiEmulator, run_dag: RunDag) -> None:
         emulator.start_ingest(NAME)
         emulator.unimplement(CANCEL)
         run = run_dag(self.dag("operator_unimplemented", retries=3))
@@ -68,7 +71,7 @@ class TestRun:
         assert count(emulator, CANCEL) == 1
         assert emulator.state(NAME) == "RUNNING"
 
-    def test_two_transient_errors_spend_no_retry(self, emulator: DaiEmulator, run_dag: Any) -> None:
+    def test_two_transient_errors_spend_no_retry(self, emulator: DaiEmulator, run_dag: RunDag) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(method=CANCEL, status=503, times=2))
         run = run_dag(self.dag("operator_transient", retries=3))
@@ -77,7 +80,7 @@ class TestRun:
         assert count(emulator, CANCEL) == 3
 
     def test_a_service_that_stays_down_leaves_the_task_to_its_retries(
-        self, emulator: DaiEmulator, run_dag: Any
+        self, emulator: DaiEmulator, run_dag: RunDag
     ) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(method=CANCEL, status=503, times=None))
@@ -88,7 +91,7 @@ class TestRun:
         assert run.tries("cancel") == 1
         assert count(emulator, CANCEL) == 6  # once, and the five retries that are the default
 
-    def test_a_retry_ends_an_outage(self, emulator: DaiEmulator, run_dag: Any) -> None:
+    def test_a_retry_ends_an_outage(self, emulator: DaiEmulator, run_dag: RunDag) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(method=CANCEL, status=503, times=7))
         run = run_dag(self.dag("operator_recovers", retries=3, retry_delay=timedelta(0)))
@@ -97,7 +100,7 @@ class TestRun:
         assert emulator.state(NAME) == "CANCELLED"
 
     def test_the_connection_sets_the_endpoint_and_the_retries(
-        self, emulator: DaiEmulator, run_dag: Any, monkeypatch: pytest.MonkeyPatch
+        self, emulator: DaiEmulator, run_dag: RunDag, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("DAI_EMULATOR_HOST")
         extra = {"is_anonymous": True, "num_retries": 2, "dai_api_endpoint": emulator.endpoint}
@@ -110,7 +113,7 @@ class TestRun:
         assert count(emulator, CANCEL) == 2 * 3
 
     def test_an_argument_overrides_the_emulator_of_the_environment(
-        self, make_emulator: Any, run_dag: Any, monkeypatch: pytest.MonkeyPatch
+        self, make_emulator: MakeEmulator, run_dag: RunDag, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         meant, other = make_emulator(), make_emulator()
         define_connection(monkeypatch, "dai", is_anonymous=True)

@@ -23,11 +23,12 @@ from airflow_dai_provider.operators.dai import XCOM_OPERATION, DaiCreateCreative
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE
 from tests.support.clock import Clock
+from tests.support.dag_runs import RunDag
 from tests.support.emulators import count
 from tests.support.ingests import CANCEL, CREATE, GET, LIST, SECRET, URL, both, cancel, execute, fail, make, resume, the
 from tests.support.log import Log
 from tests.support.payloads import creative
-from tests.support.task_instance import Store
+from tests.support.task_instance import Store, Ti
 
 pytestmark = pytest.mark.usefixtures("_time")
 
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("_time")
 class TestStart:
     @both
     def test_it_starts_waits_and_returns_the_name(
-        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, log: Log, clock: Clock, deferrable: bool
+        self, slow: DaiEmulator, context: Any, ti: Ti, store: Store, log: Log, clock: Clock, deferrable: bool
     ) -> None:
         began = clock.now
         name = execute(context, deferrable=deferrable)
@@ -59,7 +60,7 @@ class TestStart:
 
     @both
     def test_without_waiting_the_ingest_runs_on(
-        self, slow: DaiEmulator, context: Any, ti: Any, store: Store, deferrable: bool
+        self, slow: DaiEmulator, context: Any, ti: Ti, store: Store, deferrable: bool
     ) -> None:
         operator = make(wait_for_completion=False, deferrable=deferrable)
         name = operator.execute(context)
@@ -71,7 +72,7 @@ class TestStart:
         operator.on_kill()
         assert slow.cancel_requested(name) == 0
 
-    def test_the_name_is_pushed_before_anything_else_can_fail(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
+    def test_the_name_is_pushed_before_anything_else_can_fail(self, slow: DaiEmulator, context: Any, ti: Ti) -> None:
         slow.inject(Fault(GET, rpc_status="UNIMPLEMENTED", times=None))
         with pytest.raises(AirflowFailException, match="UNIMPLEMENTED"):
             execute(context)
@@ -94,7 +95,7 @@ class TestStart:
             execute(context, **options)
         assert slow.requests == []
 
-    def test_each_map_index_has_an_ingest_of_its_own(self, slow: DaiEmulator, run_dag: Any) -> None:
+    def test_each_map_index_has_an_ingest_of_its_own(self, slow: DaiEmulator, run_dag: RunDag) -> None:
         urls = [f"https://media.example.com/{number}.mp4?seconds={10 * number + 10}" for number in range(3)]
         with DAG("ingests", schedule=None) as dag:
             DaiCreateCreativeOperator.partial(task_id="ingest", timeout=25).expand(creative=list(map(creative, urls)))
@@ -103,7 +104,7 @@ class TestStart:
         names = [ran.xcom("ingest", "operation_name", map_index) for map_index in range(3)]
         assert [slow.cancel_requested(name) for name in names] == [0, 0, 1]
 
-    def test_fields_are_rendered_once(self, slow: DaiEmulator, run_dag: Any) -> None:
+    def test_fields_are_rendered_once(self, slow: DaiEmulator, run_dag: RunDag) -> None:
         """A creative comes from an XCom or a param as data: what looks like a template in it stays as it is."""
         with DAG("rendered", schedule=None, params={"title": "{{ 1 + 1 }}", "file": "a"}) as dag:
             DaiCreateCreativeOperator(
@@ -129,7 +130,7 @@ class TestFailure:
     @both
     @pytest.mark.parametrize("outcome", ["DOWNLOAD_ERROR", "INVALID_MEDIA"])
     def test_a_failed_ingest_fails_the_task_and_is_not_cancelled(
-        self, slow: DaiEmulator, context: Any, ti: Any, deferrable: bool, outcome: str
+        self, slow: DaiEmulator, context: Any, ti: Ti, deferrable: bool, outcome: str
     ) -> None:
         with pytest.raises(UnexpectedStateError, match=outcome):
             execute(context, deferrable=deferrable, url=f"{URL}&outcome={outcome}&seconds=5")
@@ -237,7 +238,7 @@ class TestFailure:
 class TestCallback:
     """The failure callback that the operator adds to its own, for the worker that is lost."""
 
-    def test_it_cancels_what_a_lost_worker_has_pushed(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
+    def test_it_cancels_what_a_lost_worker_has_pushed(self, slow: DaiEmulator, context: Any, ti: Ti) -> None:
         name = slow.start_ingest()
         ti.pushed = {("ingest", -1, "operation_name"): name, ("ingest", -1, "operation_try_number"): 1}
         task = make()  # in the dag processor: read from the DAG file, never executed
@@ -245,7 +246,7 @@ class TestCallback:
         callback({**context, "task": task, "dag": DAG("a_dag", schedule=None)})
         assert slow.cancel_requested(name) == 1
 
-    def test_it_leaves_the_ingest_of_the_next_try_running(self, slow: DaiEmulator, context: Any, ti: Any) -> None:
+    def test_it_leaves_the_ingest_of_the_next_try_running(self, slow: DaiEmulator, context: Any, ti: Ti) -> None:
         name = slow.start_ingest()
         ti.pushed = {("ingest", -1, "operation_name"): name, ("ingest", -1, "operation_try_number"): 2}
         task = make()
@@ -253,13 +254,13 @@ class TestCallback:
         callback({**context, "task": task, "dag": DAG("a_dag", schedule=None)})
         assert slow.cancel_requested(name) == 0
 
-    def test_it_does_nothing_when_the_operator_has_cancelled(self, slow: DaiEmulator, run_dag: Any) -> None:
+    def test_it_does_nothing_when_the_operator_has_cancelled(self, slow: DaiEmulator, run_dag: RunDag) -> None:
         with DAG("failing", schedule=None) as dag:
             make(timeout=10)
         assert run_dag(dag).tasks == {"ingest": "failed"}
         assert slow.cancel_requested(the(slow)) == 1
 
-    def test_it_cancels_when_the_operator_could_not(self, slow: DaiEmulator, run_dag: Any) -> None:
+    def test_it_cancels_when_the_operator_could_not(self, slow: DaiEmulator, run_dag: RunDag) -> None:
         slow.inject(Fault(CANCEL, rpc_status="PERMISSION_DENIED"))
         with DAG("failing_twice", schedule=None) as dag:
             make(timeout=10)
@@ -279,7 +280,7 @@ class TestCallback:
 
     @pytest.mark.parametrize("as_list", [True, False])
     @pytest.mark.usefixtures("slow")
-    def test_callbacks_of_the_user_and_of_default_args_are_kept(self, run_dag: Any, as_list: bool) -> None:
+    def test_callbacks_of_the_user_and_of_default_args_are_kept(self, run_dag: RunDag, as_list: bool) -> None:
         called: list[str] = []
         default = [lambda _: called.append("default")]
         default_args = {"on_failure_callback": default if as_list else default[0]}
@@ -316,7 +317,7 @@ class TestCallback:
         assert (callback.gcp_conn_id, callback.impersonation_chain, callback.api_endpoint) == ("x", ["a", "b"], "e")
 
 
-def test_the_event_of_another_ingest_fails_the_try(slow: DaiEmulator, context: Any, ti: Any) -> None:
+def test_the_event_of_another_ingest_fails_the_try(slow: DaiEmulator, context: Any, ti: Ti) -> None:
     """Airflow can mix up two triggers on SQLite."""
     ti.max_tries = 1
     with pytest.raises(TaskDeferred) as deferred:
@@ -329,7 +330,7 @@ def test_the_event_of_another_ingest_fails_the_try(slow: DaiEmulator, context: A
     assert slow.cancel_requested(the(slow)) == 0, "The next try reattaches to it."
 
 
-def test_a_failure_after_execute_cancels_the_ingest(slow: DaiEmulator, run_dag: Any) -> None:
+def test_a_failure_after_execute_cancels_the_ingest(slow: DaiEmulator, run_dag: RunDag) -> None:
     with DAG("post", schedule=None, start_date=timezone.datetime(2026, 1, 1)) as dag:
         make(wait_for_completion=False, post_execute=fail)
     assert run_dag(dag).tasks == {"ingest": "failed"}

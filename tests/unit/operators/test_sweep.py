@@ -11,16 +11,19 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
+from tests.support.clock import Clock
 from tests.support.connections import define_connection
-from tests.support.emulators import count, methods
+from tests.support.emulators import MakeEmulator, count, methods
+from tests.support.log import Log
 from tests.support.strays import CANCEL, GET, HOUR, LIST, SIGNED, answer_list, listed, places, pushed_report
+from tests.support.task_instance import Ti
 
 pytestmark = pytest.mark.usefixtures("sweep_time")
 
 
 class TestSweep:
     def test_it_requests_the_cancellation_of_what_is_old(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, log: Any, ti: Any
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, log: Log, ti: Ti
     ) -> None:
         old = strays("a", "b/c", "d:e+f=")
         emulator.start_ingest("operations/young")
@@ -46,13 +49,13 @@ class TestSweep:
         assert log.ours[7] == "3 stray: 3 requested, 0 cancelled, 0 finished meanwhile, 0 refused, 0 left."
         assert log.errors == []
 
-    def test_it_says_cancelled_only_when_get_has_shown_it(self, strays: Any, sweep: Any, log: Any) -> None:
+    def test_it_says_cancelled_only_when_get_has_shown_it(self, strays: Any, sweep: Any, log: Log) -> None:
         strays("a", cancel_seconds=60)
         report = sweep()
         assert report["cancelled"] == []
         assert "cancelled" not in log.text.replace("0 cancelled", "")
 
-    def test_young_operations_are_left_alone(self, emulator: DaiEmulator, sweep: Any, log: Any, ti: Any) -> None:
+    def test_young_operations_are_left_alone(self, emulator: DaiEmulator, sweep: Any, log: Log, ti: Ti) -> None:
         emulator.start_ingest("operations/young")
         report = sweep()
         assert places(report) == {}
@@ -91,7 +94,7 @@ class TestSweep:
 
     @pytest.mark.parametrize("include_undated", [False, True])
     def test_an_undated_operation_is_selected_only_with_include_undated(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, log: Any, include_undated: bool
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, log: Log, include_undated: bool
     ) -> None:
         name = strays("undated")[0]
         answer_list(emulator, listed(name))
@@ -126,7 +129,7 @@ class TestSweep:
 
     @pytest.mark.parametrize("answer", ["failed_precondition", "not_found"])
     def test_an_operation_that_finished_meanwhile_is_reported_as_finished(
-        self, make_emulator: Any, sweep: Any, clock: Any, answer: str
+        self, make_emulator: MakeEmulator, sweep: Any, clock: Clock, answer: str
     ) -> None:
         emulator = make_emulator(finished_cancel=answer)
         emulator.start_ingest("operations/done", seconds=0)
@@ -146,7 +149,7 @@ class TestSweep:
 
 class TestWait:
     def test_every_final_state_is_reported(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, log: Any, ti: Any
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, log: Log, ti: Ti
     ) -> None:
         emulator.start_ingest("operations/stubborn", cancel="ignored", seconds=2 * HOUR + 5)
         emulator.start_ingest("operations/bad", cancel="ignored", seconds=2 * HOUR + 9, outcome="INVALID_MEDIA")
@@ -161,7 +164,7 @@ class TestWait:
         assert log.ours[-1] == "4 stray: 0 requested, 2 cancelled, 2 finished meanwhile, 0 refused, 0 left."
 
     def test_polls_are_quick_at_first_and_then_one_per_interval(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, clock: Any, log: Any
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, clock: Clock, log: Log
     ) -> None:
         strays("a", "b", cancel_seconds=60)
         sweep(wait_for_completion=True, poll_interval=10)
@@ -180,7 +183,7 @@ class TestWait:
         assert polls.count("operations/slow") > 3
 
     def test_a_timeout_leaves_the_unfinished_operations(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, clock: Any, ti: Any
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, clock: Clock, ti: Ti
     ) -> None:
         emulator.start_ingest("operations/stubborn", cancel="ignored")
         strays("quick")
@@ -200,7 +203,9 @@ class TestWait:
         assert list(places(report)) == ["cancelled"]
         assert sorted(report["cancelled"]) == names
 
-    def test_an_outage_ends_the_wait(self, emulator: DaiEmulator, strays: Any, sweep: Any, clock: Any, ti: Any) -> None:
+    def test_an_outage_ends_the_wait(
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, clock: Clock, ti: Ti
+    ) -> None:
         names = strays("a", "b", cancel_seconds=20)
         emulator.inject(Fault(method=GET, status=503, times=None))
         with pytest.raises(AirflowException, match=f"{GET} of operations/a returned 503.*waited for 3.. s") as raised:
@@ -211,7 +216,7 @@ class TestWait:
         assert count(emulator, GET) == 2 * (len(clock.slept) + 1)  # a round is the repeat of the one before
 
     def test_a_failing_poll_does_not_hold_up_the_others(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Any
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Ti
     ) -> None:
         strays("a", "dark", cancel_seconds=900)
         emulator.inject(Fault(method=GET, name="operations/dark", status=503, times=None))
@@ -222,7 +227,7 @@ class TestWait:
 
     @pytest.mark.parametrize(("rpc_status", "place"), [("PERMISSION_DENIED", "refused"), ("NOT_FOUND", "left")])
     def test_a_poll_is_not_retried_after_a_permanent_error(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Any, rpc_status: str, place: str
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Ti, rpc_status: str, place: str
     ) -> None:
         strays("a", "dark", cancel_seconds=20)
         emulator.inject(Fault(method=GET, name="operations/dark", rpc_status=rpc_status, times=None))
@@ -235,7 +240,7 @@ class TestWait:
         assert [request.name for request in emulator.requests if request.method == GET].count("operations/dark") == 1
 
     def test_what_was_refused_is_not_waited_for(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, clock: Any
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, clock: Clock
     ) -> None:
         strays("a")
         emulator.inject(Fault(method=CANCEL, rpc_status="PERMISSION_DENIED"))
@@ -246,7 +251,7 @@ class TestWait:
 
 
 class TestDryRun:
-    def test_it_only_lists(self, emulator: DaiEmulator, strays: Any, sweep: Any, log: Any, ti: Any) -> None:
+    def test_it_only_lists(self, emulator: DaiEmulator, strays: Any, sweep: Any, log: Log, ti: Ti) -> None:
         strays("a", "b")
         report = sweep(dry_run=True, wait_for_completion=True)
         assert report["dry_run"] is True
@@ -260,7 +265,7 @@ class TestDryRun:
         assert set(emulator.states().values()) == {"RUNNING"}
 
     def test_a_dry_run_logs_that_too_many_would_fail(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, log: Any
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, log: Log
     ) -> None:
         strays("a", "b", "c")
         assert len(sweep(dry_run=True, max_cancellations=2)["found"]) == 3
@@ -271,7 +276,7 @@ class TestDryRun:
 
 class TestLimit:
     def test_more_than_max_cancellations_fail_and_cancel_none(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Any, log: Any
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Ti, log: Log
     ) -> None:
         names = strays(*(f"ad-{number:02}" for number in range(21)))
         with pytest.raises(AirflowFailException, match="21 stray operations are more than max_cancellations=20") as it:
@@ -298,7 +303,7 @@ class TestLimit:
 class TestErrors:
     @pytest.mark.parametrize("dry_run", [False, True])
     def test_a_server_without_list_fails_the_task_at_once(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, clock: Any, ti: Any, dry_run: bool
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, clock: Clock, ti: Ti, dry_run: bool
     ) -> None:
         strays("a")
         emulator.unimplement(LIST)
@@ -313,7 +318,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("wait", [False, True], ids=["asks", "waits"])
     def test_a_server_without_cancel_fails_the_task_at_once(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, clock: Any, ti: Any, wait: bool
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, clock: Clock, ti: Ti, wait: bool
     ) -> None:
         names = strays("a", "b", "c")
         emulator.unimplement(CANCEL)
@@ -355,7 +360,7 @@ class TestErrors:
         ],
     )
     def test_all_are_attempted_before_the_task_fails(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Any, log: Any, rpc_status: str, words: str
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Ti, log: Log, rpc_status: str, words: str
     ) -> None:
         names = strays(*"abcde")
         emulator.inject(Fault(method=CANCEL, name="operations/b", rpc_status=rpc_status, times=None))
@@ -368,7 +373,7 @@ class TestErrors:
         assert any("operations/b may still run: " in line for line in log.errors)
 
     def test_a_listed_but_unknown_operation_is_left(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Any
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Ti
     ) -> None:
         """The ingest of a deleted operation runs on, and a list that disagrees with get may hide a running one."""
         name = strays("a")[0]
@@ -379,7 +384,7 @@ class TestErrors:
         assert list(pushed_report(ti)["left"]) == ["operations/ghost"]
         assert pushed_report(ti)["requested"] == [name]
 
-    def test_a_listed_invalid_name_is_refused(self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Any) -> None:
+    def test_a_listed_invalid_name_is_refused(self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Ti) -> None:
         name = strays("a")[0]
         answer_list(emulator, *(listed(n, createTime="2025-06-15T00:00:00Z") for n in ("operations/../x", name)))
         with pytest.raises(AirflowFailException, match="Invalid operation name 'operations/../x'"):
@@ -406,7 +411,7 @@ class TestErrors:
         assert set(emulator.states().values()) == {"CANCELLED"}
 
     def test_an_unavailable_service_fails_the_task_before_anything_is_cancelled(
-        self, emulator: DaiEmulator, sweep: Any, ti: Any
+        self, emulator: DaiEmulator, sweep: Any, ti: Ti
     ) -> None:
         emulator.stop()
         with pytest.raises(AirflowException, match=f"{LIST} of .* No cancellation was requested") as raised:
@@ -414,7 +419,7 @@ class TestErrors:
         assert not isinstance(raised.value, AirflowFailException)
         assert ti.pushed == {}
 
-    def test_an_incomplete_list_cancels_nothing(self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Any) -> None:
+    def test_an_incomplete_list_cancels_nothing(self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Ti) -> None:
         strays(*map(str, range(150)))
         emulator.inject(Fault(method=LIST, headers={"X-Page": "fine"}))
         emulator.inject(Fault(method=LIST, status=503, times=None))
@@ -425,7 +430,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("down", ["answers-503", "is-gone"])
     def test_an_outage_in_the_middle_leaves_the_rest(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Any, clock: Any, down: str
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Ti, clock: Clock, down: str
     ) -> None:
         names = strays(*(f"ad-{number:02}" for number in range(30)))
         emulator.inject(Fault(method=CANCEL, headers={"X-Cancel": "fine"}, times=10))
@@ -446,7 +451,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("answer", [{"headers": {"X-Cancel": "fine"}}, {"rpc_status": "PERMISSION_DENIED"}])
     def test_requests_are_retried_again_when_the_service_is_back(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Any, answer: dict[str, Any]
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Ti, answer: dict[str, Any]
     ) -> None:
         names = strays(*"abcdef")
         emulator.inject(Fault(method=CANCEL, status=503, times=7))  # a with its repeats, and b
@@ -472,7 +477,7 @@ class TestErrors:
 class TestSecrets:
     @pytest.mark.parametrize("end", ["fine", "waits", "dry-run", "too-many", "refused", "away"])
     def test_a_signed_url_is_shown_nowhere(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Any, log: Any, end: str
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Ti, log: Log, end: str
     ) -> None:
         strays("a", "b", creative_url=SIGNED, cancel="ignored", seconds=3 * HOUR, outcome="DOWNLOAD_ERROR")
         words = ""

@@ -25,9 +25,12 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import XCOM_REPORT, DaiCancelStrayOperationsOperator
+from tests.support.clock import Clock
 from tests.support.connections import define_connection
-from tests.support.emulators import count
+from tests.support.dag_runs import RunDag
+from tests.support.emulators import MakeEmulator, count
 from tests.support.strays import CANCEL, GET, HOUR, LIST, make, pushed_report
+from tests.support.task_instance import Ti
 from tests.support.token_server import token_server
 
 pytestmark = pytest.mark.usefixtures("sweep_time")
@@ -118,7 +121,7 @@ class TestConcurrency:
 
 class TestConnection:
     def test_an_endpoint_overrides_the_emulator_of_the_environment(
-        self, make_emulator: Any, sweep: Any, clock: Any, monkeypatch: pytest.MonkeyPatch
+        self, make_emulator: MakeEmulator, sweep: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         meant, other = make_emulator(), make_emulator()
         define_connection(monkeypatch, "dai", is_anonymous=True)
@@ -157,7 +160,7 @@ def after_requests(emulator: DaiEmulator, number: int, method: str, act: Callabl
 
 
 class TestKill:
-    def test_a_killed_sweep_requests_nothing_more(self, emulator: DaiEmulator, strays: Any, ti: Any) -> None:
+    def test_a_killed_sweep_requests_nothing_more(self, emulator: DaiEmulator, strays: Any, ti: Ti) -> None:
         """As on Airflow 3, where a kill does not interrupt ``sweep``."""
         names = strays(*(f"ad-{number:02}" for number in range(20)))
         emulator.inject(Fault(method=CANCEL, delay=0.05, times=None))
@@ -174,7 +177,7 @@ class TestKill:
         assert "the task was killed before this was attempted" in left[names[-1]]
         assert left[names[0]].startswith("its cancellation is requested, but the task was killed")
 
-    def test_an_exception_from_outside_stops_it_at_once(self, emulator: DaiEmulator, strays: Any, ti: Any) -> None:
+    def test_an_exception_from_outside_stops_it_at_once(self, emulator: DaiEmulator, strays: Any, ti: Ti) -> None:
         """As on Airflow 2, and with an ``execution_timeout``: a signal handler raises in the main thread."""
 
         class KilledError(BaseException):
@@ -298,7 +301,7 @@ class TestRun:
             DaiCancelStrayOperationsOperator(task_id="sweep", **{"older_than": timedelta(hours=1), **options})
         return dag
 
-    def test_the_report_is_returned_and_pushed(self, emulator: DaiEmulator, strays: Any, run_dag: Any) -> None:
+    def test_the_report_is_returned_and_pushed(self, emulator: DaiEmulator, strays: Any, run_dag: RunDag) -> None:
         names = strays("a", "b", cancel_seconds=7)
         run = run_dag(self.dag("stray_report", wait_for_completion=True))
         assert run.tasks == {"sweep": "success"}
@@ -306,7 +309,7 @@ class TestRun:
         assert run.xcom("sweep", XCOM_REPORT) == run.xcom("sweep")
         assert set(emulator.states().values()) == {"CANCELLED"}
 
-    def test_templates_are_rendered_in_a_run(self, strays: Any, run_dag: Any) -> None:
+    def test_templates_are_rendered_in_a_run(self, strays: Any, run_dag: RunDag) -> None:
         strays("a", "b", "c")
         with DAG("stray_templates", schedule=None, params={"hours": 1, "url": "https://media.example/"}) as dag:
 
@@ -321,7 +324,7 @@ class TestRun:
         assert run.state == "success"
         assert run.xcom("sweep")["requested"] == ["operations/b"]
 
-    def test_each_map_index_sweeps_its_own_url(self, emulator: DaiEmulator, run_dag: Any, clock: Any) -> None:
+    def test_each_map_index_sweeps_its_own_url(self, emulator: DaiEmulator, run_dag: RunDag, clock: Clock) -> None:
         for word in ("one", "two", "three"):
             emulator.start_ingest(f"operations/{word}", creative_url=f"https://{word}.example/ad.mp4")
         clock.advance(2 * HOUR)
@@ -338,7 +341,7 @@ class TestRun:
         assert emulator.state("operations/three") == "RUNNING"
 
     def test_the_connection_sets_the_endpoint_and_the_retries(
-        self, emulator: DaiEmulator, strays: Any, run_dag: Any, monkeypatch: pytest.MonkeyPatch
+        self, emulator: DaiEmulator, strays: Any, run_dag: RunDag, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("DAI_EMULATOR_HOST")
         extra = {"is_anonymous": True, "num_retries": 2, "dai_api_endpoint": emulator.endpoint}
@@ -349,7 +352,7 @@ class TestRun:
         assert run.tasks == {"sweep": "failed"}
         assert count(emulator, CANCEL) == 3
 
-    def test_a_failed_sweep_leaves_its_report(self, emulator: DaiEmulator, strays: Any, run_dag: Any) -> None:
+    def test_a_failed_sweep_leaves_its_report(self, emulator: DaiEmulator, strays: Any, run_dag: RunDag) -> None:
         strays("a", "b")
         emulator.inject(Fault(method=CANCEL, name="operations/a", rpc_status="PERMISSION_DENIED", times=None))
         run = run_dag(self.dag("stray_refused", retries=3))
@@ -358,7 +361,7 @@ class TestRun:
         assert list(run.xcom("sweep", XCOM_REPORT)["refused"]) == ["operations/a"]
         assert emulator.state("operations/b") == "CANCELLED"
 
-    def test_a_retry_lists_anew_and_ends_an_outage(self, emulator: DaiEmulator, strays: Any, run_dag: Any) -> None:
+    def test_a_retry_lists_anew_and_ends_an_outage(self, emulator: DaiEmulator, strays: Any, run_dag: RunDag) -> None:
         strays("a", "b", "c")
         emulator.inject(Fault(method=CANCEL, name="operations/b", status=503, times=7))
         run = run_dag(self.dag("stray_recovers", retries=3, retry_delay=timedelta(0)))
@@ -369,7 +372,9 @@ class TestRun:
         assert set(emulator.states().values()) == {"CANCELLED"}
 
     @pytest.mark.parametrize("method", [LIST, CANCEL])
-    def test_unimplemented_spends_no_retry(self, emulator: DaiEmulator, strays: Any, run_dag: Any, method: str) -> None:
+    def test_unimplemented_spends_no_retry(
+        self, emulator: DaiEmulator, strays: Any, run_dag: RunDag, method: str
+    ) -> None:
         strays("a")
         emulator.unimplement(method)
         run = run_dag(self.dag(f"stray_unimplemented_{method[11:]}", retries=3))
@@ -377,7 +382,7 @@ class TestRun:
         assert run.tries("sweep") == 1
         assert count(emulator, method) == 1
 
-    def test_too_many_spend_no_retry(self, emulator: DaiEmulator, strays: Any, run_dag: Any) -> None:
+    def test_too_many_spend_no_retry(self, emulator: DaiEmulator, strays: Any, run_dag: RunDag) -> None:
         strays("a", "b")
         run = run_dag(self.dag("stray_too_many", retries=3, max_cancellations=1))
         assert run.tasks == {"sweep": "failed"}

@@ -27,7 +27,11 @@ from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from tests.support.airflow_versions import VERSION
-from tests.support.emulators import methods
+from tests.support.clock import Clock
+from tests.support.dag_runs import RunDag
+from tests.support.emulators import MakeEmulator, methods
+from tests.support.log import Log
+from tests.support.task_instance import Ti
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException
@@ -64,7 +68,7 @@ def end(emulator: DaiEmulator, state: str, name: str = NAME) -> None:
 
 
 @pytest.fixture
-def execute(ti: Any, metadata_database: None) -> Callable[..., Any]:
+def execute(ti: Ti, metadata_database: None) -> Callable[..., Any]:
     """Execute the sensor; in reschedule mode Airflow 2 asks the metadata database when it began."""
 
     def run(operation_name: Any = NAME, **options: Any) -> Any:
@@ -76,7 +80,7 @@ def execute(ti: Any, metadata_database: None) -> Callable[..., Any]:
     return run
 
 
-def polls(log: Any) -> list[str]:
+def polls(log: Log) -> list[str]:
     return [line for line in log.ours if re.search(r"operations/\S+ is (RUNNING|SUCCEEDED|FAILED|CANCELLED)", line)]
 
 
@@ -99,7 +103,7 @@ class TestFinalState:
         assert len(emulator.requests) == 1
 
     def test_a_failed_ingest_fails_the_task_with_its_reason(
-        self, emulator: DaiEmulator, execute: Any, log: Any
+        self, emulator: DaiEmulator, execute: Any, log: Log
     ) -> None:
         end(emulator, "FAILED")
         reason = "FAILED with error 9: The media file could not be downloaded. (ingest FAILURE, DOWNLOAD_ERROR 403)"
@@ -109,7 +113,7 @@ class TestFinalState:
 
     @pytest.mark.parametrize("state", ENDS)
     def test_the_result_is_plain_json_without_secrets(
-        self, emulator: DaiEmulator, execute: Any, log: Any, state: str
+        self, emulator: DaiEmulator, execute: Any, log: Log, state: str
     ) -> None:
         url = "https://user:secret@media.example/ad.mp4?X-Goog-Signature=secret#secret"
         finished = {"cancel_seconds": 0} if state == "CANCELLED" else ENDS[state]
@@ -153,7 +157,7 @@ class TestFinalState:
 
 class TestWait:
     def test_all_polls_use_one_connection_and_log_a_line_each(
-        self, emulator: DaiEmulator, execute: Any, no_sleep: Any, log: Any
+        self, emulator: DaiEmulator, execute: Any, no_sleep: Clock, log: Log
     ) -> None:
         emulator.start_ingest(NAME, seconds=18.5)
         assert execute(poke_interval=1)["state"] == "SUCCEEDED"
@@ -163,7 +167,7 @@ class TestWait:
         assert no_sleep.slept == [1] * 19
 
     @pytest.mark.usefixtures("no_sleep")
-    def test_the_log_line_of_a_poll(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+    def test_the_log_line_of_a_poll(self, emulator: DaiEmulator, execute: Any, log: Log) -> None:
         emulator.start_ingest(NAME, seconds=7)
         execute(poke_interval=7)
         assert polls(log) == [
@@ -172,20 +176,20 @@ class TestWait:
         ]
 
     @pytest.mark.usefixtures("no_sleep")
-    def test_the_log_line_of_an_operation_without_metadata(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+    def test_the_log_line_of_an_operation_without_metadata(self, emulator: DaiEmulator, execute: Any, log: Log) -> None:
         emulator.inject(Fault(status=200, body=json.dumps({"name": NAME, "metadata": None}).encode()))
         emulator.start_ingest(NAME, seconds=0)
         execute(poke_interval=7)
         assert polls(log)[0] == f"{NAME} is RUNNING; 0 s elapsed, next poll in 7.0 s"
 
-    def test_a_poke_interval_of_zero_does_not_sleep(self, emulator: DaiEmulator, execute: Any, clock: Any) -> None:
+    def test_a_poke_interval_of_zero_does_not_sleep(self, emulator: DaiEmulator, execute: Any, clock: Clock) -> None:
         emulator.start_ingest(NAME, seconds=10)
         clock.step = 1
         assert execute()["state"] == "SUCCEEDED"
         assert len(emulator.requests) > 2
 
     def test_the_interval_of_the_backoff_is_the_one_logged(
-        self, emulator: DaiEmulator, execute: Any, no_sleep: Any, log: Any
+        self, emulator: DaiEmulator, execute: Any, no_sleep: Clock, log: Log
     ) -> None:
         emulator.start_ingest(NAME, seconds=200)
         execute(poke_interval=2, exponential_backoff=True, max_wait=30, timeout=3600)
@@ -196,7 +200,7 @@ class TestWait:
 
     @pytest.mark.parametrize("backoff", [False, True], ids=["constant", "backoff"])
     def test_the_logged_interval_is_the_rescheduled_one(
-        self, emulator: DaiEmulator, execute: Any, log: Any, backoff: bool
+        self, emulator: DaiEmulator, execute: Any, log: Log, backoff: bool
     ) -> None:
         emulator.start_ingest(NAME)
         before = datetime.now().astimezone()
@@ -215,7 +219,7 @@ class TestWait:
         ids=["ends", "reschedules", "unexpected", "skips", "times-out"],
     )
     @pytest.mark.usefixtures("metadata_database")
-    def test_the_hook_is_always_closed(self, emulator: DaiEmulator, ti: Any, how: dict[str, Any]) -> None:
+    def test_the_hook_is_always_closed(self, emulator: DaiEmulator, ti: Ti, how: dict[str, Any]) -> None:
         emulator.start_ingest(NAME, seconds=1e9 if "mode" in how or "timeout" in how else 0)
         sensor = DaiOperationSensor(task_id="wait", operation_name=NAME, **how)
         hook = sensor.hook
@@ -261,7 +265,7 @@ class TestTimeout:
         with pytest.raises(AirflowSkipException, match=f"timed out.*{NAME} may still run"):
             execute(timeout=0, soft_fail=True)
 
-    def test_the_last_poll_is_logged(self, emulator: DaiEmulator, execute: Any, log: Any) -> None:
+    def test_the_last_poll_is_logged(self, emulator: DaiEmulator, execute: Any, log: Log) -> None:
         emulator.start_ingest(NAME)
         with pytest.raises(AirflowSensorTimeout):
             execute(timeout=0)
@@ -319,7 +323,7 @@ class TestPermanentError:
 class TestOptions:
     @MODES
     @pytest.mark.usefixtures("emulator")
-    def test_missing_ok_returns_none(self, execute: Any, log: Any, mode: str) -> None:
+    def test_missing_ok_returns_none(self, execute: Any, log: Log, mode: str) -> None:
         assert execute(mode=mode, missing_ok=True, expected_states="SUCCEEDED") is None
         assert NAME in log.ours[0]
         assert "missing_ok is set" in log.ours[0]
@@ -327,7 +331,7 @@ class TestOptions:
     @MODES
     @pytest.mark.parametrize(("state", "expected"), [("FAILED", None), ("SUCCEEDED", "CANCELLED")])
     def test_soft_fail_skips_an_unexpected_final_state(
-        self, emulator: DaiEmulator, execute: Any, log: Any, mode: str, state: str, expected: str | None
+        self, emulator: DaiEmulator, execute: Any, log: Log, mode: str, state: str, expected: str | None
     ) -> None:
         end(emulator, state)
         options = {"expected_states": expected} if expected else {}
@@ -363,7 +367,7 @@ class TestKill:
     """What happens when the task is killed in the worker, between two polls."""
 
     @pytest.fixture
-    def kill(self, ti: Any, clock: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    def kill(self, ti: Ti, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         """Execute a sensor that is killed, twice, while it sleeps for the first time."""
 
         def run(**options: Any) -> Any:
@@ -381,20 +385,22 @@ class TestKill:
 
         return run
 
-    def test_a_kill_cancels_once_with_cancel_on_kill(self, make_emulator: Any, kill: Any, log: Any) -> None:
+    def test_a_kill_cancels_once_with_cancel_on_kill(self, make_emulator: MakeEmulator, kill: Any, log: Log) -> None:
         emulator = make_emulator(ingest_seconds=8)
         emulator.start_ingest(NAME)
         assert kill(cancel_on_kill=True)["state"] == "CANCELLED"
         assert emulator.cancel_requested(NAME) == 1
         assert f"Requested the cancellation of {NAME}: its task was killed." in log.ours
 
-    def test_a_kill_leaves_the_operation_running_without_cancel_on_kill(self, make_emulator: Any, kill: Any) -> None:
+    def test_a_kill_leaves_the_operation_running_without_cancel_on_kill(
+        self, make_emulator: MakeEmulator, kill: Any
+    ) -> None:
         emulator = make_emulator(ingest_seconds=8)
         emulator.start_ingest(NAME)
         assert kill()["state"] == "SUCCEEDED"
         assert emulator.cancel_requested(NAME) == 0
 
-    def test_a_kill_after_the_poke_cancels_nothing(self, emulator: DaiEmulator, ti: Any) -> None:
+    def test_a_kill_after_the_poke_cancels_nothing(self, emulator: DaiEmulator, ti: Ti) -> None:
         """Airflow kills a task whose callbacks take too long, long after its own work is done."""
         emulator.start_ingest(NAME, seconds=100)
         sensor = DaiOperationSensor(
@@ -482,7 +488,7 @@ class TestRun:
 
     @MODES
     def test_it_takes_the_output_of_the_cancel_operator(
-        self, emulator: DaiEmulator, run_dag: Any, clock: Any, mode: str
+        self, emulator: DaiEmulator, run_dag: RunDag, clock: Clock, mode: str
     ) -> None:
         if mode == "reschedule" and VERSION == (3, 0):
             pytest.skip("dag.test() of Airflow 3.0 breaks at the second poke of any sensor in this mode")
@@ -512,7 +518,7 @@ class TestRun:
         ],
     )
     def test_a_final_state_sets_the_state_of_the_task(
-        self, emulator: DaiEmulator, run_dag: Any, mode: str, state: str, options: dict[str, Any], expected: str
+        self, emulator: DaiEmulator, run_dag: RunDag, mode: str, state: str, options: dict[str, Any], expected: str
     ) -> None:
         end(emulator, state)
         run = run_dag(self.dag("sensor_ends", mode=mode, retries=3, **options))
@@ -524,7 +530,7 @@ class TestRun:
     @pytest.mark.parametrize("soft_fail", [False, True], ids=["plain", "soft_fail"])
     @pytest.mark.parametrize("rpc_status", ["UNIMPLEMENTED", "NOT_FOUND", "PERMISSION_DENIED"])
     def test_a_permanent_error_spends_no_retry(
-        self, emulator: DaiEmulator, run_dag: Any, mode: str, soft_fail: bool, rpc_status: str
+        self, emulator: DaiEmulator, run_dag: RunDag, mode: str, soft_fail: bool, rpc_status: str
     ) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(rpc_status=rpc_status, times=None))
@@ -536,7 +542,7 @@ class TestRun:
     @MODES
     @pytest.mark.parametrize(("soft_fail", "expected"), [(False, "failed"), (True, "skipped")])
     def test_a_timeout_fails_or_skips_the_task(
-        self, emulator: DaiEmulator, run_dag: Any, mode: str, soft_fail: bool, expected: str
+        self, emulator: DaiEmulator, run_dag: RunDag, mode: str, soft_fail: bool, expected: str
     ) -> None:
         emulator.start_ingest(NAME)
         run = run_dag(self.dag("sensor_timeout", mode=mode, retries=3, soft_fail=soft_fail, timeout=0))
@@ -545,19 +551,19 @@ class TestRun:
         assert emulator.state(NAME) == "RUNNING"
 
     @MODES
-    def test_an_outage_leaves_the_task_to_its_retries(self, emulator: DaiEmulator, run_dag: Any, mode: str) -> None:
+    def test_an_outage_leaves_the_task_to_its_retries(self, emulator: DaiEmulator, run_dag: RunDag, mode: str) -> None:
         emulator.inject(Fault(status=503, times=None))
         dag = self.dag(f"sensor_down_{mode}", mode=mode, retries=3, retry_delay=timedelta(hours=1))
         run = run_dag(dag, stop_when_waiting=True)
         assert run.tasks == {"wait": "up_for_retry"}
 
     @pytest.mark.usefixtures("emulator")
-    def test_missing_ok_pushes_nothing(self, run_dag: Any) -> None:
+    def test_missing_ok_pushes_nothing(self, run_dag: RunDag) -> None:
         run = run_dag(self.dag("sensor_missing", missing_ok=True))
         assert run.tasks == {"wait": "success"}
         assert run.xcom("wait") is None
 
-    def test_each_map_index_waits_for_its_own_operation(self, emulator: DaiEmulator, run_dag: Any) -> None:
+    def test_each_map_index_waits_for_its_own_operation(self, emulator: DaiEmulator, run_dag: RunDag) -> None:
         for state in ENDS:
             end(emulator, state, f"operations/{state}")
 
@@ -573,7 +579,7 @@ class TestRun:
         assert [run.xcom("wait", map_index=index)["state"] for index in (0, 1)] == ["CANCELLED", "SUCCEEDED"]
 
     def test_airflow_does_not_take_it_for_a_call_from_outside(
-        self, emulator: DaiEmulator, run_dag: Any, log: Any
+        self, emulator: DaiEmulator, run_dag: RunDag, log: Log
     ) -> None:
         end(emulator, "SUCCEEDED")
         run = run_dag(self.dag("sensor_strict", allow_nested_operators=False))

@@ -31,6 +31,7 @@ from tests.support.clock import Clock
 from tests.support.emulators import methods
 from tests.support.event_loop import fire
 from tests.support.log import Log
+from tests.support.task_instance import Ti
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException
@@ -52,7 +53,7 @@ def _time(monkeypatch: pytest.MonkeyPatch, few_authorities: None, fake_time: Clo
 
 
 @pytest.fixture
-def context(ti: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, airflow_2: bool) -> dict[str, Any]:
+def context(ti: Ti, clock: Clock, monkeypatch: pytest.MonkeyPatch, airflow_2: bool) -> dict[str, Any]:
     """Give a context whose task began now, for a sensor in reschedule mode to ask."""
     began = datetime.fromtimestamp(clock.now, UTC)
     if airflow_2:

@@ -20,19 +20,22 @@ from airflow_dai_provider.tasks.callback_scope import (
     operations_started_by_task_instance,
 )
 from airflow_dai_provider.tasks.xcom import NoXComsError, push_operation
+from tests.support.dag_runs import RunDag
 from tests.support.deadlines import Triggerer, deadline_context, deadlines, install_triggerer
+from tests.support.log import Log
+from tests.support.task_instance import Ti
 
 LOGGER = logging.getLogger("airflow_dai_provider.test_callbacks")
 LOGGER.setLevel(logging.INFO)
 A, B, C = (f"operations/{letter}" for letter in "abc")
 
 
-def contexts(ti: Any) -> tuple[Any, Any]:
+def contexts(ti: Ti) -> tuple[Any, Any]:
     """Return the context of a task's callback, and the context of a DAG's callback."""
     return {"ti": ti}, {"ti": ti, "reason": "task_failure"}
 
 
-def test_only_the_context_of_a_dags_callback_has_a_reason(ti: Any) -> None:
+def test_only_the_context_of_a_dags_callback_has_a_reason(ti: Ti) -> None:
     assert [callback_kind(context) for context in contexts(ti)] == [CallbackKind.TASK, CallbackKind.DAG]
 
 
@@ -42,7 +45,7 @@ def test_only_the_context_of_a_dags_callback_has_a_reason(ti: Any) -> None:
     ids=["its-own", "its-own-second", "next-try", "earlier-try", "unknown"],
 )
 def test_the_operation_of_another_try_is_left_alone(
-    make_ti: Any, log: Any, pushed_by: int | None, try_number: int, names: list[str]
+    make_ti: type[Ti], log: Log, pushed_by: int | None, try_number: int, names: list[str]
 ) -> None:
     ti = make_ti(try_number=try_number)
     ti.xcom_push("operation_name", A)
@@ -59,7 +62,7 @@ def test_the_operation_of_another_try_is_left_alone(
 
 class TestMapIndexes:
     @pytest.fixture
-    def run(self, make_ti: Any) -> Any:
+    def run(self, make_ti: type[Ti]) -> Any:
         """A function that returns the task instance of a map index; three indexes have started operations."""
 
         def of(map_index: int, task_id: str = "publish") -> Any:
@@ -114,11 +117,11 @@ def test_a_context_without_a_task_instance_is_an_error() -> None:
         operations_started({"reason": "timed_out"}, ["start_ingest"], LOGGER)
 
 
-def test_real_task_instances_return_the_same(run_dag: Any) -> None:
+def test_real_task_instances_return_the_same(run_dag: RunDag) -> None:
     with DAG("operations_of_tasks", schedule=None) as dag:
 
         @task
-        def start_ingest(name: str, ti: Any = None) -> None:
+        def start_ingest(name: str, ti: Ti = None) -> None:
             ti.xcom_push("operation_name", name)
 
         @task
@@ -147,7 +150,7 @@ def test_real_task_instances_return_the_same(run_dag: Any) -> None:
     class OfIndex:
         """The same task instance with another map index."""
 
-        def __init__(self, ti: Any, map_index: int) -> None:
+        def __init__(self, ti: Ti, map_index: int) -> None:
             self.ti, self.map_index = ti, map_index
 
         def __getattr__(self, name: str) -> Any:
@@ -176,7 +179,7 @@ class TestUnreadable:
     @pytest.mark.parametrize("kind", [RuntimeError, AirflowException])
     @pytest.mark.parametrize("of_dag", [False, True], ids=["task", "dag"])
     def test_a_task_that_cannot_be_read_is_a_problem_beside_the_names(
-        self, make_ti: Any, monkeypatch: pytest.MonkeyPatch, of_dag: bool, kind: type[Exception]
+        self, make_ti: type[Ti], monkeypatch: pytest.MonkeyPatch, of_dag: bool, kind: type[Exception]
     ) -> None:
         ti = make_ti(task_id="publish")
         ti.of_other_task("start_ingest", "operation_name", A)
@@ -195,7 +198,7 @@ class TestUnreadable:
 
     @pytest.mark.parametrize("of_dag", [False, True], ids=["task", "dag"])
     def test_one_error_stands_for_all_tasks_where_no_xcom_can_be_read(
-        self, ti: Any, monkeypatch: pytest.MonkeyPatch, of_dag: bool
+        self, ti: Ti, monkeypatch: pytest.MonkeyPatch, of_dag: bool
     ) -> None:
         def without_supervisor(*_: Any, **__: Any) -> None:
             raise ImportError("cannot import", name="airflow.sdk.execution_time.task_runner")
@@ -204,7 +207,7 @@ class TestUnreadable:
         with pytest.raises(NoXComsError, match="XComs cannot be read here"):
             operations_started(contexts(ti)[of_dag], ["one", "another"], LOGGER)
 
-    def test_a_result_that_airflow_does_not_restore_is_ignored(self, run_dag: Any) -> None:
+    def test_a_result_that_airflow_does_not_restore_is_ignored(self, run_dag: RunDag) -> None:
         with DAG("operations_not_restorable", schedule=None) as dag:
 
             @task
@@ -216,7 +219,7 @@ class TestUnreadable:
                 return NotRestorable()
 
             @task
-            def odd_name(ti: Any = None) -> None:
+            def odd_name(ti: Ti = None) -> None:
                 ti.xcom_push("operation_name", NotRestorable())
 
             @task
@@ -238,7 +241,7 @@ class TestDeadline:
     def triggerer(self, monkeypatch: pytest.MonkeyPatch) -> Triggerer:
         return install_triggerer(monkeypatch)
 
-    def test_only_a_context_without_a_task_instance_is_a_deadlines(self, ti: Any) -> None:
+    def test_only_a_context_without_a_task_instance_is_a_deadlines(self, ti: Ti) -> None:
         assert callback_kind(deadline_context()) is CallbackKind.DEADLINE
         assert CallbackKind.DEADLINE not in [callback_kind(context) for context in contexts(ti)]
         empty: Any = {}
@@ -306,11 +309,11 @@ class TestDeadline:
         assert (triggerer.requests.count("GetTaskStates"), triggerer.requests.count("GetXCom")) == (3, 50)
 
     @deadlines
-    def test_a_real_airflow_returns_the_same(self, run_dag: Any) -> None:
+    def test_a_real_airflow_returns_the_same(self, run_dag: RunDag) -> None:
         with DAG("operations_of_deadline", schedule=None) as dag:
 
             @task
-            def start(name: str, ti: Any = None) -> None:
+            def start(name: str, ti: Ti = None) -> None:
                 ti.xcom_push("operation_name", name)
 
             @task
@@ -362,7 +365,7 @@ class TestClearedRun:
         ids=["ended", "cleared", "unknown", "no run"],
     )
     def test_an_operation_started_after_the_end_is_left_alone(
-        self, ti: Any, dag_run: Any, name_is_taken: dict[str, bool]
+        self, ti: Ti, dag_run: Any, name_is_taken: dict[str, bool]
     ) -> None:
         end = self.ENDED.timestamp()
         times = {"before": end - 60, "skew": end + CLOCK_SKEW - 0.1, "after": end + CLOCK_SKEW + 0.1}
@@ -374,14 +377,14 @@ class TestClearedRun:
         assert operations_started(context, ["mapped"], LOGGER) == (taken, [])
 
     @pytest.mark.parametrize("pushed_at", [None, "x", [1], {}])
-    def test_an_operation_without_a_time_is_reached(self, ti: Any, pushed_at: Any) -> None:
+    def test_an_operation_without_a_time_is_reached(self, ti: Ti, pushed_at: Any) -> None:
         ti.of_other_task("plain", "operation_name", ["operations/a", {"name": "operations/b"}])
         if pushed_at is not None:
             ti.of_other_task("plain", "operation_pushed_at", pushed_at)
         context: Any = {"ti": ti, "reason": "task_failure", "dag_run": SimpleNamespace(end_date=self.ENDED)}
         assert operations_started(context, ["plain"], LOGGER) == (["operations/a", {"name": "operations/b"}], [])
 
-    def test_the_callback_of_a_task_ignores_the_end_of_the_run(self, ti: Any) -> None:
+    def test_the_callback_of_a_task_ignores_the_end_of_the_run(self, ti: Ti) -> None:
         push_operation(ti, "operations/a", self.ENDED.timestamp() + 60)
         context: Any = {"ti": ti, "dag_run": SimpleNamespace(end_date=self.ENDED)}
         assert operations_started(context, [ti.task_id], LOGGER) == (["operations/a"], [])

@@ -12,7 +12,9 @@ from google.api_core import exceptions as api
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation
-from tests.support.emulators import methods
+from tests.support.clock import Clock
+from tests.support.emulators import MakeEmulator, methods
+from tests.support.log import Log
 
 LOGGER = logging.getLogger("airflow_dai_provider.test_cancellation")
 LOGGER.setLevel(logging.INFO)
@@ -20,7 +22,7 @@ GET, CANCEL = "operations.get", "operations.cancel"
 
 
 @pytest.fixture
-def hook(fake_time: Any) -> Iterator[Callable[[], Any]]:
+def hook(fake_time: Clock) -> Iterator[Callable[[], Any]]:
     from airflow_dai_provider.hooks.dai import DaiHook
 
     made: list[DaiHook] = []
@@ -34,7 +36,7 @@ def hook(fake_time: Any) -> Iterator[Callable[[], Any]]:
         each.close()
 
 
-def test_a_running_operation(emulator: DaiEmulator, hook: Any, log: Any) -> None:
+def test_a_running_operation(emulator: DaiEmulator, hook: Any, log: Log) -> None:
     name = emulator.start_ingest("operations/a/b")
     assert request_cancellation(hook(), name, LOGGER) is None
     assert methods(emulator) == [CANCEL]
@@ -45,7 +47,7 @@ def test_a_running_operation(emulator: DaiEmulator, hook: Any, log: Any) -> None
 @pytest.mark.parametrize("state", ["SUCCEEDED", "FAILED", "CANCELLED"])
 @pytest.mark.parametrize("refusal", ["failed_precondition", "not_found"])
 def test_what_has_finished_is_polled_where_the_service_refuses(
-    make_emulator: Any, hook: Any, log: Any, refusal: str, state: str
+    make_emulator: MakeEmulator, hook: Any, log: Log, refusal: str, state: str
 ) -> None:
     emulator = make_emulator(finished_cancel=refusal)
     outcome = "INVALID_MEDIA" if state == "FAILED" else "success"
@@ -62,14 +64,14 @@ def test_what_has_finished_is_polled_where_the_service_refuses(
     assert "already finished, there is nothing to cancel" in line
 
 
-def test_what_has_finished_where_the_service_does_not_mind(emulator: DaiEmulator, hook: Any, log: Any) -> None:
+def test_what_has_finished_where_the_service_does_not_mind(emulator: DaiEmulator, hook: Any, log: Log) -> None:
     name = emulator.start_ingest(seconds=0)
     assert request_cancellation(hook(), name, LOGGER) is None
     assert log.ours == [f"Requested the cancellation of {name}."]
 
 
 @pytest.mark.parametrize("rpc_status", ["FAILED_PRECONDITION", "NOT_FOUND"])
-def test_refused_although_it_runs(emulator: DaiEmulator, hook: Any, log: Any, rpc_status: str) -> None:
+def test_refused_although_it_runs(emulator: DaiEmulator, hook: Any, log: Log, rpc_status: str) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(method=CANCEL, rpc_status=rpc_status))
     with pytest.raises(ServiceError, match=f"{CANCEL} of {name} returned .* {rpc_status}") as caught:
@@ -80,7 +82,7 @@ def test_refused_although_it_runs(emulator: DaiEmulator, hook: Any, log: Any, rp
     assert log.ours == []
 
 
-def test_unknown(emulator: DaiEmulator, hook: Any, log: Any) -> None:
+def test_unknown(emulator: DaiEmulator, hook: Any, log: Log) -> None:
     with pytest.raises(api.NotFound, match="operations/never"):
         request_cancellation(hook(), "operations/never", LOGGER)
     assert log.ours == []
@@ -95,7 +97,7 @@ def test_unknown(emulator: DaiEmulator, hook: Any, log: Any) -> None:
     ],
 )
 def test_after_another_refusal_nothing_is_polled(
-    emulator: DaiEmulator, hook: Any, log: Any, rpc_status: str, error: type[Exception]
+    emulator: DaiEmulator, hook: Any, log: Log, rpc_status: str, error: type[Exception]
 ) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(method=CANCEL, rpc_status=rpc_status))
@@ -105,7 +107,7 @@ def test_after_another_refusal_nothing_is_polled(
     assert log.ours == []
 
 
-def test_refused_and_then_away(make_emulator: Any, hook: Any) -> None:
+def test_refused_and_then_away(make_emulator: MakeEmulator, hook: Any) -> None:
     emulator = make_emulator(finished_cancel="failed_precondition")
     name = emulator.start_ingest(seconds=0)
     emulator.inject(Fault(method=GET, status=503, times=None))

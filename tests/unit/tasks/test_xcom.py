@@ -9,11 +9,12 @@ import pytest
 
 from airflow_dai_provider.tasks.xcom import NoXComsError, as_list, pull, pull_operations, push_operation
 from tests.support.airflow_versions import VERSION
+from tests.support.task_instance import Ti
 
 A, B = "operations/a", "operations/b"
 
 
-def test_the_name_is_pushed_with_its_try_and_time(make_ti: Any) -> None:
+def test_the_name_is_pushed_with_its_try_and_time(make_ti: type[Ti]) -> None:
     ti = make_ti(try_number=2)
     push_operation(ti, A, 12.5)
     assert {key: value for (_, _, key), value in ti.pushed.items()} == {
@@ -43,7 +44,7 @@ def test_the_name_is_pushed_with_its_try_and_time(make_ti: Any) -> None:
 )
 @pytest.mark.parametrize("map_index", [-1, 2])
 def test_operations_are_read_from_the_name_else_from_the_result(
-    make_ti: Any, pushed: dict[str, Any], names: list[Any], map_index: int
+    make_ti: type[Ti], pushed: dict[str, Any], names: list[Any], map_index: int
 ) -> None:
     ti = make_ti(map_index=map_index)
     for key, value in pushed.items():
@@ -93,7 +94,7 @@ def test_a_value_whose_class_cannot_be_imported_is_an_error() -> None:
 
 
 @pytest.mark.skipif(VERSION < (3,), reason="Airflow 2 reads the metadata database")
-def test_a_process_without_responses_to_xcom_requests_sends_none(ti: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_without_responses_to_xcom_requests_sends_none(ti: Ti, monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow.sdk.execution_time import task_runner
     from airflow.sdk.execution_time.comms import ConnectionResult
     from pydantic import TypeAdapter

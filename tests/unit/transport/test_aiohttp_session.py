@@ -8,7 +8,7 @@ import os
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def test_credentials_do_not_leave_over_plain_http(
 
 def test_the_netrc_is_not_used(
     connect_key: Connect,
-    connect: Callable[..., None],
+    connect: Connect,
     emulator: DaiEmulator,
     tokens: TokenServer,
     tmp_path: Path,
@@ -153,7 +153,7 @@ def operation_server() -> TinyServer:
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_proxy_carries_what_leaves_this_machine(
-    connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch, kind: str, variable: str, form: str
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, kind: str, variable: str, form: str
 ) -> None:
     connect(is_anonymous=True, num_retries=0, dai_api_endpoint="http://dai.example:8080")
     with operation_server() as proxy:
@@ -167,7 +167,7 @@ def test_a_proxy_carries_what_leaves_this_machine(
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_no_proxy_sees_what_stays_on_this_machine(
-    connect: Callable[..., None], emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, variable: str, host: str
+    connect: Connect, emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, variable: str, host: str
 ) -> None:
     connect(is_anonymous=True, num_retries=0, dai_api_endpoint=emulator.endpoint.replace("127.0.0.1", host))
     name = emulator.start_ingest()
@@ -178,9 +178,7 @@ def test_no_proxy_sees_what_stays_on_this_machine(
     assert len(emulator.requests) == 1
 
 
-def test_no_proxy_is_used_where_the_environment_says_so(
-    connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_proxy_is_used_where_the_environment_says_so(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     connect(is_anonymous=True, num_retries=0, dai_api_endpoint="http://dai.invalid")
     monkeypatch.setenv("NO_PROXY", ".invalid")
     with operation_server() as proxy:
@@ -216,7 +214,7 @@ def test_https_goes_through_the_tunnel_of_a_proxy(
 @pytest.mark.parametrize("status", [403, 407, 502])
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_proxy_that_opens_no_tunnel(
-    connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch, kind: str, status: int
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, kind: str, status: int
 ) -> None:
     connect(is_anonymous=True, num_retries=0, dai_api_endpoint="https://dai.example")
     with TinyServer(lambda exchange: exchange.answer(status)) as proxy:
@@ -230,7 +228,7 @@ def test_a_proxy_that_opens_no_tunnel(
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_the_password_of_a_proxy_is_not_shown(
-    connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch, log: Log, scheme: str
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, log: Log, scheme: str
 ) -> None:
     connect(is_anonymous=True, num_retries=1, dai_api_endpoint=f"{scheme}://dai.example")
 
@@ -254,10 +252,7 @@ def tls(tmp_path: Path) -> Iterator[tuple[TinyServer, Path]]:
 
 
 def test_an_authority_of_ones_own(
-    connect_key: Connect,
-    tokens: TokenServer,
-    tls: tuple[TinyServer, Path],
-    monkeypatch: pytest.MonkeyPatch,
+    connect_key: Connect, tokens: TokenServer, tls: tuple[TinyServer, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, authority = tls
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))

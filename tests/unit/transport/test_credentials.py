@@ -13,6 +13,7 @@ from google.api_core import exceptions
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from tests.support.authentication import Form, Shown, accounts, live_on, refused
 from tests.support.clock import Clock
+from tests.support.connections import Connect
 from tests.support.credentials import (
     _FOREIGN,
     FIRST,
@@ -24,7 +25,7 @@ from tests.support.credentials import (
     key_json,
     key_of_google,
 )
-from tests.support.emulators import methods
+from tests.support.emulators import MakeEmulator, methods
 from tests.support.payloads import NAME
 
 WORKLOAD = "principal://iam.googleapis.com/locations/global/workloadIdentityPools/emulator/subject/workload"
@@ -99,7 +100,7 @@ BY_FEDERATION = (TARGET, ["exchangeToken", "generateAccessToken"])
 def test_a_connection_authorises_every_call_with_one_token(
     drive: Form,
     guarded: DaiEmulator,
-    connect: Callable[..., None],
+    connect: Connect,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     way: Callable[..., dict[str, Any]],
@@ -122,7 +123,7 @@ def test_a_connection_authorises_every_call_with_one_token(
 def test_without_credentials_the_service_says_what_it_wants(
     drive: Form,
     guarded: DaiEmulator,
-    connect: Callable[..., None],
+    connect: Connect,
     monkeypatch: pytest.MonkeyPatch,
     shown: Shown,
     slept: list[float],
@@ -150,7 +151,7 @@ def test_without_credentials_the_service_says_what_it_wants(
 def test_the_quota_project_is_in_every_request_to_dai(
     drive: Form,
     guarded: DaiEmulator,
-    connect: Callable[..., None],
+    connect: Connect,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     way: Callable[..., dict[str, Any]],
@@ -180,9 +181,7 @@ def test_without_a_quota_project_none_is_billed(drive: Form, robot: DaiEmulator)
     assert ["x-goog-user-project" in request.headers for request in robot.requests] == [False, False]
 
 
-def test_the_scope_of_the_connection_is_the_one_that_counts(
-    drive: Form, start: Callable[..., DaiEmulator], connect: Callable[..., None]
-) -> None:
+def test_the_scope_of_the_connection_is_the_one_that_counts(drive: Form, start: MakeEmulator, connect: Connect) -> None:
     emulator = start(scopes=["https://s.example/dai"])
     key = emulator.service_account_key()
     connect(keyfile_dict=key, dai_api_endpoint=emulator.endpoint, scope=f"https://s.example/dai, {OTHER_SCOPE}")
@@ -198,11 +197,7 @@ def hosts_of(emulator: DaiEmulator) -> list[tuple[str | None, str]]:
 @pytest.mark.parametrize("by", ["argument", "connection"])
 @pytest.mark.parametrize("delegates", [(), (FIRST,), (FIRST, SECOND)], ids=["none", "one", "two"])
 def test_an_impersonation_chain_at_googles_own_addresses(
-    drive: Form,
-    google: tuple[DaiEmulator, list[str]],
-    connect: Callable[..., None],
-    delegates: tuple[str, ...],
-    by: str,
+    drive: Form, google: tuple[DaiEmulator, list[str]], connect: Connect, delegates: tuple[str, ...], by: str
 ) -> None:
     """The hook is given a key and a chain, and nothing else: even DAI is where Google has it."""
     emulator, asked = google
@@ -239,7 +234,7 @@ def test_an_impersonation_chain_at_googles_own_addresses(
 
 
 def test_federation_with_impersonation_at_googles_own_addresses(
-    drive: Form, google: tuple[DaiEmulator, list[str]], connect: Callable[..., None]
+    drive: Form, google: tuple[DaiEmulator, list[str]], connect: Connect
 ) -> None:
     emulator, asked = google
     config = emulator.external_account_config(impersonate=TARGET)
@@ -266,7 +261,7 @@ def test_federation_with_impersonation_at_googles_own_addresses(
 def test_a_chain_that_does_not_hold_reaches_nothing(
     drive: Form,
     google: tuple[DaiEmulator, list[str]],
-    connect: Callable[..., None],
+    connect: Connect,
     shown: Shown,
     slept: list[float],
     allowed: list[tuple[str, str]],
@@ -286,7 +281,7 @@ def test_a_chain_that_does_not_hold_reaches_nothing(
 
 
 def test_why_a_chain_does_not_hold_is_said(
-    drive: Form, google: tuple[DaiEmulator, list[str]], connect: Callable[..., None], shown: Shown
+    drive: Form, google: tuple[DaiEmulator, list[str]], connect: Connect, shown: Shown
 ) -> None:
     emulator, _ = google
     connect(keyfile_dict=key_of_google(emulator))
@@ -310,7 +305,7 @@ def test_why_a_chain_does_not_hold_is_said(
 def test_a_key_that_is_not_accepted(
     drive: Form,
     guarded: DaiEmulator,
-    connect: Callable[..., None],
+    connect: Connect,
     shown: Shown,
     slept: list[float],
     changes: dict[str, str],
@@ -347,7 +342,7 @@ def test_an_account_that_is_disabled_in_the_middle_of_a_wait(
 
 @pytest.mark.parametrize("hours", [-2, 2])
 def test_a_worker_whose_clock_is_wrong(
-    drive: Form, start: Callable[..., DaiEmulator], clock: Clock, connect: Callable[..., None], shown: Shown, hours: int
+    drive: Form, start: MakeEmulator, clock: Clock, connect: Connect, shown: Shown, hours: int
 ) -> None:
     emulator = start(clock=lambda: clock.now + hours * 3600)
     connect(keyfile_dict=emulator.service_account_key(), dai_api_endpoint=emulator.endpoint)
@@ -357,7 +352,7 @@ def test_a_worker_whose_clock_is_wrong(
 
 
 def test_a_workload_that_the_pool_does_not_know(
-    drive: Form, guarded: DaiEmulator, connect: Callable[..., None], shown: Shown
+    drive: Form, guarded: DaiEmulator, connect: Connect, shown: Shown
 ) -> None:
     config = {**guarded.external_account_config(), "audience": "//iam.googleapis.com/other"}
     connect(credential_config_file=config, dai_api_endpoint=guarded.endpoint)
@@ -368,7 +363,7 @@ def test_a_workload_that_the_pool_does_not_know(
 
 @pytest.mark.parametrize("call", ["get_operation", "cancel_operation", "wait_for_operation"])
 def test_a_scope_that_is_not_enough(
-    drive: Form, guarded: DaiEmulator, connect: Callable[..., None], shown: Shown, slept: list[float], call: str
+    drive: Form, guarded: DaiEmulator, connect: Connect, shown: Shown, slept: list[float], call: str
 ) -> None:
     connect(keyfile_dict=guarded.service_account_key(), dai_api_endpoint=guarded.endpoint, scope=OTHER_SCOPE)
     guarded.start_ingest(NAME)
@@ -397,7 +392,7 @@ def federation_for_impersonation(emulator: DaiEmulator) -> tuple[dict[str, Any],
 @pytest.mark.parametrize("status", [429, 500, 502, 503])
 @pytest.mark.parametrize("way", [key_for_token_service, federation_for_exchange, federation_for_impersonation])
 def test_a_token_service_that_is_away_for_a_moment_is_asked_again(
-    drive: Form, guarded: DaiEmulator, connect: Callable[..., None], way: Callable[..., Any], status: int
+    drive: Form, guarded: DaiEmulator, connect: Connect, way: Callable[..., Any], status: int
 ) -> None:
     extra, method = way(guarded)
     connect(dai_api_endpoint=guarded.endpoint, **extra)
@@ -417,7 +412,7 @@ def test_a_token_service_that_is_away_for_a_moment_is_asked_again(
     ids=["fraction", "no time"],
 )
 def test_a_token_whose_end_cannot_be_read_is_not_shown(
-    drive: Form, guarded: DaiEmulator, connect: Callable[..., None], shown: Shown, answer: dict[str, str]
+    drive: Form, guarded: DaiEmulator, connect: Connect, shown: Shown, answer: dict[str, str]
 ) -> None:
     """google-auth puts the whole answer into its error, and that stands in the traceback as the cause."""
     config = guarded.external_account_config(impersonate=TARGET)

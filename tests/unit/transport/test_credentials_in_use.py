@@ -21,6 +21,7 @@ from airflow_dai_provider.transport.google_errors import Unauthenticated
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from tests.support.authentication import TOKEN_METHODS, Form, SharedTime, Shown, accounts, in_worker, live_on, refused
 from tests.support.clock import Clock
+from tests.support.connections import Connect
 from tests.support.credentials import (
     _FOREIGN,
     FIRST,
@@ -33,10 +34,11 @@ from tests.support.credentials import (
     key_json,
     key_of_google,
 )
-from tests.support.emulators import methods
+from tests.support.emulators import MakeEmulator, methods
 from tests.support.event_loop import run
 from tests.support.log import Log
 from tests.support.payloads import NAME, creative
+from tests.support.task_instance import Ti
 from tests.support.token_server import private_key_pem
 
 WAITS = 200
@@ -49,7 +51,7 @@ def _one_time(monkeypatch: pytest.MonkeyPatch, few_authorities: None, fake_time:
 
 
 @pytest.fixture
-def context(ti: Any, shown: Shown) -> Iterator[dict[str, Any]]:
+def context(ti: Ti, shown: Shown) -> Iterator[dict[str, Any]]:
     yield {"ti": ti}
     shown.add(repr(ti.pushed))
 
@@ -77,9 +79,7 @@ def cancel_task(shown: Shown, *, deferrable: bool, context: Any, between: Callab
 
 
 @both
-def test_a_task_with_a_key(
-    start: Callable[..., DaiEmulator], connect: Callable[..., None], context: Any, shown: Shown, deferrable: bool
-) -> None:
+def test_a_task_with_a_key(start: MakeEmulator, connect: Connect, context: Any, shown: Shown, deferrable: bool) -> None:
     emulator = start(cancel_seconds=1000.0, token_lifetime=LIFETIME)
     connect(keyfile_dict=emulator.service_account_key(), dai_api_endpoint=emulator.endpoint)
     emulator.start_ingest(NAME)
@@ -112,7 +112,7 @@ NOT_PROCESSED: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
-def connect_badly(connect: Callable[..., None], emulator: DaiEmulator, changes: dict[str, Any]) -> None:
+def connect_badly(connect: Connect, emulator: DaiEmulator, changes: dict[str, Any]) -> None:
     key = emulator.service_account_key()
     extra = {name: value for name, value in changes.items() if name not in key}
     key |= {name: value for name, value in changes.items() if name in key}
@@ -121,12 +121,7 @@ def connect_badly(connect: Callable[..., None], emulator: DaiEmulator, changes: 
 
 @pytest.mark.parametrize("refusal", NOT_PROCESSED)
 def test_a_task_that_is_refused_fails_with_advice(
-    guarded: DaiEmulator,
-    connect: Callable[..., None],
-    context: Any,
-    shown: Shown,
-    slept: list[float],
-    refusal: str,
+    guarded: DaiEmulator, connect: Connect, context: Any, shown: Shown, slept: list[float], refusal: str
 ) -> None:
     changes, words, advice = NOT_PROCESSED[refusal]
     connect_badly(connect, guarded, changes)
@@ -144,12 +139,7 @@ def test_a_task_that_is_refused_fails_with_advice(
 
 @pytest.mark.parametrize("refusal", NOT_PROCESSED)
 def test_a_deferred_task_that_is_refused_fails_with_the_same_advice(
-    start: Callable[..., DaiEmulator],
-    connect: Callable[..., None],
-    context: Any,
-    shown: Shown,
-    slept: list[float],
-    refusal: str,
+    start: MakeEmulator, connect: Connect, context: Any, shown: Shown, slept: list[float], refusal: str
 ) -> None:
     """Somebody has changed the connection while the task went from the worker to the triggerer."""
     changes, words, advice = NOT_PROCESSED[refusal]
@@ -208,7 +198,7 @@ def test_a_token_that_is_refused_again_at_once_is_an_error(
 
 
 def test_a_token_that_is_refused_is_renewed_with_the_source_that_still_holds(
-    drive: Form, google: tuple[DaiEmulator, list[str]], connect: Callable[..., None]
+    drive: Form, google: tuple[DaiEmulator, list[str]], connect: Connect
 ) -> None:
     emulator, _ = google
     emulator.allow_impersonation(ROBOT, FIRST, TARGET)
@@ -310,8 +300,8 @@ spread = pytest.mark.parametrize("seed", [None, 1], ids=["all at once", "spread 
 @spread
 @pytest.mark.parametrize("way", [key_json, federation_text])
 def test_two_hundred_waits_outlive_their_token(
-    start: Callable[..., DaiEmulator],
-    connect: Callable[..., None],
+    start: MakeEmulator,
+    connect: Connect,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
     shown: Shown,
@@ -368,7 +358,7 @@ def test_two_hundred_waits_outlive_a_revocation(
 )
 def test_two_hundred_waits_learn_together_that_the_account_is_gone(
     guarded: DaiEmulator,
-    connect: Callable[..., None],
+    connect: Connect,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
     shown: Shown,
@@ -439,9 +429,7 @@ def test_a_prepared_cancellation_whose_token_is_dead_fetches_none(
     assert slept == []
 
 
-def test_a_prepared_cancellation_as_another_account(
-    google: tuple[DaiEmulator, list[str]], connect: Callable[..., None]
-) -> None:
+def test_a_prepared_cancellation_as_another_account(google: tuple[DaiEmulator, list[str]], connect: Connect) -> None:
     emulator, _ = google
     emulator.allow_impersonation(ROBOT, FIRST, TARGET)
     connect(keyfile_dict=key_of_google(emulator))

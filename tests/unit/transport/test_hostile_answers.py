@@ -8,7 +8,6 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -20,6 +19,7 @@ from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS
 from tests.support.authentication import FORMS
 from tests.support.event_loop import run, until
+from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.tiny_server import Exchange, TinyServer
 from tests.support.token_server import service_account_key
@@ -97,7 +97,7 @@ def test_the_response_of_a_token_service_is_bounded(
 
 @both_hooks
 def test_a_token_that_fits_in_no_header_is_not_shown(
-    form: str, emulator: DaiEmulator, connect: Connect, tiny_server: Serve, log: Any
+    form: str, emulator: DaiEmulator, connect: Connect, tiny_server: Serve, log: Log
 ) -> None:
     answer = {"access_token": "ya29.s3cret\n", "expires_in": 3600, "token_type": "Bearer"}
     service = tiny_server(lambda exchange: exchange.answer(200, answer))

@@ -8,7 +8,7 @@ import json
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -24,12 +24,15 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.transport import requests_session as transport_module
 from airflow_dai_provider.transport.requests_session import RequestsTransport
+from tests.support.connections import Connect
 from tests.support.emulators import bearers
+from tests.support.hooks import MakeHook
 from tests.support.payloads import NAME, SIGNED_URL, creative
+from tests.support.tiny_server import Serve
 from tests.support.token_server import TokenServer, service_account_key
 
 if TYPE_CHECKING:
-    from tests.support.tiny_server import Exchange, TinyServer
+    from tests.support.tiny_server import Exchange
 
 
 @pytest.fixture
@@ -79,11 +82,7 @@ def test_the_session_is_kept_until_it_is_closed(hook: DaiHook, emulator: DaiEmul
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
-def test_the_context_manager_closes_the_connection(
-    connect: Callable[..., None],
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
-    fails: bool,
-) -> None:
+def test_the_context_manager_closes_the_connection(connect: Connect, tiny_server: Serve, fails: bool) -> None:
     connect(is_anonymous=True, num_retries=0)
     status = 404 if fails else 200
     server = tiny_server(lambda exchange: exchange.answer(status, {"name": NAME}))
@@ -101,9 +100,7 @@ def test_the_context_manager_closes_the_connection(
     assert server.hung_up.wait(5)
 
 
-def test_close_hangs_up_on_the_token_server_too(
-    tokens: TokenServer, emulator: DaiEmulator, tiny_server: Callable[[Callable[[Exchange], None]], TinyServer]
-) -> None:
+def test_close_hangs_up_on_the_token_server_too(tokens: TokenServer, emulator: DaiEmulator, tiny_server: Serve) -> None:
     server = tiny_server(tokens.respond)
     credentials = Credentials.from_service_account_info(service_account_key(server.endpoint), scopes=["s"])
     transport = RequestsTransport(Endpoint(emulator.endpoint), credentials, 5.0)
@@ -115,7 +112,7 @@ def test_close_hangs_up_on_the_token_server_too(
     assert server.hung_up.wait(5)
 
 
-def test_nothing_is_left_open(emulator: DaiEmulator, connect: Callable[..., None]) -> None:
+def test_nothing_is_left_open(emulator: DaiEmulator, connect: Connect) -> None:
     connect(is_anonymous=True, num_retries=0)
     before = set(threading.enumerate())
     faults = [
@@ -202,10 +199,7 @@ def test_headers_of_googles_clients_with_a_key(keyed_hook: DaiHook, emulator: Da
     ],
 )
 def test_a_response_that_is_not_whole_is_an_error(
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
-    content: bytes,
+    connect: Connect, make_hook: MakeHook, tiny_server: Serve, content: bytes
 ) -> None:
     connect(is_anonymous=True, num_retries=1)
     server = tiny_server(lambda exchange: exchange.raw(content))
@@ -224,11 +218,7 @@ def test_a_response_that_is_not_whole_is_an_error(
 @pytest.mark.parametrize("chunk", [1, 7, 4096])
 @pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gzip"])
 def test_an_response_in_chunks(
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
-    chunk: int,
-    zipped: bool,
+    connect: Connect, make_hook: MakeHook, tiny_server: Serve, chunk: int, zipped: bool
 ) -> None:
     connect(is_anonymous=True, num_retries=0)
     plain = json.dumps({"name": NAME, "metadata": {"a": "é" * 500}}).encode()
@@ -248,9 +238,7 @@ def test_an_response_in_chunks(
 
 
 def test_an_response_without_a_length_ends_with_the_connection(
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
+    connect: Connect, make_hook: MakeHook, tiny_server: Serve
 ) -> None:
     connect(is_anonymous=True, num_retries=0)
     server = tiny_server(lambda exchange: exchange.raw(b'HTTP/1.0 200 OK\r\n\r\n{"name": "operations/a"}'))
@@ -260,10 +248,7 @@ def test_an_response_without_a_length_ends_with_the_connection(
 
 @pytest.mark.parametrize("status", [200, 302, 503])
 def test_a_large_response_is_not_read_to_its_end(
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
-    status: int,
+    connect: Connect, make_hook: MakeHook, tiny_server: Serve, status: int
 ) -> None:
     connect(is_anonymous=True, num_retries=0)
     written: list[int] = []
@@ -288,11 +273,7 @@ def test_a_large_response_is_not_read_to_its_end(
     assert sum(written) < 32 * 2**20
 
 
-def test_a_zipped_bomb_is_not_unpacked_to_its_end(
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
-) -> None:
+def test_a_zipped_bomb_is_not_unpacked_to_its_end(connect: Connect, make_hook: MakeHook, tiny_server: Serve) -> None:
     connect(is_anonymous=True, num_retries=0)
     bomb = gzip.compress(b" " * 50_000_000)
     server = tiny_server(lambda exchange: exchange.answer(200, bomb, Content_Encoding="gzip"))
@@ -329,11 +310,7 @@ class Trickle:
 
 @pytest.mark.parametrize("status", [200, 503])
 def test_a_trickling_response_is_not_waited_for(
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
-    monkeypatch: pytest.MonkeyPatch,
-    status: int,
+    connect: Connect, make_hook: MakeHook, tiny_server: Serve, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     connect(is_anonymous=True, num_retries=0)
     trickle = Trickle(status)
@@ -346,10 +323,7 @@ def test_a_trickling_response_is_not_waited_for(
 
 
 def test_an_response_that_has_come_is_taken_however_late(
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
-    monkeypatch: pytest.MonkeyPatch,
+    connect: Connect, make_hook: MakeHook, tiny_server: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The time until its first byte is the socket's to bound; what is whole is not thrown away, a name least of all."""
     connect(is_anonymous=True, num_retries=0)
@@ -366,9 +340,7 @@ def test_an_response_that_has_come_is_taken_however_late(
 
 
 def test_a_silent_server_is_waited_for_until_the_timeout(
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
+    connect: Connect, make_hook: MakeHook, tiny_server: Serve
 ) -> None:
     connect(is_anonymous=True, num_retries=1)
     told = threading.Event()
@@ -414,9 +386,7 @@ def test_a_request_that_no_server_accepted_was_not_sent(bare: RequestsTransport,
     assert (caught.value.rpc_code, caught.value.sent) == (Code.UNAVAILABLE, False)
 
 
-def test_what_a_proxy_did_not_pass_on_was_not_sent(
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_proxy_did_not_pass_on_was_not_sent(tiny_server: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", tiny_server(lambda exchange: exchange.answer(502)).endpoint)
     transport = RequestsTransport(Endpoint("https://dai.example"), AnonymousCredentials(), 5.0)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,10 @@ from google.auth import jwt
 from airflow_dai_provider.api.names import InvalidNameError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
+from tests.support.connections import Connect
 from tests.support.emulators import bearers, methods
 from tests.support.event_loop import Gate
+from tests.support.hooks import MakeHook
 from tests.support.payloads import NAME, SIGNED_URL, creative
 from tests.support.token_server import TokenServer
 
@@ -37,11 +38,7 @@ def test_a_key_in_the_connection(keyed_hook: DaiHook, emulator: DaiEmulator, tok
 
 
 def test_a_key_in_a_file(
-    tokens: TokenServer,
-    emulator: DaiEmulator,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    tmp_path: Path,
+    tokens: TokenServer, emulator: DaiEmulator, connect: Connect, make_hook: MakeHook, tmp_path: Path
 ) -> None:
     path = tmp_path / "key.json"
     path.write_text(json.dumps(tokens.key))
@@ -55,8 +52,8 @@ def test_a_key_in_a_file(
 def test_application_default_credentials(
     tokens: TokenServer,
     emulator: DaiEmulator,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
+    connect: Connect,
+    make_hook: MakeHook,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -76,12 +73,7 @@ def test_application_default_credentials(
     ids=["default", "of the connection"],
 )
 def test_the_scopes_of_the_connection(
-    tokens: TokenServer,
-    emulator: DaiEmulator,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    extra: dict[str, str],
-    scope: str,
+    tokens: TokenServer, emulator: DaiEmulator, connect: Connect, make_hook: MakeHook, extra: dict[str, str], scope: str
 ) -> None:
     connect(keyfile_dict=tokens.key, **extra)
 
@@ -213,8 +205,8 @@ def test_a_key_that_is_refused_at_the_renewal(keyed_hook: DaiHook, emulator: Dai
 def test_a_token_endpoint_that_is_down(
     tokens: TokenServer,
     emulator: DaiEmulator,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
+    connect: Connect,
+    make_hook: MakeHook,
     closed_port: int,
     slept: list[float],
 ) -> None:
@@ -229,11 +221,7 @@ def test_a_token_endpoint_that_is_down(
 
 @pytest.mark.parametrize("renewal", [False, True], ids=["first token", "renewal"])
 def test_a_silent_token_endpoint_is_waited_for_until_the_timeout(
-    tokens: TokenServer,
-    emulator: DaiEmulator,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    renewal: bool,
+    tokens: TokenServer, emulator: DaiEmulator, connect: Connect, make_hook: MakeHook, renewal: bool
 ) -> None:
     connect(keyfile_dict=json.dumps(tokens.key), num_retries=0)
     hook = make_hook(api_endpoint=emulator.endpoint, timeout=1.0)
@@ -276,11 +264,7 @@ def test_a_token_endpoint_that_returns_nonsense(
 
 @pytest.mark.parametrize("by", ["connection", "argument"])
 def test_the_quota_project(
-    tokens: TokenServer,
-    emulator: DaiEmulator,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    by: str,
+    tokens: TokenServer, emulator: DaiEmulator, connect: Connect, make_hook: MakeHook, by: str
 ) -> None:
     given = {"quota_project_id": "billed-project"}
     connect(keyfile_dict=tokens.key, **(given if by == "connection" else {}))
@@ -313,8 +297,8 @@ def test_no_quota_project(keyed_hook: DaiHook, emulator: DaiEmulator) -> None:
 def test_the_impersonation_chain(
     tokens: TokenServer,
     emulator: DaiEmulator,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
+    connect: Connect,
+    make_hook: MakeHook,
     by: str,
     chain: Any,
     target: str,

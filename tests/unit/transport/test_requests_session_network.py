@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,21 +13,24 @@ from google.api_core import exceptions
 from airflow_dai_provider.emulator import DaiEmulator, Fault, SelfSigned
 from airflow_dai_provider.hooks.dai import DaiHook
 from tests.support.authorities import write_authority
+from tests.support.connections import Connect
 from tests.support.emulators import bearers
+from tests.support.hooks import MakeHook
 from tests.support.log import Log
 from tests.support.payloads import NAME, SIGNED_URL, creative
+from tests.support.tiny_server import Serve
 from tests.support.token_server import PROXY_PASSWORD, TokenServer
 
 if TYPE_CHECKING:
-    from tests.support.tiny_server import Exchange, TinyServer
+    from tests.support.tiny_server import TinyServer
 
 
 @pytest.mark.parametrize("host", ["dai.example", "192.0.2.1:8080", "[2001:db8::1]", "127.0.0.1.dai.example"])
 def test_credentials_do_not_leave_over_plain_http(
     tokens: TokenServer,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
+    connect: Connect,
+    make_hook: MakeHook,
+    tiny_server: Serve,
     monkeypatch: pytest.MonkeyPatch,
     host: str,
 ) -> None:
@@ -51,11 +53,7 @@ REDIRECTS = [301, 302, 303, 307, 308]
 
 @pytest.mark.parametrize("status", REDIRECTS)
 def test_a_redirect_is_not_followed(
-    keyed_hook: DaiHook,
-    emulator: DaiEmulator,
-    tokens: TokenServer,
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
-    status: int,
+    keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer, tiny_server: Serve, status: int
 ) -> None:
     elsewhere = tiny_server(lambda exchange: exchange.answer(200, {"name": NAME}))
     location = {"Location": f"{elsewhere.endpoint}/v1/{NAME}"}
@@ -76,10 +74,7 @@ def test_a_redirect_is_not_followed(
     ids=str,
 )
 def test_a_redirect_to_nowhere_is_a_redirect(
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
-    location: bytes,
+    connect: Connect, make_hook: MakeHook, tiny_server: Serve, location: bytes
 ) -> None:
     connect(is_anonymous=True)
     answer = b"HTTP/1.1 302 X\r\nContent-Length: 0\r\nLocation: " + location + b"\r\n\r\n"
@@ -94,8 +89,8 @@ def test_a_redirect_to_nowhere_is_a_redirect(
 def test_the_netrc_is_not_used(
     tokens: TokenServer,
     emulator: DaiEmulator,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
+    connect: Connect,
+    make_hook: MakeHook,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     with_key: bool,
@@ -116,11 +111,7 @@ def test_the_netrc_is_not_used(
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
 def test_a_proxy_carries_what_leaves_this_machine(
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
-    monkeypatch: pytest.MonkeyPatch,
-    variable: str,
+    connect: Connect, make_hook: MakeHook, tiny_server: Serve, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     proxy = tiny_server(lambda exchange: exchange.answer(200, {"name": NAME}))
     monkeypatch.setenv(variable, proxy.endpoint)
@@ -136,9 +127,9 @@ def test_a_proxy_carries_what_leaves_this_machine(
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_no_proxy_sees_what_stays_on_this_machine(
     emulator: DaiEmulator,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
+    connect: Connect,
+    make_hook: MakeHook,
+    tiny_server: Serve,
     monkeypatch: pytest.MonkeyPatch,
     variable: str,
     host: str,
@@ -158,11 +149,7 @@ def test_no_proxy_sees_what_stays_on_this_machine(
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
 def test_no_proxy_sees_the_token_of_what_stays_on_this_machine(
-    keyed_hook: DaiHook,
-    emulator: DaiEmulator,
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
-    monkeypatch: pytest.MonkeyPatch,
-    variable: str,
+    keyed_hook: DaiHook, emulator: DaiEmulator, tiny_server: Serve, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     name = emulator.start_ingest()
     keyed_hook.get_operation(name)  # the token is there; what asks for one may well go through a proxy
@@ -174,11 +161,7 @@ def test_no_proxy_sees_the_token_of_what_stays_on_this_machine(
 
 
 def test_https_goes_through_the_proxys_tunnel(
-    tokens: TokenServer,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    tiny_server: Callable[[Callable[[Exchange], None]], TinyServer],
-    monkeypatch: pytest.MonkeyPatch,
+    tokens: TokenServer, connect: Connect, make_hook: MakeHook, tiny_server: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = tiny_server(lambda exchange: exchange.answer(407))
     monkeypatch.setenv("HTTPS_PROXY", proxy.endpoint)
@@ -194,8 +177,8 @@ def test_https_goes_through_the_proxys_tunnel(
 
 def test_the_password_of_a_proxy_is_not_shown(
     tokens: TokenServer,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
+    connect: Connect,
+    make_hook: MakeHook,
     closed_port: int,
     monkeypatch: pytest.MonkeyPatch,
     slept: list[float],
@@ -209,7 +192,7 @@ def test_the_password_of_a_proxy_is_not_shown(
 
 
 @pytest.fixture
-def tls_server(tiny_server: Callable[..., TinyServer], tmp_path: Path) -> tuple[TinyServer, Path]:
+def tls_server(tiny_server: Serve, tmp_path: Path) -> tuple[TinyServer, Path]:
     """Give a server that speaks TLS, and the file with its own certificate."""
     certificate = SelfSigned()
     server = tiny_server(lambda exchange: exchange.answer(200, {"name": NAME}), certificate.context())
@@ -218,8 +201,8 @@ def tls_server(tiny_server: Callable[..., TinyServer], tmp_path: Path) -> tuple[
 
 def test_https_with_an_authority_of_ones_own(
     tokens: TokenServer,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
+    connect: Connect,
+    make_hook: MakeHook,
     tls_server: tuple[TinyServer, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -234,11 +217,7 @@ def test_https_with_an_authority_of_ones_own(
 
 
 def test_a_certificate_that_is_not_trusted(
-    tokens: TokenServer,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
-    tls_server: tuple[TinyServer, Path],
-    slept: list[float],
+    tokens: TokenServer, connect: Connect, make_hook: MakeHook, tls_server: tuple[TinyServer, Path], slept: list[float]
 ) -> None:
     server, _ = tls_server
     connect(keyfile_dict=tokens.key, dai_api_endpoint=server.host)
@@ -251,8 +230,8 @@ def test_a_certificate_that_is_not_trusted(
 
 def test_a_file_of_authorities_that_is_missing(
     tokens: TokenServer,
-    connect: Callable[..., None],
-    make_hook: Callable[..., DaiHook],
+    connect: Connect,
+    make_hook: MakeHook,
     tls_server: tuple[TinyServer, Path],
     monkeypatch: pytest.MonkeyPatch,
     slept: list[float],
@@ -267,7 +246,7 @@ def test_a_file_of_authorities_that_is_missing(
 
 
 def test_tls_to_a_server_that_speaks_none(
-    emulator: DaiEmulator, tokens: TokenServer, connect: Callable[..., None], make_hook: Callable[..., DaiHook]
+    emulator: DaiEmulator, tokens: TokenServer, connect: Connect, make_hook: MakeHook
 ) -> None:
     connect(keyfile_dict=tokens.key, num_retries=0, dai_api_endpoint=emulator.host)
 

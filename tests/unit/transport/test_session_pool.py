@@ -20,6 +20,7 @@ from airflow_dai_provider.transport import google_errors
 from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS, AiohttpTransport
 from airflow_dai_provider.transport.session_pool import lease
 from tests.support.clock import Clock
+from tests.support.connections import Connect
 from tests.support.emulators import bearers
 from tests.support.event_loop import Gate, run, until
 from tests.support.token_server import TokenServer
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("few_authorities", "fake_time")
 
 
 def test_two_hundred_waits_share_a_session_and_a_token(
-    emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer, clock: Clock
+    emulator: DaiEmulator, connect: Connect, tokens: TokenServer, clock: Clock
 ) -> None:
     connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
     names = [emulator.start_ingest(seconds=5) for _ in range(200)]
@@ -58,9 +59,7 @@ class NeverTooMany(list[float]):
         return 0
 
 
-def test_two_hundred_waits_with_calls_of_their_own_leave_nothing_open(
-    emulator: DaiEmulator, connect: Callable[..., None]
-) -> None:
+def test_two_hundred_waits_with_calls_of_their_own_leave_nothing_open(emulator: DaiEmulator, connect: Connect) -> None:
     """They come and go, so the session is opened and closed in between, perhaps often."""
     connect(is_anonymous=True, dai_api_endpoint=emulator.endpoint)
     name = emulator.start_ingest()
@@ -77,7 +76,7 @@ def test_two_hundred_waits_with_calls_of_their_own_leave_nothing_open(
 
 
 def test_the_first_opens_the_session_and_the_last_closes_it(
-    emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer
+    emulator: DaiEmulator, connect: Connect, tokens: TokenServer
 ) -> None:
     connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
     name = emulator.start_ingest()
@@ -124,7 +123,7 @@ def held_together(emulator: DaiEmulator, *hooks: Callable[[], DaiAsyncHook]) -> 
     ids=str,
 )
 def test_who_shares(
-    emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer, second: dict[str, Any], connections: int
+    emulator: DaiEmulator, connect: Connect, tokens: TokenServer, second: dict[str, Any], connections: int
 ) -> None:
     connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
     connect("the_same", keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
@@ -139,7 +138,7 @@ def test_who_shares(
 
 
 def test_another_account_to_impersonate_is_not_shared(
-    emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer
+    emulator: DaiEmulator, connect: Connect, tokens: TokenServer
 ) -> None:
     connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
 
@@ -151,7 +150,7 @@ def test_another_account_to_impersonate_is_not_shared(
     assert len(run(keys())) == 3
 
 
-def test_two_endpoints_do_not_share(emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer) -> None:
+def test_two_endpoints_do_not_share(emulator: DaiEmulator, connect: Connect, tokens: TokenServer) -> None:
     connect(keyfile_dict=tokens.key)
 
     async def main(other: DaiEmulator) -> None:
@@ -171,7 +170,7 @@ def test_two_endpoints_do_not_share(emulator: DaiEmulator, connect: Callable[...
 
 
 def test_a_changed_connection_is_used_by_the_next_wait_while_the_older_goes_on(
-    emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer
+    emulator: DaiEmulator, connect: Connect, tokens: TokenServer
 ) -> None:
     connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
     name = emulator.start_ingest()
@@ -195,7 +194,7 @@ def test_a_changed_connection_is_used_by_the_next_wait_while_the_older_goes_on(
     assert emulator.connections == 2, "The synchronous hook has a session of its own."
 
 
-def test_two_event_loops_do_not_share(emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer) -> None:
+def test_two_event_loops_do_not_share(emulator: DaiEmulator, connect: Connect, tokens: TokenServer) -> None:
     connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
     name = emulator.start_ingest()
     both_are_open = threading.Barrier(2, timeout=5)
@@ -220,7 +219,7 @@ def test_two_event_loops_do_not_share(emulator: DaiEmulator, connect: Callable[.
     assert emulator.connections == tokens.asked == 2
 
 
-def test_a_loop_that_is_gone_leaves_nothing_to_the_next(emulator: DaiEmulator, connect: Callable[..., None]) -> None:
+def test_a_loop_that_is_gone_leaves_nothing_to_the_next(emulator: DaiEmulator, connect: Connect) -> None:
     connect(is_anonymous=True, dai_api_endpoint=emulator.endpoint)
     for _ in range(3):
         held_together(emulator, DaiAsyncHook, DaiAsyncHook)
@@ -228,7 +227,7 @@ def test_a_loop_that_is_gone_leaves_nothing_to_the_next(emulator: DaiEmulator, c
 
 
 def test_one_that_is_cancelled_while_a_token_is_fetched_harms_no_other(
-    emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer
+    emulator: DaiEmulator, connect: Connect, tokens: TokenServer
 ) -> None:
     connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
     name = emulator.start_ingest()
@@ -253,7 +252,7 @@ def test_one_that_is_cancelled_while_a_token_is_fetched_harms_no_other(
 
 @pytest.mark.parametrize("cancels", [1, 2, 3])
 def test_all_that_are_cancelled_while_a_token_is_fetched_leave_nothing_behind(
-    emulator: DaiEmulator, connect: Callable[..., None], tokens: TokenServer, cancels: int
+    emulator: DaiEmulator, connect: Connect, tokens: TokenServer, cancels: int
 ) -> None:
     """The triggerer cancels what has not ended yet again, about once a second."""
     connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
@@ -418,7 +417,7 @@ async def _use_when(closing: asyncio.Event, make: Makes, name: str) -> AiohttpTr
     return await hold("a", make, name)
 
 
-def test_bad_credentials_fail_each_wait_cleanly(emulator: DaiEmulator, connect: Callable[..., None]) -> None:
+def test_bad_credentials_fail_each_wait_cleanly(emulator: DaiEmulator, connect: Connect) -> None:
     connect(key_path="/nowhere/key.json", num_retries=0, dai_api_endpoint=emulator.endpoint)
 
     async def main() -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 from google.api_core import exceptions
@@ -99,7 +98,7 @@ def test_what_is_refused_with_a_fresh_token_too_ends(
 
 
 def test_anonymous_sends_no_header_and_renews_nothing(
-    revoking_server: RevokingServer, tokens: TokenServer, connect: Callable[..., None]
+    revoking_server: RevokingServer, tokens: TokenServer, connect: Connect
 ) -> None:
     connect(is_anonymous=True, dai_api_endpoint=revoking_server.endpoint)
     look()

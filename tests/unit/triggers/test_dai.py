@@ -18,6 +18,7 @@ from airflow_dai_provider.hooks.dai import DaiAsyncHook
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from tests.support.clock import Clock
 from tests.support.connections import define_connection
+from tests.support.emulators import MakeEmulator
 from tests.support.event_loop import run, until
 from tests.support.log import Log
 from tests.support.token_server import token_server
@@ -84,7 +85,7 @@ def test_the_wait_starts_when_the_trigger_is_first_made() -> None:
     assert again(trigger).started == trigger.started
 
 
-def test_nothing_is_sent_before_it_runs(make_emulator: Any) -> None:
+def test_nothing_is_sent_before_it_runs(make_emulator: MakeEmulator) -> None:
     emulator = make_emulator()
     DaiOperationTrigger(emulator.start_ingest())
     assert emulator.requests == []
@@ -147,7 +148,7 @@ def test_a_restart_in_the_middle_does_not_move_the_deadline(
 
 
 def test_arguments_reach_the_hook(
-    make_emulator: Any, make_trigger: MakeTrigger, monkeypatch: pytest.MonkeyPatch
+    make_emulator: MakeEmulator, make_trigger: MakeTrigger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emulator = make_emulator()
     monkeypatch.delenv("DAI_EMULATOR_HOST")
