@@ -77,7 +77,7 @@ FULL_METADATA = metadata(
         pytest.param({"done": True, "kind": "x", "selfLink": 1}, Operation(NAME, SUCCEEDED), id="unknown fields"),
     ],
 )
-def test_an_response_becomes_an_operation(fields: dict[str, Any], expected: Operation) -> None:
+def test_a_response_becomes_an_operation(fields: dict[str, Any], expected: Operation) -> None:
     assert Operation.from_api({"name": NAME, **fields}) == expected
 
 

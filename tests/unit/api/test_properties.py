@@ -109,7 +109,7 @@ def test_the_server_sees_the_name_that_was_given(name: str, server: DaiEmulator,
 
 
 @given(operations | json_values)
-def test_an_response_is_an_operation_or_an_error(answer: Any) -> None:
+def test_a_response_is_an_operation_or_an_error(answer: Any) -> None:
     operation, refusal = attempt(lambda: Operation.from_api(answer), InvalidOperationError)
     if refusal:
         assert SECRET not in str(refusal)

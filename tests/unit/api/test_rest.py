@@ -265,7 +265,7 @@ def test_json_is_read_whatever_it_is_called(body: bytes, content_type: str) -> N
     ("status", "body"),
     [(200, b"{}"), (200, b" {}\n"), (200, b""), (204, b""), (202, b"\n"), (200, b'{"done": "x"}'), (299, b"{}")],
 )
-def test_an_response_without_content_is_good_where_none_is_promised(
+def test_a_response_without_content_is_good_where_none_is_promised(
     request_: rest.Request[Any], status: int, body: bytes
 ) -> None:
     assert read(request_, status, body) is None
@@ -319,7 +319,7 @@ NO_OBJECTS = [
     "request_", [GET, CANCEL, DELETE, LIST, CREATE, GET_CREATIVE, DELETE_CREATIVE], ids=lambda request_: request_.method
 )
 @pytest.mark.parametrize("body", NO_OBJECTS)
-def test_an_response_that_is_no_json_object_is_an_error(request_: rest.Request[Any], body: bytes) -> None:
+def test_a_response_that_is_no_json_object_is_an_error(request_: rest.Request[Any], body: bytes) -> None:
     error = read_error(request_, 200, body)
     assert str(error).startswith(f"{request_} returned HTTP 200 with an invalid body: ")
     assert len(str(error)) < 500
@@ -338,7 +338,7 @@ def test_an_response_that_is_no_json_object_is_an_error(request_: rest.Request[A
     ],
 )
 @pytest.mark.parametrize("request_", [GET, CREATE], ids=str)
-def test_an_response_that_is_no_operation_is_an_error(request_: rest.Request[Any], body: object, words: str) -> None:
+def test_a_response_that_is_no_operation_is_an_error(request_: rest.Request[Any], body: object, words: str) -> None:
     error = read_error(request_, 200, body)
     assert words in str(error)
     assert error.rpc_code is Code.UNKNOWN
@@ -357,11 +357,11 @@ def test_an_response_that_is_no_operation_is_an_error(request_: rest.Request[Any
     ],
     ids=json.dumps,
 )
-def test_an_response_that_is_no_page_is_an_error(body: object) -> None:
+def test_a_response_that_is_no_page_is_an_error(body: object) -> None:
     assert read_error(LIST, 200, body).rpc_code is Code.UNKNOWN
 
 
-def test_an_response_of_the_greatest_size_is_read() -> None:
+def test_a_response_of_the_greatest_size_is_read() -> None:
     body = b'{"name": "operations/a"}'.ljust(rest.MAX_RESPONSE_BYTES)
     assert read(GET, 200, body).name == "operations/a"
     assert "larger than" in str(read_error(GET, 200, body + b" "))

@@ -240,7 +240,7 @@ def test_a_name_reaches_the_service_unchanged(emulator: DaiEmulator, connect: Co
     assert [request.name for request in emulator.requests] == [name, name]
 
 
-def test_both_hooks_put_the_same_path_on_the_wire(emulator: DaiEmulator, connect: Connect) -> None:
+def test_both_hooks_send_the_same_path(emulator: DaiEmulator, connect: Connect) -> None:
     connect(is_anonymous=True)
     name = emulator.start_ingest("operations/a+b=c~d:e@f%g/é!$&'()*,;[]|")
     for kind in ("sync", "async"):
@@ -261,7 +261,7 @@ def test_a_bad_name_is_refused_unsent(emulator: DaiEmulator, connect: Connect, m
     assert emulator.requests == []
 
 
-def test_who_asks_is_said_as_the_synchronous_hook_says_it(emulator: DaiEmulator, connect: Connect) -> None:
+def test_the_headers_name_the_client_as_those_of_the_synchronous_hook(emulator: DaiEmulator, connect: Connect) -> None:
     connect(is_anonymous=True)
     name = emulator.start_ingest()
     for kind in ("sync", "async"):
@@ -305,7 +305,7 @@ def test_cookies_are_not_kept(emulator: DaiEmulator, connect: Connect) -> None:
 
 
 @both_hooks
-def test_an_response_without_an_end_is_not_read_to_its_end(connect: Connect, kind: str) -> None:
+def test_a_response_without_an_end_is_not_read_to_its_end(connect: Connect, kind: str) -> None:
     connect(is_anonymous=True, num_retries=0)
     read = threading.Event()
 
@@ -441,7 +441,7 @@ def test_both_hooks_poll_at_the_same_times(emulator: DaiEmulator, connect: Conne
     assert slept == pytest.approx(of_async)
 
 
-def test_the_time_is_up(emulator: DaiEmulator, connect: Connect, slept: list[float]) -> None:
+def test_a_wait_times_out(emulator: DaiEmulator, connect: Connect, slept: list[float]) -> None:
     connect(is_anonymous=True)
     name = emulator.start_ingest()
     with pytest.raises(WaitTimeoutError, match="has not finished within 10 s; the last poll found: .* RUNNING"):
@@ -450,7 +450,7 @@ def test_the_time_is_up(emulator: DaiEmulator, connect: Connect, slept: list[flo
     assert emulator.cancel_requested(name) == 0
 
 
-def test_the_time_counts_from_the_start_of_the_wait(
+def test_the_timeout_counts_from_the_start_of_the_wait(
     emulator: DaiEmulator, connect: Connect, slept: list[float], clock: Clock
 ) -> None:
     connect(is_anonymous=True)
@@ -464,7 +464,7 @@ def test_the_time_counts_from_the_start_of_the_wait(
     assert len(emulator.requests) == 3, "One last look is made when the time is up."
 
 
-def test_without_a_start_it_counts_from_now_by_the_clock_of_the_epoch(
+def test_the_timeout_counts_from_now_without_a_start(
     emulator: DaiEmulator, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(is_anonymous=True)
@@ -475,7 +475,7 @@ def test_without_a_start_it_counts_from_now_by_the_clock_of_the_epoch(
     assert run(DaiAsyncHook().wait_for_operation(name, timeout=5)).done
 
 
-def test_a_service_that_is_away_for_a_while_does_not_end_the_wait(
+def test_a_short_outage_does_not_end_the_wait(
     emulator: DaiEmulator, connect: Connect, slept: list[float], log: Log
 ) -> None:
     connect(is_anonymous=True, num_retries=0)
@@ -489,7 +489,7 @@ def test_a_service_that_is_away_for_a_while_does_not_end_the_wait(
     assert all(seconds >= 1 for seconds in slept), "A look that failed is followed by a wait."
 
 
-def test_a_service_that_stays_away_ends_it(emulator: DaiEmulator, connect: Connect, clock: Clock) -> None:
+def test_a_long_outage_ends_the_wait(emulator: DaiEmulator, connect: Connect, clock: Clock) -> None:
     connect(is_anonymous=True, num_retries=0)
     name, began = emulator.start_ingest(), clock.now
     emulator.inject(Fault(status=503, times=None))
@@ -499,7 +499,7 @@ def test_a_service_that_stays_away_ends_it(emulator: DaiEmulator, connect: Conne
     assert emulator.cancel_requested(name) == 0
 
 
-def test_without_a_limit_it_waits_for_the_service(emulator: DaiEmulator, connect: Connect, clock: Clock) -> None:
+def test_an_outage_without_a_limit_is_waited_out(emulator: DaiEmulator, connect: Connect, clock: Clock) -> None:
     connect(is_anonymous=True, num_retries=0)
     name, began = emulator.start_ingest(seconds=10), clock.now
     emulator.inject(Fault(status=503, times=100))
@@ -535,7 +535,7 @@ def test_the_service_says_when_to_poll_again(emulator: DaiEmulator, connect: Con
 
 
 @pytest.mark.parametrize("arguments", [{"poll_interval": 0}, {"timeout": -1}, {"max_outage": 0}])
-def test_bad_times_are_refused(emulator: DaiEmulator, connect: Connect, arguments: dict[str, float]) -> None:
+def test_invalid_durations_are_refused(emulator: DaiEmulator, connect: Connect, arguments: dict[str, float]) -> None:
     connect(is_anonymous=True)
     with pytest.raises(ValueError, match=f"Invalid {next(iter(arguments))}"):
         run(wait(emulator, NAME, **arguments))
@@ -543,7 +543,7 @@ def test_bad_times_are_refused(emulator: DaiEmulator, connect: Connect, argument
 
 
 @pytest.mark.parametrize("fault", [None, Fault(delay=0.3)], ids=["sleeping", "asking"])
-def test_a_wait_that_is_broken_off_leaves_nothing_open(
+def test_a_cancelled_wait_leaves_nothing_open(
     emulator: DaiEmulator, connect: Connect, monkeypatch: pytest.MonkeyPatch, fault: Fault | None
 ) -> None:
     connect(is_anonymous=True)
@@ -565,7 +565,7 @@ def test_a_wait_that_is_broken_off_leaves_nothing_open(
     assert emulator.cancel_requested(name) == 0
 
 
-def test_an_error_of_get_names_the_request_and_hides_what_urls_hold(connect: Connect) -> None:
+def test_an_error_of_get_names_the_request_and_hides_the_secrets_of_urls(connect: Connect) -> None:
     connect(is_anonymous=True, num_retries=0)
     words = {"error": {"code": 403, "status": "PERMISSION_DENIED", "message": "no: https://a.b/c?sig=s1gn4ture"}}
     with (

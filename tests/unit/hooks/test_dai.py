@@ -100,7 +100,7 @@ def test_cancel_has_an_empty_body_and_no_content_type(hook: DaiHook, emulator: D
     assert emulator.state(name) == "CANCELLED"
 
 
-def test_cancel_twice_asks_for_the_same_thing(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_cancel_can_be_requested_twice(hook: DaiHook, emulator: DaiEmulator) -> None:
     name = emulator.start_ingest()
 
     hook.cancel_operation(name)
@@ -122,7 +122,7 @@ def test_cancel_of_a_finished_operation_may_be_refused(
             once.cancel_operation(emulator.start_ingest())
 
 
-def test_get_running(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_get_returns_a_running_operation(hook: DaiHook, emulator: DaiEmulator) -> None:
     name = emulator.start_ingest(creative_url=URL)
 
     operation = hook.get_operation(name)
@@ -135,7 +135,7 @@ def test_get_running(hook: DaiHook, emulator: DaiEmulator) -> None:
 
 
 @pytest.mark.parametrize("state", ["SUCCEEDED", "FAILED", "CANCELLED"])
-def test_get_ended(hook: DaiHook, emulator: DaiEmulator, clock: Clock, state: str) -> None:
+def test_get_returns_each_final_state(hook: DaiHook, emulator: DaiEmulator, clock: Clock, state: str) -> None:
     outcome = {"outcome": "DOWNLOAD_ERROR", "code": 403} if state == "FAILED" else {}
     name = emulator.start_ingest(seconds=5, **outcome)  # type: ignore[arg-type]
     if state == "CANCELLED":
@@ -196,7 +196,7 @@ def test_create_refuses_what_is_no_json_object(hook: DaiHook, emulator: DaiEmula
     assert emulator.requests == []
 
 
-def test_get_and_delete_creative(hook: DaiHook, emulator: DaiEmulator, clock: Clock) -> None:
+def test_get_and_delete_a_creative(hook: DaiHook, emulator: DaiEmulator, clock: Clock) -> None:
     operation = hook.create_creative(creative())
     clock.now += 100
     ingest = hook.get_operation(operation.name).ingest
@@ -213,7 +213,7 @@ def test_get_and_delete_creative(hook: DaiHook, emulator: DaiEmulator, clock: Cl
     assert {(request.raw_path, request.body) for request in emulator.requests} == {(f"/v1/{name}", b"")}
 
 
-def test_list_brings_all_pages(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_list_yields_the_operations_of_all_pages(hook: DaiHook, emulator: DaiEmulator) -> None:
     names = [emulator.start_ingest() for _ in range(5)]
 
     assert [operation.name for operation in hook.list_operations(page_size=2)] == names
@@ -223,7 +223,7 @@ def test_list_brings_all_pages(hook: DaiHook, emulator: DaiEmulator) -> None:
     assert {request.raw_path for request in emulator.requests} == {"/v1/operations"}
 
 
-def test_list_asks_for_a_page_when_it_is_needed(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_list_requests_a_page_when_it_is_needed(hook: DaiHook, emulator: DaiEmulator) -> None:
     for _ in range(5):
         emulator.start_ingest()
 
@@ -235,7 +235,7 @@ def test_list_asks_for_a_page_when_it_is_needed(hook: DaiHook, emulator: DaiEmul
     assert len(emulator.requests) == 2
 
 
-def test_list_of_nothing(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_list_of_an_empty_account_is_empty(hook: DaiHook, emulator: DaiEmulator) -> None:
     assert list(hook.list_operations()) == []
     assert [dict(request.query) for request in emulator.requests] == [{}]
 
@@ -257,7 +257,7 @@ def test_list_encodes_the_filter(hook: DaiHook, emulator: DaiEmulator, filter_: 
 
 
 @pytest.mark.parametrize("size", [0, -1, "5", 2.0, True])
-def test_list_refuses_a_page_size(hook: DaiHook, emulator: DaiEmulator, size: Any) -> None:
+def test_list_refuses_an_invalid_page_size(hook: DaiHook, emulator: DaiEmulator, size: Any) -> None:
     with pytest.raises(ValueError, match="Invalid page_size"):
         next(hook.list_operations(page_size=size))
     assert emulator.requests == []
@@ -273,7 +273,7 @@ def test_list_retries_the_page_that_failed_only(hook: DaiHook, emulator: DaiEmul
     assert len(emulator.requests) == 4
 
 
-def test_list_goes_on_after_an_empty_page(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_list_continues_after_an_empty_page(hook: DaiHook, emulator: DaiEmulator) -> None:
     emulator.inject(Fault(method="operations.list", status=200, body=b'{"nextPageToken": "t"}'))
     page = json.dumps({"operations": [{"name": NAME}], "nextPageToken": ""}).encode()
     emulator.inject(Fault(method="operations.list", status=200, body=page))
@@ -282,7 +282,7 @@ def test_list_goes_on_after_an_empty_page(hook: DaiHook, emulator: DaiEmulator) 
     assert [request.query.get("pageToken") for request in emulator.requests] == [None, "t"]
 
 
-def test_list_does_not_turn_in_circles(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_list_refuses_a_page_token_that_comes_again(hook: DaiHook, emulator: DaiEmulator) -> None:
     emulator.inject(Fault(method="operations.list", status=200, body=b'{"nextPageToken": "t"}', times=None))
 
     with pytest.raises(exceptions.Unknown, match="same page token"):
@@ -325,7 +325,7 @@ def test_a_bad_creative_name_is_refused_unsent(
     assert emulator.requests == []
 
 
-def test_connection_by_list(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_a_connection_is_tested_by_list(hook: DaiHook, emulator: DaiEmulator) -> None:
     emulator.start_ingest()
     emulator.start_ingest()
 
@@ -333,7 +333,7 @@ def test_connection_by_list(hook: DaiHook, emulator: DaiEmulator) -> None:
     assert [(request.method, request.query["pageSize"]) for request in emulator.requests] == [("operations.list", "1")]
 
 
-def test_connection_by_get(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_a_connection_is_tested_by_get_where_list_is_unimplemented(hook: DaiHook, emulator: DaiEmulator) -> None:
     emulator.unimplement("operations.list")
 
     assert hook.test_connection() == (
@@ -343,7 +343,7 @@ def test_connection_by_get(hook: DaiHook, emulator: DaiEmulator) -> None:
     assert methods(emulator) == ["operations.list", "operations.get"]
 
 
-def test_connection_by_get_that_finds_something(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_a_connection_test_by_get_may_find_an_operation(hook: DaiHook, emulator: DaiEmulator) -> None:
     emulator.unimplement("operations.list")
     emulator.inject(Fault(method="operations.get", status=200, body=operation()))
 
@@ -360,7 +360,7 @@ def test_connection_by_get_that_finds_something(hook: DaiHook, emulator: DaiEmul
         ("UNIMPLEMENTED", "UNIMPLEMENTED", "UNIMPLEMENTED"),
     ],
 )
-def test_connection_refused_by_the_service(
+def test_a_connection_test_names_the_refusal_of_the_service(
     once: DaiHook, emulator: DaiEmulator, list_status: str, get_status: str | None, words: str
 ) -> None:
     emulator.inject(Fault(method="operations.list", rpc_status=list_status))
@@ -374,7 +374,9 @@ def test_connection_refused_by_the_service(
     assert {request.http_method for request in emulator.requests} == {"GET"}
 
 
-def test_connection_to_something_else(connect: Connect, make_hook: MakeHook, tiny_server: Serve) -> None:
+def test_a_connection_to_another_service_fails_its_test(
+    connect: Connect, make_hook: MakeHook, tiny_server: Serve
+) -> None:
     connect(is_anonymous=True)
     elsewhere = tiny_server(lambda exchange: exchange.answer(404, b"<html>"))
 
@@ -393,7 +395,7 @@ def test_connection_to_no_server(once: DaiHook, closed_port: int) -> None:
     assert f"got no response from http://127.0.0.1:{closed_port}" in message
 
 
-def test_connection_with_a_bad_endpoint(connect: Connect, make_hook: MakeHook) -> None:
+def test_a_connection_with_an_invalid_endpoint_fails_its_test(connect: Connect, make_hook: MakeHook) -> None:
     connect(is_anonymous=True, dai_api_endpoint="https://dai.example/v1")
 
     works, message = make_hook().test_connection()

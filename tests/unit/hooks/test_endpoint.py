@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     pass
 
 
-def test_the_argument_comes_first(
+def test_the_argument_overrides_environment_and_connection(
     emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, connect: Connect, make_hook: MakeHook, closed_port: int
 ) -> None:
     monkeypatch.setenv("DAI_EMULATOR_HOST", f"127.0.0.1:{closed_port}")
@@ -44,7 +44,7 @@ def test_the_emulator_variable_needs_no_connection(
     assert hook.test_connection()[0]
 
 
-def test_the_emulator_variable_comes_before_the_connection(
+def test_the_emulator_variable_overrides_the_connection(
     emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, connect: Connect, make_hook: MakeHook, closed_port: int
 ) -> None:
     monkeypatch.setenv("DAI_EMULATOR_HOST", emulator.host)
@@ -65,7 +65,9 @@ def test_an_empty_emulator_variable_counts_as_unset(
 
 
 @pytest.mark.parametrize("form", ["http://{}", "http://{}/", " http://{} ", "HTTP://{}"])
-def test_the_connections_endpoint(emulator: DaiEmulator, connect: Connect, make_hook: MakeHook, form: str) -> None:
+def test_the_endpoint_of_the_connection_is_used(
+    emulator: DaiEmulator, connect: Connect, make_hook: MakeHook, form: str
+) -> None:
     connect(is_anonymous=True, dai_api_endpoint=form.format(emulator.host))
     name = emulator.start_ingest()
 
@@ -77,7 +79,7 @@ def test_the_connections_endpoint(emulator: DaiEmulator, connect: Connect, make_
     ("universe", "url"),
     [(None, "https://dai.googleapis.com"), ("", "https://dai.googleapis.com"), ("u.example", "https://dai.u.example")],
 )
-def test_googles_own_endpoint_comes_last(
+def test_googles_endpoint_is_the_default(
     monkeypatch: pytest.MonkeyPatch, connect: Connect, make_hook: MakeHook, universe: str | None, url: str
 ) -> None:
     connect(is_anonymous=True)
@@ -151,7 +153,7 @@ def test_a_bad_timeout_is_refused(connect: Connect, make_hook: MakeHook, paramet
         make_hook(**{parameter: value})
 
 
-def test_no_credentials(connect: Connect, make_hook: MakeHook) -> None:
+def test_missing_credentials_are_an_error(connect: Connect, make_hook: MakeHook) -> None:
     connect()
 
     with pytest.raises(exceptions.Unauthenticated, match="default credentials were not found"):

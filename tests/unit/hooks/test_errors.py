@@ -119,7 +119,7 @@ def test_html_404_is_a_wrong_endpoint(connect: Connect, make_hook: MakeHook, tin
     assert len(elsewhere.requests) == 1
 
 
-def test_the_words_of_the_service_come_without_signatures(once: DaiHook, emulator: DaiEmulator) -> None:
+def test_the_message_of_the_service_is_shown_without_signatures(once: DaiHook, emulator: DaiEmulator) -> None:
     words = f"cannot download {URL}?X-Goog-Signature=s3cr3t#t0ken today"
     emulator.inject(Fault(status=400, body=json_error("INVALID_ARGUMENT", words)))
 
@@ -151,7 +151,9 @@ GOOD_ANSWERS: dict[str, tuple[Fault, OperationState]] = {
 
 
 @pytest.mark.parametrize(("fault", "state"), **cases(GOOD_ANSWERS))
-def test_good_responses(once: DaiHook, emulator: DaiEmulator, fault: Fault, state: OperationState) -> None:
+def test_every_valid_response_is_read(
+    once: DaiHook, emulator: DaiEmulator, fault: Fault, state: OperationState
+) -> None:
     emulator.inject(fault)
 
     answer = once.get_operation(NAME)
@@ -163,7 +165,7 @@ def test_good_responses(once: DaiHook, emulator: DaiEmulator, fault: Fault, stat
     "body", [b"{}", b"", b"\n", b'{"@type": "google.protobuf.Empty"}'], ids=["object", "empty", "blank", "typed"]
 )
 @pytest.mark.parametrize("method", ["operations.cancel", "operations.delete", "creatives.delete"])
-def test_the_content_of_some_responses_does_not_matter(
+def test_the_content_of_an_empty_response_does_not_matter(
     once: DaiHook, emulator: DaiEmulator, method: str, body: bytes
 ) -> None:
     emulator.inject(Fault(status=200, body=body, content_type="text/plain"))
@@ -171,7 +173,7 @@ def test_the_content_of_some_responses_does_not_matter(
     assert CALLS[method][0](once) is None
 
 
-def test_cancel_may_return_204(once: DaiHook, emulator: DaiEmulator) -> None:
+def test_a_204_confirms_a_cancel(once: DaiHook, emulator: DaiEmulator) -> None:
     emulator.inject(Fault(status=204, body=b""))
 
     once.cancel_operation(NAME)
@@ -206,7 +208,7 @@ BAD_ANSWERS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("body", "words"), **cases(BAD_ANSWERS))
-def test_bad_responses(once: DaiHook, emulator: DaiEmulator, body: bytes, words: str) -> None:
+def test_every_invalid_response_is_an_error(once: DaiHook, emulator: DaiEmulator, body: bytes, words: str) -> None:
     emulator.inject(Fault(status=200, body=body))
 
     with pytest.raises(exceptions.Unknown, match=f"operations.get of {NAME} returned HTTP 200 .*{words}") as caught:
@@ -216,7 +218,7 @@ def test_bad_responses(once: DaiHook, emulator: DaiEmulator, body: bytes, words:
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"<html>", b'{"a"', b"x" * 5_000_000], ids=lambda body: str(body[:6]))
-def test_cancel_is_not_believed_on_a_bad_response(once: DaiHook, emulator: DaiEmulator, body: bytes) -> None:
+def test_an_invalid_response_does_not_confirm_a_cancel(once: DaiHook, emulator: DaiEmulator, body: bytes) -> None:
     emulator.inject(Fault(status=200, body=body))
 
     with pytest.raises(exceptions.Unknown, match=f"operations.cancel of {NAME} returned HTTP 200 with an invalid body"):
@@ -235,14 +237,14 @@ def test_cancel_is_not_believed_on_a_bad_response(once: DaiHook, emulator: DaiEm
     ],
     ids=json.dumps,
 )
-def test_bad_pages(once: DaiHook, emulator: DaiEmulator, page: dict[str, Any]) -> None:
+def test_every_invalid_page_is_an_error(once: DaiHook, emulator: DaiEmulator, page: dict[str, Any]) -> None:
     emulator.inject(Fault(status=200, body=json.dumps(page).encode()))
 
     with pytest.raises(exceptions.Unknown, match="operations.list of operations returned HTTP 200"):
         list(once.list_operations())
 
 
-def test_a_bad_response_is_requested_again(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_an_invalid_response_is_retried(hook: DaiHook, emulator: DaiEmulator) -> None:
     emulator.inject(Fault(status=200, body=b'{"na'))
     emulator.inject(Fault(status=200, body=b"<html>"))
     name = emulator.start_ingest()
@@ -251,7 +253,7 @@ def test_a_bad_response_is_requested_again(hook: DaiHook, emulator: DaiEmulator)
     assert len(emulator.requests) == 3
 
 
-def test_a_bad_response_to_a_create_is_not_requested_again(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_an_invalid_response_to_a_create_is_not_retried(hook: DaiHook, emulator: DaiEmulator) -> None:
     emulator.inject(Fault(method="creatives.create", status=200, body=b'{"na', times=None))
 
     with pytest.raises(exceptions.Unknown):
@@ -272,7 +274,7 @@ def test_a_bad_response_to_a_create_is_not_requested_again(hook: DaiHook, emulat
     ],
     ids=["cut off in the query", "after other words", "html", "no name"],
 )
-def test_a_bad_response_is_quoted_without_signatures(once: DaiHook, emulator: DaiEmulator, body: bytes) -> None:
+def test_an_invalid_response_is_quoted_without_signatures(once: DaiHook, emulator: DaiEmulator, body: bytes) -> None:
     emulator.inject(Fault(status=200, body=body))
 
     with pytest.raises(exceptions.Unknown) as caught:
@@ -281,7 +283,7 @@ def test_a_bad_response_is_quoted_without_signatures(once: DaiHook, emulator: Da
 
 
 @pytest.mark.parametrize("status", [200, 503])
-def test_a_truncated_transfer(once: DaiHook, emulator: DaiEmulator, status: int) -> None:
+def test_a_truncated_response_is_an_error(once: DaiHook, emulator: DaiEmulator, status: int) -> None:
     fault = Fault(truncate=20) if status == 200 else Fault(status=status, truncate=20)
     emulator.inject(fault)
     name = emulator.start_ingest()

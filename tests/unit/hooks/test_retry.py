@@ -17,7 +17,7 @@ from tests.support.log import Log
 from tests.support.payloads import NAME, creative
 
 
-def test_503_twice_then_fine(hook: DaiHook, emulator: DaiEmulator, slept: list[float], log: Log) -> None:
+def test_a_503_is_retried_and_logged(hook: DaiHook, emulator: DaiEmulator, slept: list[float], log: Log) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(status=503, times=2))
 
@@ -35,7 +35,7 @@ def test_503_twice_then_fine(hook: DaiHook, emulator: DaiEmulator, slept: list[f
     ]
 
 
-def test_501_is_asked_once(hook: DaiHook, emulator: DaiEmulator, slept: list[float], log: Log) -> None:
+def test_a_501_is_not_retried(hook: DaiHook, emulator: DaiEmulator, slept: list[float], log: Log) -> None:
     emulator.unimplement("operations.cancel")
 
     with pytest.raises(exceptions.MethodNotImplemented, match="operations.cancel of operations/ingest returned 501"):
@@ -76,9 +76,7 @@ def test_a_create_is_retried_only_where_nothing_can_have_started(
 
 
 @pytest.mark.parametrize("method", CALLS)
-def test_a_refused_connection_is_tried_again(
-    hook: DaiHook, emulator: DaiEmulator, slept: list[float], method: str
-) -> None:
+def test_a_refused_connection_is_retried(hook: DaiHook, emulator: DaiEmulator, slept: list[float], method: str) -> None:
     """Whatever the method: a request that nobody took can have done nothing."""
     emulator.start_ingest(NAME)
     emulator.stop()
@@ -100,7 +98,7 @@ def test_a_refused_connection_is_tried_again(
     assert methods(emulator) == [method]
 
 
-def test_a_dropped_connection_is_tried_again_where_that_is_safe(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_a_dropped_connection_is_retried_where_that_is_safe(hook: DaiHook, emulator: DaiEmulator) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(drop="before"))
     emulator.inject(Fault(drop="after"))
@@ -123,7 +121,7 @@ def test_a_dropped_connection_is_tried_again_where_that_is_safe(hook: DaiHook, e
     ],
     ids=str,
 )
-def test_the_connections_num_retries(
+def test_the_num_retries_of_the_connection_counts(
     emulator: DaiEmulator,
     connect: Connect,
     make_hook: MakeHook,
@@ -160,7 +158,9 @@ def test_jitter_takes_away_half_at_most(hook: DaiHook, emulator: DaiEmulator, sl
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_retry_after_in_seconds(hook: DaiHook, emulator: DaiEmulator, slept: list[float], status: int) -> None:
+def test_retry_after_in_seconds_is_obeyed(
+    hook: DaiHook, emulator: DaiEmulator, slept: list[float], status: int
+) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(status=status, headers={"Retry-After": "7"}))
     emulator.inject(Fault(status=status))
@@ -170,7 +170,7 @@ def test_retry_after_in_seconds(hook: DaiHook, emulator: DaiEmulator, slept: lis
     assert slept == [7.0, 1.0]
 
 
-def test_retry_after_as_a_date(hook: DaiHook, emulator: DaiEmulator, slept: list[float]) -> None:
+def test_retry_after_as_a_date_is_obeyed(hook: DaiHook, emulator: DaiEmulator, slept: list[float]) -> None:
     name = emulator.start_ingest()
     then = datetime.now(UTC) + timedelta(seconds=30)
     emulator.inject(Fault(status=503, headers={"Retry-After": format_datetime(then, usegmt=True)}))
@@ -185,7 +185,9 @@ def test_retry_after_as_a_date(hook: DaiHook, emulator: DaiEmulator, slept: list
     "value",
     ["0", "", "soon", "-5", "1.5", "1, 2", "Wed, 21 Oct 2015 07:28:00 GMT", "Fri, 31 Dec 9999999999 23:59:59 GMT"],
 )
-def test_a_retry_after_that_says_nothing(hook: DaiHook, emulator: DaiEmulator, slept: list[float], value: str) -> None:
+def test_an_invalid_retry_after_is_ignored(
+    hook: DaiHook, emulator: DaiEmulator, slept: list[float], value: str
+) -> None:
     name = emulator.start_ingest()
     emulator.inject(Fault(status=503, headers={"Retry-After": value}))
 

@@ -28,7 +28,7 @@ def looks(emulator: DaiEmulator) -> list[float]:
     [({}, SUCCEEDED), ({"outcome": "INVALID_MEDIA"}, FAILED), ({"cancel_seconds": 20}, CANCELLED)],
     ids=["completed", "failed", "cancelled"],
 )
-def test_wait_until_the_end(
+def test_wait_returns_the_final_state(
     hook: DaiHook, emulator: DaiEmulator, log: Log, plan: dict[str, Any], state: OperationState
 ) -> None:
     name = emulator.start_ingest(seconds=100 if "cancel_seconds" in plan else 20, **plan)
@@ -45,7 +45,7 @@ def test_wait_until_the_end(
     assert logged[3] == f"{name} is RUNNING (ingest PROCESSING); 5 s elapsed, next poll in 3.4 s"
 
 
-def test_wait_for_what_has_ended_is_one_poll(
+def test_wait_polls_a_finished_operation_once(
     hook: DaiHook, emulator: DaiEmulator, slept: list[float], log: Log
 ) -> None:
     name = emulator.start_ingest(seconds=0)
@@ -76,7 +76,7 @@ def test_jitter_shortens_a_wait_by_a_fifth_at_most(hook: DaiHook, emulator: DaiE
     assert slept[-1] == 4.0
 
 
-def test_wait_runs_out_of_time(hook: DaiHook, emulator: DaiEmulator, slept: list[float]) -> None:
+def test_wait_times_out(hook: DaiHook, emulator: DaiEmulator, slept: list[float]) -> None:
     name = emulator.start_ingest(seconds=100)
 
     with pytest.raises(WaitTimeoutError, match=f"{name} has not finished within 60 s.*RUNNING"):
@@ -88,7 +88,7 @@ def test_wait_runs_out_of_time(hook: DaiHook, emulator: DaiEmulator, slept: list
     assert emulator.cancel_requested(name) == 0
 
 
-def test_a_timeout_is_a_timeout_error() -> None:
+def test_wait_timeout_error_is_a_timeout_error() -> None:
     assert issubclass(WaitTimeoutError, TimeoutError)
 
 
@@ -104,7 +104,7 @@ def test_a_timeout_is_a_timeout_error() -> None:
         pytest.param(Fault(method="operations.get", status=200, body=b"<html>", times=20), id="html"),
     ],
 )
-def test_wait_goes_on_after_a_transient_error(hook: DaiHook, emulator: DaiEmulator, log: Log, fault: Fault) -> None:
+def test_wait_continues_after_a_transient_error(hook: DaiHook, emulator: DaiEmulator, log: Log, fault: Fault) -> None:
     """Twenty failures are three looks, each with its five repeats, and two repeats of a fourth."""
     name = emulator.start_ingest(seconds=100)
     emulator.inject(fault)
@@ -146,7 +146,7 @@ def test_wait_ends_with_a_permanent_error(
     assert slept == [1.0]
 
 
-def test_wait_gives_up_on_a_service_that_stays_away(hook: DaiHook, emulator: DaiEmulator, clock: Clock) -> None:
+def test_wait_gives_up_after_a_long_outage(hook: DaiHook, emulator: DaiEmulator, clock: Clock) -> None:
     name = emulator.start_ingest(seconds=10_000)
     emulator.inject(Fault(method="operations.get", status=503, times=None))
     started = clock()
@@ -171,7 +171,7 @@ def test_an_outage_counts_from_its_own_beginning(hook: DaiHook, emulator: DaiEmu
     assert hook.wait_for_operation(name).state is SUCCEEDED
 
 
-def test_wait_says_what_the_last_poll_was_when_it_failed(once: DaiHook, emulator: DaiEmulator) -> None:
+def test_a_timeout_message_names_the_error_of_the_last_poll(once: DaiHook, emulator: DaiEmulator) -> None:
     emulator.inject(Fault(method="operations.get", status=503, times=None))
 
     with pytest.raises(WaitTimeoutError, match=f"{NAME} has not finished within 10 s; the last poll failed: .*503"):
@@ -207,7 +207,7 @@ def test_retries_do_not_outlast_the_wait(hook: DaiHook, emulator: DaiEmulator, c
 
 
 @pytest.mark.parametrize("arguments", [{"timeout": -1}, {"poll_interval": 0}, {"poll_interval": None}], ids=str)
-def test_wait_refuses_what_is_no_duration(hook: DaiHook, emulator: DaiEmulator, arguments: dict[str, Any]) -> None:
+def test_wait_refuses_an_invalid_duration(hook: DaiHook, emulator: DaiEmulator, arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"Invalid {next(iter(arguments))} "):
         hook.wait_for_operation(NAME, **arguments)
     assert emulator.requests == []

@@ -42,7 +42,7 @@ def look_synchronously() -> None:
 
 
 @pytest.mark.parametrize("extra", [{}, {"quota_project_id": "billed-project"}], ids=["none", "quota project"])
-def test_the_quota_project(connect_key: Connect, emulator: DaiEmulator, extra: dict[str, str]) -> None:
+def test_both_hooks_send_the_quota_project(connect_key: Connect, emulator: DaiEmulator, extra: dict[str, str]) -> None:
     connect_key(**extra)
     name = emulator.start_ingest()
     look(name)
@@ -77,7 +77,7 @@ class Iam:
     ids=["one", "chain"],
 )
 @pytest.mark.parametrize("by", ["argument", "connection"])
-def test_the_impersonation_chain(
+def test_both_hooks_impersonate_alike(
     connect_key: Connect,
     emulator: DaiEmulator,
     tokens: TokenServer,
@@ -213,7 +213,7 @@ def test_https_goes_through_the_tunnel_of_a_proxy(
 
 @pytest.mark.parametrize("status", [403, 407, 502])
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_proxy_that_opens_no_tunnel(
+def test_a_refused_tunnel_is_an_error(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, kind: str, status: int
 ) -> None:
     connect(is_anonymous=True, num_retries=0, dai_api_endpoint="https://dai.example")
@@ -251,7 +251,7 @@ def tls(tmp_path: Path) -> Iterator[tuple[TinyServer, Path]]:
         yield server, write_authority(tmp_path, certificate)
 
 
-def test_an_authority_of_ones_own(
+def test_a_custom_authority_is_trusted(
     connect_key: Connect, tokens: TokenServer, tls: tuple[TinyServer, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, authority = tls
@@ -283,7 +283,7 @@ def test_a_certificate_that_is_not_trusted_ends_it_at_once(
     assert slept == []
 
 
-def test_tls_to_a_server_that_speaks_none(connect_key: Connect, emulator: DaiEmulator) -> None:
+def test_a_server_without_tls_is_an_error(connect_key: Connect, emulator: DaiEmulator) -> None:
     connect_key(dai_api_endpoint=emulator.host, num_retries=0)
     with pytest.raises(exceptions.ServiceUnavailable, match=f"got no response from https://{emulator.host}"):
         look()
@@ -301,7 +301,7 @@ def test_a_certificate_of_another_name_is_not_trusted(
     assert server.requests == []
 
 
-def test_a_file_of_authorities_that_is_missing_is_said(
+def test_a_missing_file_of_authorities_is_an_error(
     connect_key: Connect, tls: tuple[TinyServer, Path], monkeypatch: pytest.MonkeyPatch, slept: list[float]
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
@@ -327,7 +327,7 @@ def test_there_are_never_more_connections_than_allowed(emulator: DaiEmulator) ->
     assert MAX_CONNECTIONS / 2 < emulator.connections <= MAX_CONNECTIONS
 
 
-def test_what_is_not_open_carries_nothing(emulator: DaiEmulator) -> None:
+def test_a_closed_session_refuses_calls(emulator: DaiEmulator) -> None:
     async def main() -> None:
         transport = AiohttpTransport(Endpoint(emulator.endpoint), AnonymousCredentials(), 10.0)
         with pytest.raises(RuntimeError, match="not open"):
@@ -338,7 +338,7 @@ def test_what_is_not_open_carries_nothing(emulator: DaiEmulator) -> None:
     assert emulator.requests == []
 
 
-def test_a_request_that_was_not_sent_says_so() -> None:
+def test_a_request_that_was_not_sent_is_marked_so() -> None:
     """A create may be repeated then; the asynchronous hook has none yet, but the rule is the same for both."""
 
     async def main(port: int) -> ServiceError:
@@ -377,7 +377,7 @@ def test_a_token_that_does_not_expire_is_kept(emulator: DaiEmulator) -> None:
     assert bearers(emulator) == ["Bearer unending"] * 3
 
 
-def test_a_failed_fetch_that_no_caller_waits_for_makes_no_noise(
+def test_a_failed_fetch_after_a_cancelled_call_logs_nothing(
     connect_key: Connect, tokens: TokenServer, emulator: DaiEmulator
 ) -> None:
     tokens.gate = Gate()
@@ -397,7 +397,7 @@ def test_a_failed_fetch_that_no_caller_waits_for_makes_no_noise(
     assert emulator.requests == []
 
 
-def test_the_loop_turns_while_a_connection_is_looked_up(
+def test_looking_up_a_connection_does_not_block_the_loop(
     connect_key: Connect, emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate()
@@ -417,7 +417,7 @@ def test_the_loop_turns_while_a_connection_is_looked_up(
     assert len(emulator.requests) == 1
 
 
-def test_the_loop_turns_while_a_token_is_fetched(
+def test_fetching_a_token_does_not_block_the_loop(
     connect_key: Connect, emulator: DaiEmulator, tokens: TokenServer
 ) -> None:
     tokens.gate = Gate()
@@ -431,7 +431,7 @@ def test_the_loop_turns_while_a_token_is_fetched(
     assert len(emulator.requests) == 1
 
 
-def test_the_loop_turns_while_a_token_is_renewed(revoking_server: RevokingServer, tokens: TokenServer) -> None:
+def test_renewing_a_token_does_not_block_the_loop(revoking_server: RevokingServer, tokens: TokenServer) -> None:
     async def main() -> None:
         async with DaiAsyncHook() as hook:
             await hook.get_operation(NAME)
@@ -442,7 +442,7 @@ def test_the_loop_turns_while_a_token_is_renewed(revoking_server: RevokingServer
     run(main())
 
 
-def test_the_loop_turns_while_authorities_are_read(
+def test_reading_authorities_does_not_block_the_loop(
     connect_key: Connect, emulator: DaiEmulator, monkeypatch: Any
 ) -> None:
     gate = Gate()

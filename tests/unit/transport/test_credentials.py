@@ -120,7 +120,7 @@ def test_a_connection_authorises_every_call_with_one_token(
 
 
 @pytest.mark.parametrize("where", ["connection", "variable"])
-def test_without_credentials_the_service_says_what_it_wants(
+def test_missing_credentials_are_named_in_the_error(
     drive: Form,
     guarded: DaiEmulator,
     connect: Connect,
@@ -181,7 +181,7 @@ def test_without_a_quota_project_none_is_billed(drive: Form, robot: DaiEmulator)
     assert ["x-goog-user-project" in request.headers for request in robot.requests] == [False, False]
 
 
-def test_the_scope_of_the_connection_is_the_one_that_counts(drive: Form, start: MakeEmulator, connect: Connect) -> None:
+def test_the_scope_of_the_connection_is_requested(drive: Form, start: MakeEmulator, connect: Connect) -> None:
     emulator = start(scopes=["https://s.example/dai"])
     key = emulator.service_account_key()
     connect(keyfile_dict=key, dai_api_endpoint=emulator.endpoint, scope=f"https://s.example/dai, {OTHER_SCOPE}")
@@ -196,7 +196,7 @@ def hosts_of(emulator: DaiEmulator) -> list[tuple[str | None, str]]:
 
 @pytest.mark.parametrize("by", ["argument", "connection"])
 @pytest.mark.parametrize("delegates", [(), (FIRST,), (FIRST, SECOND)], ids=["none", "one", "two"])
-def test_an_impersonation_chain_at_googles_own_addresses(
+def test_an_impersonation_chain_works_at_googles_addresses(
     drive: Form, google: tuple[DaiEmulator, list[str]], connect: Connect, delegates: tuple[str, ...], by: str
 ) -> None:
     """The hook is given a key and a chain, and nothing else: even DAI is where Google has it."""
@@ -233,7 +233,7 @@ def test_an_impersonation_chain_at_googles_own_addresses(
     assert refused(emulator) == []
 
 
-def test_federation_with_impersonation_at_googles_own_addresses(
+def test_federation_with_impersonation_works_at_googles_addresses(
     drive: Form, google: tuple[DaiEmulator, list[str]], connect: Connect
 ) -> None:
     emulator, asked = google
@@ -258,7 +258,7 @@ def test_federation_with_impersonation_at_googles_own_addresses(
     [([], TARGET), ([(ROBOT, FIRST)], [FIRST, TARGET]), ([(ROBOT, FIRST), (FIRST, TARGET)], TARGET)],
     ids=["nobody", "a link is missing", "not without the delegate"],
 )
-def test_a_chain_that_does_not_hold_reaches_nothing(
+def test_a_refused_impersonation_sends_nothing_to_dai(
     drive: Form,
     google: tuple[DaiEmulator, list[str]],
     connect: Connect,
@@ -280,7 +280,7 @@ def test_a_chain_that_does_not_hold_reaches_nothing(
     assert slept == []
 
 
-def test_why_a_chain_does_not_hold_is_said(
+def test_a_refused_impersonation_names_the_reason(
     drive: Form, google: tuple[DaiEmulator, list[str]], connect: Connect, shown: Shown
 ) -> None:
     emulator, _ = google
@@ -302,7 +302,7 @@ def test_why_a_chain_does_not_hold_is_said(
     ids=["another key", "key that was deleted", "account that is unknown or was deleted"],
 )
 @pytest.mark.parametrize("call", ["get_operation", "cancel_operation", "wait_for_operation"])
-def test_a_key_that_is_not_accepted(
+def test_a_refused_key_is_an_error(
     drive: Form,
     guarded: DaiEmulator,
     connect: Connect,
@@ -322,7 +322,7 @@ def test_a_key_that_is_not_accepted(
     assert slept == []
 
 
-def test_an_account_that_is_disabled_in_the_middle_of_a_wait(
+def test_an_account_disabled_during_a_wait_ends_the_wait(
     which: str, drive: Form, robot: DaiEmulator, shown: Shown, slept: list[float]
 ) -> None:
     """Google answers this to the renewal; the tokens of such an account are refused, too."""
@@ -341,7 +341,7 @@ def test_an_account_that_is_disabled_in_the_middle_of_a_wait(
 
 
 @pytest.mark.parametrize("hours", [-2, 2])
-def test_a_worker_whose_clock_is_wrong(
+def test_a_wrong_clock_of_the_worker_is_an_error(
     drive: Form, start: MakeEmulator, clock: Clock, connect: Connect, shown: Shown, hours: int
 ) -> None:
     emulator = start(clock=lambda: clock.now + hours * 3600)
@@ -351,9 +351,7 @@ def test_a_worker_whose_clock_is_wrong(
     assert methods(emulator) == ["token"]
 
 
-def test_a_workload_that_the_pool_does_not_know(
-    drive: Form, guarded: DaiEmulator, connect: Connect, shown: Shown
-) -> None:
+def test_an_unknown_workload_is_an_error(drive: Form, guarded: DaiEmulator, connect: Connect, shown: Shown) -> None:
     config = {**guarded.external_account_config(), "audience": "//iam.googleapis.com/other"}
     connect(credential_config_file=config, dai_api_endpoint=guarded.endpoint)
     with shown.fails(exceptions.Unauthenticated, "Error code invalid_grant: The audience is not the provider"):
@@ -362,7 +360,7 @@ def test_a_workload_that_the_pool_does_not_know(
 
 
 @pytest.mark.parametrize("call", ["get_operation", "cancel_operation", "wait_for_operation"])
-def test_a_scope_that_is_not_enough(
+def test_an_insufficient_scope_is_an_error(
     drive: Form, guarded: DaiEmulator, connect: Connect, shown: Shown, slept: list[float], call: str
 ) -> None:
     connect(keyfile_dict=guarded.service_account_key(), dai_api_endpoint=guarded.endpoint, scope=OTHER_SCOPE)
@@ -391,7 +389,7 @@ def federation_for_impersonation(emulator: DaiEmulator) -> tuple[dict[str, Any],
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503])
 @pytest.mark.parametrize("way", [key_for_token_service, federation_for_exchange, federation_for_impersonation])
-def test_a_token_service_that_is_away_for_a_moment_is_asked_again(
+def test_a_short_outage_of_the_token_server_is_retried(
     drive: Form, guarded: DaiEmulator, connect: Connect, way: Callable[..., Any], status: int
 ) -> None:
     extra, method = way(guarded)
@@ -411,7 +409,7 @@ def test_a_token_service_that_is_away_for_a_moment_is_asked_again(
     ],
     ids=["fraction", "no time"],
 )
-def test_a_token_whose_end_cannot_be_read_is_not_shown(
+def test_a_token_with_an_invalid_expiry_is_not_shown(
     drive: Form, guarded: DaiEmulator, connect: Connect, shown: Shown, answer: dict[str, str]
 ) -> None:
     """google-auth puts the whole answer into its error, and that stands in the traceback as the cause."""

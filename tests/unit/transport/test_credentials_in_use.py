@@ -79,7 +79,9 @@ def cancel_task(shown: Shown, *, deferrable: bool, context: Any, between: Callab
 
 
 @both
-def test_a_task_with_a_key(start: MakeEmulator, connect: Connect, context: Any, shown: Shown, deferrable: bool) -> None:
+def test_a_task_uses_the_key_of_its_connection(
+    start: MakeEmulator, connect: Connect, context: Any, shown: Shown, deferrable: bool
+) -> None:
     emulator = start(cancel_seconds=1000.0, token_lifetime=LIFETIME)
     connect(keyfile_dict=emulator.service_account_key(), dai_api_endpoint=emulator.endpoint)
     emulator.start_ingest(NAME)
@@ -160,7 +162,7 @@ def test_a_deferred_task_that_is_refused_fails_with_the_same_advice(
     assert slept == []
 
 
-def test_a_token_service_that_stays_away_may_be_retried_by_airflow(
+def test_a_long_outage_of_the_token_server_may_be_retried_by_airflow(
     robot: DaiEmulator, context: Any, shown: Shown
 ) -> None:
     robot.inject(Fault("token", status=503, times=None))
@@ -187,9 +189,7 @@ def test_a_token_that_is_revoked_is_renewed_once(
     assert slept == []
 
 
-def test_a_token_that_is_refused_again_at_once_is_an_error(
-    drive: Form, robot: DaiEmulator, shown: Shown, slept: list[float]
-) -> None:
+def test_a_second_401_is_an_error(drive: Form, robot: DaiEmulator, shown: Shown, slept: list[float]) -> None:
     robot.inject(Fault(status=401, times=None))
     with shown.fails(exceptions.Unauthenticated, "returned 401 UNAUTHENTICATED"):
         drive(("wait_for_operation", NAME))
@@ -260,7 +260,7 @@ def happen_after(seconds: float, happens: Callable[[], object], clock: Clock, mo
     monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(sleep_in_loop))
 
 
-def test_a_renewal_that_fails_for_a_moment_ends_no_wait(
+def test_a_short_failure_of_a_renewal_does_not_end_the_wait(
     drive: Form, robot: DaiEmulator, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Longer than the repeats of one look: the next look comes an interval later."""
@@ -429,7 +429,7 @@ def test_a_prepared_cancellation_whose_token_is_dead_fetches_none(
     assert slept == []
 
 
-def test_a_prepared_cancellation_as_another_account(google: tuple[DaiEmulator, list[str]], connect: Connect) -> None:
+def test_a_prepared_cancellation_impersonates(google: tuple[DaiEmulator, list[str]], connect: Connect) -> None:
     emulator, _ = google
     emulator.allow_impersonation(ROBOT, FIRST, TARGET)
     connect(keyfile_dict=key_of_google(emulator))

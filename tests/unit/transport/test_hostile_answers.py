@@ -38,7 +38,7 @@ both_hooks = pytest.mark.parametrize("form", FORMS)
 
 @both_hooks
 @pytest.mark.parametrize("status", [302, 307, 308])
-def test_what_asks_for_a_token_follows_no_redirect(
+def test_a_token_request_follows_no_redirect(
     form: str, status: int, emulator: DaiEmulator, connect: Connect, tiny_server: Serve
 ) -> None:
     thief = tiny_server(lambda exchange: exchange.answer(400))
@@ -51,14 +51,14 @@ def test_what_asks_for_a_token_follows_no_redirect(
 
 
 @both_hooks
-def test_what_asks_for_a_token_is_not_sent_over_plain_http(form: str, emulator: DaiEmulator, connect: Connect) -> None:
+def test_a_token_request_is_not_sent_over_plain_http(form: str, emulator: DaiEmulator, connect: Connect) -> None:
     connect(keyfile_dict=service_account_key("http://192.0.2.1/token"), num_retries=0)
     with pytest.raises(exceptions.Unauthenticated, match="Refusing to send credentials to .* over plain HTTP"):
         FORMS[form](LOOK, api_endpoint=emulator.endpoint, timeout=0.2)
 
 
 @both_hooks
-def test_a_netrc_is_not_used_for_tokens_either(
+def test_a_netrc_is_not_used_for_tokens(
     form: str, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / ".netrc"
@@ -110,7 +110,7 @@ def test_a_token_that_fits_in_no_header_is_not_shown(
 
 
 @both_hooks
-def test_a_token_in_the_words_of_a_token_service_is_not_shown(
+def test_a_token_in_the_message_of_a_token_server_is_not_shown(
     form: str, emulator: DaiEmulator, connect: Connect, tiny_server: Serve
 ) -> None:
     service = tiny_server(lambda exchange: exchange.answer(400, b'no more of "ya29.s3cret", nor Bearer s3cret'))
@@ -123,7 +123,7 @@ def test_a_token_in_the_words_of_a_token_service_is_not_shown(
 # What was never sent, and what may have arrived
 
 
-def test_what_the_caller_is_handling_says_nothing_about_a_request(
+def test_an_exception_of_the_caller_does_not_make_a_request_retryable(
     emulator: DaiEmulator, hook: DaiHook, closed_port: int
 ) -> None:
     """A connection that was refused before is no reason to repeat the start of an ingest."""
@@ -141,7 +141,7 @@ def test_what_the_caller_is_handling_says_nothing_about_a_request(
 @pytest.mark.parametrize(
     "content", ["", "no certificate\n", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"]
 )
-def test_authorities_that_cannot_be_read(
+def test_unreadable_authorities_are_an_error(
     content: str, connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     bundle = tmp_path / "bundle.pem"
@@ -156,7 +156,7 @@ def test_authorities_that_cannot_be_read(
     assert not may_have_acted(caught.value)
 
 
-def test_a_proxy_that_requests_cannot_use(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_proxy_is_an_error_in_the_worker(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:9")
     connect(is_anonymous=True, num_retries=0)
     with (
@@ -167,7 +167,9 @@ def test_a_proxy_that_requests_cannot_use(connect: Connect, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("proxy", ["socks5://robot:s3cret@127.0.0.1:9", "garbage://x", "http://robot:s3cret@x:port"])
-def test_a_proxy_that_the_triggerer_cannot_use(connect: Connect, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+def test_an_unusable_proxy_is_an_error_in_the_triggerer(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
     monkeypatch.setenv("HTTPS_PROXY", proxy)
     connect(is_anonymous=True, num_retries=0)
 
@@ -181,7 +183,7 @@ def test_a_proxy_that_the_triggerer_cannot_use(connect: Connect, monkeypatch: py
     assert "cret" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_number_that_json_has_not(emulator: DaiEmulator, once: DaiHook) -> None:
+def test_a_number_that_json_lacks_is_refused(emulator: DaiEmulator, once: DaiHook) -> None:
     with pytest.raises(exceptions.FailedPrecondition, match="was not sent") as caught:
         once.create_creative(creative(duration=float("nan")))
     assert not may_have_acted(caught.value)
@@ -191,7 +193,9 @@ def test_a_number_that_json_has_not(emulator: DaiEmulator, once: DaiHook) -> Non
 # Answers
 
 
-def test_waiting_for_a_connection_is_no_time_of_the_service(emulator: DaiEmulator, connect: Connect) -> None:
+def test_waiting_for_a_connection_does_not_count_as_time_of_the_service(
+    emulator: DaiEmulator, connect: Connect
+) -> None:
     connect(is_anonymous=True, num_retries=0)
     name = emulator.start_ingest(seconds=1e6)
     emulator.inject(Fault("operations.get", delay=0.3, times=None))
@@ -216,7 +220,7 @@ def test_a_long_header_is_read(form: str, connect: Connect, tiny_server: Serve) 
     assert operation.name == NAME
 
 
-def test_pages_in_a_circle_end(connect: Connect, tiny_server: Serve) -> None:
+def test_a_circle_of_pages_is_an_error(connect: Connect, tiny_server: Serve) -> None:
     connect(is_anonymous=True, num_retries=0)
 
     def respond(exchange: Exchange) -> None:

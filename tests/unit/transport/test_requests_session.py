@@ -158,7 +158,7 @@ def test_a_failed_transfer_leaves_the_session_usable(once: DaiHook, emulator: Da
         assert once.get_operation(name).name == name
 
 
-def test_headers_of_googles_clients(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_the_headers_are_those_of_googles_clients(hook: DaiHook, emulator: DaiEmulator) -> None:
     name = emulator.start_ingest()
     hook.get_operation(name)
     hook.cancel_operation(name)
@@ -172,7 +172,7 @@ def test_headers_of_googles_clients(hook: DaiHook, emulator: DaiEmulator) -> Non
         assert "cookie" not in request.headers
 
 
-def test_headers_of_googles_clients_with_a_key(keyed_hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_credentials_keep_the_headers_of_googles_clients(keyed_hook: DaiHook, emulator: DaiEmulator) -> None:
     """The credentials add a word of their own to the header; it must not take the place of the others."""
     keyed_hook.get_operation(emulator.start_ingest())
 
@@ -217,7 +217,7 @@ def test_a_response_that_is_not_whole_is_an_error(
 
 @pytest.mark.parametrize("chunk", [1, 7, 4096])
 @pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gzip"])
-def test_an_response_in_chunks(
+def test_a_response_in_chunks_is_read(
     connect: Connect, make_hook: MakeHook, tiny_server: Serve, chunk: int, zipped: bool
 ) -> None:
     connect(is_anonymous=True, num_retries=0)
@@ -237,7 +237,7 @@ def test_an_response_in_chunks(
     assert hook.get_operation(NAME).metadata == {"a": "é" * 500}
 
 
-def test_an_response_without_a_length_ends_with_the_connection(
+def test_a_response_without_a_length_ends_with_the_connection(
     connect: Connect, make_hook: MakeHook, tiny_server: Serve
 ) -> None:
     connect(is_anonymous=True, num_retries=0)
@@ -322,7 +322,7 @@ def test_a_trickling_response_is_not_waited_for(
     assert 10 < trickle.seconds < 15
 
 
-def test_an_response_that_has_come_is_taken_however_late(
+def test_a_complete_response_is_read_however_late(
     connect: Connect, make_hook: MakeHook, tiny_server: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The time until its first byte is the socket's to bound; what is whole is not thrown away, a name least of all."""
@@ -366,7 +366,7 @@ def test_a_silent_server_is_waited_for_until_the_timeout(
         pytest.param(Fault(truncate=5), Code.UNAVAILABLE, None, id="cut off"),
     ],
 )
-def test_what_was_sent_may_have_been_done(
+def test_an_error_after_sending_is_marked_as_sent(
     bare: RequestsTransport, emulator: DaiEmulator, fault: Fault, code: Code, retry_after: float | None
 ) -> None:
     emulator.inject(fault)
@@ -386,7 +386,7 @@ def test_a_request_that_no_server_accepted_was_not_sent(bare: RequestsTransport,
     assert (caught.value.rpc_code, caught.value.sent) == (Code.UNAVAILABLE, False)
 
 
-def test_what_a_proxy_did_not_pass_on_was_not_sent(tiny_server: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_tunnel_is_marked_as_not_sent(tiny_server: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", tiny_server(lambda exchange: exchange.answer(502)).endpoint)
     transport = RequestsTransport(Endpoint("https://dai.example"), AnonymousCredentials(), 5.0)
 
@@ -396,7 +396,7 @@ def test_what_a_proxy_did_not_pass_on_was_not_sent(tiny_server: Serve, monkeypat
     assert (caught.value.rpc_code, caught.value.sent) == (Code.UNAVAILABLE, False)
 
 
-def test_an_anonymous_401_is_not_asked_again(bare: RequestsTransport, emulator: DaiEmulator) -> None:
+def test_an_anonymous_401_is_not_retried(bare: RequestsTransport, emulator: DaiEmulator) -> None:
     emulator.inject(Fault(status=401, times=None))
 
     with pytest.raises(ServiceError) as caught:

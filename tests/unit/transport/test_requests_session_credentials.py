@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     pass
 
 
-def test_a_key_in_the_connection(keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer) -> None:
+def test_a_key_in_the_connection_authorises_every_call_with_one_token(
+    keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer
+) -> None:
     name = emulator.start_ingest()
     for _ in range(19):
         keyed_hook.get_operation(name)
@@ -37,7 +39,7 @@ def test_a_key_in_the_connection(keyed_hook: DaiHook, emulator: DaiEmulator, tok
     assert emulator.connections == 1
 
 
-def test_a_key_in_a_file(
+def test_a_key_in_a_file_is_used(
     tokens: TokenServer, emulator: DaiEmulator, connect: Connect, make_hook: MakeHook, tmp_path: Path
 ) -> None:
     path = tmp_path / "key.json"
@@ -49,7 +51,7 @@ def test_a_key_in_a_file(
     assert bearers(emulator) == [f"Bearer {tokens.issued[0]}"]
 
 
-def test_application_default_credentials(
+def test_application_default_credentials_are_used(
     tokens: TokenServer,
     emulator: DaiEmulator,
     connect: Connect,
@@ -72,7 +74,7 @@ def test_application_default_credentials(
     [({}, "https://www.googleapis.com/auth/cloud-platform"), ({"scope": "https://s.example/a"}, "https://s.example/a")],
     ids=["default", "of the connection"],
 )
-def test_the_scopes_of_the_connection(
+def test_the_scopes_of_the_connection_are_requested(
     tokens: TokenServer, emulator: DaiEmulator, connect: Connect, make_hook: MakeHook, extra: dict[str, str], scope: str
 ) -> None:
     connect(keyfile_dict=tokens.key, **extra)
@@ -82,7 +84,7 @@ def test_the_scopes_of_the_connection(
     assert jwt.decode(tokens.assertions[0], verify=False)["scope"] == scope
 
 
-def test_a_prepared_cancellation_takes_the_token_that_is_there(
+def test_a_prepared_cancellation_uses_the_current_token(
     keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer
 ) -> None:
     """In a signal handler there is no time to fetch one, and the session of the task may be in use."""
@@ -102,7 +104,7 @@ def test_a_prepared_cancellation_takes_the_token_that_is_there(
     assert [request.connection for request in emulator.requests] == [1, 1, 2]
 
 
-def test_a_prepared_cancellation_is_neither_retried_nor_authorised_anew(
+def test_a_prepared_cancellation_is_neither_retried_nor_given_a_new_token(
     keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer, slept: list[float]
 ) -> None:
     name = emulator.start_ingest()
@@ -120,7 +122,7 @@ def test_a_prepared_cancellation_is_neither_retried_nor_authorised_anew(
     assert slept == []
 
 
-def test_a_prepared_cancellation_without_credentials(hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_a_prepared_cancellation_needs_no_credentials(hook: DaiHook, emulator: DaiEmulator) -> None:
     name = emulator.start_ingest()
     hook.prepare_cancellation(name, timeout=2)()
 
@@ -128,13 +130,13 @@ def test_a_prepared_cancellation_without_credentials(hook: DaiHook, emulator: Da
     assert bearers(emulator) == [None]
 
 
-def test_a_prepared_cancellation_of_a_bad_name(hook: DaiHook) -> None:
+def test_a_prepared_cancellation_refuses_an_invalid_name(hook: DaiHook) -> None:
     with pytest.raises(InvalidNameError):
         hook.prepare_cancellation("creatives/x", timeout=2)
 
 
 @pytest.mark.parametrize("call", ["get", "cancel", "create"])
-def test_a_401_is_retried_with_one_fresh_token(
+def test_a_401_is_retried_once_with_a_new_token(
     keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer, slept: list[float], call: str
 ) -> None:
     name = emulator.start_ingest()
@@ -154,7 +156,7 @@ def test_a_401_is_retried_with_one_fresh_token(
     assert slept == []
 
 
-def test_a_persistent_401_is_two_requests(
+def test_a_second_401_is_an_error(
     keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer, slept: list[float]
 ) -> None:
     emulator.inject(Fault(status=401, times=None))
@@ -167,7 +169,7 @@ def test_a_persistent_401_is_two_requests(
     assert slept == []
 
 
-def test_a_503_after_a_fresh_token_is_retried_like_any(
+def test_a_503_after_a_new_token_is_retried(
     keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer, slept: list[float]
 ) -> None:
     name = emulator.start_ingest()
@@ -180,7 +182,9 @@ def test_a_503_after_a_fresh_token_is_retried_like_any(
     assert slept == [0.5]
 
 
-def test_a_refused_key(keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer, slept: list[float]) -> None:
+def test_a_refused_key_is_an_error_without_retries(
+    keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer, slept: list[float]
+) -> None:
     tokens.refusal = (400, {"error": "invalid_grant", "error_description": "Invalid JWT Signature."})
 
     with tokens.fails(exceptions.Unauthenticated, "was not sent: no access token: invalid_grant: Invalid JWT"):
@@ -191,7 +195,9 @@ def test_a_refused_key(keyed_hook: DaiHook, emulator: DaiEmulator, tokens: Token
     assert len(tokens.assertions) == 1
 
 
-def test_a_key_that_is_refused_at_the_renewal(keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer) -> None:
+def test_a_key_that_is_refused_at_the_renewal_is_an_error(
+    keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer
+) -> None:
     name = emulator.start_ingest()
     keyed_hook.get_operation(name)
     tokens.refusal = (400, {"error": "invalid_grant", "error_description": "Account disabled."})
@@ -202,7 +208,7 @@ def test_a_key_that_is_refused_at_the_renewal(keyed_hook: DaiHook, emulator: Dai
     assert len(emulator.requests) == 2
 
 
-def test_a_token_endpoint_that_is_down(
+def test_a_token_server_that_is_down_is_retried(
     tokens: TokenServer,
     emulator: DaiEmulator,
     connect: Connect,
@@ -220,7 +226,7 @@ def test_a_token_endpoint_that_is_down(
 
 
 @pytest.mark.parametrize("renewal", [False, True], ids=["first token", "renewal"])
-def test_a_silent_token_endpoint_is_waited_for_until_the_timeout(
+def test_a_silent_token_server_is_waited_for_until_the_timeout(
     tokens: TokenServer, emulator: DaiEmulator, connect: Connect, make_hook: MakeHook, renewal: bool
 ) -> None:
     connect(keyfile_dict=json.dumps(tokens.key), num_retries=0)
@@ -235,7 +241,7 @@ def test_a_silent_token_endpoint_is_waited_for_until_the_timeout(
     tokens.gate.open()
 
 
-def test_a_token_endpoint_that_is_busy(
+def test_a_busy_token_server_is_retried(
     keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer, slept: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library makes three attempts of its own, which the hook repeats like any other."""
@@ -263,7 +269,7 @@ def test_a_token_endpoint_that_returns_nonsense(
 
 
 @pytest.mark.parametrize("by", ["connection", "argument"])
-def test_the_quota_project(
+def test_the_quota_project_is_sent(
     tokens: TokenServer, emulator: DaiEmulator, connect: Connect, make_hook: MakeHook, by: str
 ) -> None:
     given = {"quota_project_id": "billed-project"}
@@ -275,7 +281,7 @@ def test_the_quota_project(
     assert emulator.requests[0].headers["x-goog-user-project"] == "billed-project"
 
 
-def test_no_quota_project(keyed_hook: DaiHook, emulator: DaiEmulator) -> None:
+def test_no_quota_project_is_sent_by_default(keyed_hook: DaiHook, emulator: DaiEmulator) -> None:
     keyed_hook.get_operation(emulator.start_ingest())
 
     assert "x-goog-user-project" not in emulator.requests[0].headers
@@ -294,7 +300,7 @@ def test_no_quota_project(keyed_hook: DaiHook, emulator: DaiEmulator) -> None:
     ],
     ids=["one", "chain"],
 )
-def test_the_impersonation_chain(
+def test_the_impersonation_chain_reaches_the_credentials(
     tokens: TokenServer,
     emulator: DaiEmulator,
     connect: Connect,

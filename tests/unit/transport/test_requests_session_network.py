@@ -73,7 +73,7 @@ def test_a_redirect_is_not_followed(
     [b"", b"http://[bad", b"//", b"http://", b"caf\xe9", b"\xff\xfe", b"javascript:x", b"http://a:99999/"],
     ids=str,
 )
-def test_a_redirect_to_nowhere_is_a_redirect(
+def test_a_redirect_with_an_invalid_location_is_reported_as_a_redirect(
     connect: Connect, make_hook: MakeHook, tiny_server: Serve, location: bytes
 ) -> None:
     connect(is_anonymous=True)
@@ -199,7 +199,7 @@ def tls_server(tiny_server: Serve, tmp_path: Path) -> tuple[TinyServer, Path]:
     return server, write_authority(tmp_path, certificate)
 
 
-def test_https_with_an_authority_of_ones_own(
+def test_a_custom_authority_is_trusted(
     tokens: TokenServer,
     connect: Connect,
     make_hook: MakeHook,
@@ -216,7 +216,7 @@ def test_https_with_an_authority_of_ones_own(
     assert server.requests[0].headers["authorization"] == f"Bearer {tokens.issued[0]}"
 
 
-def test_a_certificate_that_is_not_trusted(
+def test_an_untrusted_certificate_is_an_error(
     tokens: TokenServer, connect: Connect, make_hook: MakeHook, tls_server: tuple[TinyServer, Path], slept: list[float]
 ) -> None:
     server, _ = tls_server
@@ -228,7 +228,7 @@ def test_a_certificate_that_is_not_trusted(
     assert slept == []
 
 
-def test_a_file_of_authorities_that_is_missing(
+def test_a_missing_file_of_authorities_is_an_error(
     tokens: TokenServer,
     connect: Connect,
     make_hook: MakeHook,
@@ -245,7 +245,7 @@ def test_a_file_of_authorities_that_is_missing(
     assert slept == []
 
 
-def test_tls_to_a_server_that_speaks_none(
+def test_a_server_without_tls_is_an_error(
     emulator: DaiEmulator, tokens: TokenServer, connect: Connect, make_hook: MakeHook
 ) -> None:
     connect(keyfile_dict=tokens.key, num_retries=0, dai_api_endpoint=emulator.host)

@@ -75,7 +75,7 @@ def test_two_hundred_waits_with_calls_of_their_own_leave_nothing_open(emulator: 
     assert len(emulator.requests) == 200
 
 
-def test_the_first_opens_the_session_and_the_last_closes_it(
+def test_the_first_lease_opens_the_session_and_the_last_closes_it(
     emulator: DaiEmulator, connect: Connect, tokens: TokenServer
 ) -> None:
     connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
@@ -122,7 +122,7 @@ def held_together(emulator: DaiEmulator, *hooks: Callable[[], DaiAsyncHook]) -> 
     ],
     ids=str,
 )
-def test_who_shares(
+def test_equal_settings_share_a_session(
     emulator: DaiEmulator, connect: Connect, tokens: TokenServer, second: dict[str, Any], connections: int
 ) -> None:
     connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
@@ -219,14 +219,14 @@ def test_two_event_loops_do_not_share(emulator: DaiEmulator, connect: Connect, t
     assert emulator.connections == tokens.asked == 2
 
 
-def test_a_loop_that_is_gone_leaves_nothing_to_the_next(emulator: DaiEmulator, connect: Connect) -> None:
+def test_a_closed_loop_leaves_no_session_to_the_next(emulator: DaiEmulator, connect: Connect) -> None:
     connect(is_anonymous=True, dai_api_endpoint=emulator.endpoint)
     for _ in range(3):
         held_together(emulator, DaiAsyncHook, DaiAsyncHook)
     assert emulator.connections == 3
 
 
-def test_one_that_is_cancelled_while_a_token_is_fetched_harms_no_other(
+def test_a_wait_cancelled_while_a_token_is_fetched_affects_no_other(
     emulator: DaiEmulator, connect: Connect, tokens: TokenServer
 ) -> None:
     connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
@@ -251,7 +251,7 @@ def test_one_that_is_cancelled_while_a_token_is_fetched_harms_no_other(
 
 
 @pytest.mark.parametrize("cancels", [1, 2, 3])
-def test_all_that_are_cancelled_while_a_token_is_fetched_leave_nothing_behind(
+def test_waits_cancelled_while_a_token_is_fetched_leave_nothing_behind(
     emulator: DaiEmulator, connect: Connect, tokens: TokenServer, cancels: int
 ) -> None:
     """The triggerer cancels what has not ended yet again, about once a second."""
@@ -339,7 +339,7 @@ def test_another_key_is_another_transport(emulator: DaiEmulator, make: Makes) ->
 
 
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["the opener", "one behind it", "the last"])
-def test_one_that_is_cancelled_while_the_session_is_opened_harms_no_other(
+def test_a_wait_cancelled_while_the_session_is_opened_affects_no_other(
     emulator: DaiEmulator, make: Makes, which: int
 ) -> None:
     name = emulator.start_ingest()
@@ -358,9 +358,7 @@ def test_one_that_is_cancelled_while_the_session_is_opened_harms_no_other(
     assert len(emulator.requests) == 2
 
 
-def test_all_that_are_cancelled_while_the_session_is_opened_leave_nothing_behind(
-    emulator: DaiEmulator, make: Makes
-) -> None:
+def test_waits_cancelled_while_the_session_is_opened_leave_nothing_behind(emulator: DaiEmulator, make: Makes) -> None:
     make.gate = Gate()
 
     async def main() -> None:
@@ -376,7 +374,7 @@ def test_all_that_are_cancelled_while_the_session_is_opened_leave_nothing_behind
     assert len(emulator.requests) == 1
 
 
-def test_an_opening_that_fails_fails_for_each_and_leaves_nothing_behind(emulator: DaiEmulator, make: Makes) -> None:
+def test_a_failed_opening_fails_each_wait_and_leaves_nothing_behind(emulator: DaiEmulator, make: Makes) -> None:
     name = emulator.start_ingest()
     make.error = DefaultCredentialsError("no key")
 
@@ -390,7 +388,7 @@ def test_an_opening_that_fails_fails_for_each_and_leaves_nothing_behind(emulator
     assert len(emulator.requests) == 1
 
 
-def test_one_that_comes_while_the_last_is_closing_opens_another(emulator: DaiEmulator, make: Makes) -> None:
+def test_a_lease_during_the_last_close_opens_another_session(emulator: DaiEmulator, make: Makes) -> None:
     name = emulator.start_ingest()
 
     async def main() -> None:

@@ -82,9 +82,7 @@ def test_fifty_polls_that_are_refused_renew_the_token_once(
     assert slept == []
 
 
-def test_what_is_refused_with_a_fresh_token_too_ends(
-    revoking_server: RevokingServer, tokens: TokenServer, slept: list[float]
-) -> None:
+def test_a_second_401_is_an_error(revoking_server: RevokingServer, tokens: TokenServer, slept: list[float]) -> None:
     revoking_server.revoked = {"everything"}
 
     async def main() -> None:
@@ -109,7 +107,7 @@ def test_anonymous_sends_no_header_and_renews_nothing(
     assert tokens.asked == 0
 
 
-def test_a_token_service_that_is_down_is_news_to_all_at_once(
+def test_a_refusal_of_the_token_server_fails_all_calls_at_once(
     connect_key: Connect, tokens: TokenServer, emulator: DaiEmulator
 ) -> None:
     """They do not queue to ask one after the other."""
@@ -133,7 +131,7 @@ def test_a_token_service_that_is_down_is_news_to_all_at_once(
     assert emulator.requests == []
 
 
-def test_a_token_service_that_is_out_of_reach_is_asked_again(
+def test_a_token_server_that_is_down_is_retried(
     connect_key: Connect, tokens: TokenServer, emulator: DaiEmulator, slept: list[float]
 ) -> None:
     with refusing_port() as port:
