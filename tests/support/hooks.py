@@ -19,6 +19,7 @@ from airflow_dai_provider.hooks.dai import DaiHook
 from tests.support.clock import Clock
 from tests.support.connections import Connect
 from tests.support.payloads import NAME, creative
+from tests.support.tiny_server import Exchange, Serve
 
 MakeHook = Callable[..., DaiHook]
 
@@ -62,6 +63,17 @@ def once(emulator: DaiEmulator, connect: Connect, make_hook: MakeHook) -> DaiHoo
     """Give a hook that talks to the emulator anonymously and repeats nothing."""
     connect(is_anonymous=True, num_retries=0)
     return make_hook(api_endpoint=emulator.endpoint)
+
+
+@pytest.fixture
+def hook_to(connect: Connect, make_hook: MakeHook, tiny_server: Serve) -> MakeHook:
+    """Give a function that makes an anonymous hook to a server which responds as the given function does."""
+
+    def make(respond: Callable[[Exchange], None], *, num_retries: int = 0, **arguments: Any) -> DaiHook:
+        connect(is_anonymous=True, num_retries=num_retries)
+        return make_hook(api_endpoint=tiny_server(respond).endpoint, **arguments)
+
+    return make
 
 
 #: What each method of the hook calls, and after which codes it may call again (the table of the API's facts).

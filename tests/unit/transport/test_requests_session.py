@@ -217,10 +217,7 @@ def test_a_response_that_is_not_whole_is_an_error(
 
 @pytest.mark.parametrize("chunk", [1, 7, 4096])
 @pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gzip"])
-def test_a_response_in_chunks_is_read(
-    connect: Connect, make_hook: MakeHook, tiny_server: Serve, chunk: int, zipped: bool
-) -> None:
-    connect(is_anonymous=True, num_retries=0)
+def test_a_response_in_chunks_is_read(hook_to: MakeHook, chunk: int, zipped: bool) -> None:
     plain = json.dumps({"name": NAME, "metadata": {"a": "é" * 500}}).encode()
     body = gzip.compress(plain) if zipped else plain
 
@@ -232,25 +229,19 @@ def test_a_response_in_chunks_is_read(
             exchange.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
         exchange.wfile.write(b"0\r\n\r\n")
 
-    hook = make_hook(api_endpoint=tiny_server(respond).endpoint)
+    hook = hook_to(respond)
 
     assert hook.get_operation(NAME).metadata == {"a": "é" * 500}
 
 
-def test_a_response_without_a_length_ends_with_the_connection(
-    connect: Connect, make_hook: MakeHook, tiny_server: Serve
-) -> None:
-    connect(is_anonymous=True, num_retries=0)
-    server = tiny_server(lambda exchange: exchange.raw(b'HTTP/1.0 200 OK\r\n\r\n{"name": "operations/a"}'))
+def test_a_response_without_a_length_ends_with_the_connection(hook_to: MakeHook) -> None:
+    hook = hook_to(lambda exchange: exchange.raw(b'HTTP/1.0 200 OK\r\n\r\n{"name": "operations/a"}'))
 
-    assert make_hook(api_endpoint=server.endpoint).get_operation(NAME).name == "operations/a"
+    assert hook.get_operation(NAME).name == "operations/a"
 
 
 @pytest.mark.parametrize("status", [200, 302, 503])
-def test_a_large_response_is_not_read_to_its_end(
-    connect: Connect, make_hook: MakeHook, tiny_server: Serve, status: int
-) -> None:
-    connect(is_anonymous=True, num_retries=0)
+def test_a_large_response_is_not_read_to_its_end(hook_to: MakeHook, status: int) -> None:
     written: list[int] = []
     ended = threading.Event()
 
@@ -265,7 +256,7 @@ def test_a_large_response_is_not_read_to_its_end(
         exchange.close_connection = True
         ended.set()
 
-    hook = make_hook(api_endpoint=tiny_server(respond).endpoint)
+    hook = hook_to(respond)
 
     with pytest.raises(exceptions.GoogleAPICallError):
         hook.get_operation(NAME)
@@ -273,13 +264,12 @@ def test_a_large_response_is_not_read_to_its_end(
     assert sum(written) < 32 * 2**20
 
 
-def test_a_zipped_bomb_is_not_unpacked_to_its_end(connect: Connect, make_hook: MakeHook, tiny_server: Serve) -> None:
-    connect(is_anonymous=True, num_retries=0)
+def test_a_zipped_bomb_is_not_unpacked_to_its_end(hook_to: MakeHook) -> None:
     bomb = gzip.compress(b" " * 50_000_000)
-    server = tiny_server(lambda exchange: exchange.answer(200, bomb, Content_Encoding="gzip"))
+    hook = hook_to(lambda exchange: exchange.answer(200, bomb, Content_Encoding="gzip"))
 
     with pytest.raises(exceptions.Unknown, match="larger than"):
-        make_hook(api_endpoint=server.endpoint).get_operation(NAME)
+        hook.get_operation(NAME)
 
 
 class Trickle:
@@ -310,11 +300,10 @@ class Trickle:
 
 @pytest.mark.parametrize("status", [200, 503])
 def test_a_trickling_response_is_not_waited_for(
-    connect: Connect, make_hook: MakeHook, tiny_server: Serve, monkeypatch: pytest.MonkeyPatch, status: int
+    hook_to: MakeHook, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    connect(is_anonymous=True, num_retries=0)
     trickle = Trickle(status)
-    hook = make_hook(api_endpoint=tiny_server(trickle.respond).endpoint, timeout=10)
+    hook = hook_to(trickle.respond, timeout=10)
     monkeypatch.setattr(transport_module, "time", trickle)
 
     with pytest.raises(exceptions.DeadlineExceeded, match="did not end in time"):
@@ -322,18 +311,15 @@ def test_a_trickling_response_is_not_waited_for(
     assert 10 < trickle.seconds < 15
 
 
-def test_a_complete_response_is_read_however_late(
-    connect: Connect, make_hook: MakeHook, tiny_server: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_complete_response_is_read_however_late(hook_to: MakeHook, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time until its first byte is the socket's to bound; what is whole is not thrown away, a name least of all."""
-    connect(is_anonymous=True, num_retries=0)
     now = [0.0]
 
     def respond(exchange: Exchange) -> None:
         now[0] += 11
         exchange.answer(200, {"name": NAME})
 
-    hook = make_hook(api_endpoint=tiny_server(respond).endpoint, timeout=10)
+    hook = hook_to(respond, timeout=10)
     monkeypatch.setattr(transport_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     assert hook.create_creative(creative(SIGNED_URL)).name == NAME
