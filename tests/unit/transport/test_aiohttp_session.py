@@ -1,4 +1,4 @@
-"""The aiohttp session: connections, proxies, TLS, and where a token may go."""
+"""The aiohttp session: its connections, its token, and the event loop that it never blocks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import os
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from google.api_core import exceptions
 from google.auth import credentials as google_credentials
 from google.auth.credentials import AnonymousCredentials
 
@@ -27,18 +25,12 @@ from tests.support.authorities import write_authority
 from tests.support.connections import Connect
 from tests.support.emulators import bearers
 from tests.support.event_loop import Gate, run, until
-from tests.support.log import Log
 from tests.support.payloads import NAME
-from tests.support.sessions import RevokingServer, error_of, look
+from tests.support.sessions import RevokingServer, look
 from tests.support.tiny_server import Exchange, TinyServer, refusing_port
-from tests.support.token_server import PROXY_PASSWORD, TokenServer
+from tests.support.token_server import TokenServer
 
 pytestmark = pytest.mark.usefixtures("few_authorities", "fake_time")
-
-
-def look_synchronously() -> None:
-    with DaiHook() as hook:
-        hook.get_operation(NAME)
 
 
 @pytest.mark.parametrize("extra", [{}, {"quota_project_id": "billed-project"}], ids=["none", "quota project"])
@@ -111,204 +103,6 @@ def test_both_hooks_impersonate_alike(
     assert of_async[1] == f"Bearer {tokens.issued[0]}"
     assert of_async[2] == of_sync[2]
     assert ("first@" in str(of_async[2]["delegates"])) == isinstance(chain, list)
-
-
-@pytest.mark.parametrize("host", ["dai.example", "192.0.2.1:8080", "[2001:db8::1]", "127.0.0.1.dai.example"])
-def test_credentials_do_not_leave_over_plain_http(
-    connect_key: Connect, tokens: TokenServer, monkeypatch: pytest.MonkeyPatch, host: str
-) -> None:
-    connect_key(dai_api_endpoint=f"http://{host}")
-    with TinyServer(lambda exchange: exchange.answer(200, {"name": NAME})) as proxy:
-        monkeypatch.setenv("HTTP_PROXY", proxy.endpoint)
-        with pytest.raises(ValueError, match="Refusing to send credentials to http://"):
-            look()
-    assert proxy.requests == []
-    assert tokens.asked == 0
-
-
-def test_the_netrc_is_not_used(
-    connect_key: Connect,
-    connect: Connect,
-    emulator: DaiEmulator,
-    tokens: TokenServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    netrc = tmp_path / ".netrc"
-    netrc.write_text("machine 127.0.0.1 login me password of-netrc\ndefault login me password of-netrc\n")
-    netrc.chmod(0o600)
-    monkeypatch.setenv("NETRC", str(netrc))
-    name = emulator.start_ingest()
-    look(name)
-    connect(is_anonymous=True)
-    look(name, api_endpoint=emulator.endpoint)
-    assert bearers(emulator) == [f"Bearer {tokens.issued[0]}", None]
-
-
-def operation_server() -> TinyServer:
-    return TinyServer(lambda exchange: exchange.answer(200, {"name": NAME}))
-
-
-@pytest.mark.parametrize("form", ["http://{host}", "{host}", "http://user:" + PROXY_PASSWORD + "@{host}"])
-@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
-@pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_proxy_carries_what_leaves_this_machine(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch, kind: str, variable: str, form: str
-) -> None:
-    connect(is_anonymous=True, num_retries=0, dai_api_endpoint="http://dai.example:8080")
-    with operation_server() as proxy:
-        monkeypatch.setenv(variable, form.format(host=proxy.host))
-        {"sync": look_synchronously, "async": look}[kind]()
-    assert [request.path for request in proxy.requests] == [f"http://dai.example:8080/v1/{NAME}"]
-    assert "authorization" not in proxy.requests[0].headers
-    assert ("proxy-authorization" in proxy.requests[0].headers) == ("user" in form)
-
-
-@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_no_proxy_sees_what_stays_on_this_machine(
-    connect: Connect, emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, variable: str, host: str
-) -> None:
-    connect(is_anonymous=True, num_retries=0, dai_api_endpoint=emulator.endpoint.replace("127.0.0.1", host))
-    name = emulator.start_ingest()
-    with operation_server() as proxy:
-        monkeypatch.setenv(variable, proxy.endpoint)
-        look(name)
-    assert proxy.requests == []
-    assert len(emulator.requests) == 1
-
-
-def test_no_proxy_is_used_where_the_environment_says_so(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    connect(is_anonymous=True, num_retries=0, dai_api_endpoint="http://dai.invalid")
-    monkeypatch.setenv("NO_PROXY", ".invalid")
-    with operation_server() as proxy:
-        monkeypatch.setenv("HTTP_PROXY", proxy.endpoint)
-        with pytest.raises(exceptions.ServiceUnavailable, match="got no response from http://dai.invalid"):
-            look()
-    assert proxy.requests == []
-
-
-def test_https_goes_through_the_tunnel_of_a_proxy(
-    connect_key: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: TokenServer
-) -> None:
-    certificate = SelfSigned(["dai.example"])
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(write_authority(tmp_path, certificate)))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-    def respond(exchange: Exchange) -> None:
-        if exchange.command == "CONNECT":
-            exchange.tunnel_to_itself(certificate.context())
-        else:
-            exchange.answer(200, {"name": NAME})
-
-    connect_key(dai_api_endpoint="https://dai.example", num_retries=0)
-    with TinyServer(respond) as proxy:
-        monkeypatch.setenv("HTTPS_PROXY", proxy.endpoint)
-        look()
-    connect, get = proxy.requests
-    assert (connect.http_method, connect.path) == ("CONNECT", "dai.example:443")
-    assert "authorization" not in connect.headers
-    assert (get.path, get.headers["authorization"]) == (f"/v1/{NAME}", f"Bearer {tokens.issued[0]}")
-
-
-@pytest.mark.parametrize("status", [403, 407, 502])
-@pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_refused_tunnel_is_an_error(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch, kind: str, status: int
-) -> None:
-    connect(is_anonymous=True, num_retries=0, dai_api_endpoint="https://dai.example")
-    with TinyServer(lambda exchange: exchange.answer(status)) as proxy:
-        monkeypatch.setenv("HTTPS_PROXY", proxy.endpoint)
-        look_as = {"sync": look_synchronously, "async": look}[kind]
-        with pytest.raises(
-            exceptions.ServiceUnavailable, match=f"got no response from https://dai.example: .*{status}"
-        ):
-            look_as()
-
-
-@pytest.mark.parametrize("scheme", ["http", "https"])
-def test_the_password_of_a_proxy_is_not_shown(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch, log: Log, scheme: str
-) -> None:
-    connect(is_anonymous=True, num_retries=1, dai_api_endpoint=f"{scheme}://dai.example")
-
-    async def main() -> None:
-        error, text = await error_of(DaiAsyncHook().get_operation(NAME))
-        assert isinstance(error, exceptions.ServiceUnavailable)
-        assert PROXY_PASSWORD not in text
-
-    with refusing_port() as port:
-        monkeypatch.setenv(f"{scheme.upper()}_PROXY", f"http://user:{PROXY_PASSWORD}@127.0.0.1:{port}")
-        run(main())
-    assert PROXY_PASSWORD not in log.text
-
-
-@pytest.fixture
-def tls(tmp_path: Path) -> Iterator[tuple[TinyServer, Path]]:
-    """Give a server that speaks TLS, and the file of the authority that vouches for it."""
-    certificate = SelfSigned(["127.0.0.1"])
-    with TinyServer(lambda exchange: exchange.answer(200, {"name": NAME}), certificate.context()) as server:
-        yield server, write_authority(tmp_path, certificate)
-
-
-def test_a_custom_authority_is_trusted(
-    connect_key: Connect, tokens: TokenServer, tls: tuple[TinyServer, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server, authority = tls
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
-    connect_key(dai_api_endpoint=server.host, num_retries=0)
-    look()
-    assert [request.headers["authorization"] for request in server.requests] == [f"Bearer {tokens.issued[0]}"]
-
-
-@pytest.mark.parametrize("bundle", [None, "folder"])
-def test_a_certificate_that_is_not_trusted_ends_it_at_once(
-    connect_key: Connect,
-    tls: tuple[TinyServer, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    slept: list[float],
-    bundle: str | None,
-) -> None:
-    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
-    if bundle:
-        empty = tmp_path / "authorities"
-        empty.mkdir()
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(empty))
-    server, _ = tls
-    connect_key(dai_api_endpoint=server.host)
-    with pytest.raises(exceptions.FailedPrecondition, match=r"certificate is not trusted \(REQUESTS_CA_BUNDLE names"):
-        look()
-    assert server.requests == []
-    assert slept == []
-
-
-def test_a_server_without_tls_is_an_error(connect_key: Connect, emulator: DaiEmulator) -> None:
-    connect_key(dai_api_endpoint=emulator.host, num_retries=0)
-    with pytest.raises(exceptions.ServiceUnavailable, match=f"got no response from https://{emulator.host}"):
-        look()
-    assert emulator.requests == []
-
-
-def test_a_certificate_of_another_name_is_not_trusted(
-    connect_key: Connect, tls: tuple[TinyServer, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server, authority = tls
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
-    connect_key(dai_api_endpoint=f"localhost:{server.server_port}")
-    with pytest.raises(exceptions.FailedPrecondition, match="certificate is not trusted"):
-        look()
-    assert server.requests == []
-
-
-def test_a_missing_file_of_authorities_is_an_error(
-    connect_key: Connect, tls: tuple[TinyServer, Path], monkeypatch: pytest.MonkeyPatch, slept: list[float]
-) -> None:
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
-    connect_key(dai_api_endpoint=tls[0].host)
-    with pytest.raises(exceptions.FailedPrecondition, match="/nowhere/ca.pem"):
-        look()
-    assert slept == []
 
 
 def test_there_are_never_more_connections_than_allowed(emulator: DaiEmulator) -> None:
