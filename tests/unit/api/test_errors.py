@@ -8,12 +8,16 @@ from google.rpc import code_pb2
 
 from airflow_dai_provider.api.errors import Code, ServiceError, code_of_http_status
 from airflow_dai_provider.api.retry import backoff, may_have_acted, may_retry, read_retry_after
+from tests.support.rpc_codes import RPC_CODES
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def test_the_codes_are_those_of_google_rpc_without_ok() -> None:
-    assert {code.value for code in Code} == set(code_pb2.DESCRIPTOR.enum_types_by_name["Code"].values_by_name) - {"OK"}
+    numbers = dict(code_pb2.Code.items())
+    assert numbers.pop("OK") == 0
+    assert {name: code.number for name, code in RPC_CODES.items()} == numbers
+    assert {code.value for code in Code} == set(numbers)
     assert all(code.name == code.value for code in Code)
 
 

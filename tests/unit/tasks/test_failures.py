@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
 
-from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.names import InvalidNameError
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import WaitTimeoutError
@@ -19,6 +19,7 @@ from airflow_dai_provider.tasks.failures import (
 )
 from airflow_dai_provider.transport import google_errors as api
 from tests.support.payloads import metadata
+from tests.support.rpc_codes import RPC_CODES
 
 FINAL_STATES = ("CANCELLED", "FAILED", "SUCCEEDED")
 
@@ -89,35 +90,19 @@ def test_the_reason_of_a_failed_ingest_is_in_the_message() -> None:
         check_final_state(failed, check_expected_states("CANCELLED"))
 
 
-PERMANENT = [
-    (api.MethodNotImplemented, "UNIMPLEMENTED"),
-    (api.PermissionDenied, "PERMISSION_DENIED"),
-    (api.InvalidArgument, "INVALID_ARGUMENT"),
-    (api.Unauthenticated, "UNAUTHENTICATED"),
-    (api.NotFound, "NOT_FOUND"),
-    (api.FailedPrecondition, "FAILED_PRECONDITION"),
-    (api.OutOfRange, "OUT_OF_RANGE"),
-    (api.AlreadyExists, "ALREADY_EXISTS"),
-]
-TRANSIENT = [
-    (api.ServiceUnavailable, "UNAVAILABLE"),
-    (api.ResourceExhausted, "RESOURCE_EXHAUSTED"),
-    (api.InternalServerError, "INTERNAL"),
-    (api.DeadlineExceeded, "DEADLINE_EXCEEDED"),
-    (api.Aborted, "ABORTED"),
-    (api.Unknown, "UNKNOWN"),
-    (api.Cancelled, "CANCELLED"),
-    (api.DataLoss, "DATA_LOSS"),
-]
+PERMANENT = {
+    "UNIMPLEMENTED", "PERMISSION_DENIED", "INVALID_ARGUMENT", "UNAUTHENTICATED", "NOT_FOUND", "FAILED_PRECONDITION",
+    "OUT_OF_RANGE", "ALREADY_EXISTS",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "code"), PERMANENT + TRANSIENT, ids=lambda value: str(value).split(".")[-1])
-def test_an_error_of_the_service_becomes_an_error_of_the_task(kind: type[ServiceError], code: str) -> None:
-    error = kind("operations.get of operations/x returned no")
-    assert error.rpc_code == code
+@pytest.mark.parametrize("code", RPC_CODES)
+def test_an_error_of_the_service_becomes_an_error_of_the_task(code: str) -> None:
+    error = api.typed(ServiceError("operations.get of operations/x returned no", Code(code)))
+    assert isinstance(error, RPC_CODES[code].error)
     with pytest.raises(AirflowException, match="operations.get of operations/x returned no") as raised, task_errors():
         raise error
-    assert isinstance(raised.value, AirflowFailException) == ((kind, code) in PERMANENT)
+    assert isinstance(raised.value, AirflowFailException) == (code in PERMANENT)
     assert raised.value.__cause__ is error
 
 

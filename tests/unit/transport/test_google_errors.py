@@ -11,25 +11,7 @@ from google.api_core import exceptions
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.transport.google_errors import typed
-
-GOOGLE = {
-    "CANCELLED": exceptions.Cancelled,
-    "UNKNOWN": exceptions.Unknown,
-    "INVALID_ARGUMENT": exceptions.InvalidArgument,
-    "DEADLINE_EXCEEDED": exceptions.DeadlineExceeded,
-    "NOT_FOUND": exceptions.NotFound,
-    "ALREADY_EXISTS": exceptions.AlreadyExists,
-    "PERMISSION_DENIED": exceptions.PermissionDenied,
-    "RESOURCE_EXHAUSTED": exceptions.ResourceExhausted,
-    "FAILED_PRECONDITION": exceptions.FailedPrecondition,
-    "ABORTED": exceptions.Aborted,
-    "OUT_OF_RANGE": exceptions.OutOfRange,
-    "UNIMPLEMENTED": exceptions.MethodNotImplemented,
-    "INTERNAL": exceptions.InternalServerError,
-    "UNAVAILABLE": exceptions.ServiceUnavailable,
-    "DATA_LOSS": exceptions.DataLoss,
-    "UNAUTHENTICATED": exceptions.Unauthenticated,
-}
+from tests.support.rpc_codes import RPC_CODES
 
 
 def make(code: str) -> ServiceError:
@@ -39,7 +21,7 @@ def make(code: str) -> ServiceError:
 @pytest.mark.parametrize("code", Code)
 def test_an_error_is_ours_and_googles(code: Code) -> None:
     error = make(code)
-    assert isinstance(error, GOOGLE[code])
+    assert isinstance(error, RPC_CODES[code].error)
     assert error.grpc_status_code is None or error.grpc_status_code.name == code
     assert (error.rpc_code, error.retry_after, error.sent) == (code, 3.0, False)
     assert str(error) == error.message == "operations.get failed"
@@ -62,7 +44,7 @@ def test_an_error_survives_pickling(code: Code, duplicate: object) -> None:
 @pytest.mark.parametrize("code", Code)
 def test_google_makes_its_own_classes_as_before(code: Code) -> None:
     """google-api-core registers each class that sets ``code``, for all users of the process."""
-    made = exceptions.from_http_status(GOOGLE[code].code or HTTPStatus.IM_A_TEAPOT, "no")
+    made = exceptions.from_http_status(RPC_CODES[code].error.code or HTTPStatus.IM_A_TEAPOT, "no")
     assert not isinstance(made, ServiceError)
 
 
