@@ -61,7 +61,7 @@ class TestConcurrency:
     @pytest.mark.parametrize("size", [1, 3, 8])
     def test_concurrent_requests_are_bounded(self, emulator: DaiEmulator, strays: Any, sweep: Any, size: int) -> None:
         strays(*map(str, range(16)))
-        emulator.inject(Fault(method=CANCEL, delay=0.05, times=None))
+        emulator.inject(Fault(method=CANCEL, delay=1.0, times=size))  # long enough for the last thread to start
         with peak(emulator, CANCEL) as cancels:
             sweep(max_concurrency=size)
         assert cancels == [size]
@@ -70,7 +70,7 @@ class TestConcurrency:
 
     def test_polls_are_bounded_and_reuse_the_connections(self, emulator: DaiEmulator, strays: Any, sweep: Any) -> None:
         strays(*map(str, range(12)), cancel_seconds=5)
-        emulator.inject(Fault(method=GET, delay=0.03, times=None))
+        emulator.inject(Fault(method=GET, delay=1.0, times=4))  # long enough for the last thread to start
         with peak(emulator, GET) as polls:
             sweep(max_concurrency=4, wait_for_completion=True)
         assert polls == [4]
@@ -163,7 +163,7 @@ class TestKill:
     def test_a_killed_sweep_requests_nothing_more(self, emulator: DaiEmulator, strays: Any, ti: Ti) -> None:
         """As on Airflow 3, where a kill does not interrupt ``sweep``."""
         names = strays(*(f"ad-{number:02}" for number in range(20)))
-        emulator.inject(Fault(method=CANCEL, delay=0.05, times=None))
+        emulator.inject(Fault(method=CANCEL, delay=0.3, times=None))
         operator = make(max_concurrency=1, wait_for_completion=True)
         with (
             after_requests(emulator, 3, CANCEL, operator.on_kill),
