@@ -29,7 +29,9 @@ else
 	@$(BIN)/coverage report --include "*/operation.py,*/rest.py" --fail-under 100
 endif
 
-e2e: $(READY) ## Run the tests on a running Airflow
+e2e: $(READY) ## Run the tests on a running Airflow (installs Debian's PostgreSQL if there is none; needs root then)
+	@test -n "$$(ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null)$$(command -v initdb)" || { echo "Installing PostgreSQL from Debian's packages"; \
+		apt-get -qq update && apt-get -qq install --yes --no-install-recommends postgresql >/dev/null; }
 	@$(BIN)/pytest $(if $(filter tests/%,$(ARGS)),,tests/e2e) $(ARGS)
 
 soak: $(READY) ## Cancel and wait many times under random faults (ARGS="--rounds 100 --waits 0" for less)

@@ -13,7 +13,9 @@ from stack_waits import StackError, wait_until
 __all__ = ["Airflow2Stack", "Airflow3Stack", "StackError", "make_stack", "wait_until"]
 
 
-def make_stack(home: Path, dags: Path, env: Mapping[str, str] | None = None) -> Airflow3Stack | Airflow2Stack:
-    """Return a stack of the Airflow that this Python has installed."""
+def make_stack(
+    home: Path, dags: Path, env: Mapping[str, str] | None = None, database: str | None = None
+) -> Airflow3Stack | Airflow2Stack:
+    """Return a stack of the Airflow that this Python has installed; its database is SQLite unless one is given."""
     kind = Airflow2Stack if version("apache-airflow").startswith("2.") else Airflow3Stack
-    return kind(home, dags, env)
+    return kind(home, dags, env, database)

@@ -44,12 +44,16 @@ class AirflowStack:
     :param home: AIRFLOW_HOME; recreated at each start, with a copy of a migrated database that is kept beside it.
     :param dags: the folder with the DAG files.
     :param env: additional environment variables.
+    :param database: the URL of an empty database, instead of SQLite in the home.
     """
 
     components: Mapping[str, list[str]]
 
-    def __init__(self, home: Path, dags: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, home: Path, dags: Path, env: Mapping[str, str] | None = None, database: str | None = None
+    ) -> None:
         self.home = home.resolve()
+        self.database = database
         self.migrated = self.home.parent / f"migrated-{version('apache-airflow')}.db"
         self.port = free_port()
         inherited = {
@@ -74,7 +78,7 @@ class AirflowStack:
         }
 
     def _database(self, lock_seconds: float) -> str:
-        return f"sqlite:///{self.home}/airflow.db?timeout={lock_seconds}"
+        return self.database or f"sqlite:///{self.home}/airflow.db?timeout={lock_seconds}"
 
     def _env_of(self, component: str) -> dict[str, str]:  # noqa: ARG002 (another Airflow's components differ)
         return self.env
@@ -95,7 +99,9 @@ class AirflowStack:
         shutil.rmtree(self.home, ignore_errors=True)
         self.home.mkdir(parents=True)
         database = self.home / "airflow.db"
-        if self.migrated.exists():
+        if self.database:
+            self.airflow("db", "migrate")
+        elif self.migrated.exists():
             shutil.copyfile(self.migrated, database)
         else:
             self.airflow("db", "migrate")

@@ -6,11 +6,11 @@ import time
 from importlib.metadata import version
 
 import pytest
-import requests
 from messages import NOT_FINISHED
 from stack import Airflow2Stack, Airflow3Stack, wait_until
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
+from tests.support.emulators import cancel_from_outside
 
 Stack = Airflow2Stack | Airflow3Stack
 
@@ -27,11 +27,6 @@ def defer(airflow: Stack, dag_id: str, operation: str) -> str:
 
     wait_until(f"{dag_id} to be deferred", deferred, 180)
     return run
-
-
-def cancel(emulator: DaiEmulator, name: str) -> None:
-    """Request a cancellation from outside of Airflow."""
-    assert requests.post(f"{emulator.endpoint}/v1/{name}:cancel", timeout=10).ok
 
 
 def polls(emulator: DaiEmulator, name: str) -> int:
@@ -56,7 +51,7 @@ def test_a_deferred_task_finishes_with_the_state_of_its_operation(
     name = emulator.start_ingest(f"operations/{dag_id}/{state}", **plans[state])
     run = defer(airflow, dag_id, name)
     if dag_id == "deferred_sensor" and state == "CANCELLED":
-        cancel(emulator, name)
+        cancel_from_outside(emulator, name)
 
     assert airflow.wait_for_run(dag_id, run) == ("failed" if state == "FAILED" else "success")
     assert emulator.state(name) == state
@@ -137,8 +132,7 @@ def test_many_waits_share_a_few_connections(airflow: Stack, emulator: DaiEmulato
     time.sleep(10)
     latest = emulator.requests[-1].time
     connections = {r.connection for r in emulator.requests if r.method == "operations.get" and r.time > latest - 6}
-    for name in names:
-        cancel(emulator, name)
+    cancel_from_outside(emulator, *names)
 
     assert airflow.wait_for_run("many_deferred_sensors", run, 600) == "success"
     assert [emulator.state(name) for name in names] == ["CANCELLED"] * MANY

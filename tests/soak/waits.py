@@ -7,11 +7,11 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-import requests
 from faults import inject
 from judge import print_results, requests_against_the_rule
 
 from airflow_dai_provider.emulator import DaiEmulator
+from tests.support.emulators import cancel_from_outside
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
@@ -88,8 +88,7 @@ def disturb(
     stack.start_component("triggerer")
     seen = len(emulator.requests)
     wait_until("polls after the restart", lambda: len(emulator.requests) > seen + 10, 120)
-    for name in names["CANCELLED"]:
-        requests.post(f"{emulator.endpoint}/v1/{name}:cancel", timeout=10).raise_for_status()
+    cancel_from_outside(emulator, *names["CANCELLED"])
     clock.ahead = 3600.0
     for state in STATES:
         try:

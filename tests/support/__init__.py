@@ -25,4 +25,5 @@ To import from:
 - ``airflow_versions``: where the versions of Airflow keep what the tests ask of them
 - ``source_strings``: the messages in the provider's source
 - ``processes``, ``interruption``: processes that tests start, and how they are stopped
+- ``postgresql``: a server for the tests that need a real database
 """

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import requests
 
 from airflow_dai_provider.emulator import DaiEmulator
 from tests.support.clock import Clock
@@ -44,3 +45,9 @@ def count(emulator: DaiEmulator, method: str) -> int:
 
 def bearers(emulator: DaiEmulator) -> list[str | None]:
     return [request.headers.get("authorization") for request in emulator.requests]
+
+
+def cancel_from_outside(emulator: DaiEmulator, *names: str) -> None:
+    """Request cancellations as another client does, outside of Airflow."""
+    for name in names:
+        requests.post(f"{emulator.endpoint}/v1/{name}:cancel", timeout=10).raise_for_status()
