@@ -8,6 +8,12 @@ READY := $(VENV)/.ready
 UV := .venvs/uv/bin/uv
 CHECKED := airflow_dai_provider dags_examples tests
 
+define POSTGRESQL
+@test -n "$$(ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null; command -v initdb)" || { \
+	echo "Installing PostgreSQL from Debian's packages"; apt-get -qq update && apt-get -qq install --yes \
+	--no-install-recommends postgresql >/dev/null; }
+endef
+
 export PYTHONDONTWRITEBYTECODE :=
 export UV_PYTHON_DOWNLOADS := never
 
@@ -35,6 +41,7 @@ e2e: $(READY) ## Run the tests on a running Airflow (installs Debian's PostgreSQ
 	@$(BIN)/pytest $(if $(filter tests/%,$(ARGS)),,tests/e2e) $(ARGS)
 
 soak: $(READY) ## Cancel and wait many times under random faults (ARGS="--rounds 100 --waits 0" for less)
+	$(if $(findstring --waits 0,$(ARGS)),,$(POSTGRESQL))
 	@$(BIN)/python -W ignore tests/soak $(ARGS)
 
 peers: $(READY) ## Run the hooks through a stock nginx (installs Debian's package if there is none; needs root then)

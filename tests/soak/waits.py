@@ -12,10 +12,12 @@ from judge import print_results, requests_against_the_rule
 
 from airflow_dai_provider.emulator import DaiEmulator
 from tests.support.emulators import cancel_from_outside
+from tests.support.postgresql import postgresql
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 from stack import Airflow2Stack, Airflow3Stack, StackError, make_stack, wait_until  # noqa: E402
+from stack_airflow_2 import CONCURRENT  # noqa: E402
 
 #: The final states of the operations.
 STATES = ("CANCELLED", "SUCCEEDED")
@@ -41,7 +43,9 @@ def play_waits(waits: int, share: float, seed: int | None) -> int:
             for state in STATES
         }
         home = ROOT / ".airflow" / f"soak-{airflow}"
-        with make_stack(home, Path(__file__).parent / "dags", {"DAI_EMULATOR_HOST": emulator.host}) as stack:
+        dags = Path(__file__).parent / "dags"
+        env = {"DAI_EMULATOR_HOST": emulator.host, **CONCURRENT}
+        with postgresql() as database, make_stack(home, dags, env, database) as stack:
             stack.wait_for_dags(*(dag_id(state) for state in STATES))
             inject(emulator, share, ["operations.get"])
             runs = {state: stack.trigger(dag_id(state), {"operations": names[state]}) for state in STATES}
