@@ -47,7 +47,7 @@ def may_retry(retryable_codes: frozenset[Code], error: ServiceError) -> bool:
 
     A fresh token after 401 is the transport's own matter and not counted here.
     """
-    return not error.sent or error.rpc_code in retryable_codes
+    return error.rpc_code in retryable_codes or (not error.sent and error.rpc_code not in PERMANENT)
 
 
 def may_have_acted(error: ServiceError) -> bool:

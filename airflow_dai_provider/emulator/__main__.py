@@ -41,6 +41,14 @@ A local DAI service listens at {endpoint}, in memory only, and requires a token 
 Set the variable above where Airflow runs, and leave DAI_EMULATOR_HOST unset: DAGs get their tokens there with
 the key in {key_file} (good for {token_lifetime} s each), and talk to it instead of Google.
 """
+_METADATA = """\
+export {variables}
+export AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT={connection}
+
+A local DAI service listens at {endpoint}, in memory only, and requires a token from every client.
+Set the variables above where Airflow runs, and leave DAI_EMULATOR_HOST and GOOGLE_APPLICATION_CREDENTIALS unset: DAGs
+get their tokens there, as from the metadata server of a virtual machine (good for {token_lifetime} s each).
+"""
 _CONTROL = """
 From another shell, without a token and without being recorded:
 
@@ -72,8 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.authentication != (options.key_file is not None):
-        parser.error("--authentication and --key-file belong together: the key gives access")
+    if options.authentication != (options.key_file is not None or options.metadata_server):
+        parser.error("--authentication and --key-file (or --metadata-server) belong together: the key gives access")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -127,12 +135,16 @@ def _start(options: argparse.Namespace) -> DaiEmulator:
 
 def _greeting(emulator: DaiEmulator, options: argparse.Namespace) -> str:
     endpoint = emulator.endpoint
-    if options.key_file is None:
+    if not options.authentication:
         parts = [_OPEN.format(host=emulator.host, endpoint=endpoint)]
     else:
         extra = {"key_path": str(options.key_file), "dai_api_endpoint": endpoint}
+        if options.metadata_server:
+            del extra["key_path"]
         connection = shlex.quote(json.dumps({"conn_type": "google_cloud_platform", "extra": extra}))
-        parts = [_AUTHENTICATED.format(connection=connection, endpoint=endpoint, **vars(options))]
+        text = _METADATA if options.metadata_server else _AUTHENTICATED
+        variables = " ".join(f"{name}={value}" for name, value in emulator.metadata_environment.items())
+        parts = [text.format(variables=variables, connection=connection, endpoint=endpoint, **vars(options))]
     if options.control != "off":
         parts.append(_CONTROL.format(control=emulator.control_endpoint))
     if any(fault.rate is not None for fault in options.fault):
@@ -171,6 +183,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--authentication", action="store_true", help=words)
     words = "where to write the key of a service account, for the owner only; replaces only a key of an emulator"
     add("--key-file", type=lambda text: Path(text).absolute(), metavar="PATH", help=words)
+    words = "be the metadata server of a machine too, for clients with application default credentials"
+    add("--metadata-server", action="store_true", help=words)
     lifetime = _number(int, lambda value: value >= 1, "a whole number of seconds, 1 or more")
     words = "how long a token is valid; google-auth renews one 225 s before it expires (default: %(default)s)"
     add("--token-lifetime", type=lifetime, default=3600, metavar="SECONDS", help=words)

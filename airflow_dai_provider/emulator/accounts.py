@@ -74,6 +74,14 @@ class Accounts:
                 self._by_email[email] = Account(email, secrets.token_hex(20), key)
             return self._by_email[email]
 
+    def replace_key(self, email: str) -> Account:
+        """Give an account a fresh key, and refuse its old one from now on."""
+        check_email(email)
+        account = Account(email, secrets.token_hex(20), generate_private_key())
+        with self._lock:
+            self._by_email[email] = account
+        return account
+
     def find(self, email: object) -> Account | None:
         """Return an account that has been asked for before, if ``email`` (any JSON value) names one."""
         with self._lock:

@@ -1,6 +1,6 @@
-"""Authentication: the check of a request's token, and the three endpoints that issue tokens.
+"""Authentication: the check of a request's token, and the endpoints that issue tokens.
 
-These are Google's token endpoint (OAuth2), its IAM credentials API and its security token service.
+These are Google's token endpoint (OAuth2), its IAM credentials API, its security token service and the metadata server.
 """
 
 import re
@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeGuard
 from urllib.parse import parse_qsl
 
+from airflow_dai_provider.emulator import metadata
 from airflow_dai_provider.emulator.accounts import Accounts, Token, Tokens, check_email
 from airflow_dai_provider.emulator.errors import ApiError, invalid_argument, read_json, wrong_value
 from airflow_dai_provider.emulator.responses import Response, error_response, json_response
@@ -134,6 +135,8 @@ class Authentication:
 
     def respond(self, request: "RecordedRequest") -> Response:
         """Answer a request for a token; its method is one of ``routes.TOKEN_METHODS``."""
+        if request.method == "metadata":
+            return metadata.respond(request, self.scopes, self._issue)
         if request.method == "generateAccessToken":
             try:
                 return json_response(self._generate_access_token(request))

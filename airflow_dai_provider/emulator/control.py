@@ -58,6 +58,7 @@ class Control:
             "/faults": {"GET": self._faults, "POST": self._inject, "DELETE": lambda *_: emulator.clear_faults()},
             "/tokens": {"GET": lambda *_: self._show("authentication", "tokens_issued")},
             "/tokens/revoke": {"POST": lambda *_: emulator.revoke_tokens()},
+            "/keys/replace": {"POST": lambda *_: emulator.replace_key()},
             "/tokens/subject": {"GET": lambda *_: {"subject_token": emulator.issue_subject_token()}},
             "/reset": {"POST": lambda *_: emulator.reset()},
         }

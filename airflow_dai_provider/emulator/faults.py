@@ -4,8 +4,9 @@ import math
 import random
 import secrets
 import threading
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 
@@ -32,7 +33,7 @@ _CENTURY = 3.15e9
 _REDIRECTS = (301, 302, 303, 307, 308)
 _FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding", "content-type"})
 # The fields that leave the response alone, and so make sense where there is none.
-_FIELDS_WITHOUT_RESPONSE = frozenset({"method", "name", "times", "rate", "delay", "drop", "reset"})
+_FIELDS_WITHOUT_RESPONSE = frozenset({"method", "name", "times", "rate", "seconds", "delay", "drop", "reset"})
 _SECONDS = "a number of seconds, 0 or more, or inf"
 _BYTES = "a whole number of bytes, 0 or more"
 _FLAG = "true or false"
@@ -42,7 +43,7 @@ class _ByRate(int):
     """The default of ``times``, which depends on ``rate``."""
 
     def __repr__(self) -> str:
-        return "1, or None with a rate"
+        return "1, or None with a rate or seconds"
 
 
 _BY_RATE = _ByRate(1)
@@ -59,8 +60,9 @@ class Fault:
     :param method: method that it hits, such as ``operations.get`` or ``token``; None for every request except
         those for tokens.
     :param name: resource name that it hits; None for every one.
-    :param times: how many requests it hits; None for every one from now on, the default with a ``rate``.
+    :param times: how many requests it hits; None for every one from now on, the default with a ``rate`` or ``seconds``.
     :param rate: share of the matching requests that it hits, from 0 to 1; by the emulator's ``seed``.
+    :param seconds: how long it lasts, from its injection; None for no limit.
     :param status: HTTP status. Without a body it is sent with the JSON error that belongs to it, or, if
         no rpc code does (502, for example), with the HTML page of a front end.
     :param rpc_status: rpc code of the JSON error, such as ``FAILED_PRECONDITION``; without ``status`` it
@@ -98,6 +100,7 @@ class Fault:
     truncate: int | None = Field(default=None, ge=0, description=_BYTES)
     times: int | None = Field(default=_BY_RATE, ge=1, description="a whole number, 1 or more, or always (None)")
     rate: float | None = Field(default=None, gt=0, le=1, description="a share of the requests, above 0 and at most 1")
+    seconds: float | None = Field(default=None, gt=0, description="a number of seconds above 0")
     html: bool = Field(default=False, description=_FLAG)
     redirect: str | None = Field(default=None, min_length=1, description="a text")
     processed: bool = Field(default=False, description=_FLAG)
@@ -110,7 +113,7 @@ class Fault:
     reset: bool = Field(default=False, description=_FLAG)
 
     _whole = field_validator("status", "truncate", "retry_after", "padding", mode="before")(whole_from_text)
-    _number = field_validator("delay", "rate", "retry_after_date", "body_delay", mode="before")(number_from_text)
+    _number = field_validator("delay", "rate", "seconds", "retry_after_date", "body_delay", mode="before")(number_from_text)
     _flag = field_validator("html", "processed", "reset", mode="before")(flag_from_text)
 
     @field_validator("times", mode="before")
@@ -132,7 +135,7 @@ class Fault:
 
     def __post_init__(self) -> None:
         if self.times is _BY_RATE:
-            object.__setattr__(self, "times", 1 if self.rate is None else None)
+            object.__setattr__(self, "times", 1 if self.rate is self.seconds is None else None)
         self._check_headers()
         status, rpc_status, html, redirect = self.status, self.rpc_status, self.html, self.redirect is not None
         body, size = self.body is not None, len(self.body or b"") + self.padding
@@ -252,6 +255,7 @@ class Fault:
 class _Waiting:
     fault: Fault
     left: int | None
+    until: float
     random: random.Random
 
     def hits(self, method: str | None, name: str | None) -> bool:
@@ -266,7 +270,8 @@ class FaultQueue:
     the same seed (None for a random one) and the same order of injection, the same of these requests are hit.
     """
 
-    def __init__(self, seed: int | None = None) -> None:
+    def __init__(self, seed: int | None = None, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self.seed = secrets.randbits(32) if seed is None else seed
         self._lock = threading.Lock()
         self._waiting: list[_Waiting] = []
@@ -290,7 +295,8 @@ class FaultQueue:
         with self._lock:
             self._added += 1
             own_random = random.Random(f"{self.seed}/{self._added}")  # noqa: S311 (reproducible, not secret)
-            self._waiting.append(_Waiting(fault, fault.times, own_random))
+            until = self._clock() + (math.inf if fault.seconds is None else fault.seconds)
+            self._waiting.append(_Waiting(fault, fault.times, until, own_random))
 
     def clear(self) -> None:
         """Drop the faults to come; the counts stay."""
@@ -307,6 +313,7 @@ class FaultQueue:
     def take(self, method: str | None, name: str | None) -> Fault | None:
         """Use the first fault that hits a request with this method and resource name, if there is one."""
         with self._lock:
+            self._waiting = [waiting for waiting in self._waiting if self._clock() < waiting.until]
             waiting = next((waiting for waiting in self._waiting if waiting.hits(method, name)), None)
             if waiting is None:
                 return None

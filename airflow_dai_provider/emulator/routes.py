@@ -19,8 +19,8 @@ METHODS = (
 )
 """Every method that has an HTTP binding."""
 
-TOKEN_METHODS = ("token", "generateAccessToken", "exchangeToken")
-"""The methods that issue tokens, with authentication: OAuth2, IAM credentials, security token service."""
+TOKEN_METHODS = ("token", "generateAccessToken", "exchangeToken", "metadata")
+"""The methods that issue tokens, with authentication: OAuth2, IAM credentials, security token service, metadata server."""
 
 # google.api.http: a variable of several segments keeps an encoded slash, a variable of one segment is fully decoded.
 _ENCODED_SLASH = re.compile(rb"(%2F)", re.IGNORECASE)
@@ -85,4 +85,6 @@ _TOKEN_ROUTES = (
         {"POST": "generateAccessToken"},
     ),
     (re.compile("/v1/token"), {"POST": "exchangeToken"}),
+    # The root is what google-auth asks to find out that there is such a server.
+    (re.compile("/|/computeMetadata(?:/.*)?"), {"GET": "metadata", "POST": "metadata"}),
 )

@@ -76,7 +76,7 @@ class DaiEmulator(HttpServer):
         self._authentication = auth if authentication else None
         self._recorder = Recorder(max_recorded_requests)
         self._store = Store(clock, Plan(ingest_seconds, cancel_seconds=cancel_seconds), finished_cancel)
-        self._fault_queue = FaultQueue(seed)
+        self._fault_queue = FaultQueue(seed, clock)
         self._api = Api(self._store, clock, unimplemented, self._recorder, self._fault_queue, self._authentication)
         self._control = Control(self, control)
 
@@ -226,7 +226,7 @@ class DaiEmulator(HttpServer):
     def service_account_key(self, email: str = DEFAULT_EMAIL) -> dict[str, str]:
         """Return the content of a service account's JSON key file; google-auth and Airflow accept it.
 
-        The account exists from then on, and has the same key for the emulator's life. ``token_uri`` is the
+        The account exists from then on, and has the same key until :meth:`replace_key`. ``token_uri`` is the
         emulator's, so it must listen, or have been told its port.
 
         :param email: name of the account.
@@ -245,6 +245,31 @@ class DaiEmulator(HttpServer):
         :raises RuntimeError: as :meth:`service_account_key`.
         """
         write_key_file(Path(path), {**self.service_account_key(email), "emulator": self.endpoint})
+
+    def replace_key(self, email: str = DEFAULT_EMAIL) -> dict[str, str]:
+        """Give a service account another key, and refuse assertions that the old one has signed from now on.
+
+        Tokens that it has got stay valid: see :meth:`revoke_tokens`.
+
+        :param email: name of the account.
+        :return: the content of the new key's JSON file, as :meth:`service_account_key` and :meth:`write_key_file` give
+            it from now on.
+        :raises ValueError: if it is no e-mail address.
+        :raises RuntimeError: as :meth:`service_account_key`.
+        """
+        return self._auth.accounts.replace_key(email).key_file(self._auth.token_uri)
+
+    @property
+    def metadata_environment(self) -> dict[str, str]:
+        """The environment variables that let google-auth take the emulator for the metadata server of its machine.
+
+        A process must have them before it imports google-auth. The server issues tokens of the account
+        ``robot@emulator.iam.gserviceaccount.com``; faults with the method ``metadata`` hit it.
+
+        :raises RuntimeError: without authentication, and before the emulator has a port.
+        """
+        _ = self._auth
+        return {"GCE_METADATA_HOST": self.host, "GCE_METADATA_IP": self.host, "NO_GCE_CHECK": "false"}
 
     def allow_impersonation(self, *chain: str) -> None:
         """Let a service account act as another, as the role Service Account Token Creator does.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from random import random
 from typing import Any, Self, TypeVar
 
@@ -21,6 +21,7 @@ from airflow_dai_provider.api.retry import Retry
 from airflow_dai_provider.hooks.sync import DaiHook
 from airflow_dai_provider.transport.aiohttp_session import AiohttpTransport
 from airflow_dai_provider.transport.session_pool import lease
+from airflow_dai_provider.transport.shared_token import Token
 
 T = TypeVar("T")
 
@@ -67,29 +68,49 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
             retry_timeout=retry_timeout,
             **kwargs,
         )
-        self._looked_up: DaiHook | None = None
+        self._sync_hook: DaiHook | None = None
+        self._holders = 0
         self._held = AsyncExitStack()
+        self._opening = asyncio.Lock()
         self._transport: AiohttpTransport | None = None
+        self._token: Token | None = None
 
     async def get_sync_hook(self) -> DaiHook:
-        """Return the hook that has looked up the connection; made once, in a thread."""
-        if self._looked_up is None:
-            # Not thread-sensitive, so that a thousand waits that start together do not queue for one thread.
-            self._looked_up = await sync_to_async(self.sync_hook_class, thread_sensitive=False)(**self._hook_kwargs)
-        return self._looked_up
+        """Return the hook that looks up the connection, when it is needed first."""
+        return self._get_sync_hook()
+
+    def _get_sync_hook(self) -> DaiHook:
+        if self._sync_hook is None:
+            self._sync_hook = self.sync_hook_class(**self._hook_kwargs)
+        return self._sync_hook
 
     async def synchronous_hook(self) -> DaiHook:
-        """Return a hook for a thread, with the same connection, and the token that the open session uses."""
-        hook = await self.get_sync_hook()
-        return hook.sibling(self._transport.token.credentials if self._transport else None)
+        """Return a hook for a thread, with the same connection, and the token that this hook used last."""
+        hook = self._get_sync_hook()
+        return hook.sibling(self._token.credentials) if self._token else hook
 
     async def __aenter__(self) -> Self:
-        self._transport = await self._held.enter_async_context(self._lease())
+        self._holders += 1
+        # What fails here is met again, and retried, by the first call.
+        with suppress(ServiceError):
+            await self._open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._transport = None
-        await self._held.aclose()
+        self._holders = max(0, self._holders - 1)
+        if not self._holders:
+            self._transport = None
+            held, self._held = self._held, AsyncExitStack()
+            await held.aclose()
+
+    @asynccontextmanager
+    async def _holding(self) -> AsyncIterator[None]:
+        """Hold the session that a call opens until the block is over."""
+        self._holders += 1
+        try:
+            yield
+        finally:
+            await self.__aexit__()
 
     async def get_operation(self, name: str) -> Operation:
         """Return the latest state of an operation.
@@ -144,11 +165,11 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         )
         request = rest.get_operation(name)
         seen: Operation | None = None
-        async with self._open() as transport:
+        async with self._holding():
             while True:
                 metrics.count_polls()
                 try:
-                    operation = await self._call(transport, request, wait.time_left(self._clock()))
+                    operation = await self._call(request, wait.time_left(self._clock()))
                 except ServiceError as error:
                     seconds, line = wait.after_error(error, self._clock())
                     self.log.warning("%s", line)
@@ -163,38 +184,40 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
                 await self._sleep(seconds)
 
     async def _call_once(self, request: rest.Request[T]) -> T:
-        async with self._open() as transport:
-            return await self._call(transport, request)
+        async with self._holding():
+            return await self._call(request)
 
-    async def _call(self, transport: AiohttpTransport, request: rest.Request[T], within: float = float("inf")) -> T:
+    async def _call(self, request: rest.Request[T], within: float = float("inf")) -> T:
         """Send a request, and again after errors that allow it, for this many seconds; raise the last ServiceError."""
         retry: Retry | None = None
         started = self._clock()
         while True:
             try:
-                return await transport.call(request)
+                return await (await self._open()).call(request)
             except ServiceError as error:
-                retry = retry or (await self.get_sync_hook()).make_retry(request, started, within)
+                retry = retry or self._get_sync_hook().make_retry(request, started, within)
                 seconds, line = retry.after(error, self._clock())
                 self.log.warning("%s", line)
                 metrics.count_retry()
             await self._sleep(seconds)
 
-    @asynccontextmanager
-    async def _open(self) -> AsyncIterator[AiohttpTransport]:
-        """Yield the transport that this hook holds, or else hold one meanwhile."""
-        if self._transport:
-            yield self._transport
-        else:
-            async with self._lease() as transport:
-                yield transport
+    async def _open(self) -> AiohttpTransport:
+        """Return the transport that this hook holds until its last call or block is over."""
+        async with self._opening:
+            if self._transport is None:
+                self._transport = await self._held.enter_async_context(self._lease())
+                self._token = self._transport.token
+            return self._transport
 
     @asynccontextmanager
     async def _lease(self) -> AsyncIterator[AiohttpTransport]:
-        hook = await self.get_sync_hook()
+        hook = self._get_sync_hook()
 
         def make() -> AiohttpTransport:
-            return AiohttpTransport(hook.endpoint, hook.load_credentials(), hook.timeout)
+            return AiohttpTransport(hook.endpoint, hook.load_credentials(), hook.timeout, hook.reload_credentials)
 
-        async with lease(hook.sharing_key, make) as transport:
+        # Looks up the connection. Not thread-sensitive, so that a thousand waits that start together do not queue for
+        # one thread.
+        key = await sync_to_async(lambda: hook.sharing_key, thread_sensitive=False)()
+        async with lease(key, make) as transport:
             yield transport

@@ -5,25 +5,44 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from copy import copy
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
-from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
 from google.auth.credentials import Credentials
-from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import AuthorizedSession
 
-from airflow_dai_provider.api.endpoint import Endpoint, emulator_endpoint, service_endpoint
+from airflow_dai_provider.api.endpoint import EXTRA_KEY, Endpoint, emulator_endpoint, service_endpoint
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.polling import check_seconds
-from airflow_dai_provider.transport.credentials import credentials_error
+from airflow_dai_provider.api.redaction import redact_urls
+from airflow_dai_provider.transport.credentials import credentials_error, public_cause, unusable
+from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.requests_session import RequestsTransport
+
+#: The fields of a connection that give credentials, of which one is used; without one, the environment gives them.
+_SOURCES = ("key_path", "keyfile_dict", "credential_config_file", "key_secret_name")
+_DEFAULT_SOURCE = "application default credentials"
+#: The fields by which a connection of another type can be used nevertheless.
+_FIELDS = (*_SOURCES, "is_anonymous", "impersonation_chain", "project", "num_retries", EXTRA_KEY)
+_PREFIX = "extra__google_cloud_platform__"
+
+
+class UndefinedConnectionError(type(typed(ServiceError("", Code.UNAVAILABLE))), AirflowNotFoundException):  # type: ignore[misc]
+    """The connection is not defined, or a secrets backend or the API server that knows it did not respond.
+
+    Airflow tells the two apart only in its log. So a wait asks again, as long as for a service that is unavailable.
+    """
 
 
 class DaiBaseHook(GoogleBaseHook):
     """Find the endpoint and the credentials of a Google Cloud connection, and keep one session with them.
+
+    The connection is looked up when it is needed first, so that a failure to do so is retried like a request.
 
     The parameters are those of :class:`airflow_dai_provider.hooks.dai.DaiHook`.
     """
@@ -36,27 +55,69 @@ class DaiBaseHook(GoogleBaseHook):
         timeout: float = 10.0,
         *,
         retry_timeout: float = 60.0,
+        quota_project_id: str | None = None,
         **kwargs: Any,
     ) -> None:
+        # Not GoogleBaseHook.__init__, which looks up the connection.
+        BaseHook.__init__(self, **kwargs)
         self.api_endpoint = api_endpoint
         self.timeout = check_seconds("timeout", timeout)
         self.retry_timeout = check_seconds("retry_timeout", retry_timeout, zero=True)
-        self._emulator = emulator_endpoint(api_endpoint, os.environ)
-        self._transport: RequestsTransport | None = None
-        if self._emulator is None:
-            super().__init__(gcp_conn_id=gcp_conn_id, impersonation_chain=impersonation_chain, **kwargs)
-        else:
-            self._init_for_emulator(gcp_conn_id)
-
-    def _init_for_emulator(self, gcp_conn_id: str) -> None:
-        """Stand in for ``GoogleBaseHook.__init__``, which fails where the connection does not exist."""
-        BaseHook.__init__(self)
         self.gcp_conn_id = gcp_conn_id
-        self.impersonation_chain = None
-        self.quota_project_id = None
-        self.extras = {"is_anonymous": True}
-        self._cached_credentials = None
-        self._cached_project_id = None
+        self.impersonation_chain = impersonation_chain
+        if quota_project_id is not None:
+            self._validate_quota_project(quota_project_id)
+        self.quota_project_id = quota_project_id
+        self._given_chain = impersonation_chain
+        self._cached_credentials: Credentials | None = None
+        self._cached_project_id: str | None = None
+        self._content: str | None = None
+        self._emulator = emulator_endpoint(api_endpoint, os.environ)
+        self._extras: dict[str, Any] | None = None
+        self._transport: RequestsTransport | None = None
+        if self._emulator:
+            self.impersonation_chain = self.quota_project_id = None
+            self._extras = {"is_anonymous": True}
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether the connection has been looked up."""
+        return self._extras is not None
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """The extra of the connection, which is looked up the first time.
+
+        :raises ServiceError: UNAVAILABLE when it could not be looked up, FAILED_PRECONDITION when it is of no use.
+        """
+        if self._extras is None:
+            self._extras = self._look_up()
+        return self._extras
+
+    @extras.setter
+    def extras(self, extras: dict[str, Any]) -> None:
+        self._extras = extras
+
+    def _look_up(self) -> dict[str, Any]:
+        """Look up the connection; return its extra."""
+        what = f"The connection {self.gcp_conn_id!r}"
+        try:
+            connection = self.get_connection(self.gcp_conn_id)
+            kind, extras = connection.conn_type, connection.extra_dejson
+        except AirflowNotFoundException as error:
+            raise UndefinedConnectionError(f"{what} could not be looked up: {error}", None, None, False) from error
+        except Exception as error:
+            message = f"{what} could not be looked up: {redact_urls(str(error) or type(error).__name__)}"
+            raise typed(ServiceError(message, Code.UNAVAILABLE, sent=False)) from public_cause(error)
+        if not isinstance(extras, Mapping):
+            raise self._unusable(f"its extra is no JSON object, but {type(extras).__name__}")
+        known = {name.removeprefix(_PREFIX) for name in extras}
+        if kind and "google" not in kind and not kind.startswith("gcp") and not known.intersection(_FIELDS):
+            raise self._unusable(f"it is of the type {kind!r}, not 'google_cloud_platform'")
+        return dict(extras)
+
+    def _unusable(self, reason: str) -> ServiceError:
+        return unusable(f"The connection {self.gcp_conn_id!r} gives no usable credentials: {reason}.")
 
     @cached_property
     def endpoint(self) -> Endpoint:
@@ -81,6 +142,7 @@ class DaiBaseHook(GoogleBaseHook):
 
         :raises ValueError: when a token would leave this machine over plain HTTP.
         :raises google.api_core.exceptions.Unauthenticated: when the connection gives no credentials.
+        :raises google.api_core.exceptions.ServiceUnavailable: when the connection could not be looked up.
         """
         return self._get_transport().session
 
@@ -89,21 +151,59 @@ class DaiBaseHook(GoogleBaseHook):
 
         :param credentials: what it shares, and with them the token; by default the credentials of this hook.
         """
+        credentials = credentials or self.load_credentials()
         sibling = copy(self)
-        sibling._cached_credentials = credentials or self.load_credentials()
+        sibling._cached_credentials = credentials
         sibling._transport = None
         return sibling
 
     def load_credentials(self) -> Credentials:
         """Return the credentials of the connection.
 
-        :raises ServiceError: UNAUTHENTICATED when the connection gives none, UNAVAILABLE when a service that makes them
-            did not respond.
+        :raises ServiceError: Unauthenticated when the connection gives none, UNAVAILABLE when it could not be looked up,
+            or a service that makes them did not respond.
         """
-        try:
-            return self.get_credentials()
-        except (GoogleAuthError, OSError) as error:
-            raise credentials_error(error) from error
+        if self._cached_credentials is None:
+            source, self._content = self._source()
+            try:
+                self._cached_credentials = self.get_credentials()
+            except Exception as error:
+                raise credentials_error(self.gcp_conn_id, source, error) from public_cause(error)
+        return self._cached_credentials
+
+    def reload_credentials(self) -> Credentials | None:
+        """Look the connection up anew, after its credentials were refused: its key may have been replaced.
+
+        :return: its credentials from now on; None when they are the same.
+        :raises ServiceError: as :meth:`load_credentials`.
+        """
+        if self._emulator:
+            return None
+        fresh = copy(self)
+        fresh._extras = fresh._cached_credentials = None
+        fresh.impersonation_chain = self._given_chain
+        credentials = fresh.load_credentials()
+        if fresh._content is not None and fresh._content == self._content:
+            return None
+        self._extras, self._content, self._cached_credentials = fresh._extras, fresh._content, credentials
+        self.log.info("The credentials of the connection %r were refused, and have been read anew.", self.gcp_conn_id)
+        return credentials
+
+    def _source(self) -> tuple[str, str | None]:
+        """Return what gives the credentials, and a digest of its content; None where the content is not known."""
+        extras = self.extras
+        given = {name: self._get_field(name, None) for name in _SOURCES}
+        source = next((name for name in _SOURCES if given[name]), _DEFAULT_SOURCE)
+        path = given[source] if source in given else os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+        content = json.dumps(extras, sort_keys=True, default=str).encode()
+        if source in ("key_path", "credential_config_file", _DEFAULT_SOURCE) and isinstance(path, str):
+            try:
+                content += Path(path).read_bytes()
+                source = f"{source} {path}"
+            except (OSError, ValueError):
+                # The same error, or none, is met where the credentials are made.
+                source = f"{source} {path}" if source != "credential_config_file" else source
+        return source, None if source == "key_secret_name" else hashlib.sha256(content).hexdigest()
 
     def close(self) -> None:
         """Close the session; the next call opens another."""
@@ -119,5 +219,6 @@ class DaiBaseHook(GoogleBaseHook):
 
     def _get_transport(self) -> RequestsTransport:
         if self._transport is None:
-            self._transport = RequestsTransport(self.endpoint, self.load_credentials(), self.timeout)
+            credentials = self.load_credentials()
+            self._transport = RequestsTransport(self.endpoint, credentials, self.timeout, self.reload_credentials)
         return self._transport

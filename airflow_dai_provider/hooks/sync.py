@@ -41,8 +41,7 @@ class DaiHook(DaiBaseHook):
     :param gcp_conn_id: the Google Cloud connection.
     :param impersonation_chain: service account(s) to impersonate, as in every Google operator.
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own.
-    :param timeout: seconds that one request may take to connect, for each piece of the response's headers to arrive,
-        and for its body to end.
+    :param timeout: seconds that one request may take.
     :param retry_timeout: seconds after which one call is not retried again; 0 for no retry.
     :raises ValueError: for a timeout that is no positive number, and for a bad endpoint.
     """
@@ -70,14 +69,15 @@ class DaiHook(DaiBaseHook):
         has no token yet fetches one now.
 
         :param name: ``operations/...``.
-        :param timeout: seconds that connecting, the beginning of the response, and its end may each take.
+        :param timeout: seconds that the request may take in all.
         :return: sends the request; raises ``google.api_core.exceptions.GoogleAPICallError`` as a call of the hook does.
         :raises InvalidNameError: for a name that cannot be one.
         """
         request = rest.cancel_operation(name)
         # The task can be killed before the first call has fetched one.
-        self._get_transport().fetch_first_token(request)
-        transport = RequestsTransport(self.endpoint, held_token(self.load_credentials()), timeout)
+        own = self._get_transport()
+        own.fetch_first_token(request)
+        transport = RequestsTransport(self.endpoint, held_token(lambda: own.credentials), timeout)
         return lambda: transport.call(request)
 
     def get_operation(self, name: str) -> Operation:
@@ -211,7 +211,8 @@ class DaiHook(DaiBaseHook):
         """Return the retries of a call that began at ``started`` and may take ``within`` seconds."""
         return Retry(
             request.retryable_codes,
-            num_retries=max(0, self.num_retries),
+            # The default, as long as the connection could not be looked up.
+            num_retries=max(0, self.num_retries) if self.looked_up else 5,
             retry_timeout=min(self.retry_timeout, within),
             started=started,
             jitter=self._random,
@@ -219,11 +220,13 @@ class DaiHook(DaiBaseHook):
 
     def _call(self, request: rest.Request[T], within: float = float("inf")) -> T:
         """Send a request, and again after errors that allow it, for this many seconds; raise the last ServiceError."""
-        retry = self.make_retry(request, self._clock(), within)
+        started = self._clock()
+        retry: Retry | None = None
         while True:
             try:
                 return self._get_transport().call(request)
             except ServiceError as error:
+                retry = retry or self.make_retry(request, started, within)
                 seconds, line = retry.after(error, self._clock())
                 self.log.warning("%s", line)
                 metrics.count_retry()

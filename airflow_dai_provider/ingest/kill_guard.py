@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
     from airflow_dai_provider.hooks.dai import DaiHook
 
-#: Seconds that connecting, the beginning of the response and its end may each take when a task is killed. Airflow 3
-#: ends the process 5 s after the kill, so one request has to be over before that.
-KILL_TIMEOUT = 1.2
+#: Seconds that the cancel request may take in all when a task is killed. Airflow 3 ends the process 5 s after the kill,
+#: so it has to be over before that.
+KILL_TIMEOUT = 3.6
 
 
 class IngestGuard:
@@ -53,6 +53,7 @@ class IngestGuard:
         self._log = log
         self._operation_name: str | None = None
         self._cancel_now: Callable[[], None] | None = None
+        self._hook: DaiHook | None = None
         self._disarmed = False
         #: Whether the task was killed. On Airflow 3 its code runs on until the process is ended.
         self.killed = False
@@ -65,6 +66,7 @@ class IngestGuard:
     def arm(self, hook: DaiHook, name: str) -> None:
         """Guard an ingest from now on."""
         self._operation_name = name
+        self._hook = hook
         self._disarmed = False
         if self._on_kill:
             self._cancel_now = hook.prepare_cancellation(name, timeout=KILL_TIMEOUT)
@@ -132,7 +134,8 @@ class IngestGuard:
                 # Airflow 3 also kills a task after a time limit, and when its callbacks are slow.
                 self._cancel_now = None
             elif names:
-                with make_hook() as hook:
+                # The hook of the task has a token; one that is made now has to ask for it, and for the connection.
+                with self._hook.sibling() if self._hook else make_hook() as hook:
                     connected = True
                     for name in names:
                         request_cancellation(hook, name, self._log)

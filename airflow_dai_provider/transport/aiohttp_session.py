@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import certifi
 import requests
+from aiohttp.http import HttpProcessingError
 from asgiref.sync import sync_to_async
 from requests.utils import prepend_scheme_if_needed, select_proxy
 from yarl import URL
@@ -24,6 +25,8 @@ from airflow_dai_provider.transport.credentials import (
     client_headers,
     no_response,
     not_sent,
+    public_cause,
+    refuse_header,
     refuse_plain_http,
     token_error,
 )
@@ -37,6 +40,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: The errors of an exchange: those of the library, and what it lets through from a response that it misreads.
+_EXCHANGE_ERRORS = (
+    aiohttp.ClientError,
+    HttpProcessingError,
+    OSError,
+    TimeoutError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)
+#: The errors that come before a request is sent.
+_NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError, aiohttp.InvalidURL)
+
 #: The most connections of one session; a request waits for a free one.
 MAX_CONNECTIONS = 50
 #: Seconds that an idle connection stays open: longer than the default interval between two polls.
@@ -49,13 +67,20 @@ class AiohttpTransport:
     :param endpoint: where the service is.
     :param credentials: the credentials; anonymous ones send no header.
     :param timeout: seconds that one request may take.
+    :param reload: reads the credentials anew, once they are refused; returns None when they are the same.
     :raises ValueError: when a token would leave this machine over plain HTTP.
     """
 
-    def __init__(self, endpoint: Endpoint, credentials: Credentials, timeout: float) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        credentials: Credentials,
+        timeout: float,
+        reload: Callable[[], Credentials | None] = lambda: None,
+    ) -> None:
         refuse_plain_http(endpoint, credentials)
         self.endpoint = endpoint
-        self.token = Token(credentials, timeout)
+        self.token = Token(credentials, timeout, reload)
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
         self._proxy: str | None = None
@@ -107,7 +132,7 @@ class AiohttpTransport:
         return context, _proxy_url(proxy) if proxy else None
 
     async def call(self, request: rest.Request[T]) -> T:
-        """Send a request once; after a 401 once more, with a fresh token.
+        """Send a request once; after a 401 again, with a fresh token, and then with credentials that are read anew.
 
         :raises ServiceError: of the class that belongs to its rpc code, for everything but the response asked for.
         """
@@ -118,34 +143,49 @@ class AiohttpTransport:
 
     async def _call(self, request: rest.Request[T]) -> T:
         headers = await self._authorise(request)
-        try:
-            return await self._send(request, headers)
-        except ServiceError as error:
-            if error.rpc_code is not Code.UNAUTHENTICATED or not self.token.renewable:
-                raise
-        return await self._send(request, await self._authorise(request, refused=headers))
+        for anew in (False, True):
+            try:
+                return await self._send(request, headers)
+            except ServiceError as error:
+                if error.rpc_code is not Code.UNAUTHENTICATED or not self.token.renewable:
+                    raise
+                refusal = error
+            fresh = await self._authorise(request, refused=headers, anew=anew)
+            if fresh is headers:
+                raise refusal
+            headers = fresh
+        return await self._send(request, headers)
 
     async def _authorise(
-        self, request: rest.Request[Any], refused: Mapping[str, str] | None = None
+        self, request: rest.Request[Any], refused: Mapping[str, str] | None = None, *, anew: bool = False
     ) -> Mapping[str, str]:
-        """Return the headers that authorise a request; fresh ones when some were refused."""
+        """Return the headers that authorise a request.
+
+        :param refused: headers that were refused; they are returned only when there are no others.
+        :param anew: whether the credentials are read anew, since a fresh token of theirs was refused.
+        """
         try:
             if refused is not None:
-                await self.token.renew(refused)
+                await self.token.renew(refused, anew=anew)
             return await self.token.headers()
         except TOKEN_ERRORS as error:
-            raise token_error(request, error, retryable=self.token.retryable) from error
+            raise token_error(request, error, self.token.last_request) from public_cause(error)
 
     async def _send(self, request: rest.Request[T], headers: Mapping[str, str]) -> T:
+        for name, value in headers.items():
+            try:
+                refuse_header(name, value)
+            except ValueError as error:
+                raise not_sent(request, error) from None
         try:
             async with self._free:
                 response = await self._exchange(request, headers)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._transport_error(request, error) from error
-        except ValueError as error:
-            # The cause is left out, since it can hold the token.
-            raise not_sent(request, error) from None
-        return rest.read_response(request, response, datetime.now(UTC))
+        except _EXCHANGE_ERRORS as error:
+            failure, cause = self._transport_error(request, error), public_cause(error)
+        else:
+            return rest.read_response(request, response, datetime.now(UTC))
+        # Raised here, so that no error with a secret is the context of this one.
+        raise failure from cause
 
     async def _exchange(self, request: rest.Request[Any], headers: Mapping[str, str]) -> rest.Response:
         if self._session is None:
@@ -170,14 +210,15 @@ class AiohttpTransport:
             error,
             untrusted=isinstance(error, aiohttp.ClientConnectorCertificateError),
             timed_out=isinstance(error, TimeoutError),
-            sent=not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError),
+            sent=not isinstance(error, _NEVER_SENT),
         )
 
 
 def _proxy_url(proxy: str) -> str:
     url: str = prepend_scheme_if_needed(proxy, "http")
-    if urlsplit(url).scheme not in ("http", "https"):
-        # aiohttp would speak HTTP to it nevertheless.
+    parts = urlsplit(url)
+    # aiohttp would speak HTTP to it nevertheless; a port that is no number raises.
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError
     return url
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
 from airflow import __version__ as airflow_version
 from google.auth import transport
 from google.auth.credentials import AnonymousCredentials, Credentials
-from google.auth.exceptions import GoogleAuthError, RefreshError, TransportError
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError, TransportError
 from google.auth.transport.requests import Request as AuthRequest
 
 from airflow_dai_provider import __version__
@@ -23,6 +24,7 @@ from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.endpoint import EMULATOR_VARIABLE, Endpoint
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.redaction import redact_urls
+from airflow_dai_provider.transport.deadline import deadline, keep_deadlines
 from airflow_dai_provider.transport.google_errors import typed
 
 #: The errors that ``Credentials.refresh`` raises: google-auth reads the token service's response unchecked.
@@ -33,10 +35,16 @@ _MAX_MESSAGE = 500
 #: A token: Google's access tokens, every JWT, and the value of the header.
 _TOKEN = re.compile(r"\b(ya29\.|eyJ|Bearer )\S*")
 _CHUNK = 64 * 1024
+#: Where google-auth asks the metadata server, without TLS: the host is on the same machine, or answers for it.
+_METADATA_HOSTS = ("metadata.google.internal", "169.254.169.254", "fd20:ce::254")
+_METADATA_VARIABLES = ("GCE_METADATA_HOST", "GCE_METADATA_ROOT", "GCE_METADATA_IP")
+_METADATA_PATH = "/computeMetadata/v1/"
+#: A refusal of Google's that passes, in a response with 403.
+_RATE_LIMIT = re.compile(rb"rate_?limit_?exceeded", re.IGNORECASE)
 
 
 class TokenRequest(AuthRequest):
-    """The request to a token service, which google-auth makes; it knows whether the last error was retryable.
+    """The request to a token service, which google-auth makes; it knows what the last response was.
 
     google-auth itself marks only some errors as retryable: none of those of impersonation and federation.
 
@@ -49,13 +57,22 @@ class TokenRequest(AuthRequest):
         # Without this, requests replaces the token with a password from ~/.netrc, or adds one.
         session.auth = keep_headers
         session.hooks["response"].append(self._read)
+        keep_deadlines(session)
         self._timeout = timeout
         self._status = 0
+        self._rate_limited = False
+        #: The host that was asked last.
+        self.host = ""
 
     @property
     def retryable(self) -> bool:
         """Whether the last response was an error that a retry can change."""
-        return self._status in (408, 429) or self._status >= 500
+        return self._status in (408, 429) or self._status >= 500 or self._rate_limited
+
+    @property
+    def refused(self) -> bool:
+        """Whether the last response was a refusal."""
+        return self._status in (400, 401, 403) and not self._rate_limited
 
     def __call__(
         self,
@@ -70,29 +87,38 @@ class TokenRequest(AuthRequest):
 
         :raises google.auth.exceptions.RefreshError: when a credential would leave this machine over plain HTTP.
         """
-        self._status = 0
-        secret = body is not None or "authorization" in {name.lower() for name in headers or ()}
-        if secret and not Endpoint(url).accepts_token:
+        self._status, self._rate_limited, self.host = 0, False, urlsplit(url).netloc.rpartition("@")[2]
+        authorised = "authorization" in {name.lower() for name in headers or ()}
+        if (authorised or (body is not None and not _is_metadata_server(url))) and not Endpoint(url).accepts_token:
             raise RefreshError(f"Refusing to send credentials to {redact_urls(url)} over plain HTTP: use https")
         seconds = timeout or self._timeout
         options = {"allow_redirects": False, "stream": True} | kwargs
-        response: transport.Response = super().__call__(url, method, body, headers, seconds, **options)  # type: ignore[no-untyped-call]
+        with deadline(min(seconds, self._timeout)):
+            response: transport.Response = super().__call__(url, method, body, headers, seconds, **options)  # type: ignore[no-untyped-call]
         self._status = response.status
         if 300 <= response.status < 400:
             raise RefreshError("the token service returned a redirect, which is not followed with credentials")
         return response
 
     def _read(self, response: requests.Response, **_: Any) -> None:
-        """Read the response here: requests would read a large or slow one to its end."""
-        deadline = time.monotonic() + self._timeout
+        """Read the response here: requests would read a large one to its end."""
         with response:
             try:
-                body = read_body(response.raw, lambda: time.monotonic() > deadline)
+                body = read_body(response.raw)
             except urllib3.exceptions.HTTPError as error:
                 raise requests.exceptions.ConnectionError(f"cannot read the response: {error}") from error
         if len(body) > rest.MAX_RESPONSE_BYTES:
             raise requests.exceptions.ConnectionError(f"the response is larger than {rest.MAX_RESPONSE_BYTES} bytes")
+        self._rate_limited = response.status_code == 403 and bool(_RATE_LIMIT.search(body))
         response._content, response._content_consumed = body, True  # type: ignore[attr-defined]
+
+
+def _is_metadata_server(url: str) -> bool:
+    """Return whether google-auth itself sends a request without TLS there: a certificate, to get a bound token."""
+    configured = {f"http://{value}" for name in _METADATA_VARIABLES if (value := os.environ.get(name))}
+    hosts = {*_METADATA_HOSTS, *(urlsplit(other).hostname for other in configured)}
+    parts = urlsplit(url)
+    return parts.hostname in hosts and parts.path.startswith(_METADATA_PATH)
 
 
 def client_headers(library: str) -> dict[str, str]:
@@ -117,6 +143,12 @@ def refuse_plain_http(endpoint: Endpoint, credentials: Credentials) -> None:
         )
 
 
+def refuse_header(name: str, value: str) -> None:
+    """Raise ValueError for a header that cannot be sent; the message does not show its value."""
+    if not value.isprintable() or not value.isascii():
+        raise ValueError(f"the header {name} is not printable ASCII")
+
+
 def no_response(
     request: rest.Request[Any], endpoint: Endpoint, reason: object, *, untrusted: bool, timed_out: bool, sent: bool
 ) -> ServiceError:
@@ -139,15 +171,13 @@ def not_sent(request: rest.Request[Any], error: Exception) -> ServiceError:
     return ServiceError(f"{request} was not sent: {_without_tokens(error)}", Code.FAILED_PRECONDITION)
 
 
-def read_body(raw: urllib3.BaseHTTPResponse, late: Callable[[], bool]) -> bytes:
-    """Read a response as it arrives, so that neither a large nor a slow one holds the task."""
+def read_body(raw: urllib3.BaseHTTPResponse) -> bytes:
+    """Read a response as it arrives, so that a large one does not hold the task; ``deadline`` bounds the time."""
     body = bytearray()
     while chunk := raw.read1(_CHUNK, decode_content=True):
         body += chunk
         if len(body) > rest.MAX_RESPONSE_BYTES:
             break
-        if late():
-            raise urllib3.exceptions.TimeoutError("the response did not end in time")
     return bytes(body[: rest.MAX_RESPONSE_BYTES + 1])
 
 
@@ -161,32 +191,109 @@ def no_authorities(request: rest.Request[Any], error: OSError) -> ServiceError:
     return ServiceError(f"{request} was not sent: {error}", Code.FAILED_PRECONDITION)
 
 
-def token_error(request: rest.Request[Any], error: Exception, *, retryable: bool) -> ServiceError:
+def chain(error: BaseException | None, end: BaseException | None = None) -> Iterator[BaseException]:
+    """Yield an error and its causes down to the root.
+
+    :param end: an error that was being handled before, which is no cause.
+    """
+    while error is not None and error is not end:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def public_cause(error: BaseException | None) -> BaseException | None:
+    """Return an error to be the cause of another; None when what a traceback shows of it holds a secret.
+
+    A proxy's URL can hold a password, and so can a header that the library quotes.
+    """
+    for link in chain(error):
+        text = f"{link} {link!r}"
+        if redact_urls(text) != text or _without_tokens(text) != text[:_MAX_MESSAGE] or "uthorization" in text:
+            return None
+    return error
+
+
+def is_refusal(error: BaseException, request: TokenRequest) -> bool:
+    """Return whether a token service has refused the credentials; otherwise it has not given an answer yet.
+
+    :param error: one of ``TOKEN_ERRORS``.
+    :param request: what google-auth has asked with.
+    """
+    if not isinstance(error, GoogleAuthError) or error.retryable or request.retryable:
+        return False
+    return request.refused or not any(isinstance(link, TransportError) for link in chain(error))
+
+
+def token_error(
+    request: rest.Request[Any], error: BaseException, token_request: TokenRequest, handled: BaseException | None = None
+) -> ServiceError:
     """Return the error for a request that was not sent because no token could be fetched.
 
     :param error: one of ``TOKEN_ERRORS``. Only its message is kept in it: google-auth also keeps the response, which
         can hold a token and shows in a traceback. Many waits can share one error.
-    :param retryable: whether the last response of a token service was an error that a retry can change.
+    :param token_request: what google-auth has asked with.
     """
+    service = f" (token service: {token_request.host})" if token_request.host else ""
     if isinstance(error, OSError):
+        if isinstance(error, ConnectionError | TimeoutError):
+            message = f"{request} was not sent: no access token: {redact_urls(str(error))}{service}"
+            return ServiceError(message, Code.UNAVAILABLE, sent=False)
         return no_authorities(request, error)
     if not isinstance(error, GoogleAuthError):
-        message = f"{request} was not sent: the response of the token service cannot be read"
+        message = f"{request} was not sent: the response of the token service cannot be read{service}"
         return ServiceError(message, Code.UNAVAILABLE, sent=False)
-    error.args = (_reason(error),)
-    message = f"{request} was not sent: no access token: {redact_urls(error.args[0])}"
-    if isinstance(error, TransportError) or error.retryable or retryable:
-        return ServiceError(message, Code.UNAVAILABLE, sent=False)
-    return ServiceError(message, Code.UNAUTHENTICATED)
+    refused = is_refusal(error, token_request)
+    for link in chain(error, handled):
+        if isinstance(link, GoogleAuthError):
+            link.args = (_reason(link),)
+    message = f"{request} was not sent: no access token: {redact_urls(error.args[0])}{service}"
+    return ServiceError(message, Code.UNAUTHENTICATED if refused else Code.UNAVAILABLE, sent=False)
 
 
-def credentials_error(error: Exception) -> ServiceError:
-    """Return the error for a connection that gives no credentials."""
-    unavailable = isinstance(error, TransportError | ConnectionError | TimeoutError) or getattr(
-        error, "retryable", False
+def credentials_error(connection: str, source: str, error: Exception) -> ServiceError:
+    """Return the error for a connection that gives no credentials.
+
+    :param connection: its id.
+    :param source: the field that should give them.
+    """
+    links = list(chain(error))
+    unavailable = (
+        any(isinstance(link, TransportError | ConnectionError | TimeoutError) for link in links)
+        or any(getattr(link, "rpc_code", getattr(link, "code", None)) in _AWAY for link in links)
+        or getattr(error, "retryable", False)
+        or _metadata_server_did_not_respond(error)
     )
-    code = Code.UNAVAILABLE if unavailable else Code.UNAUTHENTICATED
-    return typed(ServiceError(f"The connection gives no usable credentials: {error}", code, sent=False))
+    reason = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
+    message = f"The connection {connection!r} gives no usable credentials: {source}: "
+    return unusable(message + redact_urls(_without_tokens(reason)), Code.UNAVAILABLE if unavailable else None)
+
+
+def unusable(message: str, code: Code | None = None) -> ServiceError:
+    """Return the error for a connection without usable credentials.
+
+    :param code: None where no retry helps: an Unauthenticated for those who catch it, although its code is not
+        UNAUTHENTICATED, since no service has refused anything.
+    """
+    if code:
+        return typed(ServiceError(message, code, sent=False))
+    kind = type(typed(ServiceError(message, Code.UNAUTHENTICATED)))
+    return kind(message, Code.FAILED_PRECONDITION, None, False)
+
+
+#: What Google's Secret Manager responds when it cannot be asked now, as google-api-core's HTTP status.
+_AWAY = frozenset({429, 500, 502, 503, 504})
+
+
+def _metadata_server_did_not_respond(error: Exception) -> bool:
+    """Return whether google-auth has found no credentials, and would have found them if the metadata server responded.
+
+    It asks that server last, and takes one that does not respond for one that does not exist.
+    """
+    found_none = isinstance(error, DefaultCredentialsError) and str(error).startswith(_FOUND_NONE)
+    return found_none and os.environ.get("NO_GCE_CHECK") != "true"
+
+
+_FOUND_NONE = "Your default credentials were not found"
 
 
 def _reason(error: GoogleAuthError) -> str:
@@ -204,7 +311,7 @@ def _without_tokens(message: object) -> str:
 class _HeldToken(Credentials):
     """The token that other credentials hold at the moment of a request; it is never refreshed."""
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Callable[[], Credentials]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._credentials = credentials
 
@@ -216,11 +323,15 @@ class _HeldToken(Credentials):
         raise RefreshError("the token at hand was refused, and there is no time to fetch another")
 
     def before_request(self, request: Any, method: str, url: str, headers: dict[str, str]) -> None:  # noqa: ARG002
-        if self._credentials.token is None:
+        credentials = self._credentials()
+        if isinstance(credentials, AnonymousCredentials):
+            return
+        if credentials.token is None:
             raise RefreshError("there is no token at hand, and no time to fetch one")
-        self._credentials.apply(headers)
+        credentials.apply(headers)
 
 
-def held_token(credentials: Credentials) -> Credentials:
+def held_token(credentials: Callable[[], Credentials]) -> Credentials:
     """Return credentials that authorise with the token that others hold at the moment of a request."""
-    return credentials if isinstance(credentials, AnonymousCredentials) else _HeldToken(credentials)
+    held = credentials()
+    return held if isinstance(held, AnonymousCredentials) else _HeldToken(credentials)

@@ -17,10 +17,34 @@ from airflow_dai_provider.transport.aiohttp_session import AiohttpTransport
 
 
 class _Shared:
+    """One transport, and how many callers hold it. An attempt to open it that fails is told to all who wait for it."""
+
     def __init__(self) -> None:
         self.leases = 0
-        self.opening = asyncio.Lock()
         self.transport: AiohttpTransport | None = None
+        self._opening: asyncio.Task[None] | None = None
+
+    async def open(self, make: Callable[[], AiohttpTransport]) -> AiohttpTransport:
+        while self.transport is None:
+            if self._opening is None:
+                self._opening = asyncio.create_task(self._open(make))
+                self._opening.add_done_callback(self._opened)
+            await asyncio.shield(self._opening)
+        return self.transport
+
+    async def close(self) -> None:
+        if self._opening:
+            await asyncio.wait({self._opening})
+        if self.transport:
+            await self.transport.close()
+
+    async def _open(self, make: Callable[[], AiohttpTransport]) -> None:
+        self.transport = await (await sync_to_async(make, thread_sensitive=False)()).open()
+
+    def _opened(self, opening: asyncio.Task[None]) -> None:
+        self._opening = None
+        if not opening.cancelled():
+            opening.exception()  # read here too, since all callers may have been cancelled
 
 
 _BY_LOOP: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, _Shared]] = WeakKeyDictionary()
@@ -40,18 +64,14 @@ async def lease(key: Hashable, make: Callable[[], AiohttpTransport]) -> AsyncIte
     shared = all_shared.setdefault(key, _Shared())
     shared.leases += 1
     try:
-        async with shared.opening:
-            if shared.transport is None:
-                shared.transport = await (await sync_to_async(make, thread_sensitive=False)()).open()
-        yield shared.transport
+        yield await shared.open(make)
     finally:
         shared.leases -= 1
         if not shared.leases:
             # Removed before the first await, so that the next caller opens another.
             del all_shared[key]
-            if shared.transport:
-                closing = asyncio.create_task(shared.transport.close())
-                _CLOSING.add(closing)
-                closing.add_done_callback(_CLOSING.discard)
-                # A caller that is cancelled here again does not leave the session open.
-                await asyncio.shield(closing)
+            closing = asyncio.create_task(shared.close())
+            _CLOSING.add(closing)
+            closing.add_done_callback(_CLOSING.discard)
+            # A caller that is cancelled here again does not leave the session open.
+            await asyncio.shield(closing)

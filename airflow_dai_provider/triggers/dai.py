@@ -15,6 +15,7 @@ from asgiref.sync import sync_to_async
 from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation
 from airflow_dai_provider.tasks.deferral import error_event, operation_event
+from airflow_dai_provider.tasks.failures import describe_error
 from airflow_dai_provider.tasks.xcom import XCOM_TRY_NUMBER
 from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL, task_instance_state
 
@@ -73,7 +74,7 @@ class DaiOperationTrigger(BaseTrigger):
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
-        self._hook: DaiHook | None = None
+        self._hook: DaiAsyncHook | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the path of this class and every argument of its constructor."""
@@ -125,10 +126,8 @@ class DaiOperationTrigger(BaseTrigger):
         """Wait, and return the payload of the event."""
         try:
             async with await sync_to_async(self._make_hook, thread_sensitive=False)() as hook:
-                if self.cancel_on_kill:
-                    # Made now: a kill leaves little time to look up the connection and to fetch a token. It has a
-                    # session of its own, since the shared one is closed with the last wait, perhaps this one.
-                    self._hook = await hook.synchronous_hook()
+                # A kill leaves little time to look up the connection and to fetch a token.
+                self._hook = hook
                 operation = await hook.wait_for_operation(
                     self.operation_name,
                     started=self.started,
@@ -152,16 +151,19 @@ class DaiOperationTrigger(BaseTrigger):
                 self.log.info("Leaving %s alone: its task is still deferred.", self.operation_name)
                 return
             self.log.info("The task that waits for %s was killed.", self.operation_name)
-            await sync_to_async(self._request_cancellation, thread_sensitive=False, executor=_KILL_THREADS)()
-        except Exception:
-            self.log.exception("%s may still run: its task was killed, but it was not cancelled", self.operation_name)
+            # A session of its own, since the shared one is closed with the last wait, perhaps this one.
+            hook = await self._hook.synchronous_hook() if self._hook else None
+            await sync_to_async(self._request_cancellation, thread_sensitive=False, executor=_KILL_THREADS)(hook)
+        except Exception as error:
+            # Without the traceback, which can hold the password of a proxy.
+            name, reason = self.operation_name, describe_error(error)
+            self.log.error("%s may still run: its task was killed, but it was not cancelled: %s", name, reason)
 
-    def _request_cancellation(self) -> None:
+    def _request_cancellation(self, hook: DaiHook | None) -> None:
         from airflow_dai_provider.hooks.dai import DaiHook
 
         # Without a hook the kill came before the wait had begun.
-        hook = self._hook or DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
-        with hook:
+        with hook or DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint) as hook:
             request_cancellation(hook, self.operation_name, self.log)
 
     def _make_hook(self) -> DaiAsyncHook:

@@ -153,7 +153,7 @@ class TestGuard:
     def test_the_ingest_is_cancelled_although_airflow_is_unavailable(
         self, slow: DaiEmulator, context: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch, log: Log
     ) -> None:
-        """The name cannot be pushed then, nor the connection looked up; the prepared request needs neither."""
+        """The name cannot be pushed then, nor the connection looked up; the hook of the task needs neither."""
         operator = make()
         hooks = iter([operator._make_hook()])
 
@@ -165,7 +165,7 @@ class TestGuard:
         with pytest.raises(RuntimeError, match="the API server is away"):
             operator.execute(context)
         assert slow.cancel_requested(the(slow)) == 1
-        assert f"Requested the cancellation of {the(slow)}: its task has failed." in log.ours
+        assert f"Requested the cancellation of {the(slow)}." in log.ours
 
     def test_a_kill_after_a_deferral_cancels_only_on_airflow_3(
         self, slow: DaiEmulator, context: Any, airflow_2: bool

@@ -22,7 +22,7 @@ from airflow_dai_provider.api.endpoint import Endpoint
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
-from airflow_dai_provider.transport import requests_session as transport_module
+from airflow_dai_provider.transport import deadline as deadline_module
 from airflow_dai_provider.transport.requests_session import RequestsTransport
 from tests.support.connections import Connect
 from tests.support.emulators import bearers
@@ -304,7 +304,7 @@ def test_a_trickling_response_is_not_waited_for(
 ) -> None:
     trickle = Trickle(status)
     hook = hook_to(trickle.respond, timeout=10)
-    monkeypatch.setattr(transport_module, "time", trickle)
+    monkeypatch.setattr(deadline_module, "time", trickle)
 
     with pytest.raises(exceptions.DeadlineExceeded, match="did not end in time"):
         hook.get_operation(NAME)
@@ -320,7 +320,7 @@ def test_a_complete_response_is_read_however_late(hook_to: MakeHook, monkeypatch
         exchange.answer(200, {"name": NAME})
 
     hook = hook_to(respond, timeout=10)
-    monkeypatch.setattr(transport_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(deadline_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     assert hook.create_creative(creative(SIGNED_URL)).name == NAME
 

@@ -123,7 +123,8 @@ def test_a_refusal_of_the_token_server_fails_all_calls_at_once(
             errors = await asyncio.gather(*looks, return_exceptions=True)
         assert {type(error) for error in errors} == {Unauthenticated}
         assert {f"{error}" for error in errors} == {
-            f"operations.get of {NAME} was not sent: no access token: invalid_grant: Account disabled."
+            f"operations.get of {NAME} was not sent: no access token: invalid_grant: Account disabled. "
+            f"(token service: {tokens.key['token_uri'].split('/')[2]})"
         }
 
     run(main())
