@@ -185,14 +185,15 @@ def _error(request: Request[Any], response: Response, now: datetime) -> ServiceE
     """Read a response that is no success; ``error.status`` decides first, the HTTP status second."""
     retry_after = read_retry_after(response.headers.get("retry-after"), now)
     error = _error_object(response.body)
-    if error is None or response.status < 400:
+    from_front_end = error is None or response.status < 400
+    if error is None or from_front_end:
         code, text = _code_without_json(response)
     else:
         status = error.get("status")
         code = Code(status) if isinstance(status, str) and status in set(Code) else code_of_http_status(response.status)
         text = redact_urls(str(error.get("message") or "no message"))[:500]
     message = f"{request} returned {response.status} {code}: {text}"
-    return ServiceError(message, code, retry_after=retry_after)
+    return ServiceError(message, code, retry_after=retry_after, from_front_end=from_front_end)
 
 
 def _error_object(body: bytes) -> dict[str, Any] | None:
