@@ -69,7 +69,7 @@ class Wait:
         self.timeout = timeout if timeout is None else check_seconds("timeout", timeout, zero=True)
         self.max_outage = float("inf") if max_outage is None else check_seconds("max_outage", max_outage)
         self.responded = responded
-        self._jitter = jitter
+        self.jitter = jitter
         self._failing_since: float | None = None
         self._missing_since: float | None = None
         self._failures = 0
@@ -135,7 +135,7 @@ class Wait:
         return failing_since + self.max_outage - now if error.rpc_code in TRANSIENT else 0.0
 
     def _interval(self, since: float, at_most: float = float("inf")) -> float:
-        return next_interval(since, min(self.poll_interval, at_most), self._jitter())
+        return next_interval(since, min(self.poll_interval, at_most), self.jitter())
 
     def _next(self, now: float, wait: float, last: str) -> float:
         if self.timeout is None:

@@ -94,26 +94,43 @@ class DaiHook(DaiBaseHook):
         metrics.count_polls()
         return self._call(request)
 
-    def list_operations(self, filter_: str | None = None, page_size: int | None = None) -> Iterator[Operation]:
+    def list_operations(
+        self,
+        filter_: str | None = None,
+        page_size: int | None = None,
+        *,
+        on_unreadable: Callable[[str], None] | None = None,
+    ) -> Iterator[Operation]:
         """Yield the operations that the service lists, page by page as they are consumed.
+
+        An item of the list that is no operation, or has no valid name, is passed over; the log has their number.
 
         :param filter_: the service's standard list filter.
         :param page_size: how many operations one request may bring.
+        :param on_unreadable: called for each item that is passed over, with what is wrong with it.
         :raises ValueError: for a page size that is no positive whole number.
         :raises google.api_core.exceptions.GoogleAPICallError: also ``MethodNotImplemented`` on a server without list.
         """
         token: str | None = None
         seen: set[str] = set()
+        unreadable: list[str] = []
         while True:
             page = self._call(rest.list_operations(filter_, page_size, token))
             yield from page.operations
+            for problem in page.unreadable:
+                unreadable.append(problem)
+                if on_unreadable:
+                    on_unreadable(problem)
             if page.next_page_token is None:
-                return
+                break
             if page.next_page_token in seen:
                 message = f"operations.list returned the same page token twice: {page.next_page_token}"
                 raise typed(ServiceError(message, Code.UNKNOWN))
             token = page.next_page_token
             seen.add(token)
+        if unreadable:
+            message = "operations.list: %d unreadable operations were passed over; of the first: %s"
+            self.log.warning(message, len(unreadable), unreadable[0])
 
     def delete_operation(self, name: str) -> None:
         """Tell the service that the client has lost interest in an operation; this does **not** cancel it.
