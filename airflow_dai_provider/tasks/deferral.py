@@ -58,6 +58,7 @@ def defer_wait(
     operation_name: str,
     *,
     resume_with: dict[str, Any] | None = None,
+    responded: bool = True,
     **trigger_arguments: Any,
 ) -> NoReturn:
     """Defer a task until an operation has finished; ``execute_complete(context, event)`` of the task is called then.
@@ -67,6 +68,7 @@ def defer_wait(
 
     :param make_trigger: the class ``DaiOperationTrigger``, which the caller imports, since triggers build on tasks.
     :param resume_with: further arguments for ``execute_complete``.
+    :param responded: whether the API has responded to this task.
     :param trigger_arguments: arguments of the trigger, besides those that are attributes of the task.
     """
     limit = min(task.timeout, _execution_timeout(task))
@@ -74,6 +76,7 @@ def defer_wait(
         operation_name,
         started=time.time(),
         timeout=limit,
+        responded=responded,
         gcp_conn_id=task.gcp_conn_id,
         impersonation_chain=task.impersonation_chain,
         api_endpoint=task.api_endpoint,
