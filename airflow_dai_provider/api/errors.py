@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from airflow_dai_provider.api.storable import MAX_MESSAGE, storable_text
+
 
 class Code(StrEnum):
-    """The names of ``google.rpc.Code`` that an error can carry."""
+    """The names of ``google.rpc.Code`` that an error can carry, in the order of their numbers, from 1."""
 
     CANCELLED = "CANCELLED"
     UNKNOWN = "UNKNOWN"
@@ -55,7 +57,8 @@ class ServiceError(Exception):
 
     The parameters are positional, and only the message is required, so that an error can be pickled.
 
-    :param message: who was asked for what, and what came back; holds no secret.
+    :param message: who was asked for what, and what came back; holds no secret. What Airflow cannot store of it is
+        replaced, since it goes into trigger events and reports.
     :param rpc_code: the rpc code; by default that of the class.
     :param retry_after: seconds that the server asked to wait, or None.
     :param sent: False when the request certainly did not reach the service.
@@ -72,7 +75,7 @@ class ServiceError(Exception):
         sent: bool = True,
         from_front_end: bool = False,
     ) -> None:
-        super().__init__(message)
+        super().__init__(storable_text(message, MAX_MESSAGE))
         self.rpc_code = rpc_code or self.rpc_code
         self.retry_after = retry_after
         self.sent = sent
@@ -81,6 +84,11 @@ class ServiceError(Exception):
     def __str__(self) -> str:
         # Google's classes put an HTTP status in front, also where no server has responded.
         return str(self.args[0])
+
+
+def code_of_number(number: int) -> Code:
+    """Return the rpc code that a number stands for: that of ``google.rpc.Code``, or an HTTP status."""
+    return list(Code)[number - 1] if 1 <= number <= len(Code) else code_of_http_status(number)
 
 
 def code_of_http_status(status: int) -> Code:

@@ -11,13 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from airflow_dai_provider.api.redaction import redact_urls, short_repr
+from airflow_dai_provider.api.storable import MAX_MESSAGE, is_storable_number, storable_object, storable_text
 
 #: ``google.rpc.Code`` of an operation that was cancelled.
 CANCELLED_CODE = 1
 
+#: The most characters of a name; a request line is no longer than 8 KiB on most servers.
+_MAX_NAME = 2_000
+#: The most characters of a word such as a state or a reason.
+_MAX_WORD = 100
+#: The most characters of a media file's URL in a message.
+_MAX_FILE = 300
 _INGEST_METADATA_TYPE = "CreateCreativeOperationMetadata"
 _INGEST_METADATA_KEYS = frozenset({"creativeUrl", "gvRegistryId", "youtubeStatus"})
 
@@ -43,26 +50,49 @@ class OperationState(StrEnum):
 FINAL_STATES = frozenset({OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED})
 
 
+class _NoXCom:
+    """A value that a task cannot return: Airflow would store it, and refuse to read it in the next task."""
+
+    __slots__ = ()
+
+    def serialize(self) -> NoReturn:
+        """Refuse to be stored; Airflow calls this when a task returns or pushes the object.
+
+        :raises TypeError: always.
+        """
+        kind = type(self).__name__
+        raise TypeError(f"{kind} cannot be an XCom, since Airflow cannot read it back: return its to_dict() instead.")
+
+
 @dataclass(frozen=True, slots=True)
-class Ingest:
+class Ingest(_NoXCom):
     """The ingest of an operation, from its metadata (``CreateCreativeOperationMetadata``).
 
     A field is None when the service has not set it, or has set it to a value of another type.
 
-    :param creative_url: the media URL that Google chose. It can be signed, so it is kept out of logs.
+    :param creative_url: the media URL that Google chose; the attribute has it without user, query and fragment.
     :param gv_registry_id: set on success; the creative is then ``creatives/{gv_registry_id}``.
     :param create_time: when the operation was created, an aware time.
     :param youtube_state: ``PROCESSING``, ``SUCCESS``, ``FAILURE``, or a newer state.
     :param failure_reason: ``DOWNLOAD_ERROR``, ``INTERNAL_ERROR``, ``INVALID_MEDIA``, or a newer reason.
     :param failure_code: the HTTP status of the download, after ``DOWNLOAD_ERROR``.
+    :param signed_creative_url: the media URL as the service has sent it, by default ``creative_url`` as it was given.
+        It can hold a signature, so do not print or log it.
     """
 
-    creative_url: str | None = field(default=None, repr=False)
+    creative_url: str | None = None
     gv_registry_id: str | None = None
     create_time: datetime | None = None
     youtube_state: str | None = None
     failure_reason: str | None = None
     failure_code: int | None = None
+    signed_creative_url: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.signed_creative_url is None:
+            object.__setattr__(self, "signed_creative_url", self.creative_url)
+        if self.creative_url is not None:
+            object.__setattr__(self, "creative_url", redact_urls(self.creative_url))
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any] | None) -> Self | None:
@@ -85,15 +115,15 @@ class Ingest:
             creative_url=_typed(metadata.get("creativeUrl"), str),
             gv_registry_id=_typed(metadata.get("gvRegistryId"), str),
             create_time=_read_time(metadata.get("createTime")),
-            youtube_state=_typed(status.get("state"), str),
-            failure_reason=_typed(failure.get("reason"), str),
+            youtube_state=_word(status.get("state")),
+            failure_reason=_word(failure.get("reason")),
             failure_code=_typed(failure.get("code"), int),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form; the URL has no user, query and fragment."""
         return {
-            "creative_url": redact_urls(self.creative_url) if self.creative_url else None,
+            "creative_url": self.creative_url,
             "gv_registry_id": self.gv_registry_id,
             "create_time": self.create_time.isoformat() if self.create_time else None,
             "youtube_state": self.youtube_state,
@@ -101,16 +131,23 @@ class Ingest:
             "failure_code": self.failure_code,
         }
 
+    @property
+    def reason(self) -> str:
+        """The reason of the failure, such as ``DOWNLOAD_ERROR 404``; empty where there is none."""
+        if self.failure_reason and self.failure_code:
+            return f"{self.failure_reason} {self.failure_code}"
+        return self.failure_reason or ""
+
     def __str__(self) -> str:
-        parts = [self.youtube_state or "of unknown state"]
-        if self.failure_reason:
-            parts.append(f"{self.failure_reason} {self.failure_code}" if self.failure_code else self.failure_reason)
-        return "ingest " + ", ".join(parts)
+        return "ingest " + ", ".join(filter(None, (self.youtube_state or "of unknown state", self.reason)))
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(_NoXCom):
     """One long-running operation, as the service last returned it.
+
+    Texts, numbers and keys that Airflow cannot store are replaced, and what is too large is cut: see
+    :mod:`airflow_dai_provider.api.storable`. ``response`` and ``metadata`` can hold signed URLs: log :meth:`to_dict`.
 
     :param name: ``operations/...``, with as many segments as the service likes.
     :param state: the state.
@@ -126,6 +163,17 @@ class Operation:
     error_message: str | None = None
     response: dict[str, Any] | None = field(default=None, repr=False)
     metadata: dict[str, Any] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.error_message is not None:
+            object.__setattr__(self, "error_message", storable_text(self.error_message, MAX_MESSAGE))
+        for name in ("response", "metadata"):
+            value = getattr(self, name)
+            if value is not None:
+                try:
+                    object.__setattr__(self, name, storable_object(value))
+                except ValueError as error:
+                    raise InvalidOperationError(f"{name} of {short_repr(self.name)}: {error}") from error
 
     @property
     def done(self) -> bool:
@@ -144,13 +192,18 @@ class Operation:
         :param resource: the decoded JSON.
         :return: the operation.
         :raises InvalidOperationError: when it is not an object, has no name, is done with both an error and a
-            response, or has a field of the wrong type.
+            response, has a field of the wrong type, is nested too deep, or has a name that cannot be shown.
         """
         if not isinstance(resource, dict):
             raise InvalidOperationError(f"expected an operation, a JSON object, got {short_repr(resource)}")
         name = _field(resource, "name", str)
         if not name:
             raise InvalidOperationError(f"expected an operation with a name, got {short_repr(resource)}")
+        if len(name) > _MAX_NAME or not name.isprintable():
+            # It could be neither requested nor shown. Whether a name is valid is the matter of the request for it.
+            raise InvalidOperationError(
+                f"expected a name of at most {_MAX_NAME} printable characters, got {short_repr(name)}"
+            )
         done = _field(resource, "done", bool) or False
         error = _field(resource, "error", dict)
         response = _field(resource, "response", dict)
@@ -209,15 +262,26 @@ class Operation:
         )
 
     def __str__(self) -> str:
-        """Return the name and the state, and the reason of a failure, for a log."""
-        words = f"{self.name} is {self.state}"
-        if self.state is OperationState.FAILED:
-            words += f" with error {self.error_code}: {redact_urls(self.error_message or 'no message')}"
+        """Return the name and the state, and of a failed ingest its file and first its reason, for a log."""
         ingest = self.ingest
+        if self.state is OperationState.FAILED:
+            reason = ingest.reason if ingest else ""
+            message = redact_urls(self.error_message or "no message").rstrip(".")
+            error = f"error {self.error_code}: {message}"
+            return f"{self._subject(ingest)} failed: " + (f"{reason} ({error})" if reason else error)
+        words = f"{self.name} is {self.state}"
         if ingest is None:
             return words
         # The metadata of a cancelled operation shows what the ingest did before.
         return f"{words} (last: {ingest})" if self.state is OperationState.CANCELLED else f"{words} ({ingest})"
+
+    def _subject(self, ingest: Ingest | None) -> str:
+        if ingest is None:
+            return self.name
+        if not ingest.creative_url:
+            return f"Ingest {self.name}"
+        file = ingest.creative_url.partition("://")[2] or ingest.creative_url
+        return f"Ingest of {storable_text(file, _MAX_FILE)} ({self.name})"
 
 
 def _field(data: Mapping[str, Any], key: str, kind: type[Any]) -> Any:
@@ -229,8 +293,16 @@ def _field(data: Mapping[str, Any], key: str, kind: type[Any]) -> Any:
 
 
 def _typed(value: object, kind: type[Any]) -> Any:
-    """Return the value if it is of this type (a bool is no int), else None."""
-    return value if isinstance(value, kind) and not (kind is int and isinstance(value, bool)) else None
+    """Return the value if it is of this type (a bool is no int, nor is a number of more than 64 bits), else None."""
+    if not isinstance(value, kind):
+        return None
+    if kind is int and (isinstance(value, bool) or not is_storable_number(value)):
+        return None
+    return value
+
+
+def _word(value: object) -> str | None:
+    return storable_text(value, _MAX_WORD) if isinstance(value, str) else None
 
 
 def _read_time(value: object) -> datetime | None:

@@ -6,17 +6,20 @@ Source: https://developers.google.com/video-creative-ingest/reference/rest
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
-from airflow_dai_provider.api.errors import Code, ServiceError, code_of_http_status
+from airflow_dai_provider.api.creative import check_sendable
+from airflow_dai_provider.api.errors import Code, ServiceError, code_of_http_status, code_of_number
 from airflow_dai_provider.api.names import check_creative_name, check_operation_name
 from airflow_dai_provider.api.operation import InvalidOperationError, Operation
 from airflow_dai_provider.api.redaction import redact_urls, short_repr
 from airflow_dai_provider.api.retry import THROTTLED, THROTTLED_OR_UNAVAILABLE, TRANSIENT, read_retry_after
+from airflow_dai_provider.api.storable import MAX_CHARACTERS, is_storable_text, storable_object
 
 T = TypeVar("T")
 
@@ -24,6 +27,9 @@ T = TypeVar("T")
 MAX_RESPONSE_BYTES = 4 * 1024 * 1024
 #: The operations on a page of operations.list where all are listed; the response stays well below that limit.
 LIST_PAGE_SIZE = 100
+
+#: The reasons of a 403 that mean a limit, such as ``rateLimitExceeded`` and ``RATE_LIMIT_EXCEEDED``.
+_LIMIT = re.compile(r"(limit|quota)_?exceeded", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +120,13 @@ def create_creative(
     """Build creatives.create, which starts an ingest.
 
     It has no request id, so it is retried only where the service has certainly not acted.
+
+    :raises InvalidCreativeError: when it holds what JSON, or the service's storage, cannot.
     """
     for field_name, value in (("creative", creative), ("dynamic_creative_info", dynamic_creative_info)):
         if not isinstance(value, Mapping) and not (value is None and field_name != "creative"):
             raise TypeError(f"Invalid {field_name} {short_repr(value)}: expected a JSON object (a dict).")
+    check_sendable(creative, dynamic_creative_info)
     body: dict[str, Any] = {"creative": dict(creative)}
     if dynamic_creative_info is not None:
         body["dynamicCreativeInfo"] = dict(dynamic_creative_info)
@@ -127,7 +136,7 @@ def create_creative(
 def get_creative(name: object) -> Request[dict[str, Any]]:
     """Build creatives.get; raises InvalidNameError."""
     checked = check_creative_name(name)
-    return Request("creatives.get", "GET", checked, _path(checked), dict, TRANSIENT)
+    return Request("creatives.get", "GET", checked, _path(checked), _read_creative, TRANSIENT)
 
 
 def delete_creative(name: object) -> Request[None]:
@@ -148,7 +157,11 @@ def read_response(request: Request[T], response: Response, now: datetime) -> T:
     if not 200 <= response.status < 300:
         raise _error(request, response, now)
     try:
-        return request.read(_decode_object(response.body))
+        decoded = _decode_object(response.body)
+        if not decoded.keys() & {"name", "done"} and decoded.get("error"):
+            # The error of the call, and not that of an operation.
+            raise _error(request, response, now)
+        return request.read(decoded)
     except InvalidOperationError as error:
         message = f"{request} returned HTTP {response.status} with an invalid body: {error}"
         raise ServiceError(message, Code.UNKNOWN) from error
@@ -163,10 +176,17 @@ def _nothing(_: dict[str, Any]) -> None:
     """Ignore the content of a response."""
 
 
+def _read_creative(creative: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return storable_object(creative)
+    except ValueError as error:
+        raise InvalidOperationError(str(error)) from error
+
+
 def _read_page(page: dict[str, Any]) -> OperationPage:
     """Read a page. One item that cannot be read does not hide the others: nothing else tells which operations run."""
     items, token = page.get("operations") or [], page.get("nextPageToken") or None
-    if not isinstance(items, list) or not isinstance(token, str | None):
+    if not isinstance(items, list) or not (token is None or _is_token(token)):
         raise InvalidOperationError(f"expected a page of operations, got {short_repr(page)}")
     operations, unreadable = [], []
     for item in items:
@@ -180,12 +200,17 @@ def _read_page(page: dict[str, Any]) -> OperationPage:
     return OperationPage(tuple(operations), token, tuple(unreadable))
 
 
+def _is_token(token: object) -> bool:
+    """Return whether the token of a page can be sent back."""
+    return isinstance(token, str) and len(token) <= MAX_CHARACTERS and is_storable_text(token)
+
+
 def _decode(body: bytes) -> object:
     """Decode JSON; an empty body counts as an empty object."""
     if len(body) > MAX_RESPONSE_BYTES:
         raise InvalidOperationError(f"larger than {MAX_RESPONSE_BYTES} bytes")
     try:
-        return json.loads(body) if body.strip() else {}
+        return json.loads(body, parse_int=_read_int) if body.strip() else {}
     except (ValueError, RecursionError) as error:
         raise InvalidOperationError(f"expected JSON, got {short_repr(body)}") from error
 
@@ -197,19 +222,51 @@ def _decode_object(body: bytes) -> dict[str, Any]:
     return decoded
 
 
+def _read_int(text: str) -> int | str:
+    # Python refuses to read a number of very many digits, and with it the whole of the JSON.
+    return int(text) if len(text) <= 400 else text
+
+
 def _error(request: Request[Any], response: Response, now: datetime) -> ServiceError:
-    """Read a response that is no success; ``error.status`` decides first, the HTTP status second."""
+    """Read a response that is no success: ``error.status`` decides first, the HTTP status second.
+
+    An error can come under the status of a success; then ``error.code`` takes the place of the HTTP status.
+    """
     retry_after = read_retry_after(response.headers.get("retry-after"), now)
     error = _error_object(response.body)
-    from_front_end = error is None or response.status < 400
+    from_front_end = error is None or 300 <= response.status < 400
     if error is None or from_front_end:
         code, text = _code_without_json(response)
     else:
-        status = error.get("status")
-        code = Code(status) if isinstance(status, str) and status in set(Code) else code_of_http_status(response.status)
-        text = redact_urls(str(error.get("message") or "no message"))[:500]
+        code, text = _code_of_error(error, response.status), _text(error.get("message") or "no message")
     message = f"{request} returned {response.status} {code}: {text}"
     return ServiceError(message, code, retry_after=retry_after, from_front_end=from_front_end)
+
+
+def _code_of_error(error: Mapping[str, Any], http_status: int) -> Code:
+    status, number = error.get("status"), error.get("code")
+    if isinstance(status, str) and status in set(Code):
+        code = Code(status)
+    elif http_status >= 400:
+        code = code_of_http_status(http_status)
+    else:
+        code = code_of_number(number) if type(number) is int else Code.UNKNOWN
+    if code is Code.PERMISSION_DENIED and any(map(_LIMIT.search, _reasons(error))):
+        return Code.RESOURCE_EXHAUSTED
+    return code
+
+
+def _reasons(error: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the reasons in an error: of the older form ``errors[].reason``, and of ``google.rpc.ErrorInfo``."""
+    for field_name in ("errors", "details"):
+        items = error.get(field_name)
+        for item in items if isinstance(items, list) else ():
+            if isinstance(item, dict) and isinstance(item.get("reason"), str):
+                yield item["reason"]
+
+
+def _text(value: object) -> str:
+    return redact_urls(value if isinstance(value, str) else short_repr(value))[:500]
 
 
 def _error_object(body: bytes) -> dict[str, Any] | None:

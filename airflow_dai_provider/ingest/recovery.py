@@ -88,4 +88,4 @@ def _unknown(failure: str, media: str, reason: str) -> IngestMayHaveStartedError
 
 def _matches(operation: Operation, urls: Collection[str], since: datetime) -> bool:
     ingest = operation.ingest
-    return bool(ingest and ingest.creative_url in urls and ingest.create_time and ingest.create_time >= since)
+    return bool(ingest and ingest.signed_creative_url in urls and ingest.create_time and ingest.create_time >= since)

@@ -89,10 +89,10 @@ class Selection:
         if operation.name in self.spare:
             return PassedOver.SPARED
         ingest = operation.ingest or Ingest()
-        if not self._matches(ingest.creative_url):
+        if not self._matches(ingest.signed_creative_url):
             return PassedOver.OTHER_URL
         created = _timestamp(ingest.create_time)
-        url = ingest.to_dict()["creative_url"]
+        url = ingest.creative_url
         if ingest.create_time is None or created is None:
             return Stray(operation.name, None, None, url) if self.include_undated else PassedOver.UNDATED
         if now - created <= self.older_than:

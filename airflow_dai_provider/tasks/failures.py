@@ -68,6 +68,8 @@ def check_final_state(operation: Operation, expected: frozenset[OperationState] 
     """
     if expected is None or operation.state in expected:
         return operation
+    if operation.state is OperationState.FAILED:
+        raise UnexpectedStateError(f"{operation}.")
     raise UnexpectedStateError(f"{operation}, but this task accepts only {', '.join(sorted(expected))}.")
 
 

@@ -178,7 +178,7 @@ NOT_OURS = (
     "Sensor has timed out",
     "The conn_id",
     "isn't defined",
-    "is FAILED with error",
+    "failed: ",
 )
 
 

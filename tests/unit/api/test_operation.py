@@ -368,21 +368,22 @@ def status(**fields: Any) -> dict[str, Any]:
         ),
         (Operation(NAME, SUCCEEDED, metadata=status(state="SUCCESS")), f"{NAME} is SUCCEEDED (ingest SUCCESS)"),
         (Operation(NAME, CANCELLED, 1, "by user"), f"{NAME} is CANCELLED"),
-        (Operation(NAME, FAILED, 13, "boom"), f"{NAME} is FAILED with error 13: boom"),
-        (Operation(NAME, FAILED, 13), f"{NAME} is FAILED with error 13: no message"),
+        (Operation(NAME, FAILED, 13, "boom."), f"{NAME} failed: error 13: boom"),
+        (Operation(NAME, FAILED, 13), f"{NAME} failed: error 13: no message"),
+        (Operation(NAME, FAILED, 13, metadata=metadata()), f"Ingest {NAME} failed: error 13: no message"),
         (
             Operation(NAME, FAILED, 3, f"cannot read {SIGNED}", metadata=FULL_METADATA),
-            f"{NAME} is FAILED with error 3: cannot read {PLAIN} (ingest FAILURE, DOWNLOAD_ERROR 403)",
+            f"Ingest of cdn.example/v.mp4 ({NAME}) failed: DOWNLOAD_ERROR 403 (error 3: cannot read {PLAIN})",
         ),
         (
             Operation(
                 NAME, FAILED, 3, "x", metadata=status(state="FAILURE", failureReason={"reason": "INVALID_MEDIA"})
             ),
-            f"{NAME} is FAILED with error 3: x (ingest FAILURE, INVALID_MEDIA)",
+            f"Ingest {NAME} failed: INVALID_MEDIA (error 3: x)",
         ),
         (
             Operation(NAME, FAILED, 3, "x", metadata=status(failureReason={"reason": "INTERNAL_ERROR", "code": 0})),
-            f"{NAME} is FAILED with error 3: x (ingest of unknown state, INTERNAL_ERROR)",
+            f"Ingest {NAME} failed: INTERNAL_ERROR (error 3: x)",
         ),
     ],
 )

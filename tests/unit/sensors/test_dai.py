@@ -46,6 +46,13 @@ ENDS: dict[str, dict[str, Any]] = {
     "SUCCEEDED": {"seconds": 0},
     "FAILED": {"seconds": 0, "outcome": "DOWNLOAD_ERROR", "code": 403},
 }
+
+
+def finish(state: str, otherwise: str = "") -> str:
+    """Return a pattern of the words for a final state; a failure needs no more."""
+    return rf"\({NAME}\) failed: DOWNLOAD_ERROR 403 " if state == "FAILED" else f"{NAME} is {state}{otherwise}"
+
+
 # Errors that a sensor must neither wait out nor skip with soft_fail: the next response will be the same.
 PERMANENT = {
     "UNIMPLEMENTED": "does not support the method, and a retry cannot help",
@@ -84,7 +91,7 @@ def execute(ti: Ti, metadata_database: None) -> Callable[..., Any]:
 
 
 def polls(log: Log) -> list[str]:
-    return [line for line in log.ours if re.search(r"operations/\S+ is (RUNNING|SUCCEEDED|FAILED|CANCELLED)", line)]
+    return [line for line in log.ours if re.search(r"operations/\S+ (is (RUNNING|SUCCEEDED|CANCELLED)|failed: )", line)]
 
 
 class TestFinalState:
@@ -101,7 +108,7 @@ class TestFinalState:
             result = execute(mode=mode, **options)
             assert (result["name"], result["state"], result["done"]) == (NAME, state, True)
         else:
-            with pytest.raises(AirflowFailException, match=f"{NAME} is {state}.* accepts only"):
+            with pytest.raises(AirflowFailException, match=finish(state, ".* accepts only")):
                 execute(mode=mode, **options)
         assert len(emulator.requests) == 1
 
@@ -109,7 +116,7 @@ class TestFinalState:
         self, emulator: DaiEmulator, execute: Any, log: Log
     ) -> None:
         end(emulator, "FAILED")
-        reason = "FAILED with error 9: The media file could not be downloaded. (ingest FAILURE, DOWNLOAD_ERROR 403)"
+        reason = f"({NAME}) failed: DOWNLOAD_ERROR 403 (error 9: The media file could not be downloaded)."
         with pytest.raises(AirflowFailException, match=re.escape(reason)):
             execute()
         assert any(reason in line for line in log.ours)
@@ -341,7 +348,7 @@ class TestOptions:
         options = {"expected_states": expected} if expected else {}
         with pytest.raises(AirflowSkipException):
             execute(mode=mode, soft_fail=True, **options)
-        assert f"{NAME} is {state}" in polls(log)[-1]
+        assert re.search(finish(state), polls(log)[-1])
 
     def test_soft_fail_leaves_an_outage_to_the_retries(self, emulator: DaiEmulator, execute: Any) -> None:
         emulator.inject(Fault(status=503, times=None))
@@ -363,7 +370,7 @@ class TestOptions:
 
     def test_silent_fail_does_not_hide_an_unexpected_final_state(self, emulator: DaiEmulator, execute: Any) -> None:
         end(emulator, "FAILED")
-        with pytest.raises(AirflowFailException, match="is FAILED"):
+        with pytest.raises(AirflowFailException, match="failed: DOWNLOAD_ERROR"):
             execute(silent_fail=True)
 
 

@@ -60,7 +60,7 @@ def test_what_has_finished_is_polled_where_the_service_refuses(
     assert operation.state == state
     assert methods(emulator) == [CANCEL, GET]
     (line,) = log.ours
-    assert line.startswith(f"{name} is {state}")
+    assert (f"({name}) failed: INVALID_MEDIA" if state == "FAILED" else f"{name} is {state}") in line
     assert "already finished, there is nothing to cancel" in line
 
 

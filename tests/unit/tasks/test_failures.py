@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import re
+
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
 
@@ -18,7 +20,7 @@ from airflow_dai_provider.tasks.failures import (
     task_errors,
 )
 from airflow_dai_provider.transport import google_errors as api
-from tests.support.payloads import metadata
+from tests.support.payloads import SIGNED_URL, metadata
 from tests.support.rpc_codes import RPC_CODES
 
 FINAL_STATES = ("CANCELLED", "FAILED", "SUCCEEDED")
@@ -71,6 +73,11 @@ def test_invalid_expected_states_are_refused(given: Any) -> None:
         check_expected_states(given)
 
 
+def finish(state: str, accepted: str) -> str:
+    """Return a pattern of the message for a final state that is not accepted."""
+    return "^operations/x failed: error " if state == "FAILED" else f"^operations/x is {state}.* {accepted}"
+
+
 @pytest.mark.parametrize("expected", [None, *FINAL_STATES])
 @pytest.mark.parametrize("state", FINAL_STATES)
 def test_a_final_state_is_accepted_only_when_expected(state: str, expected: str | None) -> None:
@@ -78,15 +85,17 @@ def test_a_final_state_is_accepted_only_when_expected(state: str, expected: str 
     if expected in (None, state):
         assert check_final_state(finished, check_expected_states(expected)) is finished
         return
-    with pytest.raises(UnexpectedStateError, match=f"operations/x is {state}.* accepts only {expected}") as raised:
+    with pytest.raises(UnexpectedStateError, match=finish(state, f"accepts only {expected}")) as raised:
         check_final_state(finished, check_expected_states(expected))
     assert isinstance(raised.value, AirflowFailException)
 
 
 def test_the_reason_of_a_failed_ingest_is_in_the_message() -> None:
     status = {"state": "FAILURE", "failureReason": {"reason": "DOWNLOAD_ERROR", "code": 403}}
-    failed = Operation("operations/x", OperationState.FAILED, 9, "no download", None, metadata(youtubeStatus=status))
-    with pytest.raises(UnexpectedStateError, match="FAILED with error 9: no download .*FAILURE, DOWNLOAD_ERROR 403"):
+    given = metadata(creativeUrl=SIGNED_URL, youtubeStatus=status)
+    failed = Operation("operations/x", OperationState.FAILED, 9, "no download", None, given)
+    words = "Ingest of media.example/ad.mp4 (operations/x) failed: DOWNLOAD_ERROR 403 (error 9: no download)."
+    with pytest.raises(UnexpectedStateError, match=f"^{re.escape(words)}$"):
         check_final_state(failed, check_expected_states("CANCELLED"))
 
 

@@ -183,7 +183,7 @@ def test_a_finished_operation_is_fired(emulator: DaiEmulator, make_trigger: Make
     assert set(event) == {"operation_name", "status", "operation"}
     assert event["status"] == "finished"
     assert (event["operation"]["name"], event["operation"]["state"]) == (name, state)
-    assert any(f"{name} is {state}" in line or state in line for line in log.ours)
+    assert any(f"{name} is {state}" in line or f"({name}) failed: " in line for line in log.ours)
     if state == "FAILED":
         assert event["operation"]["ingest"]["failure_reason"] == "DOWNLOAD_ERROR"
 
