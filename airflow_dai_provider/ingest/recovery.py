@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
 from airflow_dai_provider.api.retry import PERMANENT
@@ -34,29 +35,41 @@ class IngestMayHaveStartedError(AirflowFailException):
 
 
 def recover_ingest(
-    hook: DaiHook, urls: Collection[str], sent: datetime, failure: str, sleep: Callable[[float], None], log: Any
+    hook: DaiHook,
+    urls: Collection[str],
+    sent: datetime,
+    failure: str,
+    sleep: Callable[[float], None],
+    log: Any,
+    known: Collection[str] = (),
 ) -> Operation:
     """Return the ingest that a request without a response has started.
 
     It is the only one of these media URLs that was created since then. A second ingest is never started instead.
 
+    One that was created shortly before the request can be this one, if the service's clock is behind, or that of an
+    earlier start of the same URL. It is taken only if the whole search finds no other, and if it is not cancelled.
+
     :param urls: the media URLs that were submitted.
     :param sent: when the request was sent, an aware time.
     :param failure: a sentence that says how the request failed.
     :param log: receives what was found.
+    :param known: names of operations that earlier requests have started.
     :raises IngestMayHaveStartedError: when there is none, or more than one, or the operations cannot be listed; the
         message names the URLs.
     """
     media = ", ".join(sorted(map(redact_urls, urls)))
     log.warning("%s An ingest of %s may have started. Searching the operations for it.", failure, media)
     reason = ""
+    early: Operation | None = None
     for pause in PAUSES:
+        early = None
         try:
             sleep(pause)
             found = {
                 operation.name: operation
                 for operation in hook.list_operations(page_size=LIST_PAGE_SIZE)
-                if _matches(operation, urls, sent - CLOCK_SKEW)
+                if operation.name not in known and _created_since(operation, urls, sent - CLOCK_SKEW)
             }
         except Exception as error:
             reason = f"the operations cannot be listed: {describe_error(error)}"
@@ -72,9 +85,13 @@ def recover_ingest(
             reason = f"several operations match: {', '.join(sorted(found))}."
             break
         for operation in found.values():
-            log.info("Found %s by its media URL and create time. Adopting it.", operation)
-            return operation
+            # Whole seconds, since the service need not tell more.
+            if _created_since(operation, urls, sent.replace(microsecond=0)):
+                return _adopted(operation, log)
+            early = operation
         reason = f"no operation matched within {sum(PAUSES):g} s."
+    if early and early.state is not OperationState.CANCELLED:
+        return _adopted(early, log)
     raise _unknown(failure, media, reason)
 
 
@@ -86,6 +103,11 @@ def _unknown(failure: str, media: str, reason: str) -> IngestMayHaveStartedError
     )
 
 
-def _matches(operation: Operation, urls: Collection[str], since: datetime) -> bool:
+def _adopted(operation: Operation, log: Any) -> Operation:
+    log.info("Found %s by its media URL and create time. Adopting it.", operation)
+    return operation
+
+
+def _created_since(operation: Operation, urls: Collection[str], since: datetime) -> bool:
     ingest = operation.ingest
     return bool(ingest and ingest.creative_url in urls and ingest.create_time and ingest.create_time >= since)
