@@ -21,8 +21,9 @@ can have it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
@@ -61,6 +62,8 @@ class IngestGuard:
         self._cancel_now: Callable[[], None] | None = None
         self._disarmed = False
         self._resumed = False
+        self._entered = False
+        self._context: Context | None = None
         #: Whether this process runs the task; otherwise it knows nothing of its ingest.
         self.running = False
         #: Whether the task was killed. On Airflow 3 its code runs on until the process is ended.
@@ -80,6 +83,7 @@ class IngestGuard:
         :param resumed: whether the task is resumed after a deferral, so that another process has started its ingest.
         """
         self.running = True
+        self._context = context
         self._resumed = resumed
         left_by_earlier_try = context["ti"].try_number > 1 and IngestStore(context).available
         self._disarmed = not (resumed or left_by_earlier_try)
@@ -99,6 +103,19 @@ class IngestGuard:
         """Guard the ingest no longer: it has finished, or is meant to run on, and a late kill must not cancel it."""
         self._disarmed = True
         self._cancel_now = None
+
+    def kill_or_time_out(self, make_hook: Callable[[], DaiHook]) -> None:
+        """Do what a kill requires, or a time limit that has passed while the task was deferred.
+
+        Airflow 2 calls ``on_kill`` then in place of ``resume_execution``, not from a signal handler: so what the error
+        of a resumed task does is done here.
+        """
+        error = sys.exception()
+        if not (isinstance(error, AirflowTaskTimeout) and self._context and self._resumed and not self._entered):
+            self.kill()
+            return
+        with suppress(AirflowTaskTimeout), self.cancel_on_error(self._context, make_hook):
+            raise error
 
     def kill(self) -> None:
         """Request the cancellation, from a signal handler.
@@ -127,6 +144,7 @@ class IngestGuard:
     @contextmanager
     def cancel_on_error(self, context: Context, make_hook: Callable[[], DaiHook]) -> Iterator[None]:
         """Cancel the ingest when the block raises, unless the next try reattaches to it; the error is raised again."""
+        self._entered = True
         try:
             yield
         except TaskDeferred:

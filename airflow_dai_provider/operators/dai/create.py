@@ -21,7 +21,7 @@ from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
 from airflow_dai_provider.tasks.failures import check_final_state, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, push_operation
-from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE
+from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE, is_resumed
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
@@ -116,9 +116,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
         if cancel_on_failure:
-            callback = LostWorkerCallback(
-                gcp_conn_id=gcp_conn_id, impersonation_chain=impersonation_chain, api_endpoint=api_endpoint
-            )
+            callback = LostWorkerCallback(self)
             # New lists, made after the base's constructor: those that it has set can be the ones in default_args.
             self.on_failure_callback = [callback, *_callbacks(self.on_failure_callback)]
             if not HAS_TASK_STATE_STORE:
@@ -134,12 +132,17 @@ class DaiCreateCreativeOperator(BaseOperator):
         """Whether this process runs the task and leaves nothing for a callback to cancel."""
         return "_guard" in vars(self) and self._guard.running and not self._guard.should_cancel
 
-    def _do_render_template_fields(self, parent: Any, *args: Any, **kwargs: Any) -> None:
+    def _do_render_template_fields(
+        self, parent: Any, template_fields: Any, context: Context, *args: Any, **kwargs: Any
+    ) -> None:
         """Render, and mask the signature of a media URL in the log and in the rendered fields that the UI shows.
 
         It is the one rendering method that Airflow also calls for a mapped task.
         """
-        super()._do_render_template_fields(parent, *args, **kwargs)
+        if parent is self and "ti" in context:
+            # A task whose template fails has started nothing either.
+            self._guard.begin(context, resumed=is_resumed(context["ti"]))
+        super()._do_render_template_fields(parent, template_fields, context, *args, **kwargs)
         if parent is self:  # and not a part of a field
             for secret in url_secrets(self.creative):
                 mask_secret(secret)
@@ -178,7 +181,7 @@ class DaiCreateCreativeOperator(BaseOperator):
 
         A kill before ``execute`` has begun counts too: ``execute`` then starts nothing.
         """
-        self._guard.kill()
+        self._guard.kill_or_time_out(self._make_hook)
 
     def _make_hook(self) -> DaiHook:
         from airflow_dai_provider.hooks.dai import DaiHook
