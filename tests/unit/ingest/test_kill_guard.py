@@ -323,7 +323,8 @@ class TestNothingSent:
         context["ti"].task = task
         for callback in task.on_failure_callback:
             callback({**context, "task": task, "dag": dag})
-        assert log.errors == []
+        # On Airflow 2 it logs the error of a template itself.
+        assert [error for error in log.errors if "Exception rendering" not in error] == []
         assert "may still run" not in log.text
         assert slow.states() == {}
 
