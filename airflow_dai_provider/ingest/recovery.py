@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_dai_provider.api.errors import ServiceError
-from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
 from airflow_dai_provider.api.retry import PERMANENT
@@ -26,8 +25,10 @@ if TYPE_CHECKING:
 
 #: Seconds to pause before each search; the service may still be processing the request.
 PAUSES = (0.0, 2.0, 5.0, 10.0)
-#: How far the service's clock may be behind the worker's.
-CLOCK_SKEW = timedelta(seconds=5)
+#: How far the service's clock may be behind the worker's; it can also tell whole seconds only.
+CLOCK_SKEW = timedelta(seconds=1)
+#: An ingest that was created shortly before the request is that of another start, unless a clock is wrong: it is named.
+DOUBT = timedelta(seconds=10)
 
 
 class IngestMayHaveStartedError(AirflowFailException):
@@ -47,9 +48,6 @@ def recover_ingest(
 
     It is the only one of these media URLs that was created since then. A second ingest is never started instead.
 
-    One that was created shortly before the request can be this one, if the service's clock is behind, or that of an
-    earlier start of the same URL. It is taken only if the whole search finds no other, and if it is not cancelled.
-
     :param urls: the media URLs that were submitted.
     :param sent: when the request was sent, an aware time.
     :param failure: a sentence that says how the request failed.
@@ -61,15 +59,13 @@ def recover_ingest(
     media = ", ".join(sorted(map(redact_urls, urls)))
     log.warning("%s An ingest of %s may have started. Searching the operations for it.", failure, media)
     reason = ""
-    early: Operation | None = None
     for pause in PAUSES:
-        early = None
         try:
             sleep(pause)
-            found = {
+            near = {
                 operation.name: operation
                 for operation in hook.list_operations(page_size=LIST_PAGE_SIZE)
-                if operation.name not in known and _created_since(operation, urls, sent - CLOCK_SKEW)
+                if operation.name not in known and _created_since(operation, urls, sent - DOUBT)
             }
         except Exception as error:
             reason = f"the operations cannot be listed: {describe_error(error)}"
@@ -81,17 +77,16 @@ def recover_ingest(
             # A time limit, or a kill before Airflow 3. Raised as it is, it would let Airflow retry the task, and the
             # next try would start a second ingest.
             raise _unknown(failure, media, f"the search was interrupted: {interruption}.") from interruption
+        found = [operation for operation in near.values() if _created_since(operation, urls, sent - CLOCK_SKEW)]
         if len(found) > 1:
-            reason = f"several operations match: {', '.join(sorted(found))}."
+            reason = f"several operations match: {', '.join(sorted(operation.name for operation in found))}."
             break
-        for operation in found.values():
-            # Whole seconds, since the service need not tell more.
-            if _created_since(operation, urls, sent.replace(microsecond=0)):
-                return _adopted(operation, log)
-            early = operation
+        for operation in found:
+            log.info("Found %s by its media URL and create time. Adopting it.", operation)
+            return operation
         reason = f"no operation matched within {sum(PAUSES):g} s."
-    if early and early.state is not OperationState.CANCELLED:
-        return _adopted(early, log)
+        if near:
+            reason += f" {', '.join(sorted(near))} was created too early, and is probably that of another start."
     raise _unknown(failure, media, reason)
 
 
@@ -101,11 +96,6 @@ def _unknown(failure: str, media: str, reason: str) -> IngestMayHaveStartedError
         "task is not retried, since a retry could start one. Check which operations run before you clear the task, or "
         "let the sweep cancel the ingest."
     )
-
-
-def _adopted(operation: Operation, log: Any) -> Operation:
-    log.info("Found %s by its media URL and create time. Adopting it.", operation)
-    return operation
 
 
 def _created_since(operation: Operation, urls: Collection[str], since: datetime) -> bool:
