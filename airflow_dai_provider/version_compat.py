@@ -82,6 +82,12 @@ def _state_in_database(ti: Any) -> str | None:
         return found.state if found and found.try_number == ti.try_number else None
 
 
+def is_resumed(ti: Any) -> bool:
+    """Return whether the process of a task instance resumes it after a deferral."""
+    of_airflow_3 = getattr(ti, "_ti_context_from_server", None)
+    return bool(getattr(of_airflow_3, "next_method", None) or getattr(ti, "next_method", None))
+
+
 def run_task_states(dag_id: str, run_id: str, task_ids: list[str] | None = None) -> dict[str, Any]:
     """Return the states of a run's task instances; in the triggerer of Airflow 3, from a thread.
 

@@ -8,17 +8,22 @@ copy                                                   reader
 =====================================================  ==============================================================
 the cancel request that the guard has prepared         the signal handler of a kill, which may ask nothing of Airflow
 XCom ``operation_name`` (``operation_pushed_at`` has   other tasks, callbacks in other processes, and the guard of the
-the time by this name)                                 process that resumes the task after a deferral
+the time by this name, ``operation_endpoint`` the      process that resumes the task after a deferral
+endpoint)
 the task state store                                   the next try: Airflow clears the XComs before it starts
 the argument of the trigger, and of its event          the triggerer
 ``operation_name`` of ``execute_complete``             the resumed task, which refuses the event of another operation
 =====================================================  ==============================================================
+
+A name is valid only together with the endpoint at which the ingest was started. At another one, a stranger's operation
+can have it.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
@@ -27,6 +32,7 @@ from airflow_dai_provider.ingest.resume import IngestStore
 from airflow_dai_provider.tasks.callback_scope import operations_started_by_task_instance
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation
 from airflow_dai_provider.tasks.failures import describe_error
+from airflow_dai_provider.tasks.xcom import Endpoints, elsewhere
 from airflow_dai_provider.version_compat import KILLS_DEFERRED_PROCESS
 
 if TYPE_CHECKING:
@@ -52,9 +58,15 @@ class IngestGuard:
         self._on_failure = on_failure
         self._log = log
         self._operation_name: str | None = None
+        self._endpoints: Endpoints = {}
         self._cancel_now: Callable[[], None] | None = None
         self._hook: DaiHook | None = None
         self._disarmed = False
+        self._resumed = False
+        self._entered = False
+        self._context: Context | None = None
+        #: Whether this process runs the task; otherwise it knows nothing of its ingest.
+        self.running = False
         #: Whether the task was killed. On Airflow 3 its code runs on until the process is ended.
         self.killed = False
 
@@ -63,10 +75,25 @@ class IngestGuard:
         """Whether an error has to cancel the ingest: it may run, and the task may cancel it."""
         return not self._disarmed and self._on_failure and (self._on_kill or not self.killed)
 
+    def begin(self, context: Context, *, resumed: bool = False) -> None:
+        """Take over when this process begins to run the task.
+
+        A first try has started nothing yet, and on Airflow without a task state store no try leaves its ingest to the
+        next one. As long as that is known, nothing is read and nothing is said.
+
+        :param resumed: whether the task is resumed after a deferral, so that another process has started its ingest.
+        """
+        self.running = True
+        self._context = context
+        self._resumed = resumed
+        left_by_earlier_try = context["ti"].try_number > 1 and IngestStore(context).available
+        self._disarmed = not (resumed or left_by_earlier_try)
+
     def arm(self, hook: DaiHook, name: str) -> None:
         """Guard an ingest from now on."""
         self._operation_name = name
         self._hook = hook
+        self._endpoints = {name: {hook.endpoint.url}}
         self._disarmed = False
         if self._on_kill:
             self._cancel_now = hook.prepare_cancellation(name, timeout=KILL_TIMEOUT)
@@ -78,6 +105,19 @@ class IngestGuard:
         """Guard the ingest no longer: it has finished, or is meant to run on, and a late kill must not cancel it."""
         self._disarmed = True
         self._cancel_now = None
+
+    def kill_or_time_out(self, make_hook: Callable[[], DaiHook]) -> None:
+        """Do what a kill requires, or a time limit that has passed while the task was deferred.
+
+        Airflow 2 calls ``on_kill`` then in place of ``resume_execution``, not from a signal handler: so what the error
+        of a resumed task does is done here.
+        """
+        error = sys.exception()
+        if not (isinstance(error, AirflowTaskTimeout) and self._context and self._resumed and not self._entered):
+            self.kill()
+            return
+        with suppress(AirflowTaskTimeout), self.cancel_on_error(self._context, make_hook):
+            raise error
 
     def kill(self) -> None:
         """Request the cancellation, from a signal handler.
@@ -106,6 +146,7 @@ class IngestGuard:
     @contextmanager
     def cancel_on_error(self, context: Context, make_hook: Callable[[], DaiHook]) -> Iterator[None]:
         """Cancel the ingest when the block raises, unless the next try reattaches to it; the error is raised again."""
+        self._entered = True
         try:
             yield
         except TaskDeferred:
@@ -126,6 +167,7 @@ class IngestGuard:
     def _cancel_after(self, failure: BaseException, context: Context, make_hook: Callable[[], DaiHook]) -> None:
         """Request the cancellation after an error, or leave the ingest to the next try. Never raise."""
         names: list[str] = []
+        # Without a hook for this ingest the prepared request is left: perhaps only Airflow is unavailable.
         connected = False
         try:
             names = self._names(context)
@@ -136,6 +178,7 @@ class IngestGuard:
             elif names:
                 # The hook of the task has a token; one that is made now has to ask for it, and for the connection.
                 with self._hook.sibling() if self._hook else make_hook() as hook:
+                    self._check_endpoint(names, hook)
                     connected = True
                     for name in names:
                         request_cancellation(hook, name, self._log)
@@ -144,17 +187,26 @@ class IngestGuard:
             ingest = ", ".join(names) or "An ingest of this task"
             self._log.error("%s may still run: it could not be cancelled: %s", ingest, describe_error(error))
             if not connected:
-                # Perhaps only Airflow is unavailable, and not the service. The prepared request needs no connection.
                 self._send_prepared("its task has failed")
+
+    def _check_endpoint(self, names: list[str], hook: DaiHook) -> None:
+        """Raise AirflowException when this hook would cancel a stranger's operation of the same name."""
+        for name in names:
+            if why := elsewhere(name, hook.endpoint.url, self._endpoints):
+                raise AirflowException(why)
 
     def _names(self, context: Context) -> list[str]:
         """Return the operation of this try; after a deferral it is read from the XCom."""
         if self._operation_name:
             return [self._operation_name]
-        names = [str(name) for name in operations_started_by_task_instance(context, self._log)]
+        names: list[str] = []
+        if self._resumed:
+            started = operations_started_by_task_instance(context, self._log, self._endpoints)
+            names = [str(name) for name in started]
         if not names and (earlier := IngestStore(context).load()):
             # An earlier try has left it to this one, which has failed before it could reattach.
             names = [earlier.operation_name]
+            self._endpoints = {earlier.operation_name: {earlier.endpoint}}
         return names
 
 

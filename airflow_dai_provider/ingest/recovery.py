@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 #: Seconds to pause before each search; the service may still be processing the request.
 PAUSES = (0.0, 2.0, 5.0, 10.0)
-#: How far the service's clock may be behind the worker's.
-CLOCK_SKEW = timedelta(seconds=5)
+#: How far the service's clock may be behind the worker's; it can also tell whole seconds only.
+CLOCK_SKEW = timedelta(seconds=1)
+#: An ingest that was created shortly before the request is that of another start, unless a clock is wrong: it is named.
+DOUBT = timedelta(seconds=10)
 
 
 class IngestMayHaveStartedError(AirflowFailException):
@@ -34,7 +36,13 @@ class IngestMayHaveStartedError(AirflowFailException):
 
 
 def recover_ingest(
-    hook: DaiHook, urls: Collection[str], sent: datetime, failure: str, sleep: Callable[[float], None], log: Any
+    hook: DaiHook,
+    urls: Collection[str],
+    sent: datetime,
+    failure: str,
+    sleep: Callable[[float], None],
+    log: Any,
+    known: Collection[str] = (),
 ) -> Operation:
     """Return the ingest that a request without a response has started.
 
@@ -44,6 +52,7 @@ def recover_ingest(
     :param sent: when the request was sent, an aware time.
     :param failure: a sentence that says how the request failed.
     :param log: receives what was found.
+    :param known: names of operations that earlier requests have started.
     :raises IngestMayHaveStartedError: when there is none, or more than one, or the operations cannot be listed; the
         message names the URLs.
     """
@@ -53,10 +62,10 @@ def recover_ingest(
     for pause in PAUSES:
         try:
             sleep(pause)
-            found = {
+            near = {
                 operation.name: operation
                 for operation in hook.list_operations(page_size=LIST_PAGE_SIZE)
-                if _matches(operation, urls, sent - CLOCK_SKEW)
+                if operation.name not in known and _created_since(operation, urls, sent - DOUBT)
             }
         except Exception as error:
             reason = f"the operations cannot be listed: {describe_error(error)}"
@@ -68,13 +77,16 @@ def recover_ingest(
             # A time limit, or a kill before Airflow 3. Raised as it is, it would let Airflow retry the task, and the
             # next try would start a second ingest.
             raise _unknown(failure, media, f"the search was interrupted: {interruption}.") from interruption
+        found = [operation for operation in near.values() if _created_since(operation, urls, sent - CLOCK_SKEW)]
         if len(found) > 1:
-            reason = f"several operations match: {', '.join(sorted(found))}."
+            reason = f"several operations match: {', '.join(sorted(operation.name for operation in found))}."
             break
-        for operation in found.values():
+        for operation in found:
             log.info("Found %s by its media URL and create time. Adopting it.", operation)
             return operation
         reason = f"no operation matched within {sum(PAUSES):g} s."
+        if near:
+            reason += f" {', '.join(sorted(near))} was created too early, and is probably that of another start."
     raise _unknown(failure, media, reason)
 
 
@@ -86,6 +98,6 @@ def _unknown(failure: str, media: str, reason: str) -> IngestMayHaveStartedError
     )
 
 
-def _matches(operation: Operation, urls: Collection[str], since: datetime) -> bool:
+def _created_since(operation: Operation, urls: Collection[str], since: datetime) -> bool:
     ingest = operation.ingest
     return bool(ingest and ingest.signed_creative_url in urls and ingest.create_time and ingest.create_time >= since)

@@ -7,22 +7,40 @@ the result of a cleared task, cancels nothing, and does not defer.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.names import InvalidNameError, check_operation_name
+from airflow_dai_provider.api.operation import OperationState
+from airflow_dai_provider.api.polling import Wait
+from airflow_dai_provider.api.redaction import redact_urls
+from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation
+from airflow_dai_provider.tasks.failures import describe_error, task_error
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
 
-#: The key in the task state store; its value is ``{"operation_name": str, "endpoint": str, "digest": str}``.
+#: The key in the task state store; its value has the fields of :class:`StartedIngest`.
 KEY = "dai_ingest"
+#: Seconds between the polls after which it is believed that the service does not know an operation.
+MISSING_PAUSES = (1.0, 3.0, 6.0)
+#: Seconds between two polls of an ingest before this try goes on with it.
+POLL_INTERVAL = 5.0
+#: Seconds for which a task that does not wait watches the ingest of an earlier try.
+SETTLE_SECONDS = 20.0
+
+_TOLD = (
+    "{name}, which an earlier try started, may still run, so no second ingest was started. Check it, and then clear "
+    "the task: it starts a new ingest if the service still refuses"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +50,15 @@ class StartedIngest:
     :param operation_name: ``operations/...``.
     :param endpoint: the base URL of the service that runs it.
     :param digest: of what was submitted, see :func:`airflow_dai_provider.api.creative.creative_digest`.
+    :param max_tries: of the task instance at that time, by which a clear is told from a retry.
+    :param refused: whether a try has failed since the service refused to tell about this ingest, or to cancel it.
     """
 
     operation_name: str
     endpoint: str
     digest: str
+    max_tries: int | None = None
+    refused: bool = False
 
 
 class IngestStore:
@@ -63,11 +85,14 @@ class IngestStore:
         try:
             saved = self._store.get(KEY) if self.available else None
         except Exception as error:
-            raise AirflowException(f"Cannot read the task state store: {error}") from error
+            raise AirflowException(f"Cannot read the task state store: {redact_urls(str(error))}") from error
         match saved:
             case {"operation_name": str(name), "endpoint": str(endpoint), "digest": str(digest)}:
+                tries, refused = saved.get("max_tries"), saved.get("refused") is True
                 try:
-                    return StartedIngest(check_operation_name(name), endpoint, digest)
+                    return StartedIngest(
+                        check_operation_name(name), endpoint, digest, tries if isinstance(tries, int) else None, refused
+                    )
                 except InvalidNameError:
                     return None
         return None
@@ -77,35 +102,118 @@ class IngestStore:
         if self.available:
             self._store.set(KEY, asdict(ingest))
 
-    def delete(self) -> None:
-        """Delete the saved ingest."""
-        if self.available:
-            self._store.delete(KEY)
+    def try_to_save(self, ingest: StartedIngest, log: Any) -> None:
+        """Save an ingest for the next try; when that fails, say so, since the task goes on."""
+        try:
+            self.save(ingest)
+        except Exception as error:
+            # Without a traceback, which can show a secret.
+            name = ingest.operation_name
+            log.error("Could not save %s for the next try: %s", name, describe_error(error))  # noqa: TRY400
+
+    def try_to_delete(self, name: str, log: Any) -> None:
+        """Delete the saved ingest; when that fails, say so: the next try finds that it has finished."""
+        try:
+            if self.available:
+                self._store.delete(KEY)
+        except Exception as error:
+            log.error("Could not delete %s from the task state store: %s", name, describe_error(error))  # noqa: TRY400
 
 
-def reattach_or_cancel(earlier: StartedIngest, hook: DaiHook, digest: str, log: Any) -> bool:
-    """Return whether this try can reattach to the ingest of an earlier one: it runs, and the creative is the same.
+def reattach_or_cancel(
+    earlier: StartedIngest,
+    store: IngestStore,
+    hook: DaiHook,
+    *,
+    digest: str,
+    max_tries: int | None,
+    settle: bool,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    log: Any,
+) -> Operation | None:
+    """Return the ingest of an earlier try if this try can go on with it: it runs, or has succeeded between two tries.
 
-    An ingest of another creative is cancelled if it runs.
+    Otherwise a new ingest may be started, since the earlier one certainly does not run, or a user has decided so. An
+    ingest of another creative is cancelled if it runs. What has succeeded is the result of a retry only: a clear starts
+    anew. Airflow raises ``max_tries`` at a clear, and at nothing else.
+
+    The service can refuse to tell about the earlier ingest, or to cancel it. Then nothing is started, and the task
+    fails for good and says so. If it is cleared after that, and the service still refuses, a new ingest is started.
 
     :param digest: of what this try would submit.
+    :param max_tries: of the task instance.
+    :param settle: whether the task will not wait: its ingest is watched for a while first, since a kill of an earlier
+        try can have cancelled it just now.
     :param log: receives what was found.
-    :raises google.api_core.exceptions.GoogleAPICallError: when the ingest cannot be polled or cancelled.
+    :raises ServiceError: when the ingest cannot be polled or cancelled for now.
+    :raises AirflowFailException: when the service refuses that.
     """
     name = earlier.operation_name
+    cleared = earlier.max_tries not in (None, max_tries)
     try:
-        operation = hook.get_operation(name)
+        operation = _poll(hook, name, clock, sleep, log)
+        if operation and settle and earlier.digest == digest:
+            operation = _watch(hook, operation, clock, sleep, log)
+        if operation is None:
+            log.info("The service no longer knows %s, which an earlier try started. Starting a new ingest.", name)
+            return None
+        if not operation.done and earlier.digest != digest:
+            log.warning("%s; an earlier try started it, with another creative. Cancelling it first.", operation)
+            request_cancellation(hook, name, log)
+            return None
     except ServiceError as error:
-        if error.rpc_code is not Code.NOT_FOUND:
+        if error.rpc_code not in PERMANENT or error.rpc_code is Code.UNAUTHENTICATED:
             raise
-        log.info("The service no longer knows %s, which an earlier try started. Starting a new ingest.", name)
-        return False
-    if operation.done:
-        log.info("%s; an earlier try started it. Starting a new ingest.", operation)
-        return False
-    if earlier.digest != digest:
-        log.warning("%s; an earlier try started it, with another creative. Cancelling it first.", operation)
-        request_cancellation(hook, name, log)
-        return False
-    log.info("%s; an earlier try started it. Reattaching to it.", operation)
-    return True
+        if cleared and earlier.refused:
+            log.warning("%s may still run: %s The task was cleared after it had said so. Starting anew.", name, error)
+            return None
+        store.try_to_save(replace(earlier, max_tries=max_tries, refused=True), log)
+        raise task_error(error.rpc_code, str(error), _TOLD.format(name=name)) from error
+    if not operation.done:
+        log.info("%s; an earlier try started it. Reattaching to it.", operation)
+        if cleared:
+            store.try_to_save(replace(earlier, max_tries=max_tries, refused=False), log)
+        return operation
+    if operation.state is OperationState.SUCCEEDED and earlier.digest == digest and not cleared:
+        log.info("%s; an earlier try started it. It is the result of this try.", operation)
+        return operation
+    log.info("%s; an earlier try started it. Starting a new ingest.", operation)
+    return None
+
+
+def _poll(
+    hook: DaiHook, name: str, clock: Callable[[], float], sleep: Callable[[float], None], log: Any
+) -> Operation | None:
+    """Return an operation, or None when the service has not known it for ten seconds; bear an outage as a wait does.
+
+    A service can have forgotten an operation for a moment, and its ingest runs on.
+    """
+    wait = Wait(name, started=clock(), poll_interval=POLL_INTERVAL)
+    missing = 0
+    while True:
+        try:
+            return hook.get_operation(name)
+        except ServiceError as error:
+            if error.rpc_code is Code.NOT_FOUND:
+                if missing == len(MISSING_PAUSES):
+                    return None
+                seconds, line = MISSING_PAUSES[missing], f"{error} It is polled again before that is believed."
+                missing += 1
+            else:
+                missing = 0
+                seconds, line = wait.after_error(error, clock())
+        log.warning("%s", line)
+        sleep(seconds)
+
+
+def _watch(
+    hook: DaiHook, operation: Operation, clock: Callable[[], float], sleep: Callable[[float], None], log: Any
+) -> Operation | None:
+    """Return a running operation as it is when a cancellation that is under way would have been seen."""
+    until = clock() + SETTLE_SECONDS
+    found: Operation | None = operation
+    while found and not found.done and clock() < until:
+        sleep(POLL_INTERVAL)
+        found = _poll(hook, operation.name, clock, sleep, log)
+    return found

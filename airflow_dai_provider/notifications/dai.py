@@ -14,7 +14,7 @@ from airflow_dai_provider.api.polling import check_seconds
 from airflow_dai_provider.notifications.rendering import RenderingNotifier
 from airflow_dai_provider.tasks.callback_scope import CallbackKind, callback_kind, operations_started, run_of_deadline
 from airflow_dai_provider.tasks.cancel_requests import request_cancellations
-from airflow_dai_provider.tasks.xcom import as_list
+from airflow_dai_provider.tasks.xcom import Endpoints, as_list, elsewhere
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -103,8 +103,9 @@ class DaiCancelOperationNotifier(RenderingNotifier):
         if callback_kind(context) is CallbackKind.DEADLINE:
             # The triggerer's log does not say by itself whose callback this is.
             self.log.info("A deadline has passed: that of %s.", run_of_deadline(context))
-        names, problems = self._collect(context)
-        problems += self._cancel(names)
+        endpoints: Endpoints = {}
+        names, problems = self._collect(context, endpoints)
+        problems += self._cancel(names, endpoints)
         if not names and not problems:
             self.log.info("No operation to cancel: %s.", self._source(context))
         for problem in problems:
@@ -132,14 +133,14 @@ class DaiCancelOperationNotifier(RenderingNotifier):
         finally:
             thread.shutdown(wait=False)
 
-    def _collect(self, context: Context) -> tuple[list[str], list[str]]:
+    def _collect(self, context: Context, endpoints: Endpoints) -> tuple[list[str], list[str]]:
         """Return the valid names, each once and in order, and the problems with the others."""
         started: list[object] = []
         problems = [*self.render_problems.get("operation_name", ()), *self.render_problems.get("ingest_task_ids", ())]
         if self.ingest_task_ids is not None or self.operation_name is None:
             task_ids = None if self.ingest_task_ids is None else [str(one) for one in _given(self.ingest_task_ids)]
             try:
-                started, unreadable = operations_started(context, task_ids, self.log)
+                started, unreadable = operations_started(context, task_ids, self.log, endpoints)
                 problems += unreadable
             except Exception as error:
                 problems.append(str(error))
@@ -159,8 +160,11 @@ class DaiCancelOperationNotifier(RenderingNotifier):
             return "operation_name is empty"
         return f"{callback_kind(context).value} has started none"
 
-    def _cancel(self, names: list[str]) -> list[str]:
-        """Request every cancellation; return a problem for each operation that may still run. Never raise."""
+    def _cancel(self, names: list[str], endpoints: Endpoints) -> list[str]:
+        """Request every cancellation; return a problem for each operation that may still run. Never raise.
+
+        An operation that was started at another endpoint only is left alone: here, its name can be a stranger's.
+        """
         if not names:
             return []
         from airflow_dai_provider.hooks.dai import DaiHook
@@ -176,9 +180,13 @@ class DaiCancelOperationNotifier(RenderingNotifier):
                 timeout=min(REQUEST_TIMEOUT, check_seconds("timeout", self.timeout)),
                 retry_timeout=0,
             ) as hook:
+                others = {name: why for name in names if (why := elsewhere(name, hook.endpoint.url, endpoints))}
+                problems = [f"{name} may still run: {why}" for name, why in others.items()]
+                if not (here := [name for name in names if name not in others]):
+                    return problems
                 hook.get_conn()
-                return request_cancellations(
-                    hook, names, timeout=self.timeout, clock=self._clock, sleep=self._sleep, log=self.log
+                return problems + request_cancellations(
+                    hook, here, timeout=self.timeout, clock=self._clock, sleep=self._sleep, log=self.log
                 )
         except Exception as error:
             self.log.exception("The cancellation of %s has failed", ", ".join(names))

@@ -14,7 +14,14 @@ from typing import Any, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowException, Context
 
-from airflow_dai_provider.tasks.xcom import XCOM_PUSHED_AT, XCOM_TRY_NUMBER, NoXComsError, pull, pull_operations
+from airflow_dai_provider.tasks.xcom import (
+    XCOM_PUSHED_AT,
+    XCOM_TRY_NUMBER,
+    Endpoints,
+    NoXComsError,
+    pull,
+    pull_operations,
+)
 
 #: Seconds by which the clock of a worker may be ahead of Airflow's.
 CLOCK_SKEW = 2.0
@@ -43,30 +50,33 @@ def callback_kind(context: Context) -> CallbackKind:
     return CallbackKind.DAG if "reason" in context else CallbackKind.TASK
 
 
-def operations_started(context: Context, task_ids: list[str] | None, log: Any) -> Started:
+def operations_started(
+    context: Context, task_ids: list[str] | None, log: Any, endpoints: Endpoints | None = None
+) -> Started:
     """Return the operations that a callback reaches.
 
     A Deadline's callback, that of a DAG, and that of a task that is not mapped reach every map index of the given
     tasks. The callback of a mapped task reaches its own map index, or a task that is not mapped, but never a sibling's.
 
     :param task_ids: the tasks that have started them; by default the task instance itself, or all tasks of the run.
+    :param endpoints: receives where the operations run, as far as the tasks have pushed it.
     """
     kind = callback_kind(context)
     if kind is CallbackKind.DEADLINE:
-        return _started_by_deadline_run(context, task_ids)
+        return _started_by_deadline_run(context, task_ids, endpoints)
     if kind is CallbackKind.DAG or task_ids is not None:
-        return _started_by_tasks(context, context["dag"].task_ids if task_ids is None else task_ids, log)
-    return operations_started_by_task_instance(context, log), []
+        return _started_by_tasks(context, context["dag"].task_ids if task_ids is None else task_ids, log, endpoints)
+    return operations_started_by_task_instance(context, log, endpoints), []
 
 
-def operations_started_by_task_instance(context: Context, log: Any) -> list[object]:
+def operations_started_by_task_instance(context: Context, log: Any, endpoints: Endpoints | None = None) -> list[object]:
     """Return the operations that the context's task instance has started, in the context's own try.
 
     A callback can come late, when the next try has already started its ingest. Cancelling that one would harm a healthy
     task, so the try that has pushed the name has to be the try of the callback.
     """
     ti = _task_instance(context)
-    names = pull_operations(ti, ti.task_id, ti.map_index)
+    names = pull_operations(ti, ti.task_id, ti.map_index, endpoints)
     pushed_by = pull(ti, ti.task_id, XCOM_TRY_NUMBER, ti.map_index)
     if names and pushed_by and pushed_by[0] != ti.try_number:
         log.info(
@@ -79,7 +89,7 @@ def operations_started_by_task_instance(context: Context, log: Any) -> list[obje
     return names
 
 
-def _started_by_tasks(context: Context, task_ids: Iterable[str], log: Any) -> Started:
+def _started_by_tasks(context: Context, task_ids: Iterable[str], log: Any, endpoints: Endpoints | None) -> Started:
     ti = _task_instance(context)
     of_dag = callback_kind(context) is CallbackKind.DAG
     ended = _end_of_run(context)
@@ -89,17 +99,17 @@ def _started_by_tasks(context: Context, task_ids: Iterable[str], log: Any) -> St
         if known is not None and task_id not in known:
             raise AirflowException(f"the DAG {ti.dag_id} has no such task, but {', '.join(sorted(known))}.")
         if of_dag:
-            return _without_late(pull_operations(ti, task_id, None), ti, task_id, ended, log)
+            return _without_late(pull_operations(ti, task_id, None, endpoints), ti, task_id, ended, log)
         if task_id == ti.task_id:
-            return operations_started_by_task_instance(context, log)
+            return operations_started_by_task_instance(context, log, endpoints)
         if ti.map_index < 0:
-            return pull_operations(ti, task_id, None)
-        return pull_operations(ti, task_id, ti.map_index) or pull_operations(ti, task_id, -1)
+            return pull_operations(ti, task_id, None, endpoints)
+        return pull_operations(ti, task_id, ti.map_index, endpoints) or pull_operations(ti, task_id, -1, endpoints)
 
     return _collect((task_id, partial(started_by, task_id)) for task_id in task_ids)
 
 
-def _started_by_deadline_run(context: Context, task_ids: Iterable[str] | None) -> Started:
+def _started_by_deadline_run(context: Context, task_ids: Iterable[str] | None, endpoints: Endpoints | None) -> Started:
     """Return what these tasks of the run have started, or what all have, with every map index.
 
     The triggerer responds to requests for single XComs only, and this waits for each response: call it in a thread.
@@ -112,7 +122,7 @@ def _started_by_deadline_run(context: Context, task_ids: Iterable[str] | None) -
         instances = run.instances()
     else:
         instances, problems = _collect((task_id, partial(run.instances_of, task_id)) for task_id in task_ids)
-    names, unreadable = _collect((one[0], partial(pull_operations, run, *one)) for one in instances)
+    names, unreadable = _collect((one[0], partial(pull_operations, run, *one, endpoints)) for one in instances)
     return names, problems + unreadable
 
 

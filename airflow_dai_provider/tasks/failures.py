@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import FINAL_STATES, Operation, OperationState
 from airflow_dai_provider.api.polling import WaitTimeoutError
-from airflow_dai_provider.api.redaction import short_repr
+from airflow_dai_provider.api.redaction import redact_urls, short_repr
 from airflow_dai_provider.api.retry import PERMANENT
 
 _ADVICE = {
@@ -132,8 +132,9 @@ def rpc_code_of(error: Exception) -> Code | None:
 
 
 def describe_error(error: Exception) -> str:
-    """Return the text of any error, for a log or a message."""
-    return str(error) if isinstance(error, ServiceError | ValueError | AirflowException) else repr(error)
+    """Return the text of any error, for a log or a message, without the secrets of URLs."""
+    text = str(error) if isinstance(error, ServiceError | ValueError | AirflowException) else repr(error)
+    return redact_urls(text)
 
 
 def sentences(*parts: object) -> str:

@@ -15,6 +15,8 @@ XCOM_OPERATION_NAME = "operation_name"
 XCOM_TRY_NUMBER = "operation_try_number"
 #: When they were pushed: ``{operation name: seconds of the epoch}``.
 XCOM_PUSHED_AT = "operation_pushed_at"
+#: Where they run: ``{operation name: base URL of the service}``. A name that a user's own code has pushed has none.
+XCOM_ENDPOINT = "operation_endpoint"
 #: The finished operation, of a task that has waited: ``Operation.to_dict()``.
 XCOM_OPERATION = "operation"
 #: The report of a sweep.
@@ -27,23 +29,35 @@ class NoXComsError(AirflowException):
     """XComs cannot be read at all in this process."""
 
 
-def push_operation(ti: Any, name: str, now: float) -> None:
+#: The endpoints of operations by their names: a name is known only together with its endpoint.
+Endpoints = dict[object, set[str]]
+
+
+def push_operation(ti: Any, name: str, now: float, endpoint: str | None = None) -> None:
     """Push an operation that a task has started, the name first.
 
     :param now: seconds of the epoch.
+    :param endpoint: base URL of the service that runs it.
     """
     ti.xcom_push(XCOM_OPERATION_NAME, name)
+    if endpoint:
+        ti.xcom_push(XCOM_ENDPOINT, {name: endpoint})
     ti.xcom_push(XCOM_TRY_NUMBER, ti.try_number)
     ti.xcom_push(XCOM_PUSHED_AT, {name: now})
 
 
-def pull_operations(ti: Any, task_id: str, map_index: int | None) -> list[object]:
+def pull_operations(ti: Any, task_id: str, map_index: int | None, endpoints: Endpoints | None = None) -> list[object]:
     """Return the operations in the XCom ``operation_name``, else the returned strings that are names of operations.
 
     :param ti: a task instance of the same run, which pulls.
     :param map_index: None for every map index.
+    :param endpoints: receives where they run, as far as the task has pushed it.
     """
     if started := [name for value in pull(ti, task_id, XCOM_OPERATION_NAME, map_index) for name in as_list(value)]:
+        if endpoints is not None:
+            for pushed in pull(ti, task_id, XCOM_ENDPOINT, map_index):
+                for name, endpoint in pushed.items() if isinstance(pushed, Mapping) else ():
+                    endpoints.setdefault(name, set()).add(str(endpoint))
         return started
     try:
         returned = pull(ti, task_id, XCOM_RETURN_VALUE, map_index)
@@ -51,6 +65,22 @@ def pull_operations(ti: Any, task_id: str, map_index: int | None) -> list[object
         # An object whose class Airflow does not restore here, so no name.
         return []
     return [value for value in returned if is_operation_name(value)]
+
+
+def elsewhere(name: object, endpoint: str, endpoints: Endpoints) -> str | None:
+    """Return a sentence on an operation that runs at another endpoint only; None for one that can be cancelled here.
+
+    At this endpoint, a stranger's operation can have the same name.
+
+    :param endpoint: base URL of the hook that would cancel it.
+    """
+    known = endpoints.get(name)
+    if not known or endpoint in known:
+        return None
+    return (
+        f"it was started at {' and '.join(sorted(known))}, and the endpoint is {endpoint} now, where another operation "
+        f"can have this name. Cancel it at the endpoint at which it was started."
+    )
 
 
 def is_several(value: object) -> bool:

@@ -100,17 +100,18 @@ class DaiCancelOperationOperator(BaseOperator):
             check_seconds("timeout", self.timeout)
         from airflow_dai_provider.hooks.dai import DaiHook
 
+        finished: Operation | None = None
+        requested = self._clock()
         with (
             self._accept_missing(),
             task_errors(f"{name} may still run"),
             DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint) as hook,
         ):
-            requested = self._clock()
             operation = self._cancel(hook, name)
             if self.wait_for_completion:
-                if not (operation and operation.done):
-                    operation = self._wait(hook, name, requested)
-                self._finish(context, operation, requested)
+                finished = operation if operation and operation.done else self._wait(hook, name, requested)
+        if finished:
+            self._finish(context, finished, requested)
         return name
 
     def execute_complete(self, context: Context, event: Any = None, requested: float | None = None) -> str:

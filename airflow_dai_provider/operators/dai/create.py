@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, conf, mask_secret
 
-from airflow_dai_provider.api.creative import check_creative, creative_digest, media_urls
-from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.creative import check_creative, creative_digest
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.polling import check_seconds
 from airflow_dai_provider.api.redaction import url_secrets
-from airflow_dai_provider.api.retry import may_have_acted
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
-from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError, recover_ingest
 from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, reattach_or_cancel
+from airflow_dai_provider.ingest.start import start_ingest
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
 from airflow_dai_provider.tasks.failures import check_final_state, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, push_operation
-from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE
+from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE, is_resumed
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
@@ -119,9 +116,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
         if cancel_on_failure:
-            callback = LostWorkerCallback(
-                gcp_conn_id=gcp_conn_id, impersonation_chain=impersonation_chain, api_endpoint=api_endpoint
-            )
+            callback = LostWorkerCallback(self)
             # New lists, made after the base's constructor: those that it has set can be the ones in default_args.
             self.on_failure_callback = [callback, *_callbacks(self.on_failure_callback)]
             if not HAS_TASK_STATE_STORE:
@@ -135,29 +130,36 @@ class DaiCreateCreativeOperator(BaseOperator):
     @property
     def cancels_own_ingest(self) -> bool:
         """Whether this process runs the task and leaves nothing for a callback to cancel."""
-        return "_guard" in vars(self) and not self._guard.should_cancel
+        return "_guard" in vars(self) and self._guard.running and not self._guard.should_cancel
 
-    def _do_render_template_fields(self, parent: Any, *args: Any, **kwargs: Any) -> None:
+    def _do_render_template_fields(
+        self, parent: Any, template_fields: Any, context: Context, *args: Any, **kwargs: Any
+    ) -> None:
         """Render, and mask the signature of a media URL in the log and in the rendered fields that the UI shows.
 
         It is the one rendering method that Airflow also calls for a mapped task.
         """
-        super()._do_render_template_fields(parent, *args, **kwargs)
+        if parent is self and "ti" in context:
+            # A task whose template fails has started nothing either.
+            self._guard.begin(context, resumed=is_resumed(context["ti"]))
+        super()._do_render_template_fields(parent, template_fields, context, *args, **kwargs)
         if parent is self:  # and not a part of a field
             for secret in url_secrets(self.creative):
                 mask_secret(secret)
 
     def execute(self, context: Context) -> str:
         """Start the ingest, or reattach to that of an earlier try; wait if told to; return the operation's name."""
-        with self._guard.cancel_on_error(context, self._make_hook), task_errors():
-            # Guarded, since an earlier try can have left its ingest to this one.
-            check_creative(self.creative, self.dynamic_creative_info)
-            check_seconds("poll_interval", self.poll_interval)
-            check_seconds("timeout", self.timeout)
+        self._guard.begin(context)
+        with self._guard.cancel_on_error(context, self._make_hook):
+            with task_errors():
+                # Guarded, since an earlier try can have left its ingest to this one.
+                check_creative(self.creative, self.dynamic_creative_info)
+                check_seconds("poll_interval", self.poll_interval)
+                check_seconds("timeout", self.timeout)
             with self._make_hook() as hook:
-                found = self._reattach(context, hook)
-                adopted = self._clock() if found else None
-                name = found or self._start(context, hook)
+                if (found := self._reattach(context, hook)) and found.done:
+                    return self._finish(context, found)
+                name, adopted = (found.name, self._clock()) if found else (self._start(context, hook), None)
                 if self.wait_for_completion:
                     return self._finish(context, self._wait(hook, name, adopted), adopted)
                 return name
@@ -170,10 +172,8 @@ class DaiCreateCreativeOperator(BaseOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume the task after a deferral, under the same guard as ``execute``."""
-        with (
-            self._guard.cancel_on_error(context, self._make_hook),
-            resumption(self, next_method, next_kwargs),
-        ):
+        self._guard.begin(context, resumed=True)
+        with self._guard.cancel_on_error(context, self._make_hook), resumption(self, next_method, next_kwargs):
             return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
@@ -181,82 +181,83 @@ class DaiCreateCreativeOperator(BaseOperator):
 
         A kill before ``execute`` has begun counts too: ``execute`` then starts nothing.
         """
-        self._guard.kill()
+        self._guard.kill_or_time_out(self._make_hook)
 
     def _make_hook(self) -> DaiHook:
         from airflow_dai_provider.hooks.dai import DaiHook
 
-        return DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
+        with task_errors():
+            return DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
 
-    def _reattach(self, context: Context, hook: DaiHook) -> str | None:
-        """Return the operation of an earlier try if this one can reattach to it."""
-        earlier = IngestStore(context).load()
-        if earlier is None:
-            return None
-        if earlier.endpoint != hook.endpoint.url:
+    def _reattach(self, context: Context, hook: DaiHook) -> Operation | None:
+        """Return the operation of an earlier try if this one can go on with it."""
+        with task_errors():
+            endpoint = hook.endpoint.url
+        store = IngestStore(context)
+        earlier = store.load()
+        if earlier and earlier.endpoint != endpoint:
             # It can be neither polled nor cancelled at this endpoint, where another operation can have its name.
             message = "%s may still run at %s: an earlier try started it there. Starting a new ingest at %s."
-            self.log.warning(message, earlier.operation_name, earlier.endpoint, hook.endpoint.url)
-            return None
-        # Guarded before it is polled: if the poll fails, no other try or guard knows of it.
-        self._adopt(context, hook, earlier.operation_name)
-        if reattach_or_cancel(earlier, hook, self._digest(), self.log):
-            return earlier.operation_name
-        self._guard.disarm()
-        return None
+            self.log.warning(message, earlier.operation_name, earlier.endpoint, endpoint)
+            earlier = None
+        found = None
+        if earlier:
+            # Guarded before it is polled: if the poll fails, no other try or guard knows of it.
+            self._adopt(context, hook, earlier.operation_name)
+            with task_errors():
+                found = reattach_or_cancel(
+                    earlier,
+                    store,
+                    hook,
+                    digest=self._digest(),
+                    max_tries=context["ti"].max_tries,
+                    settle=not self.wait_for_completion,
+                    clock=self._clock,
+                    sleep=self._sleep,
+                    log=self.log,
+                )
+        if found is None:
+            self._guard.disarm()
+        return found
 
     def _start(self, context: Context, hook: DaiHook) -> str:
         """Start the ingest, and save its name for guards and the next try."""
         if self._guard.killed:
             raise AirflowException("The task is being killed; no ingest was started.")
-        operation = self._create(context, hook)
-        self._adopt(context, hook, operation.name)
+        store = IngestStore(context)
+        with task_errors():
+            operation = start_ingest(
+                hook,
+                self.creative,
+                self.dynamic_creative_info,
+                store=store,
+                adopt=lambda name: self._adopt(context, hook, name),
+                clock=self._clock,
+                sleep=self._sleep,
+                log=self.log,
+            )
+        try:
+            self._adopt(context, hook, operation.name)
+        finally:
+            # Also when the XCom could not be pushed: the next try then reattaches.
+            max_tries = context["ti"].max_tries
+            started = StartedIngest(operation.name, hook.endpoint.url, self._digest(), max_tries)
+            store.try_to_save(started, self.log)
         self.log.info("%s.", operation)
-        try:
-            IngestStore(context).save(StartedIngest(operation.name, hook.endpoint.url, self._digest()))
-        except Exception:
-            self.log.exception("Could not save %s for the next try", operation.name)
         return operation.name
-
-    def _create(self, context: Context, hook: DaiHook) -> Operation:
-        """Send the request that starts the ingest; when its response is lost, recover the ingest."""
-        sent = datetime.fromtimestamp(self._clock(), UTC)
-
-        def recover(failure: str) -> Operation:
-            return recover_ingest(hook, media_urls(self.creative), sent, failure, self._sleep, self.log)
-
-        try:
-            return hook.create_creative(self.creative, self.dynamic_creative_info)
-        except ServiceError as error:
-            if not may_have_acted(error):
-                raise
-            return recover(str(error))
-        except Exception:
-            # An error before anything was sent, such as that of an invalid endpoint.
-            raise
-        except BaseException as interruption:
-            # A time limit, or a kill before Airflow 3. The ingest may have started by then. It is recovered and adopted
-            # so that the guard cancels it, and then the interruption goes on.
-            try:
-                self._adopt(context, hook, recover(f"Starting the ingest was interrupted: {interruption}.").name)
-            except IngestMayHaveStartedError as unknown:
-                # It takes the place of the interruption, whose text it contains: after an interruption Airflow would
-                # retry the task, and the next try would start a second ingest.
-                raise unknown from interruption
-            except Exception:
-                self.log.exception("Could not push the operation name to XCom")
-            raise
 
     def _adopt(self, context: Context, hook: DaiHook, name: str) -> None:
         """Make an ingest this try's own: arm the guard with its name, and push the name to XCom."""
         # The guard first, since a kill can come while the XComs are pushed.
-        self._guard.arm(hook, name)
-        push_operation(context["ti"], name, self._clock())
+        with task_errors():
+            self._guard.arm(hook, name)
+        push_operation(context["ti"], name, self._clock(), hook.endpoint.url)
 
     def _wait(self, hook: DaiHook, name: str, adopted: float | None = None) -> Operation:
         """Wait until the ingest has finished, in this process or in the triggerer."""
         if not self.deferrable:
-            return hook.wait_for_operation(name, timeout=self.timeout, poll_interval=self.poll_interval)
+            with task_errors():
+                return hook.wait_for_operation(name, timeout=self.timeout, poll_interval=self.poll_interval)
         # Imported here, since DAG files are parsed often and few of their tasks defer.
         from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 
@@ -281,15 +282,12 @@ class DaiCreateCreativeOperator(BaseOperator):
         if cancelled and adopted is not None and self._clock() < adopted + LATE_GUARD:
             # A guard of the earlier try can act after this one has reattached to the same ingest.
             self.log.warning("An earlier try started and cancelled it. Starting a new ingest.")
-            with task_errors(), self._make_hook() as hook:
+            with self._make_hook() as hook:
                 name = self._start(context, hook)
                 return self._finish(context, self._wait(hook, name))
         context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict())
         check_final_state(operation, frozenset({OperationState.SUCCEEDED}))
-        try:
-            IngestStore(context).delete()
-        except Exception:
-            self.log.exception("Could not delete %s from the task state store; the next try ignores it", operation.name)
+        IngestStore(context).try_to_delete(operation.name, self.log)
         return operation.name
 
     def _digest(self) -> str:

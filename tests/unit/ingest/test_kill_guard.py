@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowTaskTimeout, TaskDeferred
+from airflow.providers.common.compat.sdk import (
+    DAG,
+    AirflowException,
+    AirflowFailException,
+    AirflowTaskTimeout,
+    TaskDeferred,
+)
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
@@ -15,8 +22,8 @@ from airflow_dai_provider.ingest.resume import KEY
 from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from tests.support.dag_runs import RunDag
-from tests.support.emulators import count
-from tests.support.ingests import CANCEL, both, execute, make, resume, the
+from tests.support.emulators import MakeEmulator, count
+from tests.support.ingests import CANCEL, both, execute, fail, make, resume, the
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import Store, Ti
@@ -208,3 +215,138 @@ class TestGuard:
         assert len(shown) == 1
         assert "media.example.com" in shown[0]
         assert "bWFwcGVk" not in shown[0]
+
+
+class TestAnotherEndpoint:
+    """What is remembered is valid only together with its endpoint: elsewhere its name is a stranger's."""
+
+    @pytest.fixture
+    def moved(self, make_emulator: MakeEmulator) -> Callable[..., tuple[DaiEmulator, DaiEmulator]]:
+        """Give a function that starts an ingest at one endpoint, and then moves the connection to another one."""
+
+        def move(start: Callable[[], Any]) -> tuple[DaiEmulator, DaiEmulator]:
+            old = make_emulator(ingest_seconds=1e9)
+            start()
+            new = make_emulator(ingest_seconds=1e9)
+            new.start_ingest(the(old))
+            return old, new
+
+        return move
+
+    def test_a_try_that_fails_before_it_reattaches_cancels_no_stranger_s_operation(
+        self, moved: Any, context: Any, ti: Ti, log: Log
+    ) -> None:
+        ti.max_tries = 1
+
+        def start() -> None:
+            with pytest.raises(AirflowException, match="has not finished"):
+                execute(context, timeout=10)
+
+        old, new = moved(start)
+        ti.try_number = 2
+        ti.pushed.clear()
+        with pytest.raises(AirflowFailException, match="Invalid creative"):
+            execute(context, creative={"adSystem": "x"})
+        assert new.requests == []
+        (error,) = log.errors
+        assert f"{the(old)} may still run: it could not be cancelled: it was started at {old.endpoint}" in error
+        assert f"the endpoint is {new.endpoint} now" in error
+
+    @pytest.mark.parametrize("failure", ["event", "__fail__"])
+    def test_a_resumed_task_cancels_no_stranger_s_operation(
+        self, moved: Any, context: Any, log: Log, failure: str
+    ) -> None:
+        deferred: list[TaskDeferred] = []
+
+        def start() -> None:
+            with pytest.raises(TaskDeferred) as caught:
+                make(deferrable=True).execute(context)
+            deferred.append(caught.value)
+
+        old, new = moved(start)
+        method, kwargs = "__fail__", {"error": "Trigger failure"}
+        if failure == "event":
+            method = deferred[0].method_name
+            kwargs = {**(deferred[0].kwargs or {}), "event": {"status": "error", "code": None, "message": "x"}}
+        with pytest.raises(AirflowException):
+            make(deferrable=True).resume_execution(method, kwargs, context)
+        assert new.cancel_requested(the(old)) == 0
+        assert f"it was started at {old.endpoint}" in log.errors[0]
+
+    def test_a_task_whose_endpoint_changes_while_it_runs_cancels_its_own_ingest(
+        self, context: Any, make_emulator: MakeEmulator, between_polls: Any
+    ) -> None:
+        """The prepared request goes to the endpoint at which the ingest was started."""
+        emulators = [make_emulator()]
+
+        def move() -> None:
+            emulators.append(make_emulator())
+            emulators[1].start_ingest(the(emulators[0]))
+            raise RuntimeError
+
+        between_polls(move)
+        with pytest.raises(RuntimeError):
+            execute(context)
+        old, new = emulators
+        assert [emulator.cancel_requested(the(old)) for emulator in emulators] == [1, 0]
+        assert new.requests == []
+
+
+class TestNothingSent:
+    """A task that knows that it has sent nothing reads nothing of Airflow and says nothing, in its callbacks too."""
+
+    @pytest.fixture
+    def unreadable(self, ti: Ti, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(type(ti), "xcom_pull", fail)
+
+    @pytest.mark.usefixtures("unreadable")
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"creative": {"adSystem": "x"}},
+            {"creative": "{{ no_such_function() }}"},
+            {"poll_interval": 0},
+            {"api_endpoint": "http://x/path"},
+            {"gcp_conn_id": "no_such_connection", "api_endpoint": "http://127.0.0.1:1"},
+            {},
+        ],
+        ids=["creative", "template", "poll_interval", "endpoint", "connection", "refused by the service"],
+    )
+    def test_nothing_is_read_and_nothing_is_said(self, slow: DaiEmulator, context: Any, log: Log, options: Any) -> None:
+        slow.inject(Fault("creatives.create", rpc_status="PERMISSION_DENIED"))
+        with DAG("silent", schedule=None) as dag:
+            task = make(**options)
+        with suppress(Exception):
+            task.render_template_fields(context)
+            task.execute(context)
+            pytest.fail("It fails.")
+        context["ti"].task = task
+        for callback in task.on_failure_callback:
+            callback({**context, "task": task, "dag": dag})
+        # On Airflow 2 it logs the error of a template itself.
+        assert [error for error in log.errors if "Exception rendering" not in error] == []
+        assert "may still run" not in log.text
+        assert slow.states() == {}
+
+
+class TestTimeLimitOfAirflow2:
+    """Airflow 2 calls ``on_kill`` in place of ``resume_execution`` when the time limit has passed meanwhile."""
+
+    @pytest.mark.parametrize(("on_kill", "on_failure", "cancels"), [(1, 1, 1), (1, 0, 1), (0, 1, 1), (0, 0, 0)])
+    def test_either_flag_cancels_as_on_3_3(
+        self, slow: DaiEmulator, context_before_3_3: Any, ti: Ti, on_kill: int, on_failure: int, cancels: int
+    ) -> None:
+        flags = {"cancel_on_kill": bool(on_kill), "cancel_on_failure": bool(on_failure), "deferrable": True}
+        with pytest.raises(TaskDeferred):
+            make(**flags).execute(context_before_3_3)
+        ti.next_method = "execute_complete"  # type: ignore[attr-defined]
+        task = make(**flags)
+        task.render_template_fields(context_before_3_3)
+        try:
+            raise AirflowTaskTimeout  # noqa: TRY301
+        except AirflowTaskTimeout:
+            task.on_kill()
+        ti.task = task  # type: ignore[attr-defined]
+        for callback in task.on_failure_callback or ():
+            callback({**context_before_3_3, "dag": DAG("limited", schedule=None)})
+        assert slow.cancel_requested(the(slow)) == cancels

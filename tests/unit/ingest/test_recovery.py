@@ -15,6 +15,7 @@ from tests.support.clock import Clock
 from tests.support.emulators import count
 from tests.support.ingests import CREATE, JSON, LIST, SECRET, URL, execute, fail, interrupt_create, the
 from tests.support.log import Log
+from tests.support.payloads import creative
 from tests.support.task_instance import Ti
 
 pytestmark = pytest.mark.usefixtures("_time")
@@ -88,6 +89,40 @@ class TestLostAnswer:
             execute(context)
         assert all(name in str(caught.value) for name in slow.states())
         assert all(slow.cancel_requested(name) == 0 for name in slow.states())
+
+    def test_the_ingest_of_an_earlier_try_is_not_taken_for_this_one(
+        self, slow: DaiEmulator, context: Any, ti: Ti, clock: Clock
+    ) -> None:
+        """It was cancelled a moment ago, and the same creative is submitted again."""
+        first = execute(context, wait_for_completion=False, url=URL)
+        ti.try_number = 2
+        clock.advance(1)
+        slow.inject(Fault(CREATE, drop="before"))
+        with pytest.raises(IngestMayHaveStartedError, match="no operation matched"):
+            execute(context, creative=creative(URL, adTitle="new"))
+        assert slow.cancel_requested(first) == 1
+
+    @pytest.mark.parametrize("drop", ["before", "after"])
+    def test_the_ingest_of_another_start_shortly_before_is_not_taken(
+        self, slow: DaiEmulator, context: Any, clock: Clock, drop: str
+    ) -> None:
+        """Another task has started the same URL 3 s ago."""
+        slow.start_ingest("operations/other", creative_url=URL)
+        clock.advance(3)
+        slow.inject(Fault(CREATE, drop=drop))
+        if drop == "before":
+            with pytest.raises(IngestMayHaveStartedError, match="no operation matched .*operations/other was created"):
+                execute(context)
+        else:
+            assert execute(context) != "operations/other"
+        assert slow.cancel_requested("operations/other") == 0
+
+    def test_a_clock_of_the_service_that_is_a_little_behind_is_borne(
+        self, slow: DaiEmulator, context: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(DaiCreateCreativeOperator, "_clock", staticmethod(lambda: clock() + 0.9))
+        slow.inject(Fault(CREATE, drop="after"))
+        assert execute(context, wait_for_completion=False) == the(slow)
 
     @pytest.mark.parametrize("list_fault", [{"rpc_status": "UNIMPLEMENTED"}, {"status": 503, "times": None}])
     def test_a_server_without_a_list_fails_the_task(self, slow: DaiEmulator, context: Any, list_fault: Any) -> None:

@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import (
     timezone,
 )
 
+from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.ingest.resume import KEY
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
@@ -124,17 +125,105 @@ class TestRetry:
             execute(context, url="https://media.example.com/right.mp4")
         assert count(slow, CREATE) == 1
 
-    @pytest.mark.parametrize("end", ["SUCCEEDED", "CANCELLED"])
-    def test_a_finished_ingest_is_not_reattached_to(
-        self, slow: DaiEmulator, context: Any, ti: Ti, clock: Clock, end: str
+    @pytest.mark.parametrize("wait", [True, False])
+    def test_an_ingest_that_has_succeeded_between_two_tries_is_the_result(
+        self, slow: DaiEmulator, context: Any, ti: Ti, clock: Clock, wait: bool
+    ) -> None:
+        self.fail_first_try(context, ti)
+        clock.advance(100)
+        assert execute(context, wait_for_completion=wait) == the(slow)
+        assert slow.states() == {the(slow): "SUCCEEDED"}
+        assert ti.pushed["ingest", -1, "operation"]["state"] == "SUCCEEDED"
+
+    @pytest.mark.parametrize("why", ["cancelled", "another creative", "cleared"])
+    def test_another_finished_ingest_is_replaced(
+        self, slow: DaiEmulator, context: Any, ti: Ti, clock: Clock, why: str
     ) -> None:
         self.fail_first_try(context, ti)
         first = the(slow)
-        if end == "CANCELLED":
+        if why == "cancelled":
             cancel(slow)
+        if why == "cleared":
+            ti.max_tries = 3
         clock.advance(100)
-        second = execute(context)
-        assert slow.states() == {first: end, second: "SUCCEEDED"}
+        second = execute(context, **({"creative": creative(adTitle="new")} if why == "another creative" else {}))
+        assert slow.states() == {first: "CANCELLED" if why == "cancelled" else "SUCCEEDED", second: "SUCCEEDED"}
+
+    def test_a_retry_after_a_clear_takes_what_has_succeeded_since(
+        self, slow: DaiEmulator, context: Any, ti: Ti, clock: Clock
+    ) -> None:
+        """The clear has reattached to the running ingest; the try after it is a retry of the cleared task."""
+        self.fail_first_try(context, ti)
+        ti.max_tries = 3
+        with pytest.raises(AirflowException, match="has not finished within 10 s"):
+            execute(context, timeout=10)
+        ti.try_number = 3
+        clock.advance(100)
+        assert execute(context) == the(slow)
+
+    @pytest.mark.parametrize("polls", [1, 2, 3])
+    def test_an_ingest_that_is_unknown_for_a_moment_is_reattached_to(
+        self, slow: DaiEmulator, context: Any, ti: Ti, polls: int
+    ) -> None:
+        self.fail_first_try(context, ti)
+        slow.inject(Fault(GET, rpc_status="NOT_FOUND", times=polls))
+        assert execute(context) == the(slow)
+        assert (count(slow, CREATE), slow.cancel_requested(the(slow))) == (1, 0)
+
+    def test_an_outage_is_borne_as_long_as_by_a_wait(
+        self, slow: DaiEmulator, context: Any, ti: Ti, clock: Clock
+    ) -> None:
+        self.fail_first_try(context, ti)
+        slow.inject(Fault(GET, status=503, times=60))
+        began = clock.now
+        assert execute(context) == the(slow)
+        assert 60 < clock.now - began < MAX_OUTAGE
+
+    @pytest.mark.parametrize("rpc_status", ["PERMISSION_DENIED", "INVALID_ARGUMENT", "UNIMPLEMENTED"])
+    def test_a_refused_poll_starts_nothing_until_the_task_is_cleared_again(
+        self, slow: DaiEmulator, context: Any, ti: Ti, log: Log, rpc_status: str
+    ) -> None:
+        self.fail_first_try(context, ti)
+        first = the(slow)
+        slow.inject(Fault(GET, rpc_status=rpc_status, times=3))
+        told = f"{rpc_status}.*{first}, which an earlier try started, may still run.*clear the task"
+        for _ in range(2):
+            with pytest.raises(AirflowFailException, match=told):
+                execute(context, wait_for_completion=False)
+        assert count(slow, CREATE) == 1
+        ti.max_tries = 3  # as a clear sets it
+        second = execute(context, wait_for_completion=False)
+        assert list(slow.states()) == [first, second]
+        assert f"{first} may still run: " in log.text
+
+    def test_a_refusal_that_nobody_was_told_of_starts_nothing_after_a_clear(
+        self, slow: DaiEmulator, context: Any, ti: Ti
+    ) -> None:
+        self.fail_first_try(context, ti)
+        ti.max_tries = 3
+        slow.inject(Fault(GET, rpc_status="PERMISSION_DENIED"))
+        with pytest.raises(AirflowFailException, match="may still run"):
+            execute(context)
+        assert count(slow, CREATE) == 1
+
+    def test_refused_credentials_are_no_word_on_the_ingest(
+        self, slow: DaiEmulator, context: Any, ti: Ti, store: Store
+    ) -> None:
+        self.fail_first_try(context, ti)
+        slow.inject(Fault(GET, rpc_status="UNAUTHENTICATED", times=2))
+        with pytest.raises(AirflowFailException, match="UNAUTHENTICATED"):
+            execute(context)
+        assert store.kept[KEY]["refused"] is False
+
+    def test_a_task_that_does_not_wait_leaves_an_ingest_that_is_being_cancelled(
+        self, slow: DaiEmulator, context: Any, ti: Ti
+    ) -> None:
+        """A running task was cleared: its kill has requested the cancellation seconds ago."""
+        first = execute(context, wait_for_completion=False)
+        ti.try_number = 2
+        cancel(slow)
+        second = execute(context, wait_for_completion=False)
+        assert slow.states() == {first: "CANCELLED", second: "RUNNING"}
 
     def test_an_ingest_that_the_service_no_longer_knows_is_replaced(
         self, slow: DaiEmulator, context: Any, store: Store
@@ -261,17 +350,17 @@ class TestRetry:
 class TestLeftToTheNextTry:
     """An ingest is left only to a next try that will know of it."""
 
-    @pytest.mark.parametrize("what", ["xcom", "store", "time limit"])
+    @pytest.mark.parametrize("what", ["xcom and store", "store", "time limit"])
     def test_an_ingest_that_the_next_try_cannot_find_is_cancelled(
         self, slow: DaiEmulator, context: Any, ti: Ti, store: Store, monkeypatch: pytest.MonkeyPatch, what: str
     ) -> None:
         ti.max_tries = 1
         with monkeypatch.context() as patches:
-            if what == "xcom":
+            if "xcom" in what:
                 patches.setattr(type(ti), "xcom_push", fail)
-            elif what == "store":
+            if "store" in what:
                 patches.setattr(store, "set", fail)
-            else:
+            if what == "time limit":
                 interrupt_create(patches)
             with pytest.raises((AirflowException, RuntimeError, AirflowTaskTimeout)):
                 execute(context, timeout=10)
@@ -281,6 +370,30 @@ class TestLeftToTheNextTry:
         ti.pushed.clear()
         second = execute(context)
         assert slow.states()[second] == "SUCCEEDED"
+
+    @pytest.mark.parametrize("key", ["operation_name", "operation_try_number", "operation_endpoint"])
+    @pytest.mark.parametrize("fault", [OSError("disk"), ValueError("not JSON"), TimeoutError("slow")], ids=repr)
+    def test_a_fault_of_the_xcom_backend_is_retried_with_the_same_ingest(
+        self, slow: DaiEmulator, context: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch, key: str, fault: Exception
+    ) -> None:
+        """It is no error of the service: it stays what it is, Airflow retries, and the store has the name."""
+        ti.max_tries = 1
+        push = ti.xcom_push
+
+        def fails(at: str, value: Any) -> None:
+            if at == key:
+                raise fault
+            push(at, value)
+
+        with monkeypatch.context() as patches:
+            patches.setattr(ti, "xcom_push", fails, raising=False)
+            with pytest.raises(type(fault)) as caught:
+                execute(context)
+        assert caught.value is fault
+        ti.try_number = 2
+        ti.pushed.clear()
+        assert execute(context) == the(slow)
+        assert slow.cancel_requested(the(slow)) == 0
 
     def test_a_killed_task_cancels_although_retries_are_left(
         self, slow: DaiEmulator, context: Any, ti: Ti, between_polls: Any

@@ -424,3 +424,39 @@ class TestRun:
             self.failing(emulator, on_failure_callback=DaiCancelOperationNotifier())(5)
         assert run_dag(dag).state == "success"
         assert emulator.states() == {"operations/5-of-try-1": "RUNNING"}
+
+
+class TestAnotherEndpoint:
+    """A name is known only together with its endpoint: elsewhere another operation can have it."""
+
+    @pytest.mark.parametrize("of_dag", [False, True], ids=["task", "dag"])
+    @pytest.mark.parametrize(
+        ("endpoints", "cancelled"),
+        [
+            pytest.param(lambda here: {A: here, B: here}, {A, B}, id="here"),
+            pytest.param(lambda here: {A: here, B: "https://other.example.com"}, {A}, id="one-elsewhere"),
+            pytest.param(lambda _: dict.fromkeys((A, B), "https://other.example.com"), set(), id="all-elsewhere"),
+            pytest.param(lambda _: "nonsense", {A, B}, id="pushed-by-other-code"),
+            pytest.param(lambda _: None, {A, B}, id="not-pushed"),
+        ],
+    )
+    def test_an_operation_at_another_endpoint_is_left_alone(
+        self, emulator: DaiEmulator, context: Any, ti: Ti, log: Log, of_dag: bool, endpoints: Any, cancelled: set[str]
+    ) -> None:
+        ti.xcom_push("operation_name", [emulator.start_ingest(name) for name in (A, B)])
+        ti.xcom_push("operation_endpoint", endpoints(emulator.endpoint))
+        call(DaiCancelOperationNotifier(), context(**({"reason": "failed"} if of_dag else {})))
+        assert {name for name in (A, B) if emulator.cancel_requested(name)} == cancelled
+        for name in {A, B} - cancelled:
+            words = f"{name} may still run: it was started at https://other.example.com, and the endpoint is"
+            assert words in log.text
+
+    def test_the_same_name_at_two_endpoints_is_cancelled_here(
+        self, emulator: DaiEmulator, context: Any, ti: Ti
+    ) -> None:
+        for index, endpoint in enumerate((emulator.endpoint, "https://other.example.com")):
+            ti.of_other_task("start_ingest", "operation_name", A, index)
+            ti.of_other_task("start_ingest", "operation_endpoint", {A: endpoint}, index)
+        emulator.start_ingest(A)
+        call(DaiCancelOperationNotifier(), context(reason="failed"))
+        assert emulator.cancel_requested(A) == 1

@@ -498,3 +498,21 @@ class TestParameters:
             "impersonation_chain": ["cancelled@example.com"],
             "api_endpoint": "cancelled.example.com",
         }
+
+
+@pytest.mark.parametrize("fault", [OSError("disk"), ValueError("not JSON"), TimeoutError("slow")], ids=repr)
+def test_a_fault_of_the_xcom_backend_is_no_error_of_the_service(
+    emulator: DaiEmulator, ti: Ti, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    """It stays what it is, and Airflow retries it."""
+
+    def fails(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(type(ti), "xcom_push", fails)
+    operator = DaiCancelOperationOperator(
+        task_id="cancel", operation_name=emulator.start_ingest(), wait_for_completion=True
+    )
+    with pytest.raises(type(fault)) as caught:
+        operator.execute({"ti": ti})  # type: ignore[arg-type]
+    assert caught.value is fault

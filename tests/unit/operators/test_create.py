@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from airflow_dai_provider.operators.dai import XCOM_OPERATION, DaiCreateCreative
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE
 from tests.support.clock import Clock
+from tests.support.connections import Connect
 from tests.support.dag_runs import RunDag
 from tests.support.emulators import count
 from tests.support.ingests import CANCEL, CREATE, GET, LIST, SECRET, URL, both, cancel, execute, fail, make, resume, the
@@ -312,9 +314,30 @@ class TestCallback:
         ]
         assert default == [print]
 
-    def test_it_uses_the_connection_and_the_endpoint_of_the_task(self) -> None:
-        (callback,) = make(gcp_conn_id="x", impersonation_chain=["a", "b"], api_endpoint="e").on_failure_callback
-        assert (callback.gcp_conn_id, callback.impersonation_chain, callback.api_endpoint) == ("x", ["a", "b"], "e")
+    def test_it_uses_what_a_subclass_sets_after_the_constructor(
+        self, slow: DaiEmulator, context: Any, ti: Ti, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The connection, the account and the endpoint are read when it is called, also after Airflow has copied it."""
+        monkeypatch.delenv("DAI_EMULATOR_HOST")
+        connect(is_anonymous=True)
+
+        class Ours(DaiCreateCreativeOperator):
+            def __init__(self, **kwargs: Any) -> None:
+                super().__init__(**kwargs)
+                self.gcp_conn_id = "google_cloud_default"
+                self.impersonation_chain = None
+                self.api_endpoint = slow.endpoint
+
+        name = slow.start_ingest()
+        ti.pushed = {("ingest", -1, "operation_name"): name, ("ingest", -1, "operation_try_number"): 1}
+        with DAG("ours", schedule=None) as dag:
+            task = Ours(
+                task_id="ingest", creative=creative(), gcp_conn_id="no", impersonation_chain=["no"], api_endpoint="no"
+            )
+        for copied in (task, deepcopy(dag).get_task("ingest")):
+            (callback,) = copied.on_failure_callback
+            callback({**context, "task": copied, "dag": dag})
+        assert slow.cancel_requested(name) == 2
 
 
 def test_the_event_of_another_ingest_fails_the_try(slow: DaiEmulator, context: Any, ti: Ti) -> None:

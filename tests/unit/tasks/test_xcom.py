@@ -14,13 +14,14 @@ from tests.support.task_instance import Ti
 A, B = "operations/a", "operations/b"
 
 
-def test_the_name_is_pushed_with_its_try_and_time(make_ti: type[Ti]) -> None:
+def test_the_name_is_pushed_with_its_try_time_and_endpoint(make_ti: type[Ti]) -> None:
     ti = make_ti(try_number=2)
-    push_operation(ti, A, 12.5)
+    push_operation(ti, A, 12.5, "https://x")
     assert {key: value for (_, _, key), value in ti.pushed.items()} == {
         "operation_name": A,
         "operation_try_number": 2,
         "operation_pushed_at": {A: 12.5},
+        "operation_endpoint": {A: "https://x"},
     }
     assert next(iter(ti.pushed))[2] == "operation_name", "The name first: the task can be killed at any time."
 

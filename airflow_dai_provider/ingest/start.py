@@ -1,0 +1,77 @@
+"""Start an ingest, and know its name whatever becomes of the response."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowException
+
+from airflow_dai_provider.api.creative import media_urls
+from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.retry import may_have_acted
+from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError, recover_ingest
+from airflow_dai_provider.ingest.resume import IngestStore
+from airflow_dai_provider.tasks.failures import describe_error
+
+if TYPE_CHECKING:
+    from airflow_dai_provider.api.operation import Operation
+    from airflow_dai_provider.hooks.dai import DaiHook
+
+
+def start_ingest(
+    hook: DaiHook,
+    creative: Mapping[str, Any],
+    dynamic_creative_info: Mapping[str, Any] | None,
+    *,
+    store: IngestStore,
+    adopt: Callable[[str], None],
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    log: Any,
+) -> Operation:
+    """Send the request that starts the ingest; when its response is lost, recover the ingest.
+
+    :param store: has the ingest of an earlier try, which is not taken for this one.
+    :param adopt: takes the name of an ingest whose start was interrupted, so that the guard of the task cancels it.
+    :param clock: gives seconds of the epoch.
+    :raises ServiceError: when the service has certainly started nothing.
+    :raises IngestMayHaveStartedError: when an ingest may run under an unknown name.
+    """
+    sent = datetime.fromtimestamp(clock(), UTC)
+
+    def recover(failure: str) -> Operation:
+        return recover_ingest(hook, media_urls(creative), sent, failure, sleep, log, _known(store, log))
+
+    try:
+        return hook.create_creative(creative, dynamic_creative_info)
+    except ServiceError as error:
+        if not may_have_acted(error):
+            raise
+        return recover(str(error))
+    except Exception:
+        # An error before anything was sent, such as that of an invalid endpoint.
+        raise
+    except BaseException as interruption:
+        # A time limit, or a kill before Airflow 3. The ingest may have started by then. It is recovered and adopted so
+        # that the guard cancels it, and then the interruption goes on.
+        try:
+            adopt(recover(f"Starting the ingest was interrupted: {interruption}.").name)
+        except IngestMayHaveStartedError as unknown:
+            # It takes the place of the interruption, whose text it contains: after an interruption Airflow would retry
+            # the task, and the next try would start a second ingest.
+            raise unknown from interruption
+        except Exception as error:
+            log.error("Could not push the operation name to XCom: %s", describe_error(error))  # noqa: TRY400
+        raise
+
+
+def _known(store: IngestStore, log: Any) -> set[str]:
+    """Return the operation of an earlier try, which is saved until this one has started its own."""
+    try:
+        earlier = store.load()
+    except AirflowException as error:
+        log.warning("%s", error)
+        return set()
+    return {earlier.operation_name} if earlier else set()
