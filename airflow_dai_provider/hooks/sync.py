@@ -52,6 +52,10 @@ class DaiHook(DaiBaseHook):
     _clock: Callable[[], float] = staticmethod(time.monotonic)
     _random: Callable[[], float] = staticmethod(random)
 
+    #: Gives the reason to send no other request, also no retry, or None: a killed task sets it, and a callback whose
+    #: time is up. A sibling has the same.
+    stopped: Callable[[], str | None] = staticmethod(lambda: None)
+
     def cancel_operation(self, name: str) -> None:
         """Request the cancellation of an operation: best effort and asynchronous, so poll with :meth:`get_operation`.
 
@@ -80,16 +84,17 @@ class DaiHook(DaiBaseHook):
         transport = RequestsTransport(self.endpoint, held_token(self.load_credentials()), timeout)
         return lambda: transport.call(request)
 
-    def get_operation(self, name: str) -> Operation:
+    def get_operation(self, name: str, *, retry: bool = True) -> Operation:
         """Return the latest state of an operation.
 
         :param name: ``operations/...``.
+        :param retry: whether a failed request is retried.
         :raises InvalidNameError: for a name that cannot be one, before anything is sent.
         :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
         """
         request = rest.get_operation(name)
         metrics.count_polls()
-        return self._call(request)
+        return self._call(request, float("inf") if retry else 0.0)
 
     def list_operations(self, filter_: str | None = None, page_size: int | None = None) -> Iterator[Operation]:
         """Yield the operations that the service lists, page by page as they are consumed.
@@ -220,6 +225,8 @@ class DaiHook(DaiBaseHook):
     def _call(self, request: rest.Request[T], within: float = float("inf")) -> T:
         """Send a request, and again after errors that allow it, for this many seconds; raise the last ServiceError."""
         retry = self.make_retry(request, self._clock(), within)
+        if reason := self.stopped():
+            raise typed(ServiceError(f"{request} was not sent: {reason}", Code.CANCELLED, sent=False))
         while True:
             try:
                 return self._get_transport().call(request)
@@ -227,4 +234,7 @@ class DaiHook(DaiBaseHook):
                 seconds, line = retry.after(error, self._clock())
                 self.log.warning("%s", line)
                 metrics.count_retry()
+                last = error
             self._sleep(seconds)
+            if reason := self.stopped():
+                raise typed(ServiceError(f"{last}; it was not retried: {reason}", last.rpc_code, None, last.sent))

@@ -13,9 +13,8 @@ from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.polling import check_seconds
-from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.metrics import count_finished, time_cancel
-from airflow_dai_provider.tasks.cancel_requests import request_cancellation
+from airflow_dai_provider.tasks.cancel_requests import KILLED, request_cancellation
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
 from airflow_dai_provider.tasks.failures import accept_missing, check_expected_states, check_final_state, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION
@@ -64,6 +63,8 @@ class DaiCancelOperationOperator(BaseOperator):
     #: Replaced in tests. The clock is the epoch's, as a wait can outlive the process.
     _clock: Callable[[], float] = staticmethod(time.time)
 
+    _killed = False
+
     def __init__(
         self,
         *,
@@ -105,6 +106,7 @@ class DaiCancelOperationOperator(BaseOperator):
             task_errors(f"{name} may still run"),
             DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint) as hook,
         ):
+            hook.stopped = lambda: KILLED if self._killed else None
             requested = self._clock()
             operation = self._cancel(hook, name)
             if self.wait_for_completion:
@@ -124,6 +126,10 @@ class DaiCancelOperationOperator(BaseOperator):
         """Resume the task after a deferral."""
         with resumption(self, next_method, next_kwargs, consequence=f"{self.operation_name} may still run"):
             return super().resume_execution(next_method, next_kwargs, context)
+
+    def on_kill(self) -> None:
+        """Make no further request."""
+        self._killed = True
 
     def _wait(self, hook: DaiHook, name: str, requested: float) -> Operation:
         """Wait until the operation has finished, in this process or in the triggerer."""
@@ -149,14 +155,15 @@ class DaiCancelOperationOperator(BaseOperator):
         return accept_missing(self.log, meaning, missing_ok=self.missing_ok)
 
     def _cancel(self, hook: DaiHook, name: str) -> Operation | None:
-        """Request the cancellation; return the operation as it is then, or None when it could not be polled."""
+        """Request the cancellation; return the operation as it is then, or None when it could not be polled.
+
+        The request is taken by then, so the poll after it is a courtesy, and fails no task. A wait polls again.
+        """
         if finished := request_cancellation(hook, name, self.log):
             return finished
         try:
             operation = hook.get_operation(name)
         except ServiceError as error:
-            if error.rpc_code in PERMANENT:
-                raise
             self.log.warning("The cancellation is requested, but the operation could not be polled yet: %s", error)
             return None
         finished_otherwise = operation.done and operation.state is not OperationState.CANCELLED

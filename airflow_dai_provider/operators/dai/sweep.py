@@ -18,6 +18,7 @@ from airflow_dai_provider.metrics import gauge_strays
 from airflow_dai_provider.sweep.report import SweepReport, some_of
 from airflow_dai_provider.sweep.requests import cancel_found, wait_for_requested
 from airflow_dai_provider.sweep.selection import PassedOver, Selection, check_count, check_flag
+from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.failures import task_error, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_REPORT
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from airflow_dai_provider.hooks.dai import DaiHook
 
-_KILLED = "the task was killed before this was attempted"
 #: The most requests of one sweep that are under way at a time.
 MAX_CONCURRENCY = 50
 
@@ -142,6 +142,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         with ExitStack() as closing:
             with task_errors("No cancellation was requested"):
                 hook = DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
+                hook.stopped = self._stopped
                 report = self._list(closing.enter_context(hook), selection)
             try:
                 if self._may_cancel(report):
@@ -154,6 +155,9 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
     def on_kill(self) -> None:
         """Make no further request."""
         self._killed = True
+
+    def _stopped(self) -> str | None:
+        return KILLED if self._killed else None
 
     def _check_parameters(self) -> Selection:
         check_flag("wait_for_completion", self.wait_for_completion)
@@ -213,7 +217,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         from airflow_dai_provider.transport.threads import Workers
 
         hooks = [hook.sibling() for _ in range(self.max_concurrency)]
-        with Workers(hooks, stopped=lambda: _KILLED if self._killed else None) as workers:
+        with Workers(hooks, stopped=self._stopped) as workers:
             cancel_found(workers, report, hook.retry_timeout, self.log)
             if not self.wait_for_completion:
                 return
