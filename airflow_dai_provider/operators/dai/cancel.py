@@ -17,6 +17,7 @@ from airflow_dai_provider.metrics import count_finished, time_cancel
 from airflow_dai_provider.tasks.cancel_requests import KILLED, request_cancellation
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
 from airflow_dai_provider.tasks.failures import accept_missing, check_expected_states, check_final_state, task_errors
+from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION
 
 if TYPE_CHECKING:
@@ -91,12 +92,14 @@ class DaiCancelOperationOperator(BaseOperator):
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
+        self._given = given_fields(self)
 
     def execute(self, context: Context) -> str:
         """Request the cancellation, poll once, wait if told to; return the operation's name."""
-        check_expected_states(self.expected_states)
         with task_errors():
             name = check_operation_name(self.operation_name)
+            check_rendered_fields(self, self._given)
+            check_expected_states(self.expected_states)
             check_seconds("poll_interval", self.poll_interval)
             check_seconds("timeout", self.timeout)
         from airflow_dai_provider.hooks.dai import DaiHook

@@ -20,6 +20,7 @@ from airflow_dai_provider.sweep.requests import cancel_found, wait_for_requested
 from airflow_dai_provider.sweep.selection import PassedOver, Selection, check_count, check_flag
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.failures import task_error, task_errors
+from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.tasks.xcom import XCOM_REPORT
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
+        self._given = given_fields(self)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """List, select, request the cancellations, wait if told to; return the report."""
@@ -166,13 +168,16 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         check_count("max_concurrency", self.max_concurrency, MAX_CONCURRENCY)
         check_seconds("poll_interval", self.poll_interval)
         check_seconds("timeout", self.timeout)
-        return Selection.read(
+        selection = Selection.read(
             older_than=self.older_than,
             url_prefix=self.url_prefix,
             url_pattern=self.url_pattern,
             spare=self.spare,
             include_undated=self.include_undated,
         )
+        # Without a filter, a name to spare or an endpoint that was given, it would cancel more, or elsewhere.
+        check_rendered_fields(self, self._given)
+        return selection
 
     def _list(self, hook: DaiHook, selection: Selection) -> SweepReport:
         """List all operations before any is cancelled, and log what was found."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
+from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException, AirflowNotFoundException
 
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.emulator import DaiEmulator, Fault
@@ -532,3 +532,17 @@ def test_a_killed_task_sends_no_other_request(
         operator.execute({"ti": ti})
     assert not isinstance(raised.value, AirflowFailException)
     assert methods(emulator) == sent
+
+
+@pytest.mark.parametrize("field", DaiCancelOperationOperator.template_fields)
+@pytest.mark.parametrize("template", ["{{ none }}", "{{ nothing }}"])
+@pytest.mark.parametrize("native", [False, True], ids=["text", "native"])
+def test_a_template_that_renders_to_nothing_is_not_taken_as_left_out(
+    emulator: DaiEmulator, ti: Ti, field: str, template: str, native: bool
+) -> None:
+    with DAG("cancel_rendered_to_nothing", schedule=None, render_template_as_native_obj=native):
+        operator = DaiCancelOperationOperator(task_id="cancel", **{"operation_name": NAME, field: template})
+    operator.render_template_fields({"nothing": ""})
+    with pytest.raises(AirflowFailException, match=f"Invalid {field}".replace("_name", ".name")):
+        operator.execute({"ti": ti})
+    assert emulator.requests == []

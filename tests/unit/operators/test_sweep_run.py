@@ -262,6 +262,20 @@ class TestParameters:
             sweep(**{parameter: value})
         assert emulator.requests == []
 
+    @pytest.mark.parametrize("field", DaiCancelStrayOperationsOperator.template_fields)
+    @pytest.mark.parametrize("template", ["{{ none }}", "{{ nothing }}"])
+    @pytest.mark.parametrize("native", [False, True], ids=["text", "native"])
+    def test_a_template_that_renders_to_nothing_is_not_taken_as_left_out(
+        self, emulator: DaiEmulator, strays: Any, ti: Ti, field: str, template: str, native: bool
+    ) -> None:
+        strays("a")
+        with DAG("sweep_rendered_to_nothing", schedule=None, render_template_as_native_obj=native):
+            operator = make(**{field: template})
+        operator.render_template_fields({"nothing": ""})
+        with pytest.raises(AirflowFailException, match=f"Invalid {field}"):
+            operator.execute({"ti": ti})
+        assert emulator.requests == []
+
     def test_the_constructor_only_assigns(self) -> None:
         flags = ["include_undated", "wait_for_completion"]
         numbers = ["max_cancellations", "max_concurrency", "poll_interval", "timeout"]
