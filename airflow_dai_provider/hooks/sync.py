@@ -53,6 +53,9 @@ class DaiHook(DaiBaseHook):
 
     #: Whether the API has responded to this hook: the endpoint is right, and the account has access.
     _responded = False
+    #: Gives the reason to send no other request, also no retry, or None: a killed task sets it, and a callback whose
+    #: time is up. A sibling has the same.
+    stopped: Callable[[], str | None] = staticmethod(lambda: None)
 
     def cancel_operation(self, name: str) -> None:
         """Request the cancellation of an operation: best effort and asynchronous, so poll with :meth:`get_operation`.
@@ -83,16 +86,17 @@ class DaiHook(DaiBaseHook):
         transport = RequestsTransport(self.endpoint, held_token(lambda: own.credentials), timeout)
         return lambda: transport.call(request)
 
-    def get_operation(self, name: str) -> Operation:
+    def get_operation(self, name: str, *, retry: bool = True) -> Operation:
         """Return the latest state of an operation.
 
         :param name: ``operations/...``.
+        :param retry: whether a failed request is retried.
         :raises InvalidNameError: for a name that cannot be one, before anything is sent.
         :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
         """
         request = rest.get_operation(name)
         metrics.count_polls()
-        return self._call(request)
+        return self._call(request, retry=retry)
 
     def list_operations(
         self,
@@ -198,6 +202,7 @@ class DaiHook(DaiBaseHook):
         """
         request = rest.get_operation(wait.name)
         while True:
+            self._check_stopped(request)
             metrics.count_polls()
             try:
                 operation = self._send(request)
@@ -280,19 +285,29 @@ class DaiHook(DaiBaseHook):
             jitter=self._random,
         )
 
-    def _call(self, request: rest.Request[T]) -> T:
+    def _call(self, request: rest.Request[T], *, retry: bool = True) -> T:
         """Send a request, and again after errors that allow it; raise the last ServiceError."""
+        self._check_stopped(request)
         started = self._clock()
-        retry: Retry | None = None
+        retries: Retry | None = None
         while True:
             try:
                 return self._send(request)
             except ServiceError as error:
-                retry = retry or self.make_retry(request, started)
-                seconds, line = retry.after(error, self._clock())
+                if not retry:
+                    raise
+                retries = retries or self.make_retry(request, started)
+                seconds, line = retries.after(error, self._clock())
                 self.log.warning("%s", line)
                 metrics.count_retry()
+                last = error
             self._sleep(seconds)
+            if reason := self.stopped():
+                raise typed(ServiceError(f"{last}; it was not retried: {reason}", last.rpc_code, None, last.sent))
+
+    def _check_stopped(self, request: rest.Request[Any]) -> None:
+        if reason := self.stopped():
+            raise typed(ServiceError(f"{request} was not sent: {reason}", Code.CANCELLED, sent=False))
 
     def _send(self, request: rest.Request[T]) -> T:
         """Send a request once."""

@@ -43,9 +43,10 @@ class DaiCancelOperationNotifier(RenderingNotifier):
     still run, and each that was left alone. Nothing to cancel is no error. The notifier does not wait for the final
     state: the service may need a while, and a callback has little time.
 
-    :param operation_name: ``operations/...``, or several (templated). None, or a template that renders to nothing, is
-        accepted.
-    :param ingest_task_ids: the task(s) that start the ingests to cancel (templated).
+    :param operation_name: ``operations/...``, or several (templated). A template that renders to nothing cancels
+        nothing.
+    :param ingest_task_ids: the task(s) that start the ingests to cancel (templated). A template that renders to nothing
+        names no task.
     :param context: for Airflow, which passes it where it does not call with it; leave it out.
     :param timeout: seconds for all attempts, after the connection has been looked up. A task's callbacks share 20 s.
     :param gcp_conn_id: the Google Cloud connection (templated).
@@ -60,6 +61,7 @@ class DaiCancelOperationNotifier(RenderingNotifier):
         "impersonation_chain",
         "api_endpoint",
     )
+    may_render_to_nothing = ("operation_name", "ingest_task_ids")
 
     #: Replaced in tests.
     _sleep: Callable[[float], None] = staticmethod(time.sleep)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.notifier import BaseNotifier
 
 from airflow_dai_provider.api.redaction import short_repr
 from airflow_dai_provider.tasks.callback_scope import CallbackKind, callback_kind
+from airflow_dai_provider.tasks.templates import check_rendered, is_given
 from airflow_dai_provider.tasks.xcom import as_list, is_several
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class RenderingNotifier(BaseNotifier):
     that a template does not find is an error, as with a DAG: rendered to nothing, it would hide a mistake.
     """
 
+    #: The fields of which nothing is left to do where they render to nothing. In any other, that is a problem.
+    may_render_to_nothing: Sequence[str] = ()
     #: By field: a sentence for each template that could not be rendered.
     render_problems: Mapping[str, list[str]] = {}
 
@@ -50,7 +53,13 @@ class RenderingNotifier(BaseNotifier):
                     rendered.append(self.render_template(value, context, jinja_env))
                 except Exception as error:
                     problems.append(f"{short_repr(value)} cannot be rendered: {error}.{hint}")
+            if is_given(given) and field not in self.may_render_to_nothing and not problems:
+                try:
+                    check_rendered(field, rendered)
+                except ValueError as error:
+                    problems.append(str(error))
             self.render_problems[field] = problems
-            # A value that cannot be rendered leaves an empty list, never None: without a value, the notifier would
-            # cancel everything that the task or the run has started.
-            setattr(self, field, rendered if problems or is_several(given) else rendered[0])
+            # What was given leaves an empty list where it cannot be rendered, or renders to None, and never None:
+            # without a value, the notifier would cancel everything that the task or the run has started.
+            one_value = not problems and not is_several(given) and (given is None or rendered[0] is not None)
+            setattr(self, field, rendered[0] if one_value else [one for one in rendered if one is not None])

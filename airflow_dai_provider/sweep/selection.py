@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -13,6 +12,7 @@ from airflow_dai_provider.api.names import check_operation_name, is_missing_name
 from airflow_dai_provider.api.operation import Ingest, Operation
 from airflow_dai_provider.api.polling import check_seconds
 from airflow_dai_provider.api.redaction import short_repr
+from airflow_dai_provider.tasks.xcom import as_list
 
 
 class PassedOver(StrEnum):
@@ -163,9 +163,8 @@ def _check_spare(value: object) -> frozenset[str]:
     """Return the names; an invalid one is refused, since its operation would not be spared."""
     if value is None:
         return frozenset()
-    names = value if isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping) else [value]
     try:
-        return frozenset(check_operation_name(name) for name in names)
+        return frozenset(check_operation_name(name) for name in as_list(value))
     except ValueError as error:
         raise ValueError(f"Invalid spare: {error}") from error
 

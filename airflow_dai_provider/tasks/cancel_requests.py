@@ -7,42 +7,81 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.retry import PERMANENT
+from airflow_dai_provider.tasks.failures import sentences
 
 if TYPE_CHECKING:
     from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
 
+#: The reason why a killed task sends no request.
+KILLED = "the task was killed before this was attempted"
 #: Seconds between two rounds of attempts.
 PAUSE = 1.0
 #: The most requests under way at a time when a callback cancels many operations.
-CALLBACK_CONCURRENCY = 16
+CALLBACK_CONCURRENCY = 64
+#: Seconds for which an operation that the service does not know is tried again.
+NOT_FOUND_GRACE = 10.0
 _TIME_IS_UP = "the time was up before it could be cancelled"
-#: What cancelling a finished operation can return, which is not documented.
-_FINISHED = frozenset({Code.FAILED_PRECONDITION, Code.NOT_FOUND})
+#: After these get is not asked: they say nothing about this operation, and get would be refused as well.
+_REFUSED_ACCESS = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.UNIMPLEMENTED})
+#: Refusals that a running operation contradicts: they say that there is nothing to cancel.
+_SAYS_FINISHED = frozenset({Code.FAILED_PRECONDITION, Code.NOT_FOUND})
 
 
 def request_cancellation(hook: DaiHook, name: str, log: Any) -> Operation | None:
-    """Request the cancellation of an operation; where the service refuses, ask get what is true.
+    """Request the cancellation of an operation; after an error, ask get what is true.
+
+    The response to the cancellation of a finished operation is not documented, and neither is what a service that was
+    asked in vain several times has done. So get decides after every error but one of access, and one of a request that
+    did not reach the service.
 
     :param log: says what was requested, or that there was nothing to cancel.
     :return: the operation when it had already finished and the service therefore refused; None when the service has
         accepted the request, which says nothing yet about the final state.
-    :raises ServiceError: NOT_FOUND when the service does not know the operation; any other when it refuses although
-        the operation runs, or fails.
+    :raises ServiceError: NOT_FOUND when the service does not know the operation; a transient code when cancel and get
+        contradict each other; any other when it refuses although the operation runs, or fails.
     """
     try:
         hook.cancel_operation(name)
     except ServiceError as error:
-        if error.rpc_code not in _FINISHED:
+        if error.rpc_code in _REFUSED_ACCESS or not error.sent or hook.stopped():
             raise
-        operation = hook.get_operation(name)
+        operation = _poll_after(error, hook, name)
         if not operation.done:
-            # Never NOT_FOUND, which callers may take for an operation that does not run.
-            raise ServiceError(f"{error} But {operation}.", Code.FAILED_PRECONDITION) from error
+            if error.rpc_code in _SAYS_FINISHED:
+                # Never NOT_FOUND, which callers may take for an operation that does not run. And worth a retry: soon
+                # both may see the same.
+                raise _with_code(Code.ABORTED, sentences(error, f"But {operation}")) from error
+            raise
         log.info("%s: it had already finished, there is nothing to cancel.", operation)
         return operation
     log.info("Requested the cancellation of %s.", name)
     return None
+
+
+def _poll_after(refusal: ServiceError, hook: DaiHook, name: str) -> Operation:
+    """Poll an operation whose cancellation has failed.
+
+    :raises ServiceError: when the poll fails too: transient when one of both is.
+    """
+    permanent = refusal.rpc_code in PERMANENT
+    try:
+        # The retries are used up where the error is transient.
+        return hook.get_operation(name, retry=permanent)
+    except ServiceError as error:
+        if not permanent:
+            raise _with_code(refusal.rpc_code, sentences(refusal, error)) from error
+        if error.rpc_code is refusal.rpc_code:
+            raise
+        # Get decides, also with NOT_FOUND: a finished operation can have expired.
+        raise _with_code(error.rpc_code, sentences(error, refusal)) from error
+
+
+def _with_code(rpc_code: Code, message: str) -> ServiceError:
+    # Imported here, since DAG files are parsed often and few tasks meet an error.
+    from airflow_dai_provider.transport.google_errors import typed
+
+    return typed(ServiceError(message, rpc_code))
 
 
 def request_cancellations(
@@ -56,7 +95,8 @@ def request_cancellations(
 ) -> list[str]:
     """Request many cancellations in a bounded time: each once per round, until it is settled or the time is up.
 
-    A permanent error settles an operation, as does a response that nothing runs.
+    A permanent error settles an operation, as does a response that it has finished. One that the service does not know
+    is tried for a while, since it can have been started just now.
 
     :param hook: whose connection is used; its session stands before the time starts to count.
     :param timeout: seconds for all rounds.
@@ -68,24 +108,30 @@ def request_cancellations(
     # Imported here, since DAG files are parsed often and few tasks cancel many operations.
     from airflow_dai_provider.transport.threads import Workers
 
-    problems: dict[str, str] = {}
-    left = dict.fromkeys(names, _TIME_IS_UP)
-    deadline = clock() + timeout
+    began = clock()
+    # By name: the last error of each operation that may still run.
+    errors = dict.fromkeys(names, ServiceError(_TIME_IS_UP, Code.CANCELLED, sent=False))
+    left = list(errors)
     hooks = [hook.sibling() for _ in range(min(len(left), CALLBACK_CONCURRENCY))]
-    with Workers(hooks, stopped=lambda: _TIME_IS_UP if clock() >= deadline else None) as workers:
-        while left and clock() < deadline:
+    with Workers(hooks, stopped=lambda: _TIME_IS_UP if clock() >= began + timeout else None) as workers:
+        while left and clock() < began + timeout:
             for name, _, error in workers.call(left, lambda own, name: request_cancellation(own, name, log)):
                 if error is None:
-                    del left[name]
-                elif error.rpc_code is Code.NOT_FOUND:
-                    log.info("%s Nothing is left to cancel.", error)
-                    del left[name]
-                elif error.rpc_code in PERMANENT:
-                    problems[name] = str(error)
-                    del left[name]
-                elif error.rpc_code is not Code.CANCELLED:
-                    log.warning("%s", error)
-                    left[name] = str(error)
+                    del errors[name]
+                elif error.sent or error.rpc_code is not Code.CANCELLED:
+                    errors[name] = error
+                    if error.rpc_code not in PERMANENT:
+                        log.warning("%s", error)
+            within_grace = clock() < began + NOT_FOUND_GRACE
+            left = [name for name, error in errors.items() if _try_again(error, within_grace=within_grace)]
             if left:
                 sleep(PAUSE)
-    return [f"{name} may still run: {reason}" for name, reason in (problems | left).items()]
+    unknown = {name: error for name, error in errors.items() if error.rpc_code is Code.NOT_FOUND}
+    for name, error in unknown.items():
+        log.warning("%s Nothing is left to cancel, unless %s was started just now.", sentences(error), name)
+    return [f"{name} may still run: {error}" for name, error in errors.items() if name not in unknown]
+
+
+def _try_again(error: ServiceError, *, within_grace: bool) -> bool:
+    """Return whether the next round tries an operation again after this error."""
+    return within_grace if error.rpc_code is Code.NOT_FOUND else error.rpc_code not in PERMANENT

@@ -16,6 +16,7 @@ class Session(AbstractContextManager[Any], Protocol):
     """What a worker needs of a hook."""
 
     retry_timeout: float
+    stopped: Callable[[], str | None]
 
 
 S = TypeVar("S", bound=Session)
@@ -36,7 +37,7 @@ class Workers(Generic[S]):
     The threads ask Airflow for nothing but the log and the metrics: connections are looked up before they start.
 
     :param sessions: hooks that are ready to use, one for each call under way at a time.
-    :param stopped: the reason to begin no other call, or None.
+    :param stopped: the reason to begin no other call and no retry, or None.
     """
 
     def __init__(self, sessions: Sequence[S], *, stopped: Callable[[], str | None]) -> None:
@@ -44,6 +45,7 @@ class Workers(Generic[S]):
         self._stopped = stopped
         self._idle: SimpleQueue[S] = SimpleQueue()
         for session in sessions:
+            session.stopped = stopped
             self._idle.put(session)
         self._threads = ThreadPoolExecutor(max(1, len(sessions)), thread_name_prefix="dai-worker")
 

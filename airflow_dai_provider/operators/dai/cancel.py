@@ -13,11 +13,11 @@ from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.polling import check_seconds
-from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.metrics import count_finished, time_cancel
-from airflow_dai_provider.tasks.cancel_requests import request_cancellation
+from airflow_dai_provider.tasks.cancel_requests import KILLED, request_cancellation
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
 from airflow_dai_provider.tasks.failures import accept_missing, check_expected_states, check_final_state, task_errors
+from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class DaiCancelOperationOperator(BaseOperator):
     #: Replaced in tests. The clock is the epoch's, as a wait can outlive the process.
     _clock: Callable[[], float] = staticmethod(time.time)
 
+    _killed = False
+
     def __init__(
         self,
         *,
@@ -90,12 +92,14 @@ class DaiCancelOperationOperator(BaseOperator):
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
+        self._given = given_fields(self)
 
     def execute(self, context: Context) -> str:
         """Request the cancellation, poll once, wait if told to; return the operation's name."""
-        check_expected_states(self.expected_states)
         with task_errors():
             name = check_operation_name(self.operation_name)
+            check_rendered_fields(self, self._given)
+            check_expected_states(self.expected_states)
             check_seconds("poll_interval", self.poll_interval)
             check_seconds("timeout", self.timeout)
         from airflow_dai_provider.hooks.dai import DaiHook
@@ -107,6 +111,7 @@ class DaiCancelOperationOperator(BaseOperator):
             task_errors(f"{name} may still run"),
             DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint) as hook,
         ):
+            hook.stopped = lambda: KILLED if self._killed else None
             operation = self._cancel(hook, name)
             if self.wait_for_completion:
                 finished = operation if operation and operation.done else self._wait(hook, name, requested)
@@ -125,6 +130,10 @@ class DaiCancelOperationOperator(BaseOperator):
         """Resume the task after a deferral."""
         with resumption(self, next_method, next_kwargs, consequence=f"{self.operation_name} may still run"):
             return super().resume_execution(next_method, next_kwargs, context)
+
+    def on_kill(self) -> None:
+        """Make no further request."""
+        self._killed = True
 
     def _wait(self, hook: DaiHook, name: str, requested: float) -> Operation:
         """Wait until the operation has finished, in this process or in the triggerer."""
@@ -150,14 +159,15 @@ class DaiCancelOperationOperator(BaseOperator):
         return accept_missing(self.log, meaning, missing_ok=self.missing_ok)
 
     def _cancel(self, hook: DaiHook, name: str) -> Operation | None:
-        """Request the cancellation; return the operation as it is then, or None when it could not be polled."""
+        """Request the cancellation; return the operation as it is then, or None when it could not be polled.
+
+        The request is taken by then, so the poll after it is a courtesy, and fails no task. A wait polls again.
+        """
         if finished := request_cancellation(hook, name, self.log):
             return finished
         try:
             operation = hook.get_operation(name)
         except ServiceError as error:
-            if error.rpc_code in PERMANENT:
-                raise
             self.log.warning("The cancellation is requested, but the operation could not be polled yet: %s", error)
             return None
         finished_otherwise = operation.done and operation.state is not OperationState.CANCELLED

@@ -18,7 +18,9 @@ from airflow_dai_provider.metrics import gauge_strays
 from airflow_dai_provider.sweep.report import SweepReport, some_of
 from airflow_dai_provider.sweep.requests import cancel_found, wait_for_requested
 from airflow_dai_provider.sweep.selection import PassedOver, Selection, check_count, check_flag
+from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.failures import task_error, task_errors
+from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.tasks.xcom import XCOM_REPORT
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
     from airflow_dai_provider.hooks.dai import DaiHook
 
-_KILLED = "the task was killed before this was attempted"
 #: The most requests of one sweep that are under way at a time.
 MAX_CONCURRENCY = 50
 
@@ -133,6 +134,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
+        self._given = given_fields(self)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """List, select, request the cancellations, wait if told to; return the report."""
@@ -143,6 +145,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         with ExitStack() as closing:
             with task_errors("No cancellation was requested"):
                 hook = DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
+                hook.stopped = self._stopped
                 report = self._list(closing.enter_context(hook), selection)
             try:
                 if self._may_cancel(report):
@@ -156,6 +159,9 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         """Make no further request."""
         self._killed = True
 
+    def _stopped(self) -> str | None:
+        return KILLED if self._killed else None
+
     def _check_parameters(self) -> Selection:
         check_flag("wait_for_completion", self.wait_for_completion)
         check_flag("dry_run", self.is_dry_run)
@@ -163,13 +169,16 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         check_count("max_concurrency", self.max_concurrency, MAX_CONCURRENCY)
         check_seconds("poll_interval", self.poll_interval)
         check_seconds("timeout", self.timeout)
-        return Selection.read(
+        selection = Selection.read(
             older_than=self.older_than,
             url_prefix=self.url_prefix,
             url_pattern=self.url_pattern,
             spare=self.spare,
             include_undated=self.include_undated,
         )
+        # Without a filter, a name to spare or an endpoint that was given, it would cancel more, or elsewhere.
+        check_rendered_fields(self, self._given)
+        return selection
 
     def _list(self, hook: DaiHook, selection: Selection) -> SweepReport:
         """List all operations before any is cancelled, and log what was found."""
@@ -217,7 +226,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         from airflow_dai_provider.transport.threads import Workers
 
         hooks = [hook.sibling() for _ in range(self.max_concurrency)]
-        with Workers(hooks, stopped=lambda: _KILLED if self._killed else None) as workers:
+        with Workers(hooks, stopped=self._stopped) as workers:
             cancel_found(workers, report, hook.retry_timeout, self.log)
             if not self.wait_for_completion:
                 return

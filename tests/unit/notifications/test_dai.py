@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -237,7 +238,7 @@ class TestStartedOperations:
 class TestRendering:
     def test_one_notifier_serves_many_runs(self, emulator: DaiEmulator, context: Any, make_ti: type[Ti]) -> None:
         notifier = DaiCancelOperationNotifier(
-            ["operations/{{ letter }}"], ["{{ task }}"], gcp_conn_id="conn_{{ letter }}", api_endpoint="{{ nothing }}"
+            ["operations/{{ letter }}"], ["{{ task }}"], gcp_conn_id="conn_{{ letter }}"
         )
         before = {name: getattr(notifier, name) for name in notifier.template_fields}
         with DAG("many_runs", schedule=None) as dag:
@@ -250,7 +251,7 @@ class TestRendering:
             ti.xcom_push("operation_name", pushed)
             ti.of_other_task("other", "operation_name", bystander)
             emulator.forget_requests()
-            notifier(context(ti=ti, dag=dag, letter=letter, task=ti.task_id, nothing=""))
+            notifier(context(ti=ti, dag=dag, letter=letter, task=ti.task_id))
             assert sorted(str(request.name) for request in emulator.requests) == sorted([named, pushed])
             assert emulator.state(bystander) == "RUNNING"
         assert {name: getattr(notifier, name) for name in notifier.template_fields} == before
@@ -285,6 +286,42 @@ class TestRendering:
             "impersonation_chain",
             "api_endpoint",
         }
+
+    @pytest.mark.parametrize("field", ["operation_name", "ingest_task_ids"])
+    @pytest.mark.parametrize(
+        "template", ["{{ none }}", ["{{ none }}"], "{{ nothing }}", "{{ ti.xcom_pull() }}"], ids=str
+    )
+    @pytest.mark.parametrize("reason", [{}, {"reason": "task_failure"}], ids=["task", "dag"])
+    @pytest.mark.parametrize("native", [False, True], ids=["text", "native"])
+    def test_a_template_that_renders_to_nothing_is_not_taken_as_left_out(
+        self, emulator: DaiEmulator, ti: Ti, log: Log, field: str, template: Any, reason: dict[str, str], native: bool
+    ) -> None:
+        with DAG("rendered_to_nothing", schedule=None, render_template_as_native_obj=native) as dag:
+            BaseOperator(task_id=ti.task_id)
+        ti.xcom_push("operation_name", emulator.start_ingest(A))
+        nothing: Any = SimpleNamespace(xcom_pull=lambda: None)
+        context: Any = {"dag": dag, "ti": ti, **reason}
+        notifier = DaiCancelOperationNotifier(**{field: template})
+        notifier.render_template_fields({**context, "ti": nothing, "nothing": None})
+        notifier.notify(context)
+        assert emulator.requests == []
+        assert log.errors == []
+        assert "No operation to cancel: " in log.ours[-1]
+
+    @pytest.mark.parametrize("field", ["gcp_conn_id", "impersonation_chain", "api_endpoint"])
+    @pytest.mark.parametrize("template", ["{{ none }}", "{{ nothing }}", ["{{ none }}"]], ids=str)
+    @pytest.mark.parametrize("native", [False, True], ids=["text", "native"])
+    def test_a_connection_that_renders_to_nothing_is_reported_with_the_operation(
+        self, emulator: DaiEmulator, ti: Ti, log: Log, field: str, template: Any, native: bool
+    ) -> None:
+        emulator.start_ingest(A)
+        with DAG("connection_rendered_to_nothing", schedule=None, render_template_as_native_obj=native) as dag:
+            BaseOperator(task_id=ti.task_id)
+        notifier = DaiCancelOperationNotifier(A, **{field: template})
+        call(notifier, {"dag": dag, "ti": ti, "nothing": ""})
+        assert log.errors[0].startswith(f"{A} may still run: Invalid {field} ")
+        assert "a template has rendered to nothing" in log.errors[0]
+        assert emulator.requests == []
 
     @pytest.mark.parametrize("field", ["operation_name", "ingest_task_ids"])
     @pytest.mark.parametrize("reason", [{}, {"reason": "task_failure"}], ids=["task", "dag"])

@@ -105,6 +105,22 @@ class TestGivenNames:
         assert log.ours == [PASSED, "No operation to cancel: operation_name is empty."]
         assert ingests.requests == []
 
+    @pytest.mark.parametrize("field", ["operation_name", "ingest_task_ids"])
+    @pytest.mark.parametrize("template", ["{{ none }}", ["{{ none }}"], "{{ dag_run.logical_date }}"], ids=str)
+    def test_a_template_that_renders_to_nothing_is_not_taken_as_left_out(
+        self, ingests: DaiEmulator, log: Log, field: str, template: Any
+    ) -> None:
+        assert fire(**{field: template}) == ("success", None)
+        assert ingests.requests == []
+        assert log.errors == []
+
+    @pytest.mark.parametrize("field", ["gcp_conn_id", "impersonation_chain", "api_endpoint"])
+    def test_a_connection_that_renders_to_nothing_is_reported(self, ingests: DaiEmulator, log: Log, field: str) -> None:
+        state, _ = fire(operation_name=A, **{field: "{{ dag_run.logical_date }}"})
+        assert state == "failed"
+        assert f"{A} may still run: Invalid {field} 'None'" in log.errors[-1] or "['None']" in log.errors[-1]
+        assert ingests.requests == []
+
     def test_a_given_name_needs_no_context(self, ingests: DaiEmulator) -> None:
         """Some versions of Airflow 3 pass none."""
 

@@ -390,7 +390,6 @@ class TestErrors:
         ("rpc_status", "words"),
         [
             ("PERMISSION_DENIED", "allow-listed"),
-            ("FAILED_PRECONDITION", "is RUNNING"),
             ("INVALID_ARGUMENT", "INVALID_ARGUMENT"),
             ("OUT_OF_RANGE", "OUT_OF_RANGE"),
         ],
@@ -407,6 +406,17 @@ class TestErrors:
         assert list(report["refused"]) == ["operations/b"]
         assert report["requested"] == [name for name in names if name != "operations/b"]
         assert any("operations/b may still run: " in line for line in log.errors)
+
+    @pytest.mark.parametrize("rpc_status", ["FAILED_PRECONDITION", "NOT_FOUND"])
+    def test_an_operation_that_cancel_and_get_contradict_each_other_about_is_left(
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Ti, rpc_status: str
+    ) -> None:
+        names = strays(*"ab")
+        emulator.inject(Fault(method=CANCEL, name="operations/a", rpc_status=rpc_status, times=None))
+        with pytest.raises(AirflowException, match="1 of 2 .*: operations/a: .*But operations/a is RUNNING") as raised:
+            sweep()
+        assert not isinstance(raised.value, AirflowFailException)
+        assert places(pushed_report(ti)) == {"requested": names[1:], "left": pushed_report(ti)["left"]}
 
     def test_a_listed_but_unknown_operation_is_left(
         self, emulator: DaiEmulator, strays: Any, sweep: Any, ti: Ti

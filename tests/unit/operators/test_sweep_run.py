@@ -24,11 +24,12 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.operators.dai import XCOM_REPORT, DaiCancelStrayOperationsOperator
 from tests.support.clock import Clock
 from tests.support.connections import define_connection
 from tests.support.dag_runs import RunDag
-from tests.support.emulators import MakeEmulator, count
+from tests.support.emulators import MakeEmulator, count, methods
 from tests.support.strays import CANCEL, GET, HOUR, LIST, make, pushed_report
 from tests.support.task_instance import Ti
 from tests.support.token_server import token_server
@@ -177,6 +178,30 @@ class TestKill:
         assert "the task was killed before this was attempted" in left[names[-1]]
         assert left[names[0]].startswith("its cancellation is requested, but the task was killed")
 
+    @pytest.mark.parametrize(
+        ("method", "words"), [(LIST, "not retried: the task was killed"), (CANCEL, "5 of 5 stray")]
+    )
+    def test_a_sweep_that_is_killed_between_two_attempts_sends_no_retry(
+        self, emulator: DaiEmulator, strays: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch, method: str, words: str
+    ) -> None:
+        strays(*"abcde")
+        emulator.inject(Fault(method=method, status=503, times=None))
+        operator = make(max_concurrency=1)
+        monkeypatch.setattr(DaiHook, "_sleep", lambda *_: operator.on_kill())
+        with pytest.raises(AirflowException, match=words):
+            operator.execute({"ti": ti})
+        assert methods(emulator) == ([LIST] if method == LIST else [LIST, CANCEL])
+
+    def test_a_sweep_that_is_killed_during_its_wait_polls_no_more(
+        self, emulator: DaiEmulator, strays: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        strays(*"ab", cancel_seconds=60)
+        operator = make(wait_for_completion=True)
+        monkeypatch.setattr(operator, "_sleep", lambda *_: operator.on_kill())
+        with pytest.raises(AirflowException, match="2 of 2 stray operations may still run.*the task was killed"):
+            operator.execute({"ti": ti})
+        assert (count(emulator, CANCEL), count(emulator, GET)) == (2, 2)
+
     def test_an_exception_from_outside_stops_it_at_once(self, emulator: DaiEmulator, strays: Any, ti: Ti) -> None:
         """As on Airflow 2, and with an ``execution_timeout``: a signal handler raises in the main thread."""
 
@@ -235,6 +260,20 @@ class TestParameters:
         strays("a")
         with pytest.raises(AirflowFailException, match=f"^Invalid {parameter}.*{expected}"):
             sweep(**{parameter: value})
+        assert emulator.requests == []
+
+    @pytest.mark.parametrize("field", DaiCancelStrayOperationsOperator.template_fields)
+    @pytest.mark.parametrize("template", ["{{ none }}", "{{ nothing }}"])
+    @pytest.mark.parametrize("native", [False, True], ids=["text", "native"])
+    def test_a_template_that_renders_to_nothing_is_not_taken_as_left_out(
+        self, emulator: DaiEmulator, strays: Any, ti: Ti, field: str, template: str, native: bool
+    ) -> None:
+        strays("a")
+        with DAG("sweep_rendered_to_nothing", schedule=None, render_template_as_native_obj=native):
+            operator = make(**{field: template})
+        operator.render_template_fields({"nothing": ""})
+        with pytest.raises(AirflowFailException, match=f"Invalid {field}"):
+            operator.execute({"ti": ti})
         assert emulator.requests == []
 
     def test_the_constructor_only_assigns(self) -> None:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from google.api_core import exceptions as api
 
-from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation
 from tests.support.clock import Clock
-from tests.support.emulators import MakeEmulator, methods
+from tests.support.emulators import MakeEmulator, count, methods
 from tests.support.log import Log
 
 LOGGER = logging.getLogger("airflow_dai_provider.test_cancellation")
 LOGGER.setLevel(logging.INFO)
 GET, CANCEL = "operations.get", "operations.cancel"
+SAYS_FINISHED = ("FAILED_PRECONDITION", "NOT_FOUND")
 
 
 @pytest.fixture
@@ -70,16 +72,48 @@ def test_what_has_finished_where_the_service_does_not_mind(emulator: DaiEmulator
     assert log.ours == [f"Requested the cancellation of {name}."]
 
 
-@pytest.mark.parametrize("rpc_status", ["FAILED_PRECONDITION", "NOT_FOUND"])
-def test_refused_although_it_runs(emulator: DaiEmulator, hook: Any, log: Log, rpc_status: str) -> None:
+#: Errors of a cancel after which get is asked; the last two have no response to read.
+ERRORS: dict[str, dict[str, Any]] = {
+    **{code: {"rpc_status": code} for code in (*SAYS_FINISHED, "INVALID_ARGUMENT", "OUT_OF_RANGE", "ALREADY_EXISTS")},
+    **{code: {"rpc_status": code} for code in ("ABORTED", "UNKNOWN", "INTERNAL", "DEADLINE_EXCEEDED", "DATA_LOSS")},
+    **{code: {"rpc_status": code} for code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED")},
+    "a gateway": {"status": 502, "body": "<html>", "content_type": "text/html"},
+    "a lost connection": {"drop": "before"},
+}
+every_error = pytest.mark.parametrize("fault", ERRORS.values(), ids=list(ERRORS))
+
+
+def fail(emulator: DaiEmulator, method: str, **fault: Any) -> None:
+    emulator.inject(Fault(method=method, times=None, **fault))
+
+
+@every_error
+def test_get_tells_after_every_other_error_how_it_has_finished(
+    emulator: DaiEmulator, hook: Any, log: Log, fault: dict[str, Any]
+) -> None:
+    name = emulator.start_ingest(seconds=0)
+    fail(emulator, CANCEL, **fault)
+    operation = request_cancellation(hook(), name, LOGGER)
+    assert operation is not None
+    assert operation.state == "SUCCEEDED"
+    assert methods(emulator)[-2:] == [CANCEL, GET]
+    assert count(emulator, GET) == 1
+    assert "already finished, there is nothing to cancel" in log.ours[-1]
+
+
+@every_error
+def test_the_error_is_raised_where_get_tells_that_it_runs(
+    emulator: DaiEmulator, hook: Any, fault: dict[str, Any]
+) -> None:
     name = emulator.start_ingest()
-    emulator.inject(Fault(method=CANCEL, rpc_status=rpc_status))
-    with pytest.raises(ServiceError, match=f"{CANCEL} of {name} returned .* {rpc_status}") as caught:
+    fail(emulator, CANCEL, **fault)
+    with pytest.raises(ServiceError, match=f"{CANCEL} of {name} ") as caught:
         request_cancellation(hook(), name, LOGGER)
     # Never NOT_FOUND, which callers may take for an operation that does not run.
-    assert caught.value.rpc_code is Code.FAILED_PRECONDITION
-    assert methods(emulator) == [CANCEL, GET]
-    assert log.ours == []
+    code = fault.get("rpc_status", "UNAVAILABLE")
+    assert caught.value.rpc_code == ("ABORTED" if code in SAYS_FINISHED else code)
+    assert (f"But {name} is RUNNING" in str(caught.value)) == (code in SAYS_FINISHED)
+    assert methods(emulator)[-2:] == [CANCEL, GET]
 
 
 def test_unknown(emulator: DaiEmulator, hook: Any, log: Log) -> None:
@@ -88,28 +122,56 @@ def test_unknown(emulator: DaiEmulator, hook: Any, log: Log) -> None:
     assert log.ours == []
 
 
-@pytest.mark.parametrize(
-    ("rpc_status", "error"),
-    [
-        ("UNIMPLEMENTED", api.MethodNotImplemented),
-        ("PERMISSION_DENIED", api.PermissionDenied),
-        ("INVALID_ARGUMENT", api.InvalidArgument),
-    ],
-)
-def test_after_another_refusal_nothing_is_polled(
-    emulator: DaiEmulator, hook: Any, log: Log, rpc_status: str, error: type[Exception]
-) -> None:
+@pytest.mark.parametrize("code", ["UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED"])
+def test_without_access_nothing_is_polled(emulator: DaiEmulator, hook: Any, log: Log, code: str) -> None:
     name = emulator.start_ingest()
-    emulator.inject(Fault(method=CANCEL, rpc_status=rpc_status))
-    with pytest.raises(error):
+    fail(emulator, CANCEL, rpc_status=code)
+    with pytest.raises(ServiceError) as caught:
         request_cancellation(hook(), name, LOGGER)
+    assert caught.value.rpc_code == code
     assert methods(emulator) == [CANCEL]
     assert log.ours == []
 
 
-def test_refused_and_then_away(make_emulator: MakeEmulator, hook: Any) -> None:
-    emulator = make_emulator(finished_cancel="failed_precondition")
+def test_after_a_request_that_reached_no_server_nothing_is_polled(emulator: DaiEmulator, hook: Any) -> None:
+    name, made = emulator.start_ingest(), hook()
+    emulator.stop()
+    with pytest.raises(api.ServiceUnavailable, match=CANCEL) as caught:
+        request_cancellation(made, name, LOGGER)
+    assert GET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "of_get", "raised"),
+    [
+        ("FAILED_PRECONDITION", "UNAVAILABLE", "UNAVAILABLE"),
+        ("NOT_FOUND", "UNAVAILABLE", "UNAVAILABLE"),
+        ("NOT_FOUND", "PERMISSION_DENIED", "PERMISSION_DENIED"),
+        ("INVALID_ARGUMENT", "NOT_FOUND", "NOT_FOUND"),
+        ("ABORTED", "UNAVAILABLE", "ABORTED"),
+        ("ABORTED", "NOT_FOUND", "ABORTED"),
+        ("UNAVAILABLE", "UNIMPLEMENTED", "UNAVAILABLE"),
+    ],
+)
+def test_where_both_fail_the_message_has_both_and_a_transient_error_counts(
+    emulator: DaiEmulator, hook: Any, refusal: str, of_get: str, raised: str
+) -> None:
     name = emulator.start_ingest(seconds=0)
-    emulator.inject(Fault(method=GET, status=503, times=None))
-    with pytest.raises(api.ServiceUnavailable, match=GET):
+    fail(emulator, CANCEL, rpc_status=refusal)
+    fail(emulator, GET, rpc_status=of_get)
+    with pytest.raises(ServiceError) as caught:
         request_cancellation(hook(), name, LOGGER)
+    assert caught.value.rpc_code == raised
+    for method, code in ((CANCEL, refusal), (GET, of_get)):
+        assert re.search(f"{method} of {name} returned [0-9]+ {code}", str(caught.value))
+
+
+def test_a_killed_task_sends_no_retry_and_no_poll(emulator: DaiEmulator, hook: Any, clock: Clock) -> None:
+    name, made = emulator.start_ingest(), hook()
+    made.stopped = lambda: "the task was killed" if clock.slept else None
+    fail(emulator, CANCEL, status=503)
+    with pytest.raises(api.ServiceUnavailable, match="503 .*; it was not retried: the task was killed"):
+        request_cancellation(made, name, LOGGER)
+    with pytest.raises(api.Cancelled, match=f"{CANCEL} of {name} was not sent: the task was killed"):
+        request_cancellation(made.sibling(), name, LOGGER)
+    assert methods(emulator) == [CANCEL]
