@@ -182,9 +182,10 @@ class DaiBaseHook(GoogleBaseHook):
         fresh = copy(self)
         fresh._extras = fresh._cached_credentials = None
         fresh.impersonation_chain = self._given_chain
-        credentials = fresh.load_credentials()
-        if fresh._content is not None and fresh._content == self._content:
+        _, content = fresh._source()
+        if content is not None and content == self._content:
             return None
+        credentials = fresh.load_credentials()
         self._extras, self._content, self._cached_credentials = fresh._extras, fresh._content, credentials
         self.log.info("The credentials of the connection %r were refused, and have been read anew.", self.gcp_conn_id)
         return credentials
