@@ -220,6 +220,8 @@ class DaiBaseHook(GoogleBaseHook):
 
     def _get_transport(self) -> RequestsTransport:
         if self._transport is None:
-            credentials = self.load_credentials()
-            self._transport = RequestsTransport(self.endpoint, credentials, self.timeout, self.reload_credentials)
+            endpoint = self.endpoint
+            self._transport = RequestsTransport(
+                endpoint, self.load_credentials(), self.timeout, self.reload_credentials
+            )
         return self._transport

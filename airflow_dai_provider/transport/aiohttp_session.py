@@ -207,11 +207,20 @@ class AiohttpTransport:
         return no_response(
             request,
             self.endpoint,
-            error,
+            _reason(error),
             untrusted=isinstance(error, aiohttp.ClientConnectorCertificateError),
             timed_out=isinstance(error, TimeoutError),
             sent=not isinstance(error, _NEVER_SENT),
         )
+
+
+def _reason(error: Exception) -> object:
+    """Return the words of an error, without the status that the library gives to a response that has none."""
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"the proxy returned {error.status} {error.message}"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return " ".join(error.message.split())[:200]
+    return error
 
 
 def _proxy_url(proxy: str) -> str:
