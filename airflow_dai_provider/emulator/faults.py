@@ -113,7 +113,9 @@ class Fault:
     reset: bool = Field(default=False, description=_FLAG)
 
     _whole = field_validator("status", "truncate", "retry_after", "padding", mode="before")(whole_from_text)
-    _number = field_validator("delay", "rate", "seconds", "retry_after_date", "body_delay", mode="before")(number_from_text)
+    _number = field_validator("delay", "rate", "seconds", "retry_after_date", "body_delay", mode="before")(
+        number_from_text
+    )
     _flag = field_validator("html", "processed", "reset", mode="before")(flag_from_text)
 
     @field_validator("times", mode="before")

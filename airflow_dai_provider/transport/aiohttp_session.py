@@ -22,6 +22,7 @@ from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.transport.credentials import (
     TOKEN_ERRORS,
+    chain,
     client_headers,
     no_response,
     not_sent,
@@ -169,7 +170,9 @@ class AiohttpTransport:
                 await self.token.renew(refused, anew=anew)
             return await self.token.headers()
         except TOKEN_ERRORS as error:
-            raise token_error(request, error, self.token.last_request) from public_cause(error)
+            failure, cause = token_error(request, error, self.token.last_request), public_cause(error)
+        # Raised here, so that no error with a secret is the context of this one.
+        raise failure from cause
 
     async def _send(self, request: rest.Request[T], headers: Mapping[str, str]) -> T:
         for name, value in headers.items():
@@ -218,8 +221,9 @@ def _reason(error: Exception) -> object:
     """Return the words of an error, without the status that the library gives to a response that has none."""
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"the proxy returned {error.status} {error.message}"
-    if isinstance(error, aiohttp.ClientResponseError):
-        return " ".join(error.message.split())[:200]
+    for link in chain(error):
+        if isinstance(link, aiohttp.ClientResponseError | HttpProcessingError):
+            return " ".join(link.message.split())[:200]
     return error
 
 

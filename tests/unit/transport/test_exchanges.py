@@ -28,8 +28,7 @@ from tests.support.hooks import MakeHook, cases
 from tests.support.log import Log
 from tests.support.payloads import NAME, creative
 from tests.support.tiny_server import Exchange, Serve, TinyServer
-
-Form = Callable[[DaiHook | DaiAsyncHook], object]
+from tests.support.token_server import service_account_key
 
 
 def cancel(hook: DaiHook | DaiAsyncHook) -> Any:
@@ -227,6 +226,19 @@ def test_the_password_of_a_proxy_is_never_shown(
     assert [secret for secret in SECRETS if secret in text] == []
 
 
+@both_hooks
+def test_the_password_of_a_proxy_to_the_token_service_is_never_shown(
+    kind: Any, connect: Connect, tiny_server: Serve, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    proxy: TinyServer = tiny_server(lambda exchange: exchange.raw(b"HTTP/1.1 503 Away\r\n\r\n"))
+    connect(keyfile_dict=service_account_key("https://tokens.invalid/token"), num_retries=0)
+    monkeypatch.setenv("HTTPS_PROXY", f"http://robot:{PASSWORD}@{proxy.host}")
+    with pytest.raises(exceptions.ServiceUnavailable, match=r"token service: tokens\.invalid") as caught:
+        cancel(kind(api_endpoint="https://dai.invalid", timeout=2))
+    text = shown(caught.value) + log.text
+    assert [secret for secret in SECRETS if secret in text] == []
+
+
 @pytest.mark.parametrize(
     ("url", "allowed"),
     [
@@ -268,4 +280,3 @@ def test_the_error_of_a_connection_that_was_refused_names_no_status(
         make_hook(api_endpoint=f"http://127.0.0.1:{closed_port}").get_operation(NAME)
     assert "503" not in str(caught.value).replace(str(closed_port), "")
     assert f"127.0.0.1:{closed_port}" in str(caught.value)
-
