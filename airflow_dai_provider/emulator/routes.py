@@ -20,7 +20,7 @@ METHODS = (
 """Every method that has an HTTP binding."""
 
 TOKEN_METHODS = ("token", "generateAccessToken", "exchangeToken", "metadata")
-"""The methods that issue tokens, with authentication: OAuth2, IAM credentials, security token service, metadata server."""
+"""The methods that issue tokens, with authentication: OAuth2, IAM credentials, token service, metadata server."""
 
 # google.api.http: a variable of several segments keeps an encoded slash, a variable of one segment is fully decoded.
 _ENCODED_SLASH = re.compile(rb"(%2F)", re.IGNORECASE)

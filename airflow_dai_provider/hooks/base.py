@@ -107,8 +107,14 @@ class DaiBaseHook(GoogleBaseHook):
         except AirflowNotFoundException as error:
             raise UndefinedConnectionError(f"{what} could not be looked up: {error}", None, None, False) from error
         except Exception as error:
-            message = f"{what} could not be looked up: {redact_urls(str(error) or type(error).__name__)}"
-            raise typed(ServiceError(message, Code.UNAVAILABLE, sent=False)) from public_cause(error)
+            reason, cause = redact_urls(str(error) or type(error).__name__), public_cause(error)
+        else:
+            return self._checked(kind, extras)
+        # Raised here, so that no error with a secret is the context of this one.
+        raise typed(ServiceError(f"{what} could not be looked up: {reason}", Code.UNAVAILABLE, sent=False)) from cause
+
+    def _checked(self, kind: str | None, extras: object) -> dict[str, Any]:
+        """Return the extra of a connection of this type, if it can be used."""
         if not isinstance(extras, Mapping):
             raise self._unusable(f"its extra is no JSON object, but {type(extras).__name__}")
         known = {name.removeprefix(_PREFIX) for name in extras}
@@ -160,15 +166,19 @@ class DaiBaseHook(GoogleBaseHook):
     def load_credentials(self) -> Credentials:
         """Return the credentials of the connection.
 
-        :raises ServiceError: Unauthenticated when the connection gives none, UNAVAILABLE when it could not be looked up,
-            or a service that makes them did not respond.
+        :raises ServiceError: Unauthenticated when the connection gives none, UNAVAILABLE when it could not be looked
+            up, or a service that makes them did not respond.
         """
         if self._cached_credentials is None:
             source, self._content = self._source()
             try:
                 self._cached_credentials = self.get_credentials()
             except Exception as error:
-                raise credentials_error(self.gcp_conn_id, source, error) from public_cause(error)
+                failure, cause = credentials_error(self.gcp_conn_id, source, error), public_cause(error)
+            else:
+                return self._cached_credentials
+            # Raised here, so that no error with a secret is the context of this one.
+            raise failure from cause
         return self._cached_credentials
 
     def reload_credentials(self) -> Credentials | None:
@@ -182,9 +192,10 @@ class DaiBaseHook(GoogleBaseHook):
         fresh = copy(self)
         fresh._extras = fresh._cached_credentials = None
         fresh.impersonation_chain = self._given_chain
-        credentials = fresh.load_credentials()
-        if fresh._content is not None and fresh._content == self._content:
+        _, content = fresh._source()
+        if content is not None and content == self._content:
             return None
+        credentials = fresh.load_credentials()
         self._extras, self._content, self._cached_credentials = fresh._extras, fresh._content, credentials
         self.log.info("The credentials of the connection %r were refused, and have been read anew.", self.gcp_conn_id)
         return credentials
@@ -219,6 +230,8 @@ class DaiBaseHook(GoogleBaseHook):
 
     def _get_transport(self) -> RequestsTransport:
         if self._transport is None:
-            credentials = self.load_credentials()
-            self._transport = RequestsTransport(self.endpoint, credentials, self.timeout, self.reload_credentials)
+            endpoint = self.endpoint
+            self._transport = RequestsTransport(
+                endpoint, self.load_credentials(), self.timeout, self.reload_credentials
+            )
         return self._transport

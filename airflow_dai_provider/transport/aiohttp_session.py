@@ -22,6 +22,7 @@ from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.transport.credentials import (
     TOKEN_ERRORS,
+    chain,
     client_headers,
     no_response,
     not_sent,
@@ -169,7 +170,9 @@ class AiohttpTransport:
                 await self.token.renew(refused, anew=anew)
             return await self.token.headers()
         except TOKEN_ERRORS as error:
-            raise token_error(request, error, self.token.last_request) from public_cause(error)
+            failure, cause = token_error(request, error, self.token.last_request), public_cause(error)
+        # Raised here, so that no error with a secret is the context of this one.
+        raise failure from cause
 
     async def _send(self, request: rest.Request[T], headers: Mapping[str, str]) -> T:
         for name, value in headers.items():
@@ -207,11 +210,21 @@ class AiohttpTransport:
         return no_response(
             request,
             self.endpoint,
-            error,
+            _reason(error),
             untrusted=isinstance(error, aiohttp.ClientConnectorCertificateError),
             timed_out=isinstance(error, TimeoutError),
             sent=not isinstance(error, _NEVER_SENT),
         )
+
+
+def _reason(error: Exception) -> object:
+    """Return the words of an error, without the status that the library gives to a response that has none."""
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"the proxy returned {error.status} {error.message}"
+    for link in chain(error):
+        if isinstance(link, aiohttp.ClientResponseError | HttpProcessingError):
+            return " ".join(link.message.split())[:200]
+    return error
 
 
 def _proxy_url(proxy: str) -> str:

@@ -168,7 +168,7 @@ class _Connecting(HTTPConnection):
 
 
 class _HttpPool(HTTPConnectionPool):
-    ConnectionCls = _Connecting  # type: ignore[assignment]
+    ConnectionCls = _Connecting
 
 
 class _HttpsConnection(_Connecting, HTTPSConnection):
@@ -176,7 +176,7 @@ class _HttpsConnection(_Connecting, HTTPSConnection):
 
 
 class _HttpsPool(HTTPSConnectionPool):
-    ConnectionCls = _HttpsConnection  # type: ignore[assignment]
+    ConnectionCls = _HttpsConnection
 
 
 class _Adapter(HTTPAdapter):

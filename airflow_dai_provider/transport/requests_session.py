@@ -201,7 +201,11 @@ class RequestsTransport:
             if not self._anonymous:
                 self.credentials.refresh(self._auth_request)
         except TOKEN_ERRORS as error:
-            raise token_error(request, error, self._auth_request, handled) from public_cause(error)
+            failure, cause = token_error(request, error, self._auth_request, handled), public_cause(error)
+        else:
+            return
+        # Raised here, so that no error with a secret is the context of this one.
+        raise failure from cause
 
     def _send(self, request: rest.Request[T]) -> T:
         # An error that the caller is handling already is the context of ours, not its cause.

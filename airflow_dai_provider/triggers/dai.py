@@ -161,9 +161,10 @@ class DaiOperationTrigger(BaseTrigger):
             hook = await self._hook.synchronous_hook() if self._hook else None
             await sync_to_async(self._request_cancellation, thread_sensitive=False, executor=_KILL_THREADS)(hook)
         except Exception as error:
-            # Without the traceback, which can hold the password of a proxy.
             name, reason = self.operation_name, describe_error(error)
-            self.log.error("%s may still run: its task was killed, but it was not cancelled: %s", name, reason)
+            self.log.error(  # noqa: TRY400 - a traceback can hold the password of a proxy
+                "%s may still run: its task was killed, but it was not cancelled: %s", name, reason
+            )
 
     def _request_cancellation(self, hook: DaiHook | None) -> None:
         from airflow_dai_provider.hooks.dai import DaiHook

@@ -1,0 +1,244 @@
+"""Keys that are replaced, and connections that are hard to look up, in both hooks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
+from google.api_core import exceptions
+
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.retry import may_have_acted
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.hooks.dai import DaiAsyncHook
+from tests.support.authentication import Form, SharedTime, Shown, live_on
+from tests.support.clock import Clock
+from tests.support.connections import Connect
+from tests.support.credentials import LIFETIME
+from tests.support.emulators import count
+from tests.support.event_loop import run
+from tests.support.hooks import cases
+from tests.support.payloads import NAME
+
+WAITS = 50
+
+
+@pytest.fixture(autouse=True)
+def _one_time(monkeypatch: pytest.MonkeyPatch, few_authorities: None, fake_time: Clock) -> None:
+    live_on(monkeypatch, fake_time)
+
+
+@pytest.fixture(params=["key_path", "keyfile_dict"])
+def rotate(
+    request: pytest.FixtureRequest, guarded: DaiEmulator, connect: Connect, tmp_path: Path
+) -> Callable[[], None]:
+    """Let the connection hold a key; give a function that replaces it, there and at the token service."""
+    path = tmp_path / "key.json"
+
+    def save() -> None:
+        if request.param == "key_path":
+            guarded.write_key_file(path)
+            connect(key_path=str(path), dai_api_endpoint=guarded.endpoint)
+        else:
+            connect(keyfile_dict=guarded.service_account_key(), dai_api_endpoint=guarded.endpoint)
+
+    def replace() -> None:
+        guarded.replace_key()
+        save()
+
+    save()
+    return replace
+
+
+@pytest.mark.parametrize("revoked", [False, True], ids=["tokens expire", "tokens are revoked"])
+def test_a_wait_outlasts_the_rotation_of_its_key(
+    drive: Form, guarded: DaiEmulator, clock: Clock, rotate: Callable[[], None], revoked: bool
+) -> None:
+    guarded.start_ingest(NAME, seconds=3 * LIFETIME)
+
+    def happens() -> None:
+        rotate()
+        if revoked:
+            guarded.revoke_tokens()
+
+    *_, ended = drive(("get_operation", NAME), happens, ("wait_for_operation", NAME))
+
+    assert ended.state == "SUCCEEDED"
+    assert [r.status for r in guarded.requests if r.method == "token"].count(400) == 1
+
+
+def test_fifty_waits_on_one_loop_outlast_the_rotation_of_their_key(
+    guarded: DaiEmulator, clock: Clock, rotate: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that began before share one session; one more begins after the rotation."""
+    names = [guarded.start_ingest(seconds=3 * LIFETIME) for _ in range(WAITS)]
+    shared = SharedTime(clock, WAITS, {LIFETIME / 2: rotate})
+    monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(shared.sleep))
+
+    async def main() -> list[Any]:
+        waits = (shared.outlast(DaiAsyncHook().wait_for_operation(name)) for name in names)
+        return await asyncio.gather(*waits)
+
+    ended = run(main())
+    assert {operation.state for operation in ended} == {"SUCCEEDED"}
+    assert [r.status for r in guarded.requests if r.method == "token"].count(400) == 1
+
+    async def later() -> Any:
+        async with DaiAsyncHook() as hook:
+            return await hook.get_operation(names[0])
+
+    assert run(later()).state == "SUCCEEDED"
+
+
+def test_credentials_that_are_refused_with_a_fresh_token_too_are_read_anew(
+    drive: Form, robot: DaiEmulator, connect: Connect
+) -> None:
+    robot.start_ingest(NAME)
+
+    def refuse() -> None:
+        key = robot.service_account_key("other@emulator.iam.gserviceaccount.com")
+        connect(keyfile_dict=key, dai_api_endpoint=robot.endpoint)
+        robot.inject(Fault("operations.get", status=401, times=2))
+
+    drive(("get_operation", NAME), refuse, ("get_operation", NAME))
+
+    assert robot.requests[-1].account == "other@emulator.iam.gserviceaccount.com"
+    assert count(robot, "operations.get") == 4
+
+
+def test_a_key_that_was_withdrawn_and_not_replaced_is_permanent(
+    drive: Form, robot: DaiEmulator, shown: Shown, slept: list[float]
+) -> None:
+    robot.start_ingest(NAME)
+
+    def withdraw() -> None:
+        robot.replace_key()
+        robot.revoke_tokens()
+
+    with shown.fails(exceptions.Unauthenticated, "Invalid JWT Signature"):
+        drive(("get_operation", NAME), withdraw, ("wait_for_operation", NAME))
+    assert count(robot, "token") == 2
+    assert slept == []
+
+
+AWAY: dict[str, Exception] = {
+    "secrets backend": ConnectionError("vault is sealed"),
+    "API server": RuntimeError("API_SERVER_ERROR"),
+    "undefined, says Airflow": AirflowNotFoundException("The conn_id `google_cloud_default` isn't defined"),
+}
+
+
+@pytest.fixture
+def look_up_fails(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Callable[..., None]:
+    """Give a function that lets Airflow fail to look connections up, for some seconds."""
+    real = BaseHook.get_connection
+
+    def fail(error: Exception, seconds: float = float("inf")) -> None:
+        until = clock.now + seconds
+
+        def get_connection(conn_id: str) -> Any:
+            if clock.now < until:
+                raise error
+            return real(conn_id)
+
+        monkeypatch.setattr(BaseHook, "get_connection", staticmethod(get_connection))
+
+    return fail
+
+
+@pytest.mark.parametrize("error", **cases(AWAY))
+@pytest.mark.parametrize("seconds", [2, 200])
+def test_a_wait_outlasts_a_failing_look_up_of_its_connection(
+    drive: Form, robot: DaiEmulator, look_up_fails: Callable[..., None], error: Exception, seconds: float
+) -> None:
+    robot.start_ingest(NAME, seconds=300)
+    look_up_fails(error, seconds)
+    (ended,) = drive(("wait_for_operation", NAME))
+    assert ended.state == "SUCCEEDED"
+
+
+@pytest.mark.parametrize("error", **cases(AWAY))
+def test_a_look_up_that_fails_for_too_long_ends_the_wait(
+    drive: Form,
+    robot: DaiEmulator,
+    look_up_fails: Callable[..., None],
+    error: Exception,
+    shown: Shown,
+    clock: Clock,
+) -> None:
+    began = clock.now
+    look_up_fails(error)
+    with shown.fails(exceptions.ServiceUnavailable, "connection 'google_cloud_default' could not be looked") as caught:
+        drive(("wait_for_operation", NAME))
+    assert isinstance(caught.value, AirflowNotFoundException) == isinstance(error, AirflowNotFoundException)
+    assert isinstance(caught.value, ServiceError)
+    assert not caught.value.sent
+    assert 300 <= clock.now - began < 360
+
+
+def test_the_credentials_are_not_read_anew_while_the_look_up_fails(
+    drive: Form, guarded: DaiEmulator, rotate: Callable[[], None], look_up_fails: Callable[..., None], clock: Clock
+) -> None:
+    """Nothing is refused for good before the connection could be looked up again."""
+    guarded.start_ingest(NAME, seconds=500)
+
+    def happens() -> None:
+        rotate()
+        guarded.revoke_tokens()
+        look_up_fails(ConnectionError("vault is sealed"), 100)
+
+    *_, ended = drive(("get_operation", NAME), happens, ("wait_for_operation", NAME))
+    assert ended.state == "SUCCEEDED"
+
+
+def _unreadable(folder: Path) -> str:
+    (folder / "key.json").write_text("{")
+    return str(folder / "key.json")
+
+
+UNUSABLE: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
+    "missing file": (lambda _: {"key_path": "/nowhere/key.json"}, "key_path /nowhere/key.json: .*No such file"),
+    "a folder": (lambda folder: {"key_path": f"{folder}/.json"}, "key_path .*: .*No such file"),
+    "a file that is no JSON": (lambda folder: {"key_path": _unreadable(folder)}, "key_path .*key.json: "),
+    "a file of another kind": (lambda _: {"key_path": "/nowhere/key.p12"}, "key_path .*: Legacy P12"),
+    "no private key": (lambda _: {"keyfile_dict": {"type": "service_account"}}, "keyfile_dict: 'private_key' is miss"),
+    "an odd private key": (lambda _: {"keyfile_dict": {"private_key": 1}}, "keyfile_dict: "),
+    "not JSON": (lambda _: {"keyfile_dict": "{"}, "keyfile_dict: Invalid key JSON"),
+    "a list": (lambda _: {"keyfile_dict": "[1]"}, "keyfile_dict: "),
+    "two keys": (lambda _: {"keyfile_dict": '{"a": 1}', "key_path": "/a.json"}, "mutually exclusive"),
+    "bad configuration": (lambda _: {"credential_config_file": "{"}, "credential_config_file: "),
+}
+
+
+@pytest.mark.parametrize(("extra", "words"), **cases(UNUSABLE))
+def test_a_connection_without_usable_credentials_is_named(
+    drive: Form,
+    guarded: DaiEmulator,
+    connect: Connect,
+    tmp_path: Path,
+    shown: Shown,
+    slept: list[float],
+    extra: Callable[[Path], dict[str, Any]],
+    words: str,
+) -> None:
+    connect(conn_id="dai", dai_api_endpoint=guarded.endpoint, **extra(tmp_path))
+    with shown.fails(exceptions.Unauthenticated, f"'dai' gives no usable credentials: .*{words}") as caught:
+        drive(("wait_for_operation", NAME), gcp_conn_id="dai")
+    assert isinstance(caught.value, ServiceError)
+    assert caught.value.rpc_code is Code.FAILED_PRECONDITION, "No service has refused anything."
+    assert not may_have_acted(caught.value)
+    assert slept == []
+
+
+def test_a_connection_of_another_type_is_named(
+    drive: Form, monkeypatch: pytest.MonkeyPatch, shown: Shown, slept: list[float]
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_DAI", json.dumps({"conn_type": "postgres", "host": "db", "password": "s3cret"}))
+    with shown.fails(exceptions.GoogleAPICallError, "'dai' gives no usable credentials: .* type 'postgres'"):
+        drive(("wait_for_operation", NAME), gcp_conn_id="dai")
+    assert slept == []
