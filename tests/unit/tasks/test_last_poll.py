@@ -101,9 +101,7 @@ def test_a_short_fault_is_borne(emulator: DaiEmulator, resume: Any, make: Make, 
 
 
 @all_three
-def test_a_service_that_is_away_is_a_timeout(
-    emulator: DaiEmulator, resume: Any, clock: Clock, make: Make
-) -> None:
+def test_a_service_that_is_away_is_a_timeout(emulator: DaiEmulator, resume: Any, clock: Clock, make: Make) -> None:
     emulator.start_ingest(NAME)
     emulator.inject(Fault(method="operations.get", status=503, times=None))
     began = clock.now
