@@ -76,7 +76,7 @@ class DaiEmulator(HttpServer):
         self._authentication = auth if authentication else None
         self._recorder = Recorder(max_recorded_requests)
         self._store = Store(clock, Plan(ingest_seconds, cancel_seconds=cancel_seconds), finished_cancel)
-        self._fault_queue = FaultQueue(seed, clock)
+        self._fault_queue = FaultQueue(seed)
         self._api = Api(self._store, clock, unimplemented, self._recorder, self._fault_queue, self._authentication)
         self._control = Control(self, control)
 

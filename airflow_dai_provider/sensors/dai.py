@@ -228,11 +228,12 @@ class DaiOperationSensor(BaseSensorOperator):
                 self,
                 next_method,
                 next_kwargs,
+                self.operation_name,
                 consequence=f"{self.operation_name} may still run",
                 timeout_error=AirflowSensorTimeout,
-            ):
+            ) as resumed:
                 # Not the method of the sensor base: with soft_fail it turns every error into a skip.
-                return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
+                return super(BaseSensorOperator, self).resume_execution(*resumed, context)
         except AirflowException as error:
             self._raise_as_in_poke_mode(error)
 

@@ -18,6 +18,7 @@ from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, reatt
 from airflow_dai_provider.ingest.start import start_ingest
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
+from airflow_dai_provider.tasks.callback_scope import operations_started_by_task_instance
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
 from airflow_dai_provider.tasks.failures import check_final_state, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, push_operation
@@ -173,8 +174,11 @@ class DaiCreateCreativeOperator(BaseOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume the task after a deferral, under the same guard as ``execute``."""
         self._guard.begin(context, resumed=True)
-        with self._guard.cancel_on_error(context, self._make_hook), resumption(self, next_method, next_kwargs):
-            return super().resume_execution(next_method, next_kwargs, context)
+        with (
+            self._guard.cancel_on_error(context, self._make_hook),
+            resumption(self, next_method, next_kwargs, lambda: self._started(context)) as resumed,
+        ):
+            return super().resume_execution(*resumed, context)
 
     def on_kill(self) -> None:
         """Request the cancellation when the task is killed; Airflow calls this from a signal handler.
@@ -182,6 +186,10 @@ class DaiCreateCreativeOperator(BaseOperator):
         A kill before ``execute`` has begun counts too: ``execute`` then starts nothing.
         """
         self._guard.kill_or_time_out(self._make_hook)
+
+    def _started(self, context: Context) -> str | None:
+        """Return the operation that this try waits for, in the process that resumes it."""
+        return next((str(name) for name in operations_started_by_task_instance(context, self.log)), None)
 
     def _make_hook(self) -> DaiHook:
         from airflow_dai_provider.hooks.dai import DaiHook

@@ -267,7 +267,7 @@ class TestWait:
         assert log.errors == []
 
     def test_an_outage_of_a_wait_costs_few_lines(
-        self, emulator: DaiEmulator, strays: Any, sweep: Any, log: Log, clock: Clock
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, log: Log
     ) -> None:
         strays(*map(str, range(20)), cancel_seconds=400)
         emulator.inject(Fault(method=GET, status=503, times=20 * 12))

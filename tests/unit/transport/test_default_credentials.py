@@ -60,7 +60,7 @@ def test_a_wait_outlasts_a_metadata_server_that_stumbles(
 ) -> None:
     def away() -> None:
         clock.advance(LIFETIME)  # the token has expired
-        machine.inject(Fault("metadata", seconds=100, **stumble))
+        machine.inject(Fault("metadata", lasts=100, **stumble))
 
     first: list[Any] = [("get_operation", NAME)] if begun else []
     *_, ended = drive(*first, away, ("wait_for_operation", NAME))
