@@ -17,7 +17,7 @@ from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import AuthorizedSession
 
 from airflow_dai_provider.api.endpoint import Endpoint, emulator_endpoint, service_endpoint
-from airflow_dai_provider.api.polling import check_seconds
+from airflow_dai_provider.api.parameters import MAX_REQUEST_SECONDS, check_connection, check_seconds
 from airflow_dai_provider.transport.credentials import credentials_error
 from airflow_dai_provider.transport.requests_session import RequestsTransport
 
@@ -38,8 +38,9 @@ class DaiBaseHook(GoogleBaseHook):
         retry_timeout: float = 60.0,
         **kwargs: Any,
     ) -> None:
+        check_connection(gcp_conn_id, impersonation_chain, api_endpoint)
         self.api_endpoint = api_endpoint
-        self.timeout = check_seconds("timeout", timeout)
+        self.timeout = check_seconds("timeout", timeout, most=MAX_REQUEST_SECONDS)
         self.retry_timeout = check_seconds("retry_timeout", retry_timeout, zero=True)
         self._emulator = emulator_endpoint(api_endpoint, os.environ)
         self._transport: RequestsTransport | None = None

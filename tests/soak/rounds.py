@@ -210,7 +210,9 @@ def play(rounds: int, share: float, seed: int | None) -> Played:
         emulator.clear_faults()
         os.environ["DAI_EMULATOR_HOST"] = emulator.host
         with DaiHook() as hook:
-            urls = [operation.ingest.signed_creative_url or "" for operation in hook.list_operations() if operation.ingest]
+            urls = [
+                operation.ingest.signed_creative_url or "" for operation in hook.list_operations() if operation.ingest
+            ]
     played.started.update(url for url in urls if url.endswith("?seconds=3600"))
     return played
 

@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, 
 from airflow_dai_provider.api.creative import check_creative, creative_digest, media_urls
 from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.operation import OperationState
-from airflow_dai_provider.api.polling import check_seconds
+from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.api.redaction import url_secrets
 from airflow_dai_provider.api.retry import may_have_acted
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
@@ -22,7 +22,7 @@ from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, reatt
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
-from airflow_dai_provider.tasks.failures import check_final_state, task_errors
+from airflow_dai_provider.tasks.failures import check_final_state, refused_parameters, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, push_operation
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE
 
@@ -109,12 +109,13 @@ class DaiCreateCreativeOperator(BaseOperator):
         super().__init__(**kwargs)
         self.creative: Any = creative  # JSON objects, once they are rendered
         self.dynamic_creative_info: Any = dynamic_creative_info
-        self.wait_for_completion = wait_for_completion
-        self.cancel_on_kill = cancel_on_kill
-        self.cancel_on_failure = cancel_on_failure
-        self.poll_interval = poll_interval
-        self.timeout = timeout
-        self.deferrable = deferrable
+        with refused_parameters():
+            self.wait_for_completion = check_flag("wait_for_completion", wait_for_completion)
+            self.cancel_on_kill = check_flag("cancel_on_kill", cancel_on_kill)
+            self.cancel_on_failure = check_flag("cancel_on_failure", cancel_on_failure)
+            self.poll_interval = check_seconds("poll_interval", poll_interval)
+            self.timeout = check_seconds("timeout", timeout)
+            self.deferrable = check_flag("deferrable", deferrable)
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
@@ -152,8 +153,6 @@ class DaiCreateCreativeOperator(BaseOperator):
         with self._guard.cancel_on_error(context, self._make_hook), task_errors():
             # Guarded, since an earlier try can have left its ingest to this one.
             check_creative(self.creative, self.dynamic_creative_info)
-            check_seconds("poll_interval", self.poll_interval)
-            check_seconds("timeout", self.timeout)
             with self._make_hook() as hook:
                 found = self._reattach(context, hook)
                 adopted = self._clock() if found else None
