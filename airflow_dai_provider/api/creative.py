@@ -134,7 +134,8 @@ def _dynamic_problems(creative: object, info: object) -> Iterator[str]:
     if info is None:
         return
     if not isinstance(info, Mapping):
-        yield f"dynamic_creative_info: expected a JSON object (a dict) or None, got {short_repr(info)}{_object_hint(info)}"
+        given = f"{short_repr(info)}{_object_hint(info)}"
+        yield f"dynamic_creative_info: expected a JSON object (a dict) or None, got {given}"
         return
     if isinstance(creative, Mapping) and creative.get("networkCode") is None:
         yield from _text_problems(creative, "", "networkCode", why=", which a dynamic creative needs")
