@@ -23,7 +23,7 @@ from airflow_dai_provider.emulator.errors import (
     whole_from_text,
     wrong_value,
 )
-from airflow_dai_provider.emulator.responses import Response, error_response, html_response
+from airflow_dai_provider.emulator.responses import Response, error_response, html_response, merged_body
 from airflow_dai_provider.emulator.routes import METHODS, TOKEN_METHODS
 
 _MESSAGE = "The emulator was told to fail."
@@ -68,6 +68,8 @@ class Fault:
     :param html: send the HTML page of a front end in place of JSON; needs ``status``.
     :param redirect: URL to send the client to, with 302 unless ``status`` says otherwise.
     :param body: body of the response, sent as it is; needs ``status``.
+    :param merge: JSON object whose fields are put into the JSON of the response, into objects of the same name too;
+        it can hold any text and number, such as ``{"metadata": {"note": "\\0"}}``.
     :param processed: process the request although a failure is sent.
     :param headers: further headers of the response.
     :param content_type: content type of the response, in place of its own.
@@ -92,6 +94,7 @@ class Fault:
     rpc_status: str | None = choice(None, HTTP_STATUSES)
     headers: Mapping[str, str] = Field(default_factory=dict, description="an object with a text for each header")
     body: bytes | None = Field(default=None, description="a text")
+    merge: Mapping[str, object] = Field(default_factory=dict, description="an object")
     content_type: str | None = Field(default=None, min_length=1, description="a text")
     delay: float = Field(default=0.0, ge=0, description=_SECONDS)
     drop: str | None = choice(None, ("before", "after"), "None or one of")
@@ -122,6 +125,13 @@ class Fault:
     @classmethod
     def _read_headers(cls, value: object) -> Mapping[str, str]:
         if not (isinstance(value, Mapping) and all(isinstance(text, str) for pair in value.items() for text in pair)):
+            raise ValueError
+        return value
+
+    @field_validator("merge", mode="plain")
+    @classmethod
+    def _read_merge(cls, value: object) -> Mapping[str, object]:
+        if not isinstance(value, Mapping):
             raise ValueError
         return value
 
@@ -193,6 +203,7 @@ class Fault:
             "retry-after-date": self.retry_after_date is not None,
             "content-type": self.content_type is not None,
             "headers": self.headers,
+            "merge": self.merge,
             "padding": self.padding,
             "hang": self.hangs,
             "delay": self.delay and not self.hangs,
@@ -221,14 +232,15 @@ class Fault:
         return error_response(ApiError(rpc_status, _MESSAGE, status=self.status))
 
     def change(self, response: Response, now: float) -> Response:
-        """Return a response (the real one or the fault's own) with the fault's headers and content type."""
+        """Return a response (the real one or the fault's own) with the fault's headers, fields and content type."""
         headers = {**response.headers, **self.headers}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
         if self.retry_after_date is not None:
             headers["Retry-After"] = formatdate(now + self.retry_after_date, usegmt=True)
             headers.setdefault("Date", formatdate(now, usegmt=True))
-        return replace(response, headers=headers, content_type=self.content_type or response.content_type)
+        body = merged_body(response.body, self.merge) if self.merge else response.body
+        return replace(response, headers=headers, body=body, content_type=self.content_type or response.content_type)
 
     def _check_headers(self) -> None:
         names = {header.lower() for header in self.headers}

@@ -12,7 +12,16 @@ from tests.support.payloads import METADATA_TYPE, NAME
 
 #: Any text, lone surrogates and NUL among it.
 texts = st.text(st.characters(exclude_categories=()), max_size=12) | st.sampled_from(
-    ["nul \0 x", "cut \ud83d", "\ude00\ud83d", "\U0001f600", "\x1b[31m", "x" * 70_000, "\u65e5" * 30_000, "\r\n\x01\x7f"]
+    [
+        "nul \0 x",
+        "cut \ud83d",
+        "\ude00\ud83d",
+        "\U0001f600",
+        "\x1b[31m",
+        "x" * 70_000,
+        "\u65e5" * 30_000,
+        "\r\n\x01\x7f",
+    ]
 )
 _keys = texts | st.sampled_from(["__classname__", "__version__", "__data__", "__type", "__var", "__id__", "@type", ""])
 numbers = st.integers() | st.floats() | st.sampled_from([2**63, 2**64, -(2**63) - 1, 10**400, 1e22, 1e308, 5e-324])
