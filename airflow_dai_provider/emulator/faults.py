@@ -69,7 +69,7 @@ class Fault:
     :param redirect: URL to send the client to, with 302 unless ``status`` says otherwise.
     :param body: body of the response, sent as it is; needs ``status``.
     :param merge: JSON object whose fields are put into the JSON of the response, into objects of the same name too;
-        it can hold any text and number, such as ``{"metadata": {"note": "\\0"}}``.
+        it can hold any text and number, also those that no database takes.
     :param processed: process the request although a failure is sent.
     :param headers: further headers of the response.
     :param content_type: content type of the response, in place of its own.
@@ -132,7 +132,7 @@ class Fault:
     @classmethod
     def _read_merge(cls, value: object) -> Mapping[str, object]:
         if not isinstance(value, Mapping):
-            raise ValueError
+            raise ValueError  # noqa: TRY004 - pydantic reports this one as an invalid field
         return value
 
     @field_validator("body", mode="before")

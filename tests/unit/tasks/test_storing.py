@@ -95,7 +95,7 @@ HOSTILE = {
     "600 levels": b'{"name": "operations/bad", "metadata": ' + b'{"a": ' * 600 + b"1" + b"}" * 601,
     "100,000 levels": b'{"name": "operations/bad", "metadata": ' + b"[" * 100_000,
     "odd name": b'{"name": "operations/bad\\u0000", "done": true}',
-    "numbers": b'{"name": "operations/bad", "done": true, "metadata": {"a": NaN, "b": 1e400, "c": 9999999999999999999}}',
+    "numbers": b'{"name": "operations/bad", "done": true, "metadata": {"a": [NaN, 1e400, 9999999999999999999]}}',
     "5,000 digits": b'{"name": "operations/bad", "metadata": {"a": ' + b"9" * 5000 + b"}}",
     "marks of Airflow": b'{"name": "operations/bad", "done": true, "metadata": {"__classname__": "os.system"}}',
 }
