@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from airflow_dai_provider.api.names import is_missing_name, missing_hint
 from airflow_dai_provider.api.redaction import short_repr
+from airflow_dai_provider.api.storable import is_storable_text
 
 #: The longest duration, about 31 years: neither a date nor a sleep holds much more.
 MAX_SECONDS = 1e9
@@ -50,12 +51,12 @@ def check_flag(parameter: str, value: object) -> bool:
 
 
 def check_text(parameter: str, value: object, expected: str) -> str:
-    """Return a text; one that a template has rendered to nothing is none, nor is one with control characters.
+    """Return a text; one that a template has rendered to nothing is none, nor is one that cannot be stored.
 
     :param expected: what the text should be.
     :raises ValueError: when it is something else.
     """
-    if isinstance(value, str) and value.isprintable() and not is_missing_name(value):
+    if isinstance(value, str) and is_storable_text(value) and not is_missing_name(value):
         return value
     raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected {expected}.{template_hint(value)}")
 
