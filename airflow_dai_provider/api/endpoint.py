@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from airflow_dai_provider.api.names import is_missing_name
 from airflow_dai_provider.api.redaction import short_repr
 
 #: ``host:port`` of an emulator, by the convention of Google's emulators: plain HTTP and no credentials.
@@ -59,6 +60,7 @@ def parse_endpoint(value: str, source: str, default_scheme: str = "https") -> En
         valid = False
     if (
         not valid
+        or is_missing_name(text)
         or not text.isprintable()
         or text.endswith(":")
         or any((parts.path, parts.query, parts.fragment, "@" in parts.netloc))

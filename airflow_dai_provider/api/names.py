@@ -50,6 +50,14 @@ def is_missing_name(name: object) -> bool:
     return name is None or (isinstance(name, str) and name.strip() in ("", "None"))
 
 
+def missing_hint(what: str) -> str:
+    """Return a sentence, after a space, on the template that has probably rendered to nothing.
+
+    :param what: what the upstream task should have pushed.
+    """
+    return f" Most likely the upstream task has pushed no {what}: has it run, and does it return or push one?"
+
+
 def _check_name(name: object, kind: str, collection: str, *, multi_segment: bool) -> str:
     if isinstance(name, str):
         head, *segments = name.split("/")
@@ -70,7 +78,7 @@ def _check_name(name: object, kind: str, collection: str, *, multi_segment: bool
 
 def _hint(name: object) -> str:
     if is_missing_name(name):
-        return " Most likely the upstream task has pushed no name: has it run, and does it return or push one?"
+        return missing_hint("name")
     if isinstance(name, Mapping) and "name" in name:
         return " An operation's dict was given: pass its 'name'."
     if isinstance(name, list | tuple):

@@ -5,12 +5,12 @@ Pure: the caller (a worker that sleeps, a trigger that awaits) polls, and brings
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from random import random
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.parameters import check_seconds
 from airflow_dai_provider.api.retry import PERMANENT, TRANSIENT
 
 #: Seconds between the first poll, which comes at once, and the second.
@@ -164,21 +164,3 @@ def describe_poll(result: object, elapsed: float, wait: float) -> str:
     :param wait: seconds until the next poll.
     """
     return f"{result}; {elapsed:.0f} s elapsed, next poll in {wait:.1f} s"
-
-
-def check_seconds(parameter: str, value: object, *, zero: bool = False) -> float:
-    """Return a duration in seconds.
-
-    :param zero: whether 0 is one.
-    :raises ValueError: when it is no positive number; the message says what was given and what was expected.
-    """
-    if (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and 0 <= value <= sys.float_info.max
-        and (value or zero)
-    ):
-        return float(value)
-    raise ValueError(
-        f"Invalid {parameter} {value!r}: expected a {'non-negative' if zero else 'positive'} number of seconds."
-    )

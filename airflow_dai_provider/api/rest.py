@@ -210,7 +210,7 @@ def _decode(body: bytes) -> object:
     if len(body) > MAX_RESPONSE_BYTES:
         raise InvalidOperationError(f"larger than {MAX_RESPONSE_BYTES} bytes")
     try:
-        return json.loads(body, parse_int=_read_int) if body.strip() else {}
+        return json.loads(body) if body.strip() else {}
     except (ValueError, RecursionError) as error:
         raise InvalidOperationError(f"expected JSON, got {short_repr(body)}") from error
 
@@ -220,11 +220,6 @@ def _decode_object(body: bytes) -> dict[str, Any]:
     if not isinstance(decoded, dict):
         raise InvalidOperationError(f"expected a JSON object, got {short_repr(decoded)}")
     return decoded
-
-
-def _read_int(text: str) -> int | str:
-    # Python refuses to read a number of very many digits, and with it the whole of the JSON.
-    return int(text) if len(text) <= 400 else text
 
 
 def _error(request: Request[Any], response: Response, now: datetime) -> ServiceError:
@@ -263,6 +258,8 @@ def _reasons(error: Mapping[str, Any]) -> Iterator[str]:
         for item in items if isinstance(items, list) else ():
             if isinstance(item, dict) and isinstance(item.get("reason"), str):
                 yield item["reason"]
+            elif isinstance(item, dict) and str(item.get("@type")).endswith("google.rpc.QuotaFailure"):
+                yield "quotaExceeded"
 
 
 def _text(value: object) -> str:

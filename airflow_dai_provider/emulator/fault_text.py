@@ -30,8 +30,8 @@ These are the fields; seconds may be inf, which is forever:
                      lasts=SECONDS from the first request that it hits, then always
   the response       status, rpc_status, reason, details, html=true for a front end's page, body, redirect=URL,
                      listed, omitted, header.NAME=VALUE (headers in JSON), content_type, retry_after=SECONDS,
-                     retry_after_date=SECONDS from now as a date, padding=BYTES; processed=true has the request
-                     processed although a failure is sent
+                     retry_after_date=SECONDS from now as a date, padding=BYTES, merge (only in JSON: fields to put
+                     into the response); processed=true has the request processed although a failure is sent
   how it is sent     delay=SECONDS, body_delay=SECONDS in the middle of the body, drop=before or after processing,
                      truncate=BYTES, reset=true to reset the connection where it is dropped or the body cut
 Without a method, a fault is meant for every request except those for tokens (token, generateAccessToken,

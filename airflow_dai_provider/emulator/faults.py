@@ -24,7 +24,13 @@ from airflow_dai_provider.emulator.errors import (
     whole_from_text,
     wrong_value,
 )
-from airflow_dai_provider.emulator.responses import Response, error_response, html_response, json_response
+from airflow_dai_provider.emulator.responses import (
+    Response,
+    error_response,
+    html_response,
+    json_response,
+    merged_body,
+)
 from airflow_dai_provider.emulator.routes import METHODS, TOKEN_METHODS
 
 _MESSAGE = "The emulator was told to fail."
@@ -72,6 +78,8 @@ class Fault:
     :param html: send the HTML page of a front end in place of JSON; needs ``status``.
     :param redirect: URL to send the client to, with 302 unless ``status`` says otherwise.
     :param body: body of the response, sent as it is; needs ``status``.
+    :param merge: JSON object whose fields are put into the JSON of the response, into objects of the same name too;
+        it can hold any text and number, also those that no database takes.
     :param processed: process the request although a failure is sent.
     :param listed: JSON values that ``operations.list`` returns in front of its operations; needs that method.
     :param omitted: name of an operation that ``operations.list`` leaves out; needs that method.
@@ -98,6 +106,7 @@ class Fault:
     rpc_status: str | None = choice(None, HTTP_STATUSES)
     headers: Mapping[str, str] = Field(default_factory=dict, description="an object with a text for each header")
     body: bytes | None = Field(default=None, description="a text")
+    merge: Mapping[str, object] = Field(default_factory=dict, description="an object")
     content_type: str | None = Field(default=None, min_length=1, description="a text")
     delay: float = Field(default=0.0, ge=0, description=_SECONDS)
     drop: str | None = choice(None, ("before", "after"), "None or one of")
@@ -144,6 +153,13 @@ class Fault:
         if isinstance(value, list | tuple):
             return tuple(value)
         raise ValueError
+
+    @field_validator("merge", mode="plain")
+    @classmethod
+    def _read_merge(cls, value: object) -> Mapping[str, object]:
+        if not isinstance(value, Mapping):
+            raise ValueError  # noqa: TRY004 - pydantic reports this one as an invalid field
+        return value
 
     @field_validator("body", mode="before")
     @classmethod
@@ -229,6 +245,7 @@ class Fault:
             "omitted": self.omitted is not None,
             "content-type": self.content_type is not None,
             "headers": self.headers,
+            "merge": self.merge,
             "padding": self.padding,
             "hang": self.hangs,
             "delay": self.delay and not self.hangs,
@@ -259,7 +276,7 @@ class Fault:
         )
 
     def change(self, response: Response, now: float) -> Response:
-        """Return a response (the real one or the fault's own) with the fault's list, headers and content type."""
+        """Return a response (the real one or the fault's own) with what the fault changes in it."""
         if (self.listed or self.omitted) and response.status == 200:
             page = json.loads(response.body)
             kept = [item for item in page.get("operations", ()) if item["name"] != self.omitted]
@@ -270,7 +287,8 @@ class Fault:
         if self.retry_after_date is not None:
             headers["Retry-After"] = formatdate(now + self.retry_after_date, usegmt=True)
             headers.setdefault("Date", formatdate(now, usegmt=True))
-        return replace(response, headers=headers, content_type=self.content_type or response.content_type)
+        body = merged_body(response.body, self.merge) if self.merge else response.body
+        return replace(response, headers=headers, body=body, content_type=self.content_type or response.content_type)
 
     def _check_headers(self) -> None:
         names = {header.lower() for header in self.headers}

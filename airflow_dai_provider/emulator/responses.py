@@ -74,6 +74,21 @@ async def pause(request: web.BaseRequest, seconds: float) -> None:
             await asyncio.sleep(_CHECK_SECONDS)
 
 
+def merged_body(body: bytes, fields: Mapping[str, object]) -> bytes:
+    """Return the body of a response with these fields in its JSON object; a body of another kind stays as it is."""
+    try:
+        given = json.loads(body)
+    except ValueError:
+        return body
+    return json.dumps(_merged(given, fields)).encode() if isinstance(given, dict) else body
+
+
+def _merged(given: object, fields: object) -> object:
+    if not (isinstance(given, dict) and isinstance(fields, Mapping)):
+        return fields
+    return {**given, **{name: _merged(given.get(name), value) for name, value in fields.items()}}
+
+
 async def send(request: web.BaseRequest, response: Response, fault: "Fault | None" = None) -> web.StreamResponse:
     """Send a response, changed on its way by a fault.
 

@@ -18,7 +18,7 @@ from google.auth.transport.requests import AuthorizedSession
 
 from airflow_dai_provider.api.endpoint import EXTRA_KEY, Endpoint, emulator_endpoint, service_endpoint
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.api.polling import check_seconds
+from airflow_dai_provider.api.parameters import MAX_REQUEST_SECONDS, check_connection, check_seconds
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.transport.credentials import credentials_error, public_cause, unusable
 from airflow_dai_provider.transport.google_errors import typed
@@ -58,10 +58,11 @@ class DaiBaseHook(GoogleBaseHook):
         quota_project_id: str | None = None,
         **kwargs: Any,
     ) -> None:
+        check_connection(gcp_conn_id, impersonation_chain, api_endpoint)
         # Not GoogleBaseHook.__init__, which looks up the connection.
         BaseHook.__init__(self, **kwargs)
         self.api_endpoint = api_endpoint
-        self.timeout = check_seconds("timeout", timeout)
+        self.timeout = check_seconds("timeout", timeout, most=MAX_REQUEST_SECONDS)
         self.retry_timeout = check_seconds("retry_timeout", retry_timeout, zero=True)
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain

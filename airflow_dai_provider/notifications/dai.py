@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.api.names import InvalidNameError, check_operation_name, is_missing_name
-from airflow_dai_provider.api.polling import check_seconds
+from airflow_dai_provider.api.parameters import check_seconds
 from airflow_dai_provider.notifications.rendering import RenderingNotifier
 from airflow_dai_provider.tasks.callback_scope import CallbackKind, callback_kind, operations_started, run_of_deadline
 from airflow_dai_provider.tasks.cancel_requests import request_cancellations

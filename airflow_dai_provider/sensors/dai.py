@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from inspect import unwrap
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,6 +22,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import OperationState
+from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.api.polling import FIRST_INTERVAL, MAX_OUTAGE, WaitTimeoutError, describe_poll
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.metrics import count_finished
@@ -31,6 +32,7 @@ from airflow_dai_provider.tasks.failures import (
     accept_missing,
     check_expected_states,
     check_final_state,
+    refused_parameters,
     task_errors,
 )
 from airflow_dai_provider.version_compat import first_poke_time
@@ -41,6 +43,11 @@ if TYPE_CHECKING:
     from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.api.polling import Wait
     from airflow_dai_provider.hooks.dai import DaiHook
+
+
+#: Parameters of Airflow's sensors.
+_SENSOR_FLAGS = frozenset({"soft_fail", "silent_fail", "never_fail", "exponential_backoff"})
+_SENSOR_DURATIONS = frozenset({"poke_interval", "timeout", "max_wait"})
 
 
 class DaiOperationSensor(BaseSensorOperator):
@@ -103,12 +110,20 @@ class DaiOperationSensor(BaseSensorOperator):
         api_endpoint: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        with refused_parameters():
+            # Before and after: Airflow itself fails on a large one, and takes others from default_args.
+            for name in _SENSOR_DURATIONS & kwargs.keys():
+                _check_duration(name, kwargs[name])
+            super().__init__(**kwargs)
+            for name in _SENSOR_DURATIONS:
+                _check_duration(name, getattr(self, name))
+            for name in _SENSOR_FLAGS:
+                check_flag(name, getattr(self, name))
+            self.missing_ok = check_flag("missing_ok", missing_ok)
+            self.cancel_on_kill = check_flag("cancel_on_kill", cancel_on_kill)
+            self.deferrable = check_flag("deferrable", deferrable)
         self.operation_name: Any = operation_name  # a string, once it is rendered
         self.expected_states = expected_states
-        self.missing_ok = missing_ok
-        self.cancel_on_kill = cancel_on_kill
-        self.deferrable = deferrable
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
@@ -311,3 +326,10 @@ class DaiOperationSensor(BaseSensorOperator):
         if skipped:
             raise AirflowSkipException(str(error)) from error
         raise error
+
+
+def _check_duration(name: str, value: object) -> None:
+    """Check a duration of a sensor; ``timeout=0`` means one poke."""
+    if value is not None:
+        seconds = value.total_seconds() if isinstance(value, timedelta) else value
+        check_seconds(name, seconds, zero=name == "timeout")

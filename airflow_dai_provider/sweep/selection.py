@@ -8,9 +8,15 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Self
 
-from airflow_dai_provider.api.names import check_operation_name, is_missing_name
+from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import Ingest, Operation
-from airflow_dai_provider.api.polling import check_seconds
+from airflow_dai_provider.api.parameters import (
+    MAX_SECONDS,
+    check_flag,
+    check_optional_text,
+    check_seconds,
+    template_hint,
+)
 from airflow_dai_provider.api.redaction import short_repr
 from airflow_dai_provider.tasks.xcom import as_list
 
@@ -70,10 +76,10 @@ class Selection:
 
         :raises ValueError: for the first invalid one; the message says what was given and what was expected.
         """
-        pattern = _check_text("url_pattern", url_pattern, "a regular expression")
+        pattern = check_optional_text("url_pattern", url_pattern, "a regular expression")
         return cls(
             older_than=check_duration("older_than", older_than),
-            url_prefix=_check_text("url_prefix", url_prefix, "the beginning of a URL"),
+            url_prefix=check_optional_text("url_prefix", url_prefix, "the beginning of a URL"),
             url_pattern=None if pattern is None else _compile("url_pattern", pattern),
             spare=_check_spare(spare),
             include_undated=check_flag("include_undated", include_undated),
@@ -119,8 +125,9 @@ def check_duration(parameter: str, value: object) -> float:
             return check_seconds(parameter, value.total_seconds())
         return check_seconds(parameter, float(value) if isinstance(value, str) else value)
     except ValueError:
-        expected = "a timedelta, or a positive number of seconds"
-        raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected {expected}.") from None
+        expected = f"a timedelta, or a positive number of seconds, at most {MAX_SECONDS:,.0f}"
+        hint = template_hint(value) if isinstance(value, str) else ""
+        raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected {expected}.{hint}") from None
 
 
 def check_count(parameter: str, value: object, most: int | None = None) -> int:
@@ -132,23 +139,6 @@ def check_count(parameter: str, value: object, most: int | None = None) -> int:
         return value
     upwards = "on" if most is None else f"to {most}"
     raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected a whole number from 1 {upwards}.")
-
-
-def check_flag(parameter: str, value: object) -> bool:
-    """Return a flag; a text is none, since ``"False"`` would count as true.
-
-    :raises ValueError: when it is something else; the message says what was given and what was expected.
-    """
-    if isinstance(value, bool):
-        return value
-    raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected True or False.")
-
-
-def _check_text(parameter: str, value: object, expected: str) -> str | None:
-    """Return a filter; one that a template has rendered to nothing is refused, since without it more is selected."""
-    if value is None or (isinstance(value, str) and not is_missing_name(value)):
-        return value
-    raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected {expected}, or None.")
 
 
 def _compile(parameter: str, pattern: str) -> re.Pattern[str]:

@@ -20,6 +20,7 @@ from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.operation import InvalidOperationError, Operation
 from airflow_dai_provider.api.polling import NOT_FOUND_GRACE, WaitTimeoutError
 from airflow_dai_provider.api.redaction import short_repr
+from airflow_dai_provider.api.storable import MAX_MESSAGE, storable, storable_text
 from airflow_dai_provider.tasks.failures import describe_error, rpc_code_of, sentences, task_error
 
 #: Seconds after its deadline at which Airflow itself ends a deferral, if its trigger runs in no triggerer.
@@ -101,11 +102,14 @@ def operation_event(operation_name: str, operation: Operation) -> dict[str, Any]
 
 
 def error_event(operation_name: str, error: Exception) -> dict[str, Any]:
-    """Return the payload for a wait that has failed."""
-    event = {"operation_name": operation_name}
+    """Return the payload for a wait that has failed.
+
+    :param operation_name: as the user gave it, so perhaps invalid.
+    """
+    event = {"operation_name": storable(operation_name), "message": storable_text(describe_error(error), MAX_MESSAGE)}
     if isinstance(error, WaitTimeoutError):
-        return event | {"status": "timeout", "message": str(error)}
-    return event | {"status": "error", "code": rpc_code_of(error), "message": describe_error(error)}
+        return event | {"status": "timeout"}
+    return event | {"status": "error", "code": rpc_code_of(error)}
 
 
 def read_event(event: object, operation_name: str | None, consequence: str = "") -> Operation:

@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import FINAL_STATES, Operation, OperationState
+from airflow_dai_provider.api.parameters import template_hint
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.redaction import redact_urls, short_repr
 from airflow_dai_provider.api.retry import PERMANENT
@@ -27,6 +28,10 @@ _ADVICE = {
     Code.UNAUTHENTICATED: "The service, or the token service, refused the credentials of the connection.",
     Code.NOT_FOUND: "The service does not know it. Check the name and the endpoint. Finished operations expire.",
 }
+
+
+class InvalidParameterError(AirflowFailException, ValueError):
+    """A parameter of an operator, a sensor or a trigger is invalid; raised where the DAG is parsed."""
 
 
 class OperationNotFoundError(AirflowFailException):
@@ -55,7 +60,7 @@ def check_expected_states(states: object) -> frozenset[OperationState] | None:
         return frozenset(OperationState(state) for state in given)
     raise AirflowFailException(
         f"Invalid expected_states {short_repr(states)}: expected None for every final state, or some of "
-        f"{', '.join(sorted(FINAL_STATES))}."
+        f"{', '.join(sorted(FINAL_STATES))}.{template_hint(states)}"
     )
 
 
@@ -71,6 +76,18 @@ def check_final_state(operation: Operation, expected: frozenset[OperationState] 
     if operation.state is OperationState.FAILED:
         raise UnexpectedStateError(f"{operation}.")
     raise UnexpectedStateError(f"{operation}, but this task accepts only {', '.join(sorted(expected))}.")
+
+
+@contextmanager
+def refused_parameters() -> Iterator[None]:
+    """Fail a constructor for an invalid parameter; a mapped task, constructed when it runs, is not retried then.
+
+    :raises InvalidParameterError: with what was given and what was expected.
+    """
+    try:
+        yield
+    except (ValueError, OverflowError) as error:
+        raise InvalidParameterError(str(error)) from error
 
 
 @contextmanager
@@ -133,8 +150,8 @@ def rpc_code_of(error: Exception) -> Code | None:
 
 def describe_error(error: Exception) -> str:
     """Return the text of any error, for a log or a message, without the secrets of URLs."""
-    text = str(error) if isinstance(error, ServiceError | ValueError | AirflowException) else repr(error)
-    return redact_urls(text)
+    described = isinstance(error, ServiceError | ValueError | WaitTimeoutError | AirflowException)
+    return redact_urls(str(error) if described else repr(error))
 
 
 def sentences(*parts: object) -> str:

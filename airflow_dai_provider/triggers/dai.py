@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
+from airflow_dai_provider.api.parameters import check_flag
 from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation
 from airflow_dai_provider.tasks.deferral import error_event, operation_event
@@ -73,6 +74,7 @@ class DaiOperationTrigger(BaseTrigger):
         self.started = time.time() if started is None else started
         self.timeout = timeout
         self.max_outage = max_outage
+        # Nothing is refused here: an error that is raised while a stored trigger is made ends the whole triggerer.
         self.responded = responded
         self.cancel_on_kill = cancel_on_kill
         self.gcp_conn_id = gcp_conn_id
@@ -99,14 +101,17 @@ class DaiOperationTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll until the operation has finished, and fire."""
+        """Poll until the operation has finished, and fire; whatever goes wrong is an event of this wait only."""
         try:
-            event = TriggerEvent(await self._wait())
+            payload = await self._wait()
         except asyncio.CancelledError:
             if not TRIGGERS_HAVE_ON_KILL:
                 await self.on_kill()
             raise
-        yield event
+        except Exception as error:
+            payload = error_event(self.operation_name, error)
+            self.log.warning("The wait for %s has failed: %s", payload["operation_name"], payload["message"])
+        yield TriggerEvent(payload)
 
     async def on_kill(self) -> None:
         """Request the cancellation, if told to, when a user has killed the deferred task.
@@ -115,7 +120,7 @@ class DaiOperationTrigger(BaseTrigger):
         work is a task of its own, and this only waits for it: each cancellation interrupts the wait, which begins again
         until the work is done or the time is up. After that the work still goes on, unobserved.
         """
-        if not self.cancel_on_kill:
+        if self.cancel_on_kill is not True:
             return
         kill = asyncio.create_task(self._cancel_unless_deferred())
         _KILLS.add(kill)
@@ -129,21 +134,18 @@ class DaiOperationTrigger(BaseTrigger):
 
     async def _wait(self) -> dict[str, Any]:
         """Wait, and return the payload of the event."""
-        try:
-            async with await sync_to_async(self._make_hook, thread_sensitive=False)() as hook:
-                # A kill leaves little time to look up the connection and to fetch a token.
-                self._hook = hook
-                operation = await hook.wait_for_operation(
-                    self.operation_name,
-                    started=self.started,
-                    timeout=self.timeout,
-                    poll_interval=self.poll_interval,
-                    max_outage=self.max_outage,
-                    responded=self.responded,
-                )
-        except Exception as error:
-            self.log.warning("The wait for %s has failed: %s", self.operation_name, error)
-            return error_event(self.operation_name, error)
+        check_flag("cancel_on_kill", self.cancel_on_kill)
+        async with await sync_to_async(self._make_hook, thread_sensitive=False)() as hook:
+            # A kill leaves little time to look up the connection and to fetch a token.
+            self._hook = hook
+            operation = await hook.wait_for_operation(
+                self.operation_name,
+                started=self.started,
+                timeout=self.timeout,
+                poll_interval=self.poll_interval,
+                max_outage=self.max_outage,
+                responded=self.responded,
+            )
         self.log.info("%s.", operation)
         return operation_event(self.operation_name, operation)
 

@@ -46,7 +46,7 @@ def sensor(kind: str, polls: int, repetitions: int) -> dict[str, Any]:
     runs = []
     for number in range(repetitions):
         name = f"{FINISHES_AFTER}{polls}/{kind}-{os.getpid()}-{number}"
-        task = SENSORS[kind](task_id=f"wait-{number}", operation_name=name, poke_interval=0)
+        task = SENSORS[kind](task_id=f"wait-{number}", operation_name=name, poke_interval=0.001)
         before, lines, began = counters.read(), sink.lines, time.process_time()
         task.execute({})
         cpu = time.process_time() - began

@@ -182,6 +182,22 @@ def test_client_can_disconnect_in_the_padding(
     assert_no_warning(caplog)
 
 
+def test_merge_puts_any_text_and_number_into_a_real_response(emulator: DaiEmulator, client: Client) -> None:
+    name = emulator.start_ingest()
+    whole = client.get(name).json()
+    odd = {"note": "nul \0 cut \ud83d", "n": 10**30, "deep": [[[]]]}
+    emulator.inject(Fault(merge={"metadata": odd, "done": True, "error": {"code": 13}}))
+    assert client.get(name).json() == {
+        **whole,
+        "metadata": {**whole["metadata"], **odd},
+        "done": True,
+        "error": {"code": 13},
+    }
+    assert client.get(name).json() == whole
+    emulator.inject(Fault(merge={"a": 1}, status=502))
+    assert client.get(name).headers["Content-Type"].startswith("text/html")
+
+
 def test_padding_can_be_cut(emulator: DaiEmulator, client: Client) -> None:
     emulator.inject(Fault(status=200, body=b"{}", padding=10, truncate=5))
     response = client.stream("operations")
@@ -417,6 +433,7 @@ KINDS = {
     "content-type": Fault(content_type="text/plain"),
     "headers": Fault(headers={"a": "b"}),
     "padding": Fault(padding=1),
+    "merge": Fault(merge={"a": 1}),
     "hang": Fault(delay=INF),
     "hang drop-before": Fault(delay=INF, drop="before"),
     "delay": Fault(delay=0.001),

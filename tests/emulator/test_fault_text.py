@@ -40,6 +40,7 @@ TEXTS: dict[str, Fault] = {
     '{"rpc_status": "ABORTED", "details": [{"a": 1}]}': Fault(rpc_status="ABORTED", details=[{"a": 1}]),
     "rpc_status=ABORTED,processed=true": Fault(rpc_status="ABORTED", processed=True),
     ' {"status": 503, "body": "a, b", "times": null}': Fault(status=503, body=b"a, b", times=None),
+    '{"merge": {"metadata": {"note": "\\u0000 \\ud83d"}}}': Fault(merge={"metadata": {"note": "\0 \ud83d"}}),
     '{"delay": 1, "status": null, "times": "always"}': Fault(delay=1, times=None),
 }
 

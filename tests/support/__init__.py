@@ -20,6 +20,7 @@ To import from:
 - ``event_loop``: an event loop on which nothing may be left
 - ``authentication``, ``credentials``: tokens, accounts, and ways to authenticate
 - ``ingests``, ``strays``: create tasks and sweeps, run to their end
+- ``hostile``: any JSON that a server can send, and what stores it as Airflow does
 - ``deadlines``: Deadline callbacks in a triggerer
 - ``tunnel``: a proxy whose tunnels end at one emulator
 - ``airflow_versions``: where the versions of Airflow keep what the tests ask of them

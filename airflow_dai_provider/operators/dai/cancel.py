@@ -12,11 +12,18 @@ from airflow.providers.common.compat.sdk import BaseOperator, conf
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import OperationState
-from airflow_dai_provider.api.polling import WaitTimeoutError, check_seconds
+from airflow_dai_provider.api.parameters import check_flag, check_seconds
+from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.metrics import count_finished, time_cancel
 from airflow_dai_provider.tasks.cancel_requests import KILLED, request_cancellation
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
-from airflow_dai_provider.tasks.failures import accept_missing, check_expected_states, check_final_state, task_errors
+from airflow_dai_provider.tasks.failures import (
+    accept_missing,
+    check_expected_states,
+    check_final_state,
+    refused_parameters,
+    task_errors,
+)
 from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION
 
@@ -83,12 +90,13 @@ class DaiCancelOperationOperator(BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.operation_name: Any = operation_name  # a string, once it is rendered
-        self.wait_for_completion = wait_for_completion
+        with refused_parameters():
+            self.wait_for_completion = check_flag("wait_for_completion", wait_for_completion)
+            self.missing_ok = check_flag("missing_ok", missing_ok)
+            self.poll_interval = check_seconds("poll_interval", poll_interval)
+            self.timeout = check_seconds("timeout", timeout)
+            self.deferrable = check_flag("deferrable", deferrable)
         self.expected_states = expected_states
-        self.missing_ok = missing_ok
-        self.poll_interval = poll_interval
-        self.timeout = timeout
-        self.deferrable = deferrable
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
@@ -100,8 +108,6 @@ class DaiCancelOperationOperator(BaseOperator):
             name = check_operation_name(self.operation_name)
             check_rendered_fields(self, self._given)
             check_expected_states(self.expected_states)
-            check_seconds("poll_interval", self.poll_interval)
-            check_seconds("timeout", self.timeout)
         from airflow_dai_provider.hooks.dai import DaiHook
 
         finished: Operation | None = None

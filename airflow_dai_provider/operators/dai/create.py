@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, 
 
 from airflow_dai_provider.api.creative import check_creative, creative_digest
 from airflow_dai_provider.api.operation import OperationState
-from airflow_dai_provider.api.polling import check_seconds
+from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.api.redaction import url_secrets
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, reattach_or_cancel
@@ -20,7 +20,7 @@ from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
 from airflow_dai_provider.tasks.callback_scope import operations_started_by_task_instance
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
-from airflow_dai_provider.tasks.failures import check_final_state, task_errors
+from airflow_dai_provider.tasks.failures import check_final_state, refused_parameters, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, push_operation
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE, is_resumed
 
@@ -107,12 +107,13 @@ class DaiCreateCreativeOperator(BaseOperator):
         super().__init__(**kwargs)
         self.creative: Any = creative  # JSON objects, once they are rendered
         self.dynamic_creative_info: Any = dynamic_creative_info
-        self.wait_for_completion = wait_for_completion
-        self.cancel_on_kill = cancel_on_kill
-        self.cancel_on_failure = cancel_on_failure
-        self.poll_interval = poll_interval
-        self.timeout = timeout
-        self.deferrable = deferrable
+        with refused_parameters():
+            self.wait_for_completion = check_flag("wait_for_completion", wait_for_completion)
+            self.cancel_on_kill = check_flag("cancel_on_kill", cancel_on_kill)
+            self.cancel_on_failure = check_flag("cancel_on_failure", cancel_on_failure)
+            self.poll_interval = check_seconds("poll_interval", poll_interval)
+            self.timeout = check_seconds("timeout", timeout)
+            self.deferrable = check_flag("deferrable", deferrable)
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
@@ -155,8 +156,6 @@ class DaiCreateCreativeOperator(BaseOperator):
             with task_errors():
                 # Guarded, since an earlier try can have left its ingest to this one.
                 check_creative(self.creative, self.dynamic_creative_info)
-                check_seconds("poll_interval", self.poll_interval)
-                check_seconds("timeout", self.timeout)
             with self._make_hook() as hook:
                 if (found := self._reattach(context, hook)) and found.done:
                     return self._finish(context, found)

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.api.polling import Wait, check_seconds
+from airflow_dai_provider.api.parameters import check_flag, check_seconds
+from airflow_dai_provider.api.polling import Wait
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
 from airflow_dai_provider.metrics import gauge_strays
 from airflow_dai_provider.sweep.report import SweepReport, some_of
 from airflow_dai_provider.sweep.requests import cancel_found, wait_for_requested
-from airflow_dai_provider.sweep.selection import PassedOver, Selection, check_count, check_flag
+from airflow_dai_provider.sweep.selection import PassedOver, Selection, check_count
 from airflow_dai_provider.tasks.cancel_requests import KILLED
-from airflow_dai_provider.tasks.failures import task_error, task_errors
+from airflow_dai_provider.tasks.failures import refused_parameters, task_error, task_errors
 from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.tasks.xcom import XCOM_REPORT
 
@@ -124,13 +125,14 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         self.url_prefix = url_prefix
         self.url_pattern = url_pattern
         self.spare = spare
-        self.include_undated = include_undated
-        self.max_cancellations = max_cancellations
-        self.max_concurrency = max_concurrency
-        self.wait_for_completion = wait_for_completion
-        self.poll_interval = poll_interval
-        self.timeout = timeout
-        self.is_dry_run = dry_run  # dry_run is a method of every operator
+        with refused_parameters():
+            self.include_undated = check_flag("include_undated", include_undated)
+            self.max_cancellations = check_count("max_cancellations", max_cancellations)
+            self.max_concurrency = check_count("max_concurrency", max_concurrency, MAX_CONCURRENCY)
+            self.wait_for_completion = check_flag("wait_for_completion", wait_for_completion)
+            self.poll_interval = check_seconds("poll_interval", poll_interval)
+            self.timeout = check_seconds("timeout", timeout)
+            self.is_dry_run = check_flag("dry_run", dry_run)  # dry_run is a method of every operator
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
@@ -163,22 +165,15 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         return KILLED if self._killed else None
 
     def _check_parameters(self) -> Selection:
-        check_flag("wait_for_completion", self.wait_for_completion)
-        check_flag("dry_run", self.is_dry_run)
-        check_count("max_cancellations", self.max_cancellations)
-        check_count("max_concurrency", self.max_concurrency, MAX_CONCURRENCY)
-        check_seconds("poll_interval", self.poll_interval)
-        check_seconds("timeout", self.timeout)
-        selection = Selection.read(
+        # Without a filter, a name to spare or an endpoint that was given, it would cancel more, or elsewhere.
+        check_rendered_fields(self, self._given)
+        return Selection.read(
             older_than=self.older_than,
             url_prefix=self.url_prefix,
             url_pattern=self.url_pattern,
             spare=self.spare,
             include_undated=self.include_undated,
         )
-        # Without a filter, a name to spare or an endpoint that was given, it would cancel more, or elsewhere.
-        check_rendered_fields(self, self._given)
-        return selection
 
     def _list(self, hook: DaiHook, selection: Selection) -> SweepReport:
         """List all operations before any is cancelled, and log what was found."""

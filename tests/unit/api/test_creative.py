@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -71,8 +72,42 @@ def test_what_the_service_takes_passes(given: Any, info: Any) -> None:
         (DYNAMIC, {"activeDuration": "٣s"}, "expected seconds such as"),
         (DYNAMIC, {"activeDuration": "0s"}, "more than 0 s and at most 180 days"),
         (DYNAMIC, {"activeDuration": "15552000.1s"}, "at most 180 days ('15552000s'), got '15552000.1s'"),
-        ({**GOOD, "adTitle": {1, 2}}, None, "expected JSON: Object of type set"),
-        ({**GOOD, "adTitle": float("nan")}, None, "expected JSON: Out of range float"),
+        ({**GOOD, "adTitle": {1, 2}}, None, "adTitle: expected a string, got {1, 2}"),
+        ({**GOOD, "x": {1, 2}}, None, "x: expected JSON, got {1, 2}"),
+        (media(width=float("nan")), None, "mediaFiles[0].width: expected a finite number of at most 64 bits, got nan"),
+        (media(width=2**63), None, "mediaFiles[0].width: expected a finite number"),
+        (
+            {**GOOD, "adTitle": "cut \ud83d"},
+            None,
+            r"adTitle: expected text without NUL and without lone surrogates, got",
+        ),
+        ({**GOOD, "x": [{"y": "a\0"}]}, None, r"x[0].y: expected text without NUL"),
+        ({**GOOD, "x\0": 1}, None, r"the creative: expected names that are text, got 'x\x00'"),
+        ({**GOOD, "x": {1: 2}}, None, "x: expected names that are text, got 1"),
+        ({**GOOD, "x": ["\0"] * 100}, None, "and 80 more"),
+        ({**GOOD, "x": json.loads("[" * 50 + "]" * 50)}, None, "expected at most 30 levels, got ["),
+        (DYNAMIC, {"dynamicGroupId": "\ud83d"}, "dynamic_creative_info.dynamicGroupId: expected text without"),
+        (
+            DYNAMIC,
+            {"dynamicGroupId": 777},
+            "dynamicGroupId: expected a string, got 777 (with render_template_as_native",
+        ),
+        ({**GOOD, "networkCode": 123456}, {}, "networkCode: expected a string, got 123456 (with render_template_as_na"),
+        ({**GOOD, "networkCode": 123456}, None, "networkCode: expected a string, got 123456 (with render_template_as_"),
+        *(
+            ({**GOOD, name: 5}, None, f"{name}: expected a string, got 5 (with render_template_as_native_obj=True")
+            for name in ("advertiser", "adSystem", "adTitle", "adDescription")
+        ),
+        (media(uri=5), None, "mediaFiles[0].uri: expected a string, got 5 (with render_template_as_native_obj=True"),
+        (media(uri="None"), None, "mediaFiles[0].uri: expected a string, got 'None' (most likely the upstream task"),
+        (
+            DYNAMIC,
+            {"dynamicGroupId": "None"},
+            "dynamicGroupId: expected a string, got 'None' (most likely the upstream",
+        ),
+        (DYNAMIC, {"activeDuration": 3}, "got 3 (with render_template_as_native_obj=True"),
+        (DYNAMIC, "None", "or None, got 'None' (most likely the upstream task has pushed no value"),
+        ("None", None, "(a dict), got 'None' (most likely the upstream task has pushed no value"),
     ],
 )
 def test_what_it_would_refuse_is_refused(given: Any, info: Any, words: str) -> None:

@@ -40,6 +40,7 @@ def test_an_endpoint_is_scheme_host_and_port(value: str, url: str) -> None:
     "value",
     [
         "",
+        "None",
         "  ",
         "/",
         "://",

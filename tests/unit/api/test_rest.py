@@ -327,11 +327,76 @@ def test_a_response_that_is_no_json_object_is_an_error(request_: rest.Request[An
 
 
 @pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        ({"code": 403}, Code.PERMISSION_DENIED),
+        ({"code": 7}, Code.PERMISSION_DENIED),
+        ({"code": 16}, Code.UNAUTHENTICATED),
+        ({"code": 1}, Code.CANCELLED),
+        ({"code": 17}, Code.UNKNOWN),
+        ({"code": 503}, Code.UNAVAILABLE),
+        ({"code": 400, "status": "FAILED_PRECONDITION"}, Code.FAILED_PRECONDITION),
+        ({"code": 403, "errors": [{"reason": "rateLimitExceeded"}]}, Code.RESOURCE_EXHAUSTED),
+        ({"code": True}, Code.UNKNOWN),
+        ({"code": "403"}, Code.UNKNOWN),
+        ({"message": [[[[]]]]}, Code.UNKNOWN),
+        ("invalid_grant", Code.UNKNOWN),
+    ],
+)
+@pytest.mark.parametrize(
+    "request_", [GET, CANCEL, DELETE, LIST, CREATE, GET_CREATIVE, DELETE_CREATIVE], ids=lambda request_: request_.method
+)
+def test_an_error_under_the_status_of_a_success_is_that_error(
+    request_: rest.Request[Any], error: object, code: Code
+) -> None:
+    assert read_error(request_, 200, {"error": error}).rpc_code is code
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        *(
+            {"errors": [{"domain": "usageLimits", "reason": f"{reason}Exceeded"}]}
+            for reason in ("rateLimit", "userRateLimit", "quota", "dailyLimit", "concurrentLimit")
+        ),
+        {"details": [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "RATE_LIMIT_EXCEEDED"}]},
+        {"details": [{"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": []}]},
+        {"errors": "x", "details": [None, {"reason": 3}, {"reason": "RATE_LIMIT_EXCEEDED"}]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("status", [{}, {"status": "PERMISSION_DENIED"}], ids=str)
+def test_a_forbidden_request_over_a_limit_is_an_exhausted_resource(details: Any, status: Any) -> None:
+    body = {"error": {"code": 403, "message": "slow down", **status, **details}}
+    assert read_error(CANCEL, 403, body).rpc_code is Code.RESOURCE_EXHAUSTED
+    # Only a 403 is ambiguous.
+    assert read_error(CANCEL, 404, {"error": {**body["error"], "status": "NOT_FOUND"}}).rpc_code is Code.NOT_FOUND
+
+
+@pytest.mark.parametrize("reason", ["forbidden", "SERVICE_DISABLED", "accessNotConfigured", ""])
+def test_any_other_forbidden_request_is_forbidden(reason: str) -> None:
+    body = {"error": {"code": 403, "errors": [{"reason": reason}], "details": [{"reason": reason}]}}
+    assert read_error(CANCEL, 403, body).rpc_code is Code.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("token", ["\ud83d", "a\0", "x" * 10**5], ids=["surrogate", "NUL", "long"])
+def test_a_page_token_that_cannot_be_sent_back_cannot_be_read(token: str) -> None:
+    error = read_error(LIST, 200, {"operations": [], "nextPageToken": token})
+    assert "expected a page of operations" in str(error)
+    assert (error.rpc_code, len(str(error)) < 1000) == (Code.UNKNOWN, True)
+
+
+def test_what_an_error_says_can_be_stored() -> None:
+    error = read_error(GET, 403, {"error": {"code": 403, "message": "nul \0 cut \ud83d"}})
+    assert str(error).endswith("nul \ufffd cut \ufffd")
+
+
+@pytest.mark.parametrize(
     ("body", "words"),
     [
         ({}, "expected an operation with a name"),
         (b"", "expected an operation with a name"),
-        ({"error": {"code": 5}}, "expected an operation with a name"),
+        ({"done": True, "error": {"code": 5}}, "expected an operation with a name"),
         ({"name": 3}, "expected 'name' to be of type str"),
         ({"name": "operations/a", "done": "yes"}, "expected 'done' to be of type bool"),
         ({"name": "operations/a", "done": True, "error": {"code": 1}, "response": {}}, "got both"),

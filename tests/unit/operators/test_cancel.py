@@ -468,18 +468,8 @@ class TestParameters:
             execute(gcp_conn_id="dai", api_endpoint=endpoint)
         assert "secret" not in str(raised.value)
 
-    def test_the_constructor_only_assigns(self) -> None:
-        given: dict[str, Any] = {
-            "operation_name": object(),
-            "wait_for_completion": object(),
-            "expected_states": object(),
-            "missing_ok": object(),
-            "poll_interval": object(),
-            "timeout": object(),
-            "gcp_conn_id": object(),
-            "impersonation_chain": object(),
-            "api_endpoint": object(),
-        }
+    def test_the_constructor_assigns_templates_unseen(self) -> None:
+        given: dict[str, Any] = {name: object() for name in DaiCancelOperationOperator.template_fields}
         operator = DaiCancelOperationOperator(task_id="cancel", **given)
         assert {name: getattr(operator, name) for name in given} == given
 

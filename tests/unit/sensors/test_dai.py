@@ -449,15 +449,8 @@ class TestKill:
 
 
 class TestParameters:
-    def test_the_constructor_only_assigns(self) -> None:
-        given: dict[str, Any] = {
-            "operation_name": object(),
-            "expected_states": object(),
-            "missing_ok": object(),
-            "gcp_conn_id": object(),
-            "impersonation_chain": object(),
-            "api_endpoint": object(),
-        }
+    def test_the_constructor_assigns_templates_unseen(self) -> None:
+        given: dict[str, Any] = {name: object() for name in DaiOperationSensor.template_fields}
         sensor = DaiOperationSensor(task_id="wait", **given)
         assert {name: getattr(sensor, name) for name in given} == given
 
@@ -507,7 +500,7 @@ class TestRun:
         clock.step = 1
         with DAG(f"sensor_after_cancel_{mode}", schedule=None, params={"operation": NAME}) as dag:
             cancel = DaiCancelOperationOperator(task_id="cancel", operation_name="{{ params.operation }}")
-            DaiOperationSensor(task_id="wait", operation_name=cancel.output, mode=mode, poke_interval=0)
+            DaiOperationSensor(task_id="wait", operation_name=cancel.output, mode=mode, poke_interval=1)
         run = run_dag(dag)
         assert run.tasks == {"cancel": "success", "wait": "success"}
         assert run.xcom("wait")["state"] == "CANCELLED"
@@ -584,7 +577,7 @@ class TestRun:
             def names() -> list[str]:
                 return [f"operations/{state}" for state in ENDS]
 
-            DaiOperationSensor.partial(task_id="wait", poke_interval=0).expand(operation_name=names())
+            DaiOperationSensor.partial(task_id="wait", poke_interval=1).expand(operation_name=names())
         run = run_dag(dag)
         assert run.tasks == {"names": "success", "wait[0]": "success", "wait[1]": "success", "wait[2]": "failed"}
         assert [run.xcom("wait", map_index=index)["state"] for index in (0, 1)] == ["CANCELLED", "SUCCEEDED"]

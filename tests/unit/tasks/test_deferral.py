@@ -52,7 +52,6 @@ def make_task(**arguments: Any) -> DaiCancelOperationOperator:
         (timedelta(hours=2), 100.0, 100.0),
         (timedelta(seconds=100), 100.0, 100.0),
         (timedelta(0), 100.0, 100.0),
-        (None, 0.0, 0.0),
     ],
     ids=str,
 )

@@ -1,0 +1,95 @@
+"""The parameters of a user: flags, durations and texts, checked before anything is sent. Pure.
+
+Messages say what was given and what was expected, and guess at the template that has gone wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from airflow_dai_provider.api.names import is_missing_name, missing_hint
+from airflow_dai_provider.api.redaction import short_repr
+from airflow_dai_provider.api.storable import is_storable_text
+
+#: The longest duration, about 31 years: neither a date nor a sleep holds much more.
+MAX_SECONDS = 1e9
+#: The longest time for one request: a socket holds 24 days.
+MAX_REQUEST_SECONDS = 86_400.0
+
+
+def check_seconds(parameter: str, value: object, *, zero: bool = False, most: float = MAX_SECONDS) -> float:
+    """Return a duration in seconds.
+
+    :param zero: whether 0 is one.
+    :param most: the longest one.
+    :raises ValueError: when it is no positive number, or too large.
+    """
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and 0 <= value <= sys.float_info.max
+        and (value or zero)
+    ):
+        if value <= most:
+            return float(value)
+        raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected a number of seconds, at most {most:,.0f}.")
+    raise ValueError(
+        f"Invalid {parameter} {short_repr(value)}: expected a {'non-negative' if zero else 'positive'} number of "
+        "seconds."
+    )
+
+
+def check_flag(parameter: str, value: object) -> bool:
+    """Return a flag; nothing else is one, since the text ``"False"`` would count as true.
+
+    :raises ValueError: when it is not True or False.
+    """
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected True or False.")
+
+
+def check_text(parameter: str, value: object, expected: str) -> str:
+    """Return a text; one that a template has rendered to nothing is none, nor is one that cannot be stored.
+
+    :param expected: what the text should be.
+    :raises ValueError: when it is something else.
+    """
+    if isinstance(value, str) and is_storable_text(value) and not is_missing_name(value):
+        return value
+    raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected {expected}.{template_hint(value)}")
+
+
+def check_optional_text(parameter: str, value: object, expected: str) -> str | None:
+    """Return a text as :func:`check_text` does, or None.
+
+    :raises ValueError: when it is something else.
+    """
+    return None if value is None else check_text(parameter, value, f"{expected}, or None")
+
+
+def check_connection(gcp_conn_id: object, impersonation_chain: object, api_endpoint: object) -> None:
+    """Check the three parameters that say how the service is reached.
+
+    :raises ValueError: for the first invalid one.
+    """
+    check_text("gcp_conn_id", gcp_conn_id, "the id of a connection")
+    accounts = impersonation_chain
+    if not isinstance(accounts, Sequence) or isinstance(accounts, str | bytes):
+        accounts = [accounts]
+    for account in accounts:
+        check_optional_text("impersonation_chain", account, "an account, or a list of them")
+    check_optional_text("api_endpoint", api_endpoint, "'host', 'host:port' or 'https://host:port'")
+
+
+def template_hint(value: object) -> str:
+    """Return a sentence, after a space, on the template that has probably rendered to a value; else an empty text."""
+    if is_missing_name(value):
+        return missing_hint("value")
+    if isinstance(value, int | float):
+        return (
+            " With render_template_as_native_obj=True a template that renders to a number becomes one; quotes keep the "
+            "text: \"'{{ ... }}'\"."
+        )
+    return ""
