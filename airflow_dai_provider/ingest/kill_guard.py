@@ -31,7 +31,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from airflow_dai_provider.ingest.resume import IngestStore
 from airflow_dai_provider.tasks.callback_scope import operations_started_by_task_instance
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation
-from airflow_dai_provider.tasks.failures import describe_error
+from airflow_dai_provider.tasks.failures import describe_error, sentences
 from airflow_dai_provider.tasks.xcom import Endpoints, elsewhere
 from airflow_dai_provider.version_compat import KILLS_DEFERRED_PROCESS
 
@@ -59,6 +59,7 @@ class IngestGuard:
         self._log = log
         self._operation_name: str | None = None
         self._endpoints: Endpoints = {}
+        self._about = ""
         self._cancel_now: Callable[[], None] | None = None
         self._disarmed = False
         self._resumed = False
@@ -88,8 +89,12 @@ class IngestGuard:
         left_by_earlier_try = context["ti"].try_number > 1 and IngestStore(context).available
         self._disarmed = not (resumed or left_by_earlier_try)
 
-    def arm(self, hook: DaiHook, name: str) -> None:
-        """Guard an ingest from now on."""
+    def arm(self, hook: DaiHook, name: str, media: str = "") -> None:
+        """Guard an ingest from now on.
+
+        :param media: its media files, for the messages.
+        """
+        self._about = f" It is the ingest of {media}; the connection is {hook.gcp_conn_id}." if media else ""
         self._operation_name = name
         self._endpoints = {name: {hook.endpoint.url}}
         self._disarmed = False
@@ -136,7 +141,8 @@ class IngestGuard:
         try:
             cancel()
         except Exception as error:
-            self._log.error("%s may still run: %s, but %s", self._operation_name, reason, describe_error(error))
+            why = sentences(f"{reason}, but {describe_error(error)}")
+            self._log.error("%s may still run: %s%s", self._operation_name, why, self._about)
         else:
             self._log.info("Requested the cancellation of %s: %s.", self._operation_name, reason)
             self._disarmed = True
@@ -182,7 +188,8 @@ class IngestGuard:
                 self.disarm()
         except Exception as error:
             ingest = ", ".join(names) or "An ingest of this task"
-            self._log.error("%s may still run: it could not be cancelled: %s", ingest, describe_error(error))
+            why = sentences(describe_error(error))
+            self._log.error("%s may still run: it could not be cancelled: %s%s", ingest, why, self._about)
             if not connected:
                 self._send_prepared("its task has failed")
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, conf, mask_secret
 
-from airflow_dai_provider.api.creative import check_creative, creative_digest
+from airflow_dai_provider.api.creative import check_creative, creative_digest, media_urls
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.polling import check_seconds
-from airflow_dai_provider.api.redaction import url_secrets
+from airflow_dai_provider.api.redaction import redact_urls, url_secrets
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, reattach_or_cancel
 from airflow_dai_provider.ingest.start import start_ingest
@@ -210,7 +210,7 @@ class DaiCreateCreativeOperator(BaseOperator):
                     store,
                     hook,
                     digest=self._digest(),
-                    max_tries=context["ti"].max_tries,
+                    max_tries=getattr(context["ti"], "max_tries", None),
                     settle=not self.wait_for_completion,
                     clock=self._clock,
                     sleep=self._sleep,
@@ -240,7 +240,7 @@ class DaiCreateCreativeOperator(BaseOperator):
             self._adopt(context, hook, operation.name)
         finally:
             # Also when the XCom could not be pushed: the next try then reattaches.
-            max_tries = context["ti"].max_tries
+            max_tries = getattr(context["ti"], "max_tries", None)
             started = StartedIngest(operation.name, hook.endpoint.url, self._digest(), max_tries)
             store.try_to_save(started, self.log)
         self.log.info("%s.", operation)
@@ -250,7 +250,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         """Make an ingest this try's own: arm the guard with its name, and push the name to XCom."""
         # The guard first, since a kill can come while the XComs are pushed.
         with task_errors():
-            self._guard.arm(hook, name)
+            self._guard.arm(hook, name, ", ".join(sorted(map(redact_urls, media_urls(self.creative)))))
         push_operation(context["ti"], name, self._clock(), hook.endpoint.url)
 
     def _wait(self, hook: DaiHook, name: str, adopted: float | None = None) -> Operation:
