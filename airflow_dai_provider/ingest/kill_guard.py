@@ -181,10 +181,13 @@ class IngestGuard:
                 self._cancel_now = None
             elif names:
                 with make_hook() as hook:
-                    self._check_endpoint(names, hook)
                     connected = True
-                    for name in names:
-                        request_cancellation(hook, name, self._log)
+                    here = hook.endpoint.url
+                    if why := next(filter(None, (elsewhere(name, here, self._endpoints) for name in names)), None):
+                        self._leave_elsewhere(names, why)
+                    else:
+                        for name in names:
+                            request_cancellation(hook, name, self._log)
                 self.disarm()
         except Exception as error:
             ingest = ", ".join(names) or "An ingest of this task"
@@ -193,11 +196,15 @@ class IngestGuard:
             if not connected:
                 self._send_prepared("its task has failed")
 
-    def _check_endpoint(self, names: list[str], hook: DaiHook) -> None:
-        """Raise AirflowException when this hook would cancel a stranger's operation of the same name."""
-        for name in names:
-            if why := elsewhere(name, hook.endpoint.url, self._endpoints):
-                raise AirflowException(why)
+    def _leave_elsewhere(self, names: list[str], why: str) -> None:
+        """Cancel with the request that was prepared at the ingest's own endpoint; without one, say what may still run.
+
+        At the endpoint that the task has now, its name can be that of a stranger's operation.
+        """
+        if self._cancel_now:
+            self._send_prepared("its task has failed")
+        else:
+            self._log.error("%s may still run: it was not cancelled: %s%s", ", ".join(names), why, self._about)
 
     def _names(self, context: Context) -> list[str]:
         """Return the operation of this try; after a deferral it is read from the XCom."""
