@@ -179,7 +179,8 @@ class IngestGuard:
                 self._log.info("Leaving %s to the next try.", ", ".join(names))
                 # Airflow 3 also kills a task after a time limit, and when its callbacks are slow.
                 self._cancel_now = None
-            elif names:
+                return
+            if names:
                 with make_hook() as hook:
                     connected = True
                     here = hook.endpoint.url
@@ -188,7 +189,7 @@ class IngestGuard:
                     else:
                         for name in names:
                             request_cancellation(hook, name, self._log)
-                self.disarm()
+            self.disarm()
         except Exception as error:
             ingest = ", ".join(names) or "An ingest of this task"
             why = sentences(describe_error(error))

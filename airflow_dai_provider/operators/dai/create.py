@@ -38,9 +38,10 @@ LATE_GUARD = 180.0
 class DaiCreateCreativeOperator(BaseOperator):
     """Start the ingest of a creative, wait until it has finished, and cancel it when the task fails before that.
 
-    The name of the operation is pushed to the XCom ``operation_name`` (beside it the number of the try, to
-    ``operation_try_number``) as soon as the service has responded. When the response is lost, the operator searches the
-    service's list for its ingest, and never starts a second one.
+    The name of the operation is pushed to the XCom ``operation_name`` (beside it its endpoint, to
+    ``operation_endpoint``, and the number of the try, to ``operation_try_number``) as soon as the service has
+    responded. When the response is lost, the operator searches the service's list for its ingest, and never starts a
+    second one.
 
     It cancels the ingest when the task is killed (``cancel_on_kill``), and when the task fails and is not retried, also
     when its worker is lost (``cancel_on_failure``; then by a failure callback that the operator adds to its own. For a
@@ -48,7 +49,8 @@ class DaiCreateCreativeOperator(BaseOperator):
     DAG). The README's table of guards lists the cases in which a task cannot cancel by itself.
 
     On Airflow 3.3 or later, the next try, also after a clear, reattaches to the ingest that an earlier one has started,
-    if the creative is the same and the ingest still runs; an ingest of another creative is cancelled first. Before 3.3,
+    if the creative is the same and the ingest still runs; an ingest of another creative is cancelled first. What has
+    succeeded between two tries is the result of the retry; after a clear, a new ingest is started. Before 3.3,
     a failing try cancels, and the next one starts a new ingest.
 
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/creatives/create
