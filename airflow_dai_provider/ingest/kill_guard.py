@@ -31,7 +31,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from airflow_dai_provider.ingest.resume import IngestStore
 from airflow_dai_provider.tasks.callback_scope import operations_started_by_task_instance
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation
-from airflow_dai_provider.tasks.failures import describe_error
+from airflow_dai_provider.tasks.failures import describe_error, sentences
 from airflow_dai_provider.tasks.xcom import Endpoints, elsewhere
 from airflow_dai_provider.version_compat import KILLS_DEFERRED_PROCESS
 
@@ -59,6 +59,7 @@ class IngestGuard:
         self._log = log
         self._operation_name: str | None = None
         self._endpoints: Endpoints = {}
+        self._about = ""
         self._cancel_now: Callable[[], None] | None = None
         self._hook: DaiHook | None = None
         self._disarmed = False
@@ -89,8 +90,12 @@ class IngestGuard:
         left_by_earlier_try = context["ti"].try_number > 1 and IngestStore(context).available
         self._disarmed = not (resumed or left_by_earlier_try)
 
-    def arm(self, hook: DaiHook, name: str) -> None:
-        """Guard an ingest from now on."""
+    def arm(self, hook: DaiHook, name: str, media: str = "") -> None:
+        """Guard an ingest from now on.
+
+        :param media: its media files, for the messages.
+        """
+        self._about = f" It is the ingest of {media}; the connection is {hook.gcp_conn_id}." if media else ""
         self._operation_name = name
         self._hook = hook
         self._endpoints = {name: {hook.endpoint.url}}
@@ -138,7 +143,8 @@ class IngestGuard:
         try:
             cancel()
         except Exception as error:
-            self._log.error("%s may still run: %s, but %s", self._operation_name, reason, describe_error(error))
+            why = sentences(f"{reason}, but {describe_error(error)}")
+            self._log.error("%s may still run: %s%s", self._operation_name, why, self._about)
         else:
             self._log.info("Requested the cancellation of %s: %s.", self._operation_name, reason)
             self._disarmed = True
@@ -175,25 +181,34 @@ class IngestGuard:
                 self._log.info("Leaving %s to the next try.", ", ".join(names))
                 # Airflow 3 also kills a task after a time limit, and when its callbacks are slow.
                 self._cancel_now = None
-            elif names:
+                return
+            if names:
                 # The hook of the task has a token; one that is made now has to ask for it, and for the connection.
                 with self._hook.sibling() if self._hook else make_hook() as hook:
-                    self._check_endpoint(names, hook)
                     connected = True
-                    for name in names:
-                        request_cancellation(hook, name, self._log)
-                self.disarm()
+                    here = hook.endpoint.url
+                    if why := next(filter(None, (elsewhere(name, here, self._endpoints) for name in names)), None):
+                        self._leave_elsewhere(names, why)
+                    else:
+                        for name in names:
+                            request_cancellation(hook, name, self._log)
+            self.disarm()
         except Exception as error:
             ingest = ", ".join(names) or "An ingest of this task"
-            self._log.error("%s may still run: it could not be cancelled: %s", ingest, describe_error(error))
+            why = sentences(describe_error(error))
+            self._log.error("%s may still run: it could not be cancelled: %s%s", ingest, why, self._about)
             if not connected:
                 self._send_prepared("its task has failed")
 
-    def _check_endpoint(self, names: list[str], hook: DaiHook) -> None:
-        """Raise AirflowException when this hook would cancel a stranger's operation of the same name."""
-        for name in names:
-            if why := elsewhere(name, hook.endpoint.url, self._endpoints):
-                raise AirflowException(why)
+    def _leave_elsewhere(self, names: list[str], why: str) -> None:
+        """Cancel with the request that was prepared at the ingest's own endpoint; without one, say what may still run.
+
+        At the endpoint that the task has now, its name can be that of a stranger's operation.
+        """
+        if self._cancel_now:
+            self._send_prepared("its task has failed")
+        else:
+            self._log.error("%s may still run: it was not cancelled: %s%s", ", ".join(names), why, self._about)
 
     def _names(self, context: Context) -> list[str]:
         """Return the operation of this try; after a deferral it is read from the XCom."""

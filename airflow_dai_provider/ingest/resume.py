@@ -87,8 +87,8 @@ class IngestStore:
         except Exception as error:
             raise AirflowException(f"Cannot read the task state store: {redact_urls(str(error))}") from error
         match saved:
-            case {"operation_name": str(name), "endpoint": str(endpoint), "digest": str(digest)}:
-                tries, refused = saved.get("max_tries"), saved.get("refused") is True
+            case {"operation_name": str(name), "endpoint": str(endpoint), "digest": str(digest), **more}:
+                tries, refused = more.get("max_tries"), more.get("refused") is True
                 try:
                     return StartedIngest(
                         check_operation_name(name), endpoint, digest, tries if isinstance(tries, int) else None, refused

@@ -42,7 +42,9 @@ def start_ingest(
     sent = datetime.fromtimestamp(clock(), UTC)
 
     def recover(failure: str) -> Operation:
-        return recover_ingest(hook, media_urls(creative), sent, failure, sleep, log, _known(store, log))
+        return recover_ingest(
+            hook, media_urls(creative), sent, failure, sleep, log, _known(store, hook.endpoint.url, log)
+        )
 
     try:
         return hook.create_creative(creative, dynamic_creative_info)
@@ -67,11 +69,11 @@ def start_ingest(
         raise
 
 
-def _known(store: IngestStore, log: Any) -> set[str]:
-    """Return the operation of an earlier try, which is saved until this one has started its own."""
+def _known(store: IngestStore, endpoint: str, log: Any) -> set[str]:
+    """Return the operation of an earlier try at this endpoint, which is saved until this one has started its own."""
     try:
         earlier = store.load()
     except AirflowException as error:
         log.warning("%s", error)
         return set()
-    return {earlier.operation_name} if earlier else set()
+    return {earlier.operation_name} if earlier and earlier.endpoint == endpoint else set()

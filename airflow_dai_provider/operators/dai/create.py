@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, conf, mask_secret
 
-from airflow_dai_provider.api.creative import check_creative, creative_digest
+from airflow_dai_provider.api.creative import check_creative, creative_digest, media_urls
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.parameters import check_flag, check_seconds
-from airflow_dai_provider.api.redaction import url_secrets
+from airflow_dai_provider.api.redaction import redact_urls, url_secrets
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, reattach_or_cancel
 from airflow_dai_provider.ingest.start import start_ingest
@@ -39,9 +39,10 @@ LATE_GUARD = 180.0
 class DaiCreateCreativeOperator(BaseOperator):
     """Start the ingest of a creative, wait until it has finished, and cancel it when the task fails before that.
 
-    The name of the operation is pushed to the XCom ``operation_name`` (beside it the number of the try, to
-    ``operation_try_number``) as soon as the service has responded. When the response is lost, the operator searches the
-    service's list for its ingest, and never starts a second one.
+    The name of the operation is pushed to the XCom ``operation_name`` (beside it its endpoint, to
+    ``operation_endpoint``, and the number of the try, to ``operation_try_number``) as soon as the service has
+    responded. When the response is lost, the operator searches the service's list for its ingest, and never starts a
+    second one.
 
     It cancels the ingest when the task is killed (``cancel_on_kill``), and when the task fails and is not retried, also
     when its worker is lost (``cancel_on_failure``; then by a failure callback that the operator adds to its own. For a
@@ -49,7 +50,8 @@ class DaiCreateCreativeOperator(BaseOperator):
     DAG). The README's table of guards lists the cases in which a task cannot cancel by itself.
 
     On Airflow 3.3 or later, the next try, also after a clear, reattaches to the ingest that an earlier one has started,
-    if the creative is the same and the ingest still runs; an ingest of another creative is cancelled first. Before 3.3,
+    if the creative is the same and the ingest still runs; an ingest of another creative is cancelled first. What has
+    succeeded between two tries is the result of the retry; after a clear, a new ingest is started. Before 3.3,
     a failing try cancels, and the next one starts a new ingest.
 
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/creatives/create
@@ -217,7 +219,7 @@ class DaiCreateCreativeOperator(BaseOperator):
                     store,
                     hook,
                     digest=self._digest(),
-                    max_tries=context["ti"].max_tries,
+                    max_tries=getattr(context["ti"], "max_tries", None),
                     settle=not self.wait_for_completion,
                     clock=self._clock,
                     sleep=self._sleep,
@@ -247,7 +249,7 @@ class DaiCreateCreativeOperator(BaseOperator):
             self._adopt(context, hook, operation.name)
         finally:
             # Also when the XCom could not be pushed: the next try then reattaches.
-            max_tries = context["ti"].max_tries
+            max_tries = getattr(context["ti"], "max_tries", None)
             started = StartedIngest(operation.name, hook.endpoint.url, self._digest(), max_tries)
             store.try_to_save(started, self.log)
         self.log.info("%s.", operation)
@@ -257,7 +259,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         """Make an ingest this try's own: arm the guard with its name, and push the name to XCom."""
         # The guard first, since a kill can come while the XComs are pushed.
         with task_errors():
-            self._guard.arm(hook, name)
+            self._guard.arm(hook, name, ", ".join(sorted(map(redact_urls, media_urls(self.creative)))))
         push_operation(context["ti"], name, self._clock(), hook.endpoint.url)
 
     def _wait(self, hook: DaiHook, name: str, adopted: float | None = None) -> Operation:

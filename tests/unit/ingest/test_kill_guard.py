@@ -249,7 +249,7 @@ class TestAnotherEndpoint:
             execute(context, creative={"adSystem": "x"})
         assert new.requests == []
         (error,) = log.errors
-        assert f"{the(old)} may still run: it could not be cancelled: it was started at {old.endpoint}" in error
+        assert f"{the(old)} may still run: it was not cancelled: it was started at {old.endpoint}" in error
         assert f"the endpoint is {new.endpoint} now" in error
 
     @pytest.mark.parametrize("failure", ["event", "__fail__"])

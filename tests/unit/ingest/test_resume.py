@@ -18,6 +18,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.ingest.resume import KEY
+from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE
 from tests.support.clock import Clock
@@ -442,3 +443,26 @@ def test_a_retry_reattaches_on_a_real_airflow_3_3(slow: DaiEmulator, run_dag: Ru
     assert run_dag(dag).tasks == {"ingest": "failed"}
     assert len(slow.states()) == (1 if HAS_TASK_STATE_STORE else 2)
     assert [slow.cancel_requested(name) for name in slow.states()] == [1] * len(slow.states())
+
+
+@pytest.mark.skipif(not HAS_TASK_STATE_STORE, reason="before Airflow 3.3 the failing try cancels")
+@both
+def test_what_has_succeeded_between_two_tries_is_the_result_on_a_real_airflow(
+    slow: DaiEmulator, run_dag: RunDag, monkeypatch: pytest.MonkeyPatch, clock: Clock, deferrable: bool
+) -> None:
+    push = DaiCreateCreativeOperator._adopt
+    failures = [OSError("disk")]
+
+    def adopt(*args: Any) -> None:
+        push(*args)
+        if failures:
+            clock.advance(100)
+            raise failures.pop()
+
+    monkeypatch.setattr(DaiCreateCreativeOperator, "_adopt", adopt)
+    with DAG("succeeded_between", schedule=None, start_date=timezone.datetime(2026, 1, 1)) as dag:
+        make(retries=1, retry_delay=0, deferrable=deferrable)
+    run = run_dag(dag)
+    assert run.tasks == {"ingest": "success"}
+    assert slow.states() == {the(slow): "SUCCEEDED"}
+    assert run.xcom("ingest") == the(slow)

@@ -67,3 +67,8 @@ def test_a_copy_does_the_same(emulator: DaiEmulator, context: Any) -> None:
     context["ti"].task = task(cancels_own_ingest=False)
     deepcopy(LostWorkerCallback())(context)
     assert emulator.state(A) == "CANCELLED"
+
+
+def test_a_subclass_can_take_cancel_on_failure_back(emulator: DaiEmulator, context: Any) -> None:
+    LostWorkerCallback(SimpleNamespace(cancel_on_failure=False))(context)
+    assert emulator.state(A) == "RUNNING"
