@@ -15,6 +15,7 @@ from asgiref.sync import sync_to_async
 from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation
 from airflow_dai_provider.tasks.deferral import error_event, operation_event
+from airflow_dai_provider.tasks.failures import log_failure
 from airflow_dai_provider.tasks.xcom import XCOM_TRY_NUMBER
 from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL, task_instance_state
 
@@ -153,8 +154,9 @@ class DaiOperationTrigger(BaseTrigger):
                 return
             self.log.info("The task that waits for %s was killed.", self.operation_name)
             await sync_to_async(self._request_cancellation, thread_sensitive=False, executor=_KILL_THREADS)()
-        except Exception:
-            self.log.exception("%s may still run: its task was killed, but it was not cancelled", self.operation_name)
+        except Exception as error:
+            what = f"{self.operation_name} may still run: its task was killed, but it was not cancelled"
+            log_failure(self.log, what, error)
 
     def _request_cancellation(self) -> None:
         from airflow_dai_provider.hooks.dai import DaiHook
