@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowException
+from airflow.providers.common.compat.sdk import AirflowException, Context
 
 from airflow_dai_provider.api.names import is_operation_name
+from airflow_dai_provider.tasks.failures import describe_error
 
 #: The name(s) of the operation(s) that a task has started: a string, or a list of them.
 XCOM_OPERATION_NAME = "operation_name"
@@ -15,6 +16,8 @@ XCOM_OPERATION_NAME = "operation_name"
 XCOM_TRY_NUMBER = "operation_try_number"
 #: When they were pushed: ``{operation name: seconds of the epoch}``.
 XCOM_PUSHED_AT = "operation_pushed_at"
+#: How often the run was cleared by then: ``{operation name: int}``.
+XCOM_CLEAR_NUMBER = "operation_clear_number"
 #: The finished operation, of a task that has waited: ``Operation.to_dict()``.
 XCOM_OPERATION = "operation"
 #: The report of a sweep.
@@ -27,14 +30,23 @@ class NoXComsError(AirflowException):
     """XComs cannot be read at all in this process."""
 
 
-def push_operation(ti: Any, name: str, now: float) -> None:
+def push_operation(ti: Any, name: str, now: float, clear_number: int | None = None) -> None:
     """Push an operation that a task has started, the name first.
 
     :param now: seconds of the epoch.
+    :param clear_number: of the run, from :func:`clear_number_of`.
     """
     ti.xcom_push(XCOM_OPERATION_NAME, name)
     ti.xcom_push(XCOM_TRY_NUMBER, ti.try_number)
     ti.xcom_push(XCOM_PUSHED_AT, {name: now})
+    if clear_number is not None:
+        ti.xcom_push(XCOM_CLEAR_NUMBER, {name: clear_number})
+
+
+def clear_number_of(context: Context) -> int | None:
+    """Return how often the run of a context was cleared, or None where Airflow does not tell."""
+    number = getattr(context.get("dag_run"), "clear_number", None)
+    return number if type(number) is int else None
 
 
 def pull_operations(ti: Any, task_id: str, map_index: int | None) -> list[object]:
@@ -68,6 +80,7 @@ def pull(ti: Any, task_id: str, key: str, map_index: int | None) -> list[Any]:
 
     :param map_index: None for every map index.
     :raises NoXComsError: where Airflow does not respond to such a request.
+    :raises AirflowException: when Airflow fails to read it; the message names the XCom.
     """
     from airflow_dai_provider.version_compat import gets_xcoms, lacks_supervisor
 
@@ -90,3 +103,6 @@ def pull(ti: Any, task_id: str, key: str, map_index: int | None) -> list[Any]:
             "XComs cannot be read here: dag.test() of Airflow 3 runs the callbacks of a DAG without the process that a "
             "task asks for them. On a running Airflow this works; for dag.test() give the notifier operation_name."
         ) from error
+    except Exception as error:
+        # Also an OSError of the XCom backend is an error of Airflow, and none of the service.
+        raise AirflowException(f"Airflow could not read the XCom '{key}': {describe_error(error)}") from error

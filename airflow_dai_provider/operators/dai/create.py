@@ -23,7 +23,7 @@ from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
 from airflow_dai_provider.tasks.failures import check_final_state, task_errors
-from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, push_operation
+from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, push_operation
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         """Make an ingest this try's own: arm the guard with its name, and push the name to XCom."""
         # The guard first, since a kill can come while the XComs are pushed.
         self._guard.arm(hook, name)
-        push_operation(context["ti"], name, self._clock())
+        push_operation(context["ti"], name, self._clock(), clear_number_of(context))
 
     def _wait(self, hook: DaiHook, name: str, adopted: float | None = None) -> Operation:
         """Wait until the ingest has finished, in this process or in the triggerer."""
