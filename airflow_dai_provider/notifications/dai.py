@@ -14,6 +14,7 @@ from airflow_dai_provider.api.parameters import check_seconds
 from airflow_dai_provider.notifications.rendering import RenderingNotifier
 from airflow_dai_provider.tasks.callback_scope import CallbackKind, callback_kind, operations_started, run_of_deadline
 from airflow_dai_provider.tasks.cancel_requests import request_cancellations
+from airflow_dai_provider.tasks.failures import describe_error, log_failure
 from airflow_dai_provider.tasks.xcom import Endpoints, as_list, elsewhere
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class DaiCancelOperationNotifier(RenderingNotifier):
                 started, unreadable = operations_started(context, task_ids, self.log, endpoints)
                 problems += unreadable
             except Exception as error:
-                problems.append(str(error))
+                problems.append(describe_error(error))
         names: list[str] = []
         for name in _given(self.operation_name) + started:
             try:
@@ -191,8 +192,8 @@ class DaiCancelOperationNotifier(RenderingNotifier):
                     hook, here, timeout=self.timeout, clock=self._clock, sleep=self._sleep, log=self.log
                 )
         except Exception as error:
-            self.log.exception("The cancellation of %s has failed", ", ".join(names))
-            return [f"{name} may still run: {error}" for name in names]
+            log_failure(self.log, f"The cancellation of {', '.join(names)} has failed", error)
+            return [f"{name} may still run: {describe_error(error)}" for name in names]
 
 
 def _given(values: object) -> list[object]:

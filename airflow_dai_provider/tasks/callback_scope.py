@@ -14,14 +14,18 @@ from typing import Any, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowException, Context
 
+from airflow_dai_provider.tasks.failures import describe_error
 from airflow_dai_provider.tasks.xcom import (
+    XCOM_CLEAR_NUMBER,
     XCOM_PUSHED_AT,
     XCOM_TRY_NUMBER,
     Endpoints,
     NoXComsError,
+    clear_number_of,
     pull,
     pull_operations,
 )
+from airflow_dai_provider.version_compat import CALLBACK_HAS_RUN_OF_ITS_TIME
 
 #: Seconds by which the clock of a worker may be ahead of Airflow's.
 CLOCK_SKEW = 2.0
@@ -66,7 +70,8 @@ def operations_started(
         return _started_by_deadline_run(context, task_ids, endpoints)
     if kind is CallbackKind.DAG or task_ids is not None:
         return _started_by_tasks(context, context["dag"].task_ids if task_ids is None else task_ids, log, endpoints)
-    return operations_started_by_task_instance(context, log, endpoints), []
+    own = partial(operations_started_by_task_instance, context, log, endpoints)
+    return _collect([(_task_instance(context).task_id, own)])
 
 
 def operations_started_by_task_instance(context: Context, log: Any, endpoints: Endpoints | None = None) -> list[object]:
@@ -77,8 +82,8 @@ def operations_started_by_task_instance(context: Context, log: Any, endpoints: E
     """
     ti = _task_instance(context)
     names = pull_operations(ti, ti.task_id, ti.map_index, endpoints)
-    pushed_by = pull(ti, ti.task_id, XCOM_TRY_NUMBER, ti.map_index)
-    if names and pushed_by and pushed_by[0] != ti.try_number:
+    pushed_by = pull(ti, ti.task_id, XCOM_TRY_NUMBER, ti.map_index) if names else []
+    if pushed_by and pushed_by[0] != ti.try_number:
         log.info(
             "Leaving %s alone: try %s has started it, and this callback belongs to try %s.",
             ", ".join(map(str, names)),
@@ -92,19 +97,20 @@ def operations_started_by_task_instance(context: Context, log: Any, endpoints: E
 def _started_by_tasks(context: Context, task_ids: Iterable[str], log: Any, endpoints: Endpoints | None) -> Started:
     ti = _task_instance(context)
     of_dag = callback_kind(context) is CallbackKind.DAG
-    ended = _end_of_run(context)
     known = getattr(context.get("dag"), "task_ids", None)
 
     def started_by(task_id: str) -> list[object]:
         if known is not None and task_id not in known:
             raise AirflowException(f"the DAG {ti.dag_id} has no such task, but {', '.join(sorted(known))}.")
         if of_dag:
-            return _without_late(pull_operations(ti, task_id, None, endpoints), ti, task_id, ended, log)
+            return _without_late(pull_operations(ti, task_id, None, endpoints), context, task_id, log)
         if task_id == ti.task_id:
             return operations_started_by_task_instance(context, log, endpoints)
         if ti.map_index < 0:
-            return pull_operations(ti, task_id, None, endpoints)
-        return pull_operations(ti, task_id, ti.map_index, endpoints) or pull_operations(ti, task_id, -1, endpoints)
+            names = pull_operations(ti, task_id, None, endpoints)
+        else:
+            names = pull_operations(ti, task_id, ti.map_index, endpoints) or pull_operations(ti, task_id, -1, endpoints)
+        return _without_later_runs(names, context, task_id, log)
 
     return _collect((task_id, partial(started_by, task_id)) for task_id in task_ids)
 
@@ -192,24 +198,69 @@ def _end_of_run(context: Context) -> float:
     return end.timestamp() + CLOCK_SKEW if end else float("inf")
 
 
-def _without_late(names: list[object], ti: Any, task_id: str, ended: float, log: Any) -> list[object]:
-    """Return the names that were pushed before the run has ended, or without a time.
+def _without_late(names: list[object], context: Context, task_id: str, log: Any) -> list[object]:
+    """Return the names that tasks have started before the run was cleared, for the callback of a DAG.
 
     A DAG's callback can come late, when the run was cleared and its tasks have started new ingests. Those are healthy,
-    and must not be cancelled. They are recognised by their time: they were pushed after the end of the run. A task that
-    was starting its ingest when a time limit ended the run looks the same; it is left alone too, with a warning.
+    and must not be cancelled. What was pushed before the run has ended is the run's own, and so is what has no time.
+
+    After the end, a task that was starting its ingest when ``dagrun_timeout`` ended the run looks the same as a task of
+    the cleared run. Airflow counts how often a run is cleared, and Airflow 3 gives the callback the run as it was when
+    it ended. So a name that was pushed under the same number is the run's own, at any time.
+
+    Airflow 2 reads the run anew for the callback, with the number after the clear. Nothing in the callback's process
+    tells the two apart there: what was pushed after the end is left alone, with a warning, and the sweep cancels it.
     """
-    times: dict[object, float] = {}
-    for pushed_at in pull(ti, task_id, XCOM_PUSHED_AT, None) if names else ():
-        times |= pushed_at if isinstance(pushed_at, dict) else {}
+    ti = _task_instance(context)
+    ended = _end_of_run(context)
+    times = _by_name(ti, task_id, XCOM_PUSHED_AT, names)
     late = [name for name in names if isinstance(name, str) and times.get(name, 0.0) > ended]
-    for name in late:
-        log.warning(
-            "Leaving %s alone: %s has started it after the end of the run, so probably after it was cleared.",
-            name,
-            task_id,
-        )
-    return [name for name in names if name not in late]
+    if CALLBACK_HAS_RUN_OF_ITS_TIME and late and (cleared := clear_number_of(context)) is not None:
+        numbers = _by_name(ti, task_id, XCOM_CLEAR_NUMBER, late)
+        late = [name for name in late if numbers.get(name, cleared + 1) > cleared]
+    return _leave_alone(late, names, f"{task_id} has started it after the end of the run, so probably", log)
+
+
+def _without_later_runs(names: list[object], context: Context, task_id: str, log: Any) -> list[object]:
+    """Return the names that another task has started before the run was cleared, for the callback of a task.
+
+    The callback of a lost task comes late, perhaps when the run was cleared and the other task has started a new
+    ingest. Airflow counts how often a run is cleared. The context has the number of the time when the task began (in
+    its worker), or when Airflow noticed that it is lost (Airflow 3). A name that was pushed under a higher number was
+    started after a clear, which the task of the callback did not see.
+
+    In the dag processor of Airflow 2 the number is read anew, so nothing is left alone there. That cancels an ingest
+    only where the run was cleared within the seconds between the loss of the task and its callback.
+    """
+    cleared = clear_number_of(context)
+    if cleared is None:
+        return names
+    numbers = _by_name(_task_instance(context), task_id, XCOM_CLEAR_NUMBER, names)
+    later = [name for name in names if isinstance(name, str) and numbers.get(name, cleared) > cleared]
+    return _leave_alone(later, names, f"{task_id} has started it", log)
+
+
+def _leave_alone(left: list[Any], names: list[object], why: str, log: Any) -> list[object]:
+    for name in left:
+        log.warning("Leaving %s alone: %s after it was cleared.", name, why)
+    return [name for name in names if name not in left]
+
+
+def _by_name(ti: Any, task_id: str, key: str, names: list[Any]) -> dict[object, float]:
+    """Return the numbers that a task has pushed with the names of its operations.
+
+    :raises AirflowException: when they cannot be read; the message names the operations.
+    """
+    numbers: dict[object, float] = {}
+    try:
+        for pushed in pull(ti, task_id, key, None) if names else ():
+            numbers |= pushed if isinstance(pushed, dict) else {}
+    except NoXComsError:
+        raise
+    except Exception as error:
+        started = ", ".join(map(str, names))
+        raise AirflowException(f"{describe_error(error)}, so {started} may still run") from error
+    return {name: number for name, number in numbers.items() if isinstance(number, int | float)}
 
 
 def _task_instance(context: Context) -> Any:
@@ -236,5 +287,5 @@ def _collect(reads: Iterable[tuple[str, Callable[[], list[T]]]]) -> tuple[list[T
         except NoXComsError:
             raise
         except Exception as error:
-            problems.append(f"Cannot read the operations started by {task_id}: {error}")
+            problems.append(f"Cannot read the operations started by {task_id}: {describe_error(error)}")
     return results, problems

@@ -51,7 +51,7 @@ def request_cancellation(hook: DaiHook, name: str, log: Any) -> Operation | None
             if error.rpc_code in _SAYS_FINISHED:
                 # Never NOT_FOUND, which callers may take for an operation that does not run. And worth a retry: soon
                 # both may see the same.
-                raise _with_code(Code.ABORTED, sentences(error, f"But {operation}")) from error
+                raise _with_code(Code.ABORTED, sentences(error, f"But {operation}")) from None
             raise
         log.info("%s: it had already finished, there is nothing to cancel.", operation)
         return operation
@@ -70,14 +70,15 @@ def _poll_after(refusal: ServiceError, hook: DaiHook, name: str) -> Operation:
         return hook.get_operation(name, retry=permanent)
     except ServiceError as error:
         if not permanent:
-            raise _with_code(refusal.rpc_code, sentences(refusal, error)) from error
+            raise _with_code(refusal.rpc_code, sentences(refusal, error)) from None
         if error.rpc_code is refusal.rpc_code:
             raise
         # Get decides, also with NOT_FOUND: a finished operation can have expired.
-        raise _with_code(error.rpc_code, sentences(error, refusal)) from error
+        raise _with_code(error.rpc_code, sentences(error, refusal)) from None
 
 
 def _with_code(rpc_code: Code, message: str) -> ServiceError:
+    """Return an error whose message has all that is to be said, so that it needs no cause."""
     # Imported here, since DAG files are parsed often and few tasks meet an error.
     from airflow_dai_provider.transport.google_errors import typed
 

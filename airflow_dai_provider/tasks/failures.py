@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from traceback import format_tb
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
@@ -19,6 +20,8 @@ from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.redaction import redact_urls, short_repr
 from airflow_dai_provider.api.retry import PERMANENT
 
+#: Errors whose text is a message of this package or of Airflow.
+_IN_WORDS = (ServiceError, ValueError, AirflowException)
 _ADVICE = {
     Code.UNIMPLEMENTED: (
         "This server does not support the method, and a retry cannot help. Check the endpoint; if it is right, only "
@@ -149,9 +152,20 @@ def rpc_code_of(error: Exception) -> Code | None:
 
 
 def describe_error(error: Exception) -> str:
-    """Return the text of any error, for a log or a message, without the secrets of URLs."""
-    described = isinstance(error, ServiceError | ValueError | WaitTimeoutError | AirflowException)
-    return redact_urls(str(error) if described else repr(error))
+    """Return the text of any error, for a log or a message; without the secrets of URLs, which a library can show."""
+    return redact_urls(str(error) if isinstance(error, _IN_WORDS) else repr(error))
+
+
+def log_failure(log: Any, what: str, error: Exception) -> None:
+    """Log what has failed, and why.
+
+    Never with Airflow's traceback, which prints the causes: an error of a library can hold the password of a proxy. An
+    error that may be a mistake of this package comes with its frames only.
+
+    :param what: the beginning of a sentence, which the error ends.
+    """
+    frames = "" if isinstance(error, _IN_WORDS) else "\n" + "".join(format_tb(error.__traceback__))
+    log.error("%s: %s%s", what, describe_error(error), frames)
 
 
 def sentences(*parts: object) -> str:

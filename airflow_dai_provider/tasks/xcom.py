@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowException
+from airflow.providers.common.compat.sdk import AirflowException, Context
 
 from airflow_dai_provider.api.names import is_operation_name
+from airflow_dai_provider.tasks.failures import describe_error
 
 #: The name(s) of the operation(s) that a task has started: a string, or a list of them.
 XCOM_OPERATION_NAME = "operation_name"
@@ -17,6 +18,8 @@ XCOM_TRY_NUMBER = "operation_try_number"
 XCOM_PUSHED_AT = "operation_pushed_at"
 #: Where they run: ``{operation name: base URL of the service}``. A name that a user's own code has pushed has none.
 XCOM_ENDPOINT = "operation_endpoint"
+#: How often the run was cleared by then: ``{operation name: int}``.
+XCOM_CLEAR_NUMBER = "operation_clear_number"
 #: The finished operation, of a task that has waited: ``Operation.to_dict()``.
 XCOM_OPERATION = "operation"
 #: The report of a sweep.
@@ -33,17 +36,28 @@ class NoXComsError(AirflowException):
 Endpoints = dict[object, set[str]]
 
 
-def push_operation(ti: Any, name: str, now: float, endpoint: str | None = None) -> None:
+def push_operation(
+    ti: Any, name: str, now: float, endpoint: str | None = None, clear_number: int | None = None
+) -> None:
     """Push an operation that a task has started, the name first.
 
     :param now: seconds of the epoch.
     :param endpoint: base URL of the service that runs it.
+    :param clear_number: of the run, from :func:`clear_number_of`.
     """
     ti.xcom_push(XCOM_OPERATION_NAME, name)
     if endpoint:
         ti.xcom_push(XCOM_ENDPOINT, {name: endpoint})
     ti.xcom_push(XCOM_TRY_NUMBER, ti.try_number)
     ti.xcom_push(XCOM_PUSHED_AT, {name: now})
+    if clear_number is not None:
+        ti.xcom_push(XCOM_CLEAR_NUMBER, {name: clear_number})
+
+
+def clear_number_of(context: Context) -> int | None:
+    """Return how often the run of a context was cleared, or None where Airflow does not tell."""
+    number = getattr(context.get("dag_run"), "clear_number", None)
+    return number if type(number) is int else None
 
 
 def pull_operations(ti: Any, task_id: str, map_index: int | None, endpoints: Endpoints | None = None) -> list[object]:
@@ -98,6 +112,7 @@ def pull(ti: Any, task_id: str, key: str, map_index: int | None) -> list[Any]:
 
     :param map_index: None for every map index.
     :raises NoXComsError: where Airflow does not respond to such a request.
+    :raises AirflowException: when Airflow fails to read it; the message names the XCom.
     """
     from airflow_dai_provider.version_compat import gets_xcoms, lacks_supervisor
 
@@ -120,3 +135,6 @@ def pull(ti: Any, task_id: str, key: str, map_index: int | None) -> list[Any]:
             "XComs cannot be read here: dag.test() of Airflow 3 runs the callbacks of a DAG without the process that a "
             "task asks for them. On a running Airflow this works; for dag.test() give the notifier operation_name."
         ) from error
+    except Exception as error:
+        # Also an OSError of the XCom backend is an error of Airflow, and none of the service.
+        raise AirflowException(f"Airflow could not read the XCom '{key}': {describe_error(error)}") from error

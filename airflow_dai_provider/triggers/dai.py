@@ -16,7 +16,7 @@ from airflow_dai_provider.api.parameters import check_flag
 from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation
 from airflow_dai_provider.tasks.deferral import error_event, operation_event
-from airflow_dai_provider.tasks.failures import describe_error
+from airflow_dai_provider.tasks.failures import log_failure
 from airflow_dai_provider.tasks.xcom import XCOM_TRY_NUMBER
 from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL, task_instance_state
 
@@ -163,10 +163,8 @@ class DaiOperationTrigger(BaseTrigger):
             hook = await self._hook.synchronous_hook() if self._hook else None
             await sync_to_async(self._request_cancellation, thread_sensitive=False, executor=_KILL_THREADS)(hook)
         except Exception as error:
-            name, reason = self.operation_name, describe_error(error)
-            self.log.error(  # noqa: TRY400 - a traceback can hold the password of a proxy
-                "%s may still run: its task was killed, but it was not cancelled: %s", name, reason
-            )
+            what = f"{self.operation_name} may still run: its task was killed, but it was not cancelled"
+            log_failure(self.log, what, error)
 
     def _request_cancellation(self, hook: DaiHook | None) -> None:
         from airflow_dai_provider.hooks.dai import DaiHook

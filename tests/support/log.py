@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +17,8 @@ class Log:
     """Every line logged: the logger's name, the level, the words."""
 
     everything: list[tuple[str, str, str]] = field(default_factory=list)
+    #: The tracebacks that are logged with a line.
+    tracebacks: list[str] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -36,6 +40,12 @@ class Log:
     def add(self, logger: object, level: str, words: str) -> None:
         self.everything.append((str(logger), level, words))
 
+    def add_traceback(self, exc_info: Any) -> None:
+        """Add what is given as ``exc_info``: true for the error that is being handled, an error, or a tuple."""
+        error = exc_info[1] if isinstance(exc_info, tuple) else sys.exception() if exc_info is True else exc_info
+        if isinstance(error, BaseException):
+            self.tracebacks.append("".join(traceback.format_exception(error)))
+
     def _ours(self) -> Iterator[tuple[str, str]]:
         for logger, level, words in self.everything:
             # Airflow grumbles where a test calls execute() by itself.
@@ -54,11 +64,13 @@ def log() -> Iterator[Log]:
         made = make_record(*args, **kwargs)
         if made.name:
             record.add(made.name, made.levelname.lower(), made.getMessage())
+            record.add_traceback(made.exc_info)
         return made
 
     def remember_event(logger: Any, level: str, event: dict[str, Any]) -> dict[str, Any]:
         name = event.get("logger_name") or getattr(logger, "name", None)
         record.add(name, "error" if level == "exception" else level, str(event.get("event")))
+        record.add_traceback(event.get("exc_info") or level == "exception")
         return event
 
     logging.setLogRecordFactory(remember)

@@ -21,7 +21,7 @@ from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
 from airflow_dai_provider.tasks.callback_scope import operations_started_by_task_instance
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
 from airflow_dai_provider.tasks.failures import check_final_state, refused_parameters, task_errors
-from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, push_operation
+from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, push_operation
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE, is_resumed
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         # The guard first, since a kill can come while the XComs are pushed.
         with task_errors():
             self._guard.arm(hook, name, ", ".join(sorted(map(redact_urls, media_urls(self.creative)))))
-        push_operation(context["ti"], name, self._clock(), hook.endpoint.url)
+        push_operation(context["ti"], name, self._clock(), hook.endpoint.url, clear_number_of(context))
 
     def _wait(self, hook: DaiHook, name: str, adopted: float | None = None) -> Operation:
         """Wait until the ingest has finished, in this process or in the triggerer."""

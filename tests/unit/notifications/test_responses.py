@@ -5,20 +5,24 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowException
+from airflow.providers.common.compat.sdk import DAG, AirflowException, BaseOperator
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks import dai
+from airflow_dai_provider.notifications import dai as notifications
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from tests.support.clock import Clock
 from tests.support.emulators import MakeEmulator, count
 from tests.support.event_loop import run
 from tests.support.log import Log
+from tests.support.task_instance import Ti
+from tests.support.tiny_server import Exchange, Serve
 
 GET, CANCEL = "operations.get", "operations.cancel"
 A, B, C = (f"operations/{letter}" for letter in "abc")
@@ -348,3 +352,39 @@ def test_a_second_cancellation_is_no_error(make_emulator: MakeEmulator, log: Log
     assert log.ours[1].startswith(f"{A} is CANCELLED")
     assert log.ours[1].endswith("it had already finished, there is nothing to cancel.")
     assert log.errors == []
+
+
+@pytest.mark.usefixtures("fake_time")
+def test_sixty_map_indexes_of_a_run_are_cancelled_at_the_same_time(
+    monkeypatch: pytest.MonkeyPatch, tiny_server: Serve, ti: Ti, log: Log
+) -> None:
+    together = threading.Barrier(60, timeout=30)
+
+    def answer(exchange: Exchange) -> None:
+        together.wait()  # no request gets its response before all have come
+        exchange.answer(200, {})
+
+    for index in range(60):
+        ti.of_other_task("mapped", "operation_name", f"operations/ad-{index}", index)
+    with DAG("many", schedule=None) as dag:
+        BaseOperator(task_id="mapped")
+    server = tiny_server(answer)
+    monkeypatch.setenv("DAI_EMULATOR_HOST", server.host)
+    monkeypatch.setattr(notifications, "REQUEST_TIMEOUT", 30.0)  # real, on a busy machine
+    DaiCancelOperationNotifier(timeout=60).notify({"dag": dag, "ti": ti, "reason": "timed_out"})
+    assert len(server.requests) == 60
+    assert log.errors == []
+
+
+def test_what_the_time_did_not_suffice_for_is_named(
+    emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    names = [emulator.start_ingest() for _ in range(200)]
+    # A second passes at every reading, which stands for the time that a request takes. Several threads read.
+    monkeypatch.setattr(DaiCancelOperationNotifier, "_clock", itertools.count().__next__)
+    with pytest.raises(AirflowException, match="the time was up before it could be cancelled") as raised:
+        DaiCancelOperationNotifier(names, timeout=50).notify({})
+    running = {name for name, state in emulator.states().items() if state == "RUNNING"}
+    assert 0 < len(running) < 200
+    assert {line.split(" ")[0] for line in log.errors} == running
+    assert all(name in str(raised.value) for name in running)

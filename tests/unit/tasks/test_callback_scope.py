@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowException, BaseOperator, task
 
+from airflow_dai_provider.tasks import callback_scope
 from airflow_dai_provider.tasks.callback_scope import (
     CLOCK_SKEW,
     CallbackKind,
@@ -176,7 +177,7 @@ class NotRestorable:
 
 
 class TestUnreadable:
-    @pytest.mark.parametrize("kind", [RuntimeError, AirflowException])
+    @pytest.mark.parametrize("kind", [RuntimeError, AirflowException, OSError])
     @pytest.mark.parametrize("of_dag", [False, True], ids=["task", "dag"])
     def test_a_task_that_cannot_be_read_is_a_problem_beside_the_names(
         self, make_ti: type[Ti], monkeypatch: pytest.MonkeyPatch, of_dag: bool, kind: type[Exception]
@@ -191,10 +192,47 @@ class TestUnreadable:
             return pull(self, task_ids, **arguments)
 
         monkeypatch.setattr(type(ti), "xcom_pull", broken)
-        assert operations_started(contexts(ti)[of_dag], ["broken", "start_ingest"], LOGGER) == (
-            [A],
-            ["Cannot read the operations started by broken: the XCom backend is away"],
-        )
+        names, (problem,) = operations_started(contexts(ti)[of_dag], ["broken", "start_ingest"], LOGGER)
+        assert names == [A]
+        words = "Cannot read the operations started by broken: Airflow could not read the XCom 'operation_name': "
+        assert problem.startswith(words)
+        assert "the XCom backend is away" in problem
+
+    def test_the_tasks_own_xcom_that_cannot_be_read_is_named(self, ti: Ti, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(*_: Any, **__: Any) -> None:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(type(ti), "xcom_pull", broken)
+        words = "Airflow could not read the XCom 'operation_name': OSError(5, 'Input/output error')"
+        problem = f"Cannot read the operations started by {ti.task_id}: {words}"
+        assert operations_started(contexts(ti)[0], None, LOGGER) == ([], [problem])
+
+    @pytest.mark.parametrize("key", ["operation_pushed_at", "operation_clear_number"])
+    def test_an_operation_whose_time_cannot_be_read_is_named(
+        self, ti: Ti, monkeypatch: pytest.MonkeyPatch, key: str
+    ) -> None:
+        push_operation(ti, A, 2e9, 1)
+        pull = type(ti).xcom_pull
+
+        def broken(self: Any, task_ids: Any, key: str, **arguments: Any) -> Any:
+            if key == unreadable:
+                raise OSError("away")
+            return pull(self, task_ids, key, **arguments)
+
+        unreadable = key
+        monkeypatch.setattr(type(ti), "xcom_pull", broken)
+        monkeypatch.setattr(callback_scope, "CALLBACK_HAS_RUN_OF_ITS_TIME", True)
+        run = SimpleNamespace(end_date=datetime(2026, 11, 22, tzinfo=UTC), clear_number=1)
+        context: Any = {"ti": ti, "reason": "timed_out", "dag_run": run}
+        names, (problem,) = operations_started(context, [ti.task_id], LOGGER)
+        assert names == []
+        assert f"could not read the XCom '{key}': OSError('away'), so {A} may still run" in problem
+
+    def test_a_task_that_has_started_nothing_costs_two_reads(self, ti: Ti, monkeypatch: pytest.MonkeyPatch) -> None:
+        read: list[str] = []
+        monkeypatch.setattr(type(ti), "xcom_pull", lambda *_, key, **__: read.append(key))
+        assert operations_started(contexts(ti)[0], None, LOGGER) == ([], [])
+        assert read == ["operation_name", "return_value"]
 
     @pytest.mark.parametrize("of_dag", [False, True], ids=["task", "dag"])
     def test_one_error_stands_for_all_tasks_where_no_xcom_can_be_read(
@@ -375,6 +413,44 @@ class TestClearedRun:
         context: Any = {"ti": ti, "reason": "task_failure", "dag_run": dag_run}
         taken = [f"operations/{label}" for label, is_taken in name_is_taken.items() if is_taken]
         assert operations_started(context, ["mapped"], LOGGER) == (taken, [])
+
+    @pytest.mark.parametrize(
+        ("pushed", "run", "its_own"),
+        [(0, 0, True), (1, 1, True), (0, 1, True), (1, 0, False), (2, 1, False), (None, 0, False), (0, None, False)],
+    )
+    @pytest.mark.parametrize("of_its_time", [True, False], ids=["airflow 3", "airflow 2"])
+    def test_what_was_started_after_the_end_is_the_runs_own_if_it_was_not_cleared(
+        self,
+        ti: Ti,
+        monkeypatch: pytest.MonkeyPatch,
+        log: Log,
+        pushed: int | None,
+        run: int | None,
+        its_own: bool,
+        of_its_time: bool,
+    ) -> None:
+        """A task can be starting its ingest when ``dagrun_timeout`` ends the run."""
+        monkeypatch.setattr(callback_scope, "CALLBACK_HAS_RUN_OF_ITS_TIME", of_its_time)
+        push_operation(ti, A, self.ENDED.timestamp() + 60, pushed)
+        dag_run = SimpleNamespace(end_date=self.ENDED, clear_number=run)
+        context: Any = {"ti": ti, "reason": "timed_out", "dag_run": dag_run}
+        taken = its_own and of_its_time
+        assert operations_started(context, [ti.task_id], LOGGER) == ([A] if taken else [], [])
+        assert len(log.lines(f"Leaving {A} alone: {ti.task_id} has started it after the end of the run")) == (not taken)
+
+    @pytest.mark.parametrize("map_index", [-1, 1])
+    @pytest.mark.parametrize(
+        ("pushed", "run", "reached"),
+        [(0, 0, True), (1, 1, True), (0, 1, True), (1, 0, False), (3, 1, False), (None, 0, True), (1, None, True)],
+    )
+    def test_the_callback_of_a_task_leaves_alone_what_another_task_has_started_after_a_clear(
+        self, make_ti: type[Ti], log: Log, pushed: int | None, run: int | None, reached: bool, map_index: int
+    ) -> None:
+        ti = make_ti(task_id="publish", map_index=map_index)
+        push_operation(replace(ti, task_id="start"), A, 12.5, pushed)
+        context: Any = {"ti": ti, "dag_run": SimpleNamespace(clear_number=run)}
+        assert operations_started(context, ["start"], LOGGER) == ([A] if reached else [], [])
+        assert log.ours == ([] if reached else [f"Leaving {A} alone: start has started it after it was cleared."])
 
     @pytest.mark.parametrize("pushed_at", [None, "x", [1], {}])
     def test_an_operation_without_a_time_is_reached(self, ti: Ti, pushed_at: Any) -> None:

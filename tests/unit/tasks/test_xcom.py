@@ -6,9 +6,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import DAG, task
 
-from airflow_dai_provider.tasks.xcom import NoXComsError, as_list, pull, pull_operations, push_operation
+from airflow_dai_provider.tasks.xcom import (
+    NoXComsError,
+    as_list,
+    clear_number_of,
+    pull,
+    pull_operations,
+    push_operation,
+)
 from tests.support.airflow_versions import VERSION
+from tests.support.dag_runs import RunDag
 from tests.support.task_instance import Ti
 
 A, B = "operations/a", "operations/b"
@@ -24,6 +33,24 @@ def test_the_name_is_pushed_with_its_try_time_and_endpoint(make_ti: type[Ti]) ->
         "operation_endpoint": {A: "https://x"},
     }
     assert next(iter(ti.pushed))[2] == "operation_name", "The name first: the task can be killed at any time."
+
+
+def test_the_clear_number_of_the_run_is_pushed_where_airflow_tells_it(ti: Ti) -> None:
+    push_operation(ti, A, 12.5, clear_number_of({"dag_run": SimpleNamespace(clear_number=3)}))  # type: ignore[arg-type,typeddict-item]
+    assert ti.pushed[ti.task_id, -1, "operation_clear_number"] == {A: 3}
+    for dag_run in (None, SimpleNamespace(), SimpleNamespace(clear_number=None), {"clear_number": 3}):
+        assert clear_number_of({"dag_run": dag_run}) is None  # type: ignore[typeddict-item]
+
+
+def test_a_real_run_tells_its_clear_number(run_dag: RunDag) -> None:
+    with DAG("clear_number", schedule=None) as dag:
+
+        @task
+        def tell(**context: Any) -> int | None:
+            return clear_number_of(context)  # type: ignore[arg-type]
+
+        tell()
+    assert run_dag(dag).xcom("tell") == 0
 
 
 @pytest.mark.parametrize(
