@@ -21,7 +21,7 @@ from airflow_dai_provider.api.redaction import redact_urls, short_repr
 from airflow_dai_provider.api.retry import PERMANENT
 
 #: Errors whose text is a message of this package or of Airflow.
-_IN_WORDS = (ServiceError, ValueError, AirflowException)
+_IN_WORDS = (ServiceError, ValueError, WaitTimeoutError, AirflowException)
 _ADVICE = {
     Code.UNIMPLEMENTED: (
         "This server does not support the method, and a retry cannot help. Check the endpoint; if it is right, only "
