@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.authentication != (options.key_file is not None or options.metadata_server):
-        parser.error("--authentication and --key-file (or --metadata-server) belong together: the key gives access")
+        parser.error("--authentication and --key-file belong together, or --metadata-server: they give access")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

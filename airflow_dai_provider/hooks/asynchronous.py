@@ -68,7 +68,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
             retry_timeout=retry_timeout,
             **kwargs,
         )
-        self._sync_hook: DaiHook | None = None
+        self._own_hook: DaiHook | None = None
         self._holders = 0
         self._held = AsyncExitStack()
         self._opening = asyncio.Lock()
@@ -80,9 +80,9 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         return self._get_sync_hook()
 
     def _get_sync_hook(self) -> DaiHook:
-        if self._sync_hook is None:
-            self._sync_hook = self.sync_hook_class(**self._hook_kwargs)
-        return self._sync_hook
+        if self._own_hook is None:
+            self._own_hook = self.sync_hook_class(**self._hook_kwargs)
+        return self._own_hook
 
     async def synchronous_hook(self) -> DaiHook:
         """Return a hook for a thread, with the same connection, and the token that this hook used last."""

@@ -112,7 +112,7 @@ class RequestsTransport:
         self.session.get_redirect_target = _no_redirect  # type: ignore[method-assign,assignment]
         self.session.auth = keep_headers
         # A proxy from the environment is used, but requests to this machine do not leave it.
-        self._proxies = {"http": None, "https": None, "all": None} if endpoint.is_loopback else None
+        self._proxies: Any = {"http": None, "https": None, "all": None} if endpoint.is_loopback else None
 
     @property
     def credentials(self) -> Credentials:
