@@ -20,9 +20,9 @@ from airflow_dai_provider.api.endpoint import EXTRA_KEY, Endpoint, emulator_endp
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.parameters import MAX_REQUEST_SECONDS, check_connection, check_seconds
 from airflow_dai_provider.api.redaction import redact_urls
-from airflow_dai_provider.transport.credentials import credentials_error, public_cause, unusable
 from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.requests_session import RequestsTransport
+from airflow_dai_provider.transport.unsent import credentials_error, public_cause, unusable
 
 #: The fields of a connection that give credentials, of which one is used; without one, the environment gives them.
 _SOURCES = ("key_path", "keyfile_dict", "credential_config_file", "key_secret_name")

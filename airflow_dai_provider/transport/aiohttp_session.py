@@ -20,19 +20,10 @@ from yarl import URL
 
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.transport.credentials import (
-    TOKEN_ERRORS,
-    chain,
-    client_headers,
-    no_response,
-    not_sent,
-    public_cause,
-    refuse_header,
-    refuse_plain_http,
-    token_error,
-)
+from airflow_dai_provider.transport.credentials import TOKEN_ERRORS, client_headers, refuse_header, refuse_plain_http
 from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.shared_token import Token
+from airflow_dai_provider.transport.unsent import chain, no_response, not_sent, public_cause, token_error
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials

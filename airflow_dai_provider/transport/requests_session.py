@@ -24,19 +24,21 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.transport.credentials import (
     TOKEN_ERRORS,
     TokenRequest,
-    chain,
     client_headers,
     keep_headers,
+    read_body,
+    refuse_plain_http,
+)
+from airflow_dai_provider.transport.deadline import deadline, keep_deadlines
+from airflow_dai_provider.transport.google_errors import typed
+from airflow_dai_provider.transport.unsent import (
+    chain,
     no_authorities,
     no_response,
     not_sent,
     public_cause,
-    read_body,
-    refuse_plain_http,
     token_error,
 )
-from airflow_dai_provider.transport.deadline import deadline, keep_deadlines
-from airflow_dai_provider.transport.google_errors import typed
 
 T = TypeVar("T")
 

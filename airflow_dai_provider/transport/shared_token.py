@@ -12,7 +12,8 @@ from asgiref.sync import sync_to_async
 from google.auth.credentials import AnonymousCredentials, Credentials
 
 from airflow_dai_provider.api.errors import ServiceError
-from airflow_dai_provider.transport.credentials import TOKEN_ERRORS, TokenRequest, is_refusal
+from airflow_dai_provider.transport.credentials import TOKEN_ERRORS, TokenRequest
+from airflow_dai_provider.transport.unsent import is_refusal
 
 #: A token is renewed this many seconds before it expires, or in the last tenth of its life if that is later.
 RENEW_BEFORE = 225.0

@@ -76,12 +76,12 @@ def test_fifty_waits_on_one_loop_outlast_the_rotation_of_their_key(
     guarded: DaiEmulator, clock: Clock, rotate: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that began before share one session; one more begins after the rotation."""
-    names = [guarded.start_ingest(seconds=3 * LIFETIME) for _ in range(WAITS)]
+    names = [guarded.start_ingest(seconds=1.5 * LIFETIME) for _ in range(WAITS)]
     shared = SharedTime(clock, WAITS, {LIFETIME / 2: rotate})
     monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(shared.sleep))
 
     async def main() -> list[Any]:
-        waits = (shared.outlast(DaiAsyncHook().wait_for_operation(name)) for name in names)
+        waits = (shared.outlast(DaiAsyncHook().wait_for_operation(name, poll_interval=100)) for name in names)
         return await asyncio.gather(*waits)
 
     ended = run(main())

@@ -1,0 +1,167 @@
+"""The errors of requests that got no response, or were not sent: no token, no credentials."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
+
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.redaction import redact_urls
+from airflow_dai_provider.transport.google_errors import typed
+
+if TYPE_CHECKING:
+    from airflow_dai_provider.api import rest
+    from airflow_dai_provider.api.endpoint import Endpoint
+    from airflow_dai_provider.transport.credentials import TokenRequest
+
+#: The most characters of a token service's message that are shown: it can be the page of a front end.
+_MAX_MESSAGE = 500
+#: A token: Google's access tokens, every JWT, and the value of the header.
+_TOKEN = re.compile(r"\b(ya29\.|eyJ|Bearer )\S*")
+#: What Google's Secret Manager responds when it cannot be asked now, as google-api-core's HTTP status.
+_AWAY = frozenset({429, 500, 502, 503, 504})
+#: How the message of google-auth begins when it has found no credentials.
+_FOUND_NONE = "Your default credentials were not found"
+
+
+def no_response(
+    request: rest.Request[Any], endpoint: Endpoint, reason: object, *, untrusted: bool, timed_out: bool, sent: bool
+) -> ServiceError:
+    """Return the error for a request that got no response.
+
+    :param reason: the library's error.
+    :param untrusted: whether the server's certificate does not verify, which no retry changes.
+    :param timed_out: whether the time was up.
+    :param sent: whether the request may have reached the service.
+    """
+    message = f"{request} got no response from {endpoint.url}: {redact_urls(str(reason) or type(reason).__name__)}"
+    if untrusted:
+        message += "; the server's certificate is not trusted (REQUESTS_CA_BUNDLE names other authorities)"
+        return ServiceError(message, Code.FAILED_PRECONDITION)
+    return ServiceError(message, Code.DEADLINE_EXCEEDED if timed_out else Code.UNAVAILABLE, sent=sent)
+
+
+def not_sent(request: rest.Request[Any], error: Exception) -> ServiceError:
+    """Return the error for a request that the library refuses to send, such as one with a token that fits no header."""
+    return ServiceError(f"{request} was not sent: {_without_tokens(error)}", Code.FAILED_PRECONDITION)
+
+
+def no_authorities(request: rest.Request[Any], error: OSError) -> ServiceError:
+    """Return the error for a request that was not sent because the certificate authorities cannot be read."""
+    return ServiceError(f"{request} was not sent: {error}", Code.FAILED_PRECONDITION)
+
+
+def chain(error: BaseException | None, end: BaseException | None = None) -> Iterator[BaseException]:
+    """Yield an error and its causes down to the root.
+
+    :param end: an error that was being handled before, which is no cause.
+    """
+    while error is not None and error is not end:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def public_cause(error: BaseException | None) -> BaseException | None:
+    """Return an error to be the cause of another; None when what a traceback shows of it holds a secret.
+
+    A proxy's URL can hold a password, and so can a header that the library quotes.
+    """
+    for link in chain(error):
+        text = f"{link} {link!r}"
+        if redact_urls(text) != text or _without_tokens(text) != text[:_MAX_MESSAGE] or "uthorization" in text:
+            return None
+    return error
+
+
+def is_refusal(error: BaseException, request: TokenRequest) -> bool:
+    """Return whether a token service has refused the credentials; otherwise it has not given an answer yet.
+
+    :param error: one of ``TOKEN_ERRORS``.
+    :param request: what google-auth has asked with.
+    """
+    if not isinstance(error, GoogleAuthError) or error.retryable or request.retryable:
+        return False
+    return request.refused or not any(isinstance(link, TransportError) for link in chain(error))
+
+
+def token_error(
+    request: rest.Request[Any], error: BaseException, token_request: TokenRequest, handled: BaseException | None = None
+) -> ServiceError:
+    """Return the error for a request that was not sent because no token could be fetched.
+
+    :param error: one of ``TOKEN_ERRORS``. Only its message is kept in it: google-auth also keeps the response, which
+        can hold a token and shows in a traceback. Many waits can share one error.
+    :param token_request: what google-auth has asked with.
+    """
+    service = f" (token service: {token_request.host})" if token_request.host else ""
+    if isinstance(error, OSError):
+        if isinstance(error, ConnectionError | TimeoutError):
+            message = f"{request} was not sent: no access token: {redact_urls(str(error))}{service}"
+            return ServiceError(message, Code.UNAVAILABLE, sent=False)
+        return no_authorities(request, error)
+    if not isinstance(error, GoogleAuthError):
+        message = f"{request} was not sent: the response of the token service cannot be read{service}"
+        return ServiceError(message, Code.UNAVAILABLE, sent=False)
+    refused = is_refusal(error, token_request)
+    for link in chain(error, handled):
+        if isinstance(link, GoogleAuthError):
+            link.args = (_reason(link),)
+    message = f"{request} was not sent: no access token: {redact_urls(error.args[0])}{service}"
+    return ServiceError(message, Code.UNAUTHENTICATED if refused else Code.UNAVAILABLE, sent=False)
+
+
+def credentials_error(connection: str, source: str, error: Exception) -> ServiceError:
+    """Return the error for a connection that gives no credentials.
+
+    :param connection: its id.
+    :param source: the field that should give them.
+    """
+    links = list(chain(error))
+    unavailable = (
+        any(isinstance(link, TransportError | ConnectionError | TimeoutError) for link in links)
+        or any(getattr(link, "rpc_code", getattr(link, "code", None)) in _AWAY for link in links)
+        or getattr(error, "retryable", False)
+        or _metadata_server_did_not_respond(error)
+    )
+    reason = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
+    message = f"The connection {connection!r} gives no usable credentials: {source}: "
+    return unusable(message + redact_urls(_without_tokens(reason)), Code.UNAVAILABLE if unavailable else None)
+
+
+def unusable(message: str, code: Code | None = None) -> ServiceError:
+    """Return the error for a connection without usable credentials.
+
+    :param code: None where no retry helps: an Unauthenticated for those who catch it, although its code is not
+        UNAUTHENTICATED, since no service has refused anything.
+    """
+    if code:
+        return typed(ServiceError(message, code, sent=False))
+    kind = type(typed(ServiceError(message, Code.UNAUTHENTICATED)))
+    return kind(message, Code.FAILED_PRECONDITION, None, False)
+
+
+def _metadata_server_did_not_respond(error: Exception) -> bool:
+    """Return whether google-auth has found no credentials, and would have found them if the metadata server responded.
+
+    It asks that server last, and takes one that does not respond for one that does not exist.
+    """
+    found_none = isinstance(error, DefaultCredentialsError) and str(error).startswith(_FOUND_NONE)
+    return found_none and os.environ.get("NO_GCE_CHECK") != "true"
+
+
+def _reason(error: GoogleAuthError) -> str:
+    """Return the library's message, and that of the API behind it, which the library keeps back."""
+    message, *response = error.args or (error,)
+    with suppress(ValueError, TypeError, LookupError):
+        message = f"{message}: {json.loads(response[0])['error']['message']}"
+    return _without_tokens(message)
+
+
+def _without_tokens(message: object) -> str:
+    return _TOKEN.sub(r"\1...", str(message))[:_MAX_MESSAGE]
