@@ -28,10 +28,10 @@ def first_poke_time(sensor: Any, context: Any) -> datetime | None:
     if _AIRFLOW >= (3, 0):
         first: datetime | None = ti.get_first_reschedule_date(context)
         return first
-    from airflow.sensors import base
+    from airflow.sensors import base  # type: ignore[attr-defined]
 
     first_try = (ti.max_tries or 0) - (sensor.retries or 0) + 1
-    date: datetime | None = base._orig_start_date(  # type: ignore[attr-defined]
+    date: datetime | None = base._orig_start_date(
         dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index, try_number=first_try
     )
     return date

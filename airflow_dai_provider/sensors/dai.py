@@ -233,7 +233,7 @@ class DaiOperationSensor(BaseSensorOperator):
         """Finish the task when the wait in the triggerer is over; return the operation's dict, or None if unknown."""
         result = None
         with self._accept_missing():
-            result = self._accept(read_event(event, self.operation_name))
+            result = self._accept(read_event(event, self.operation_name, f"{self.operation_name} may still run"))
         return result  # noqa: RET504 - None where a missing operation is accepted
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:

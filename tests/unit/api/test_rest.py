@@ -293,6 +293,13 @@ def test_a_page_of_operations(body: object, names: list[str], token: str | None)
     assert page.next_page_token == token
 
 
+@pytest.mark.parametrize("item", [None, {}, [], 5, {"name": ""}, {"name": "operations/../x"}, {"name": 5}], ids=repr)
+def test_an_item_that_is_no_operation_is_passed_over(item: object) -> None:
+    page = read(LIST, 200, {"operations": [item, {"name": "operations/a"}, item]})
+    assert [operation.name for operation in page.operations] == ["operations/a"]
+    assert len(page.unreadable) == 2
+
+
 # Answers that are not what the method promises
 
 DEEP = b"[" * 100_000
@@ -415,8 +422,6 @@ def test_a_response_that_is_no_operation_is_an_error(request_: rest.Request[Any]
         {"operations": "x"},
         {"operations": {"a": 1}},
         {"operations": 3},
-        {"operations": [None]},
-        {"operations": [{"name": "operations/a"}, {}]},
         {"operations": [], "nextPageToken": 3},
         {"nextPageToken": ["t"]},
     ],

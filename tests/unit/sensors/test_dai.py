@@ -63,7 +63,7 @@ PERMANENT = {
 }
 MODES = pytest.mark.parametrize("mode", ["poke", "reschedule"])
 #: The polls, in seconds, after which NOT_FOUND is believed.
-GRACE_POLLS = [0, 1, 2.5, 4.75, 8.125, NOT_FOUND_GRACE]
+GRACE_POLLS = [*range(int(NOT_FOUND_GRACE)), NOT_FOUND_GRACE]
 
 
 def end(emulator: DaiEmulator, state: str, name: str = NAME) -> None:

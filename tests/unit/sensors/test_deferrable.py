@@ -274,7 +274,7 @@ def test_each_mode_has_the_same_result(
     became, words = outcome(lambda: MODES[mode](lambda: make_sensor(**options), context, clock))
 
     assert became == (getattr(row, flag) or row.plain)
-    if became != "skip":
+    if became != "skip" and (became != "timeout" or row.plain == "timeout"):
         assert row.words in words
     assert "operations.cancel" not in {request.method for request in emulator.requests}
 

@@ -286,7 +286,7 @@ def test_transient_errors_do_not_end_the_wait(
 ) -> None:
     name = emulator.start_ingest(seconds=300)
     for fault in ({"status": 503}, {"drop": "after"}, {"status": 200, "body": b""}, {"status": 429}, {"truncate": 3}):
-        emulator.inject(Fault(**fault, times=8))  # type: ignore[arg-type]
+        emulator.inject(Fault(**fault, times=3))  # type: ignore[arg-type]
 
     assert fire(make_trigger(name))["operation"]["state"] == "SUCCEEDED"
     assert emulator.cancel_requested(name) == 0
