@@ -80,7 +80,7 @@ def execute(ti: Ti, metadata_database: None) -> Callable[..., Any]:
 
     def run(operation_name: Any = NAME, **options: Any) -> Any:
         # The timeout only ends a sensor that would otherwise block the tests forever.
-        quick = {"poke_interval": 0, "timeout": 20}
+        quick = {"poke_interval": 0.001, "timeout": 20}
         sensor = DaiOperationSensor(task_id="wait", operation_name=operation_name, **{**quick, **options})
         return sensor.execute({"ti": ti})
 
@@ -483,7 +483,7 @@ class TestRun:
     @staticmethod
     def dag(dag_id: str, **options: Any) -> Any:
         with DAG(dag_id, schedule=None) as dag:
-            DaiOperationSensor(task_id="wait", **{"operation_name": NAME, "poke_interval": 0, **options})
+            DaiOperationSensor(task_id="wait", **{"operation_name": NAME, "poke_interval": 0.001, **options})
         return dag
 
     @MODES
