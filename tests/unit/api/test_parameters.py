@@ -79,6 +79,8 @@ def test_an_invalid_connection_is_refused(given: tuple[Any, Any, Any], parameter
         check_connection(*given)
 
 
-@pytest.mark.parametrize("given", [("c", None, None), ("c", "a@b", "h:1"), ("c", ("a@b", "c@d"), None), ("c", [], " h\n")])
+@pytest.mark.parametrize(
+    "given", [("c", None, None), ("c", "a@b", "h:1"), ("c", ("a@b", "c@d"), None), ("c", [], " h\n")]
+)
 def test_a_valid_connection_passes(given: tuple[Any, Any, Any]) -> None:
     check_connection(*given)

@@ -189,7 +189,7 @@ class TestWait:
         execute(poke_interval=7)
         assert polls(log)[0] == f"{NAME} is RUNNING; 0 s elapsed, next poll in 7.0 s"
 
-    def test_a_poke_interval_of_zero_does_not_sleep(self, emulator: DaiEmulator, execute: Any, clock: Clock) -> None:
+    def test_a_short_poke_interval_is_slept_as_it_is(self, emulator: DaiEmulator, execute: Any, clock: Clock) -> None:
         emulator.start_ingest(NAME, seconds=10)
         clock.step = 1
         assert execute()["state"] == "SUCCEEDED"
