@@ -162,7 +162,7 @@ def read_response(request: Request[T], response: Response, now: datetime) -> T:
             # The error of the call, and not that of an operation.
             raise _error(request, response, now)
         return request.read(decoded)
-    except InvalidOperationError as error:
+    except (InvalidOperationError, RecursionError) as error:
         message = f"{request} returned HTTP {response.status} with an invalid body: {error}"
         raise ServiceError(message, Code.UNKNOWN) from error
 

@@ -178,8 +178,9 @@ class DaiCancelOperationNotifier(RenderingNotifier):
         try:
             with DaiHook(
                 self.gcp_conn_id,
-                self.impersonation_chain,
-                self.api_endpoint,
+                # A field that has rendered to an empty text is not given: a guard does without it rather than fail.
+                self.impersonation_chain or None,
+                self.api_endpoint or None,
                 timeout=min(REQUEST_TIMEOUT, check_seconds("timeout", self.timeout)),
                 retry_timeout=0,
             ) as hook:

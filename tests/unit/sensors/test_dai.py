@@ -83,7 +83,7 @@ def execute(ti: Ti, metadata_database: None) -> Callable[..., Any]:
 
     def run(operation_name: Any = NAME, **options: Any) -> Any:
         # The timeout only ends a sensor that would otherwise block the tests forever.
-        quick = {"poke_interval": 30 if options.get("timeout") == 3600 else 0, "timeout": 20}
+        quick = {"poke_interval": 30 if options.get("timeout") == 3600 else 0.001, "timeout": 20}
         sensor = DaiOperationSensor(task_id="wait", operation_name=operation_name, **{**quick, **options})
         return sensor.execute({"ti": ti})
 
@@ -192,7 +192,7 @@ class TestWait:
         execute(poke_interval=7)
         assert polls(log)[0] == f"{NAME} is RUNNING; 0 s elapsed, next poll in 7.0 s"
 
-    def test_a_poke_interval_of_zero_does_not_sleep(self, emulator: DaiEmulator, execute: Any, clock: Clock) -> None:
+    def test_a_short_poke_interval_is_slept_as_it_is(self, emulator: DaiEmulator, execute: Any, clock: Clock) -> None:
         emulator.start_ingest(NAME, seconds=10)
         clock.step = 1
         assert execute()["state"] == "SUCCEEDED"
@@ -487,7 +487,7 @@ class TestRun:
     @staticmethod
     def dag(dag_id: str, **options: Any) -> Any:
         with DAG(dag_id, schedule=None) as dag:
-            DaiOperationSensor(task_id="wait", **{"operation_name": NAME, "poke_interval": 0, **options})
+            DaiOperationSensor(task_id="wait", **{"operation_name": NAME, "poke_interval": 0.001, **options})
         return dag
 
     @MODES

@@ -344,7 +344,7 @@ def test_a_finished_operation_is_not_deferred_for(emulator: DaiEmulator, context
     [
         ({"poke_interval": 45}, {"poll_interval": 45.0}),
         ({"poke_interval": timedelta(minutes=2)}, {"poll_interval": 120.0}),
-        ({"poke_interval": 0}, {"poll_interval": 1.0}),
+        ({"poke_interval": 0.001}, {"poll_interval": 1.0}),
         ({"exponential_backoff": True, "max_wait": 33}, {"poll_interval": 33.0}),
         ({"exponential_backoff": True, "max_wait": timedelta(minutes=1)}, {"poll_interval": 60.0}),
         ({"exponential_backoff": True}, {"poll_interval": TIMEOUT}),
