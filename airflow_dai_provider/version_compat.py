@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from airflow import __version__ as airflow_version
@@ -14,6 +15,24 @@ TRIGGERS_HAVE_ON_KILL = _AIRFLOW >= (3, 3)
 KILLS_DEFERRED_PROCESS = _AIRFLOW < (3, 0)
 #: Whether a task can save something for its next try, in the task state store.
 HAS_TASK_STATE_STORE = _AIRFLOW >= (3, 3)
+
+
+def first_poke_time(sensor: Any, context: Any) -> datetime | None:
+    """Return when a sensor in reschedule mode has poked first, also before a clear or a retry; None at that poke.
+
+    It is what the sensor base itself counts the sensor's timeout from.
+    """
+    ti = context["ti"]
+    if _AIRFLOW >= (3, 0):
+        first: datetime | None = ti.get_first_reschedule_date(context)
+        return first
+    from airflow.sensors import base
+
+    first_try = (ti.max_tries or 0) - (sensor.retries or 0) + 1
+    date: datetime | None = base._orig_start_date(  # type: ignore[attr-defined]
+        dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index, try_number=first_try
+    )
+    return date
 
 
 async def task_instance_state(ti: Any, try_number_key: str) -> str | None:

@@ -59,17 +59,24 @@ class ServiceError(Exception):
     :param rpc_code: the rpc code; by default that of the class.
     :param retry_after: seconds that the server asked to wait, or None.
     :param sent: False when the request certainly did not reach the service.
+    :param from_front_end: True when a front end or a proxy has responded in place of the API: without its JSON error.
     """
 
     rpc_code = Code.UNKNOWN
 
     def __init__(
-        self, message: str, rpc_code: Code | None = None, retry_after: float | None = None, sent: bool = True
+        self,
+        message: str,
+        rpc_code: Code | None = None,
+        retry_after: float | None = None,
+        sent: bool = True,
+        from_front_end: bool = False,
     ) -> None:
         super().__init__(message)
         self.rpc_code = rpc_code or self.rpc_code
         self.retry_after = retry_after
         self.sent = sent
+        self.from_front_end = from_front_end
 
     def __str__(self) -> str:
         # Google's classes put an HTTP status in front, also where no server has responded.

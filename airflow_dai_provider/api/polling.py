@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from random import random
 
-from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.retry import PERMANENT, TRANSIENT
 
@@ -21,6 +21,9 @@ GROWTH = 0.5
 JITTER = 0.2
 #: Seconds that a service may be unavailable before the wait fails with its error; it is polled ten times in them.
 MAX_OUTAGE = 300.0
+#: Seconds for which polls must return NOT_FOUND, and no poll the operation, before it is believed: a service can take
+#: as long until all its servers know an operation that one of them has just created, and one server can be behind.
+NOT_FOUND_GRACE = 10.0
 
 
 class WaitTimeoutError(TimeoutError):
@@ -31,7 +34,11 @@ class Wait:
     """One wait until an operation is done.
 
     Polls come at 0 s, 1 s and then 1.5-fold later each time, up to ``poll_interval``: a quick end is seen soon, a
-    slow one costs one poll per interval. Jitter only shortens, so that waits that began together spread out.
+    slow one costs one poll per interval. Jitter only shortens, so that waits that began together spread out. A poll
+    that has failed is made again after 1 s, and then in growing intervals as at the start.
+
+    The log is told of the first failed poll, of each other rpc code that follows, and, when the service responds again,
+    how many polls have failed.
 
     :param name: the operation's name, for messages.
     :param started: when the wait began, in seconds of the caller's clock.
@@ -39,6 +46,9 @@ class Wait:
     :param timeout: seconds after which the wait is over, or None for no limit. One last poll is made then.
     :param max_outage: seconds that the service may be unavailable, or None for no limit: then only a permanent error
         ends the wait.
+    :param responded: whether the API has responded before at this endpoint. From then on the error page of a front end
+        or a proxy says nothing of the API or of the operation: whatever its status, 501 included, it is an outage.
+        Before that, it is the sign of a wrong endpoint or of a lack of access, and permanent as its status is.
     :param jitter: gives numbers from 0 to 1.
     """
 
@@ -50,6 +60,7 @@ class Wait:
         poll_interval: float,
         timeout: float | None = None,
         max_outage: float | None = MAX_OUTAGE,
+        responded: bool = False,
         jitter: Callable[[], float] = random,
     ) -> None:
         self.name = name
@@ -57,12 +68,12 @@ class Wait:
         self.poll_interval = check_seconds("poll_interval", poll_interval)
         self.timeout = timeout if timeout is None else check_seconds("timeout", timeout, zero=True)
         self.max_outage = float("inf") if max_outage is None else check_seconds("max_outage", max_outage)
-        self._jitter = jitter
+        self.responded = responded
+        self.jitter = jitter
         self._failing_since: float | None = None
-
-    def time_left(self, now: float) -> float:
-        """Return the seconds until the time is up; infinite without a timeout."""
-        return float("inf") if self.timeout is None else max(0.0, self.started + self.timeout - now)
+        self._missing_since: float | None = None
+        self._failures = 0
+        self._told: set[Code] = set()
 
     def after_poll(self, operation: Operation | str, now: float) -> tuple[float, str]:
         """Decide when to poll again after a poll that found the operation running.
@@ -71,36 +82,65 @@ class Wait:
         :return: the seconds until then, and the line for the log.
         :raises WaitTimeoutError: when the time is up.
         """
-        self._failing_since = None
-        wait = self._next(now, f"the last poll found: {operation}")
+        self.after_response(now)
+        wait = self._next(now, self._interval(now - self.started), f"the last poll found: {operation}")
         return wait, describe_poll(operation, now - self.started, wait)
 
-    def after_error(self, error: ServiceError, now: float) -> tuple[float, str]:
+    def after_response(self, now: float) -> str | None:
+        """Note that a poll has returned the operation.
+
+        :return: the line for the log when several polls had failed before it.
+        """
+        failures, since = self._failures, self._failing_since
+        self.responded = True
+        self._failing_since = self._missing_since = None
+        self._failures = 0
+        self._told.clear()
+        if since is None or failures < 2:
+            return None
+        return f"The service responded again for {self.name} after {failures} failed polls in {now - since:.0f} s"
+
+    def after_error(self, error: ServiceError, now: float) -> tuple[float, str | None]:
         """Decide when to poll again after a poll that failed.
 
-        :return: the seconds until then, and the line for the log.
-        :raises ServiceError: the same, when it is permanent or the service is unavailable for too long.
+        :return: the seconds until then, and the line for the log, if it is to be told of this failure.
+        :raises ServiceError: the same, when it is permanent or the service is unavailable for too long; UNAVAILABLE
+            when that was a front end's page.
         :raises WaitTimeoutError: when the time is up.
         """
+        if self.responded and error.from_front_end:
+            error = ServiceError(str(error), Code.UNAVAILABLE, error.retry_after, error.sent, from_front_end=True)
         if self._failing_since is None:
             self._failing_since = now
-        permanent = error.rpc_code in PERMANENT if self.max_outage == float("inf") else error.rpc_code not in TRANSIENT
-        outage_left = self._failing_since + self.max_outage - now
-        if permanent or outage_left <= 0:
+        self._failures += 1
+        patience = self._patience(error, now)
+        if patience <= 0:
             raise error
-        wait = self._next(
-            now,
-            f"the last poll failed: {error}",
-            at_least=min(error.retry_after or 0.0, outage_left),
-            interval=min(self.poll_interval, self.max_outage / 10),
-        )
+        interval = self._interval(now - self._failing_since, self.max_outage / 10)
+        wait = self._next(now, min(max(interval, error.retry_after or 0.0), patience), f"the last poll failed: {error}")
+        if error.rpc_code in self._told:
+            return wait, None
+        self._told.add(error.rpc_code)
         return wait, describe_poll(f"Could not poll {self.name}: {error}", now - self.started, wait)
 
-    def _next(self, now: float, last: str, at_least: float = 0.0, interval: float | None = None) -> float:
-        elapsed = now - self.started
-        wait = max(next_interval(elapsed, interval or self.poll_interval, self._jitter()), at_least)
+    def _patience(self, error: ServiceError, now: float) -> float:
+        """Return for how many seconds the wait goes on while polls fail with this error; none when it is permanent."""
+        if error.rpc_code is Code.NOT_FOUND:
+            if self._missing_since is None:
+                self._missing_since = now
+            return self._missing_since + NOT_FOUND_GRACE - now
+        if self.max_outage == float("inf"):
+            return 0.0 if error.rpc_code in PERMANENT else self.max_outage
+        failing_since = now if self._failing_since is None else self._failing_since
+        return failing_since + self.max_outage - now if error.rpc_code in TRANSIENT else 0.0
+
+    def _interval(self, since: float, at_most: float = float("inf")) -> float:
+        return next_interval(since, min(self.poll_interval, at_most), self.jitter())
+
+    def _next(self, now: float, wait: float, last: str) -> float:
         if self.timeout is None:
             return wait
+        elapsed = now - self.started
         if elapsed >= self.timeout:
             raise WaitTimeoutError(f"{self.name} has not finished within {self.timeout:g} s; {last}")
         return min(wait, self.timeout - elapsed)

@@ -67,10 +67,16 @@ class Request(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class OperationPage:
-    """One page of operations.list: its operations, and the token of the next page (None on the last)."""
+    """One page of operations.list.
+
+    :param operations: those that can be read, each with a valid name.
+    :param next_page_token: the token of the next page, None on the last.
+    :param unreadable: for each of the other items, what is wrong with it.
+    """
 
     operations: tuple[Operation, ...]
     next_page_token: str | None
+    unreadable: tuple[str, ...] = ()
 
 
 def get_operation(name: object) -> Request[Operation]:
@@ -158,10 +164,20 @@ def _nothing(_: dict[str, Any]) -> None:
 
 
 def _read_page(page: dict[str, Any]) -> OperationPage:
-    operations, token = page.get("operations") or [], page.get("nextPageToken") or None
-    if not isinstance(operations, list) or not isinstance(token, str | None):
+    """Read a page. One item that cannot be read does not hide the others: nothing else tells which operations run."""
+    items, token = page.get("operations") or [], page.get("nextPageToken") or None
+    if not isinstance(items, list) or not isinstance(token, str | None):
         raise InvalidOperationError(f"expected a page of operations, got {short_repr(page)}")
-    return OperationPage(tuple(Operation.from_api(item) for item in operations), token)
+    operations, unreadable = [], []
+    for item in items:
+        try:
+            operation = Operation.from_api(item)
+            check_operation_name(operation.name)
+        except ValueError as error:
+            unreadable.append(str(error))
+        else:
+            operations.append(operation)
+    return OperationPage(tuple(operations), token, tuple(unreadable))
 
 
 def _decode(body: bytes) -> object:
@@ -185,14 +201,15 @@ def _error(request: Request[Any], response: Response, now: datetime) -> ServiceE
     """Read a response that is no success; ``error.status`` decides first, the HTTP status second."""
     retry_after = read_retry_after(response.headers.get("retry-after"), now)
     error = _error_object(response.body)
-    if error is None or response.status < 400:
+    from_front_end = error is None or response.status < 400
+    if error is None or from_front_end:
         code, text = _code_without_json(response)
     else:
         status = error.get("status")
         code = Code(status) if isinstance(status, str) and status in set(Code) else code_of_http_status(response.status)
         text = redact_urls(str(error.get("message") or "no message"))[:500]
     message = f"{request} returned {response.status} {code}: {text}"
-    return ServiceError(message, code, retry_after=retry_after)
+    return ServiceError(message, code, retry_after=retry_after, from_front_end=from_front_end)
 
 
 def _error_object(body: bytes) -> dict[str, Any] | None:

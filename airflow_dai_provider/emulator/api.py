@@ -157,9 +157,10 @@ class Api:
         authentication = self._authentication
         route = find_route(raw_path, tokens=authentication is not None)
         method = route.methods.get(request.method)
-        fault = self._faults.take(method, route.name)
+        now = self._clock()
+        fault = self._faults.take(method, route.name, now)
         recorded = RecordedRequest(
-            time=self._clock(),
+            time=now,
             method=method,
             http_method=request.method,
             raw_path=raw_path,

@@ -47,6 +47,7 @@ class ApiError(Exception):
     :param rpc_status: name of the rpc code, such as ``NOT_FOUND``.
     :param message: a message for developers.
     :param details: the objects of ``error.details``.
+    :param reason: ``reason`` of the only one of ``error.errors``, the older form of details; None for none.
     :param headers: headers of the response, beside the content type.
     :param status: HTTP status, where it is not the one of the rpc code.
     """
@@ -55,14 +56,16 @@ class ApiError(Exception):
         self,
         rpc_status: str,
         message: str,
-        details: Sequence[Mapping[str, object]] = (),
+        details: Sequence[object] = (),
         headers: Mapping[str, str] | None = None,
         status: int | None = None,
+        reason: str | None = None,
     ) -> None:
         super().__init__(message)
         self.rpc_status = rpc_status
         self.message = message
         self.details = details
+        self.reason = reason
         self.headers = headers or {}
         self.status = status or HTTP_STATUSES[rpc_status]
 

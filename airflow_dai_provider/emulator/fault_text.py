@@ -13,13 +13,25 @@ A fault is written as comma-separated fields, the method first if it is meant fo
   status=429,retry_after=2,rate=0.1             every tenth request or so, from now on
   operations.cancel,drop=after,reset=true       processed, and the connection reset
   operations.list,delay=inf,times=always        every list request hangs
+  operations.get,rpc_status=NOT_FOUND,times=3   an operation is unknown to the next three gets, as after a create
+  operations.get,status=404,lasts=10            the same for ten seconds from the first of them on
+  status=503,lasts=290                          an outage
+  operations.get,status=403,html=true           a front end's page in place of the API, once
+  operations.cancel,rpc_status=NOT_FOUND        cancel contradicts get, which finds the operation
+  operations.cancel,status=403,reason=rateLimitExceeded
+                                                a refusal with a reason; "details": [{...}] needs JSON
+  operations.list,omitted=operations/a          a list without one of the operations
+  {"method": "operations.list", "listed": [null, {"done": true}, 5], "times": null}
+                                                a list with items that are no operations, beside the others
   redirect=https://other.example/               sent elsewhere
   {"status": 200, "html": true, "times": null}  a front end's page, from now on
 These are the fields; seconds may be inf, which is forever:
-  which requests     method, name=operations/a; times=2 or always (null in JSON), 1 if not given; rate=0.1, then always
-  the response       status, rpc_status, html=true for a front end's page, body, redirect=URL, header.NAME=VALUE
-                     (headers in JSON), content_type, retry_after=SECONDS, retry_after_date=SECONDS from now as a
-                     date, padding=BYTES; processed=true has the request processed although a failure is sent
+  which requests     method, name=operations/a; times=2 or always (null in JSON), 1 if not given; rate=0.1, then always;
+                     lasts=SECONDS from the first request that it hits, then always
+  the response       status, rpc_status, reason, details, html=true for a front end's page, body, redirect=URL,
+                     listed, omitted, header.NAME=VALUE (headers in JSON), content_type, retry_after=SECONDS,
+                     retry_after_date=SECONDS from now as a date, padding=BYTES; processed=true has the request
+                     processed although a failure is sent
   how it is sent     delay=SECONDS, body_delay=SECONDS in the middle of the body, drop=before or after processing,
                      truncate=BYTES, reset=true to reset the connection where it is dropped or the body cut
 Without a method, a fault is meant for every request except those for tokens (token, generateAccessToken,

@@ -1,11 +1,12 @@
 """Faults on demand: their fields, the rules for these, and the queue of faults to come."""
 
+import json
 import math
 import random
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 
@@ -23,7 +24,7 @@ from airflow_dai_provider.emulator.errors import (
     whole_from_text,
     wrong_value,
 )
-from airflow_dai_provider.emulator.responses import Response, error_response, html_response
+from airflow_dai_provider.emulator.responses import Response, error_response, html_response, json_response
 from airflow_dai_provider.emulator.routes import METHODS, TOKEN_METHODS
 
 _MESSAGE = "The emulator was told to fail."
@@ -32,14 +33,14 @@ _CENTURY = 3.15e9
 _REDIRECTS = (301, 302, 303, 307, 308)
 _FRAMING_HEADERS = frozenset({"content-length", "transfer-encoding", "content-type"})
 # The fields that leave the response alone, and so make sense where there is none.
-_FIELDS_WITHOUT_RESPONSE = frozenset({"method", "name", "times", "rate", "delay", "drop", "reset"})
+_FIELDS_WITHOUT_RESPONSE = frozenset({"method", "name", "times", "rate", "lasts", "delay", "drop", "reset"})
 _SECONDS = "a number of seconds, 0 or more, or inf"
 _BYTES = "a whole number of bytes, 0 or more"
 _FLAG = "true or false"
 
 
 class _ByRate(int):
-    """The default of ``times``, which depends on ``rate``."""
+    """The default of ``times``, which depends on ``rate`` and ``lasts``."""
 
     def __repr__(self) -> str:
         return "1, or None with a rate"
@@ -59,16 +60,21 @@ class Fault:
     :param method: method that it hits, such as ``operations.get`` or ``token``; None for every request except
         those for tokens.
     :param name: resource name that it hits; None for every one.
-    :param times: how many requests it hits; None for every one from now on, the default with a ``rate``.
+    :param times: how many requests it hits; None for every one from now on, the default with a ``rate`` or ``lasts``.
     :param rate: share of the matching requests that it hits, from 0 to 1; by the emulator's ``seed``.
+    :param lasts: seconds, by the emulator's clock, from the first request that it hits, after which it hits no other.
     :param status: HTTP status. Without a body it is sent with the JSON error that belongs to it, or, if
         no rpc code does (502, for example), with the HTML page of a front end.
     :param rpc_status: rpc code of the JSON error, such as ``FAILED_PRECONDITION``; without ``status`` it
         is sent with its own HTTP status.
+    :param reason: ``errors[0].reason`` of the JSON error, such as ``rateLimitExceeded``.
+    :param details: the objects of ``details`` of the JSON error.
     :param html: send the HTML page of a front end in place of JSON; needs ``status``.
     :param redirect: URL to send the client to, with 302 unless ``status`` says otherwise.
     :param body: body of the response, sent as it is; needs ``status``.
     :param processed: process the request although a failure is sent.
+    :param listed: JSON values that ``operations.list`` returns in front of its operations; needs that method.
+    :param omitted: name of an operation that ``operations.list`` leaves out; needs that method.
     :param headers: further headers of the response.
     :param content_type: content type of the response, in place of its own.
     :param retry_after: seconds in the header ``Retry-After``.
@@ -108,9 +114,16 @@ class Fault:
     padding: int = Field(default=0, ge=0, description=_BYTES)
     body_delay: float = Field(default=0.0, ge=0, description=_SECONDS)
     reset: bool = Field(default=False, description=_FLAG)
+    lasts: float | None = Field(default=None, gt=0, description="a number of seconds, more than 0")
+    reason: str | None = Field(default=None, min_length=1, description="a text")
+    details: Sequence[object] = Field(default=(), description="a list of objects")
+    listed: Sequence[object] = Field(default=(), description="a list")
+    omitted: str | None = Field(default=None, min_length=1, description="a text")
 
     _whole = field_validator("status", "truncate", "retry_after", "padding", mode="before")(whole_from_text)
-    _number = field_validator("delay", "rate", "retry_after_date", "body_delay", mode="before")(number_from_text)
+    _number = field_validator("delay", "rate", "retry_after_date", "body_delay", "lasts", mode="before")(
+        number_from_text
+    )
     _flag = field_validator("html", "processed", "reset", mode="before")(flag_from_text)
 
     @field_validator("times", mode="before")
@@ -125,6 +138,13 @@ class Fault:
             raise ValueError
         return value
 
+    @field_validator("details", "listed", mode="plain")
+    @classmethod
+    def _read_list(cls, value: object) -> object:
+        if isinstance(value, list | tuple):
+            return tuple(value)
+        raise ValueError
+
     @field_validator("body", mode="before")
     @classmethod
     def _read_body(cls, value: object) -> object:
@@ -132,7 +152,7 @@ class Fault:
 
     def __post_init__(self) -> None:
         if self.times is _BY_RATE:
-            object.__setattr__(self, "times", 1 if self.rate is None else None)
+            object.__setattr__(self, "times", 1 if self.rate is None and self.lasts is None else None)
         self._check_headers()
         status, rpc_status, html, redirect = self.status, self.rpc_status, self.html, self.redirect is not None
         body, size = self.body is not None, len(self.body or b"") + self.padding
@@ -148,6 +168,10 @@ class Fault:
             ("status", (status or 500) < 400 and not (body or html or redirect), "an error status without a body"),
             ("processed", self.processed and not self.replaces, "a status; without one it is processed anyway"),
             ("status", other_status, f"one of {codes} with a redirect"),
+            ("reason", self.reason and not self._is_json_error, "a status or an rpc_status with a JSON error"),
+            ("details", self.details and not self._is_json_error, "a status or an rpc_status with a JSON error"),
+            ("listed", self.listed and not self._changes_list, "method=operations.list and its real response"),
+            ("omitted", self.omitted and not self._changes_list, "method=operations.list and its real response"),
             ("redirect", redirect and (html or body or rpc_status), "neither html nor body nor rpc_status beside it"),
             ("reset", self.reset and not self.drop and cut < 0, "drop or truncate beside it"),
             ("truncate", body and cut >= size, f"less than the {size} bytes of the body"),
@@ -179,6 +203,14 @@ class Fault:
         return self.drop != "before" and (self.processed or not self.replaces)
 
     @property
+    def _is_json_error(self) -> bool:
+        return self.replaces and self.response().content_type.startswith("application/json") and self.body is None
+
+    @property
+    def _changes_list(self) -> bool:
+        return self.method == "operations.list" and not self.replaces
+
+    @property
     def hangs(self) -> bool:
         """True if no response is ever sent, over a connection that stays open."""
         return self.delay == math.inf
@@ -191,6 +223,10 @@ class Fault:
             "processed": self.processed,
             "retry-after": self.retry_after is not None,
             "retry-after-date": self.retry_after_date is not None,
+            f"reason={self.reason}": self.reason is not None,
+            "details": self.details,
+            "listed": self.listed,
+            "omitted": self.omitted is not None,
             "content-type": self.content_type is not None,
             "headers": self.headers,
             "padding": self.padding,
@@ -218,10 +254,16 @@ class Fault:
         rpc_status = self.rpc_status or RPC_STATUS_OF_HTTP.get(status)
         if rpc_status is None or self.html:
             return html_response(status, _MESSAGE)
-        return error_response(ApiError(rpc_status, _MESSAGE, status=self.status))
+        return error_response(
+            ApiError(rpc_status, _MESSAGE, details=self.details, status=self.status, reason=self.reason)
+        )
 
     def change(self, response: Response, now: float) -> Response:
-        """Return a response (the real one or the fault's own) with the fault's headers and content type."""
+        """Return a response (the real one or the fault's own) with the fault's list, headers and content type."""
+        if (self.listed or self.omitted) and response.status == 200:
+            page = json.loads(response.body)
+            kept = [item for item in page.get("operations", ()) if item["name"] != self.omitted]
+            response = json_response({**page, "operations": [*self.listed, *kept]})
         headers = {**response.headers, **self.headers}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
@@ -253,6 +295,7 @@ class _Waiting:
     fault: Fault
     left: int | None
     random: random.Random
+    until: float = math.inf
 
     def hits(self, method: str | None, name: str | None) -> bool:
         rate = self.fault.rate
@@ -304,13 +347,19 @@ class FaultQueue:
             self._injected.clear()
             self._added = 0
 
-    def take(self, method: str | None, name: str | None) -> Fault | None:
-        """Use the first fault that hits a request with this method and resource name, if there is one."""
+    def take(self, method: str | None, name: str | None, now: float) -> Fault | None:
+        """Use the first fault that hits a request with this method and resource name, if there is one.
+
+        :param now: seconds of the emulator's clock.
+        """
         with self._lock:
+            self._waiting = [waiting for waiting in self._waiting if now < waiting.until]
             waiting = next((waiting for waiting in self._waiting if waiting.hits(method, name)), None)
             if waiting is None:
                 return None
             self._injected[waiting.fault.kind] += 1
+            if waiting.fault.lasts is not None and waiting.until == math.inf:
+                waiting.until = now + waiting.fault.lasts
             if waiting.left is not None:
                 waiting.left -= 1
             if waiting.left == 0:

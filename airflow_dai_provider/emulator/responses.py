@@ -47,6 +47,8 @@ def json_response(value: object, status: int = 200, headers: Mapping[str, str] |
 def error_response(error: ApiError) -> Response:
     """Build an error of Google's APIs: ``{"error": {"code": <HTTP status>, "message": ..., "status": ...}}``."""
     content: dict[str, object] = {"code": error.status, "message": error.message, "status": error.rpc_status}
+    if error.reason is not None:
+        content["errors"] = [{"message": error.message, "domain": "global", "reason": error.reason}]
     if error.details:
         content["details"] = list(error.details)
     return json_response({"error": content}, error.status, error.headers)

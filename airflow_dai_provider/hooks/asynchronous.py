@@ -18,7 +18,7 @@ from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
 from airflow_dai_provider.api.retry import Retry
-from airflow_dai_provider.hooks.sync import DaiHook
+from airflow_dai_provider.hooks.sync import DaiHook, judge
 from airflow_dai_provider.transport.aiohttp_session import AiohttpTransport
 from airflow_dai_provider.transport.session_pool import lease
 
@@ -120,6 +120,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         timeout: float | None = None,
         poll_interval: float = 30.0,
         max_outage: float | None = MAX_OUTAGE,
+        responded: bool = False,
     ) -> Operation:
         """Poll an operation until it has finished, as :meth:`DaiHook.wait_for_operation` does.
 
@@ -130,6 +131,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         :param timeout: seconds to wait at most, counted from ``started``, or None for no limit.
         :param poll_interval: the most seconds between two polls.
         :param max_outage: seconds that the service may be unavailable, or None for no limit.
+        :param responded: whether the API has responded in this wait already, in another process.
         :return: the operation, in any final state.
         :raises WaitTimeoutError: when it has not finished in time; nothing is cancelled.
         :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be polled.
@@ -140,6 +142,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
             poll_interval=poll_interval,
             timeout=timeout,
             max_outage=max_outage,
+            responded=responded,
             jitter=self._random,
         )
         request = rest.get_operation(name)
@@ -148,11 +151,15 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
             while True:
                 metrics.count_polls()
                 try:
-                    operation = await self._call(transport, request, wait.time_left(self._clock()))
+                    # Not retried like other calls: the next poll is the retry.
+                    operation = await transport.call(request)
                 except ServiceError as error:
-                    seconds, line = wait.after_error(error, self._clock())
-                    self.log.warning("%s", line)
+                    seconds, line = judge(wait, error, self._clock())
+                    if line:
+                        self.log.warning("%s", line)
                 else:
+                    if line := wait.after_response(self._clock()):
+                        self.log.info("%s.", line)
                     if operation.done:
                         return operation
                     seconds, line = wait.after_poll(operation, self._clock())
@@ -166,15 +173,15 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         async with self._open() as transport:
             return await self._call(transport, request)
 
-    async def _call(self, transport: AiohttpTransport, request: rest.Request[T], within: float = float("inf")) -> T:
-        """Send a request, and again after errors that allow it, for this many seconds; raise the last ServiceError."""
+    async def _call(self, transport: AiohttpTransport, request: rest.Request[T]) -> T:
+        """Send a request, and again after errors that allow it; raise the last ServiceError."""
         retry: Retry | None = None
         started = self._clock()
         while True:
             try:
                 return await transport.call(request)
             except ServiceError as error:
-                retry = retry or (await self.get_sync_hook()).make_retry(request, started, within)
+                retry = retry or (await self.get_sync_hook()).make_retry(request, started)
                 seconds, line = retry.after(error, self._clock())
                 self.log.warning("%s", line)
                 metrics.count_retry()

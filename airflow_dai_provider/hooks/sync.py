@@ -13,7 +13,7 @@ from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import Operation
-from airflow_dai_provider.api.polling import Wait
+from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
 from airflow_dai_provider.api.retry import Retry
 from airflow_dai_provider.hooks.base import DaiBaseHook
 from airflow_dai_provider.transport.credentials import held_token
@@ -51,6 +51,9 @@ class DaiHook(DaiBaseHook):
     _sleep: Callable[[float], None] = staticmethod(time.sleep)
     _clock: Callable[[], float] = staticmethod(time.monotonic)
     _random: Callable[[], float] = staticmethod(random)
+
+    #: Whether the API has responded to this hook: the endpoint is right, and the account has access.
+    _responded = False
 
     def cancel_operation(self, name: str) -> None:
         """Request the cancellation of an operation: best effort and asynchronous, so poll with :meth:`get_operation`.
@@ -91,26 +94,43 @@ class DaiHook(DaiBaseHook):
         metrics.count_polls()
         return self._call(request)
 
-    def list_operations(self, filter_: str | None = None, page_size: int | None = None) -> Iterator[Operation]:
+    def list_operations(
+        self,
+        filter_: str | None = None,
+        page_size: int | None = None,
+        *,
+        on_unreadable: Callable[[str], None] | None = None,
+    ) -> Iterator[Operation]:
         """Yield the operations that the service lists, page by page as they are consumed.
+
+        An item of the list that is no operation, or has no valid name, is passed over; the log has their number.
 
         :param filter_: the service's standard list filter.
         :param page_size: how many operations one request may bring.
+        :param on_unreadable: called for each item that is passed over, with what is wrong with it.
         :raises ValueError: for a page size that is no positive whole number.
         :raises google.api_core.exceptions.GoogleAPICallError: also ``MethodNotImplemented`` on a server without list.
         """
         token: str | None = None
         seen: set[str] = set()
+        unreadable: list[str] = []
         while True:
             page = self._call(rest.list_operations(filter_, page_size, token))
             yield from page.operations
+            for problem in page.unreadable:
+                unreadable.append(problem)
+                if on_unreadable:
+                    on_unreadable(problem)
             if page.next_page_token is None:
-                return
+                break
             if page.next_page_token in seen:
                 message = f"operations.list returned the same page token twice: {page.next_page_token}"
                 raise typed(ServiceError(message, Code.UNKNOWN))
             token = page.next_page_token
             seen.add(token)
+        if unreadable:
+            message = "operations.list: %d unreadable operations were passed over; of the first: %s"
+            self.log.warning(message, len(unreadable), unreadable[0])
 
     def delete_operation(self, name: str) -> None:
         """Tell the service that the client has lost interest in an operation; this does **not** cancel it.
@@ -123,8 +143,7 @@ class DaiHook(DaiBaseHook):
     def wait_for_operation(self, name: str, *, timeout: float | None = None, poll_interval: float = 30.0) -> Operation:
         """Poll an operation until it has finished; quickly at first, later once per interval; one log line per poll.
 
-        A poll that fails is retried like any call, and then made again at the next interval, for up to
-        ``polling.MAX_OUTAGE`` seconds.
+        A poll that fails is made again, for up to ``polling.MAX_OUTAGE`` seconds.
 
         :param name: ``operations/...``.
         :param timeout: seconds to wait at most, or None for no limit.
@@ -133,20 +152,63 @@ class DaiHook(DaiBaseHook):
         :raises WaitTimeoutError: when it has not finished in time; nothing is cancelled.
         :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be polled.
         """
-        wait = Wait(name, started=self._clock(), poll_interval=poll_interval, timeout=timeout, jitter=self._random)
-        request = rest.get_operation(name)
+        wait = self.make_wait(name, timeout=timeout, poll_interval=poll_interval)
+        while not (operation := self.poll(wait)).done:
+            seconds, line = wait.after_poll(operation, self._clock())
+            self.log.info("%s", line)
+            self._sleep(seconds)
+        return operation
+
+    def make_wait(
+        self,
+        name: str,
+        *,
+        timeout: float | None = None,
+        poll_interval: float = 30.0,
+        max_outage: float | None = MAX_OUTAGE,
+        elapsed: float = 0.0,
+        responded: bool = False,
+    ) -> Wait:
+        """Return a wait that :meth:`poll` takes.
+
+        :param timeout: seconds to wait at most, or None for no limit.
+        :param poll_interval: the most seconds between two polls.
+        :param max_outage: seconds that the service may be unavailable, or None for no limit.
+        :param elapsed: seconds that it has lasted already.
+        :param responded: whether the API has responded in it already; that of this hook's own calls counts anyway.
+        """
+        return Wait(
+            name,
+            started=self._clock() - elapsed,
+            poll_interval=poll_interval,
+            timeout=timeout,
+            max_outage=max_outage,
+            responded=responded or self._responded,
+            jitter=self._random,
+        )
+
+    def poll(self, wait: Wait) -> Operation:
+        """Poll until the service returns the operation, and bear with failed polls as long as the wait does.
+
+        A poll is not retried like other calls: the next one is the retry.
+
+        :return: the operation, in any state.
+        :raises WaitTimeoutError: when polls fail until the time of the wait is up.
+        :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be polled.
+        """
+        request = rest.get_operation(wait.name)
         while True:
             metrics.count_polls()
             try:
-                operation = self._call(request, wait.time_left(self._clock()))
+                operation = self._send(request)
             except ServiceError as error:
-                seconds, line = wait.after_error(error, self._clock())
-                self.log.warning("%s", line)
+                seconds, line = judge(wait, error, self._clock())
+                if line:
+                    self.log.warning("%s", line)
             else:
-                if operation.done:
-                    return operation
-                seconds, line = wait.after_poll(operation, self._clock())
-                self.log.info("%s", line)
+                if line := wait.after_response(self._clock()):
+                    self.log.info("%s.", line)
+                return operation
             self._sleep(seconds)
 
     def create_creative(
@@ -207,24 +269,38 @@ class DaiHook(DaiBaseHook):
             return False, f"{no_list} {error}"
         return True, f"{self.endpoint.url} responded to operations.get; it has no operations.list."
 
-    def make_retry(self, request: rest.Request[Any], started: float, within: float) -> Retry:
-        """Return the retries of a call that began at ``started`` and may take ``within`` seconds."""
+    def make_retry(self, request: rest.Request[Any], started: float) -> Retry:
+        """Return the retries of a call that began at ``started``."""
         return Retry(
             request.retryable_codes,
             num_retries=max(0, self.num_retries),
-            retry_timeout=min(self.retry_timeout, within),
+            retry_timeout=self.retry_timeout,
             started=started,
             jitter=self._random,
         )
 
-    def _call(self, request: rest.Request[T], within: float = float("inf")) -> T:
-        """Send a request, and again after errors that allow it, for this many seconds; raise the last ServiceError."""
-        retry = self.make_retry(request, self._clock(), within)
+    def _call(self, request: rest.Request[T]) -> T:
+        """Send a request, and again after errors that allow it; raise the last ServiceError."""
+        retry = self.make_retry(request, self._clock())
         while True:
             try:
-                return self._get_transport().call(request)
+                return self._send(request)
             except ServiceError as error:
                 seconds, line = retry.after(error, self._clock())
                 self.log.warning("%s", line)
                 metrics.count_retry()
             self._sleep(seconds)
+
+    def _send(self, request: rest.Request[T]) -> T:
+        """Send a request once."""
+        result = self._get_transport().call(request)
+        self._responded = True
+        return result
+
+
+def judge(wait: Wait, error: ServiceError, now: float) -> tuple[float, str | None]:
+    """Decide as :meth:`Wait.after_error` when to poll again; raise its errors as those of a hook."""
+    try:
+        return wait.after_error(error, now)
+    except ServiceError as verdict:
+        raise typed(verdict) from error.__cause__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -21,7 +22,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import OperationState
-from airflow_dai_provider.api.polling import FIRST_INTERVAL, MAX_OUTAGE, describe_poll
+from airflow_dai_provider.api.polling import FIRST_INTERVAL, MAX_OUTAGE, WaitTimeoutError, describe_poll
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
@@ -32,11 +33,13 @@ from airflow_dai_provider.tasks.failures import (
     check_final_state,
     task_errors,
 )
+from airflow_dai_provider.version_compat import first_poke_time
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
     from airflow_dai_provider.api.operation import Operation
+    from airflow_dai_provider.api.polling import Wait
     from airflow_dai_provider.hooks.dai import DaiHook
 
 
@@ -61,6 +64,12 @@ class DaiOperationSensor(BaseSensorOperator):
     Every parameter of Airflow's sensors works too: ``mode`` (``poke`` or ``reschedule``), ``poke_interval`` and
     ``timeout`` in seconds, ``soft_fail`` (an unexpected final state and a timeout skip the task; a permanent error,
     such as UNIMPLEMENTED, still fails it), ``exponential_backoff``, ``max_wait``, ``silent_fail``, ``never_fail``.
+
+    A service that is away is borne for five minutes in each mode, from the first failed poll on. In ``poke`` and
+    ``reschedule`` mode the poke that meets the outage stays and polls on, also when the next poke would be due, so
+    that an outage is measured in one process: Airflow keeps nothing of a poke for the next one. NOT_FOUND is believed
+    in the same way, when it lasts for ten seconds. A deferrable sensor whose first poll fails leaves the outage to the
+    triggerer.
 
     :return: ``Operation.to_dict()``: ``{"name", "state", "done", "error_code", "error_message", "ingest",
         "response", "metadata"}``.
@@ -107,6 +116,12 @@ class DaiOperationSensor(BaseSensorOperator):
     #: The guard of the process that pokes, if ``cancel_on_kill`` is set.
     _guard: IngestGuard | None = None
     _killed = False
+    #: The wait that the pokes of this process belong to, and the sentence on its last failed poll when its time was up.
+    _wait: Wait | None = None
+    _last_failure = ""
+
+    #: Replaced in tests. The clock is the epoch's, as the first poke can have been in another process.
+    _clock: Callable[[], float] = staticmethod(time.time)
 
     @cached_property
     def hook(self) -> DaiHook:
@@ -142,20 +157,52 @@ class DaiOperationSensor(BaseSensorOperator):
         if self._guard:
             self._guard.kill()
 
-    def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002 - Airflow's signature
-        """Poll once; when the operation has finished, its dict (or None if it is unknown) is the sensor's result."""
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Poll until the service responds, mostly once.
+
+        When the operation has finished, its dict (or None if it is unknown) is the sensor's result.
+        """
         check_expected_states(self.expected_states)
         result = PokeReturnValue(is_done=True)
-        with self._accept_missing(), task_errors():
+        with self._accept_missing(), task_errors(f"{self.operation_name} may still run"):
             name = check_operation_name(self.operation_name)
             self._arm(name)
-            operation = self.hook.get_operation(name)
+            if self._wait is None:
+                self._wait = self._begin_wait(name, context)
+            try:
+                operation = self.hook.poll(self._wait)
+            except WaitTimeoutError as error:
+                # The sensor base ends the wait: the same time is up for it.
+                self._last_failure = f"{error}."
+                result.is_done = False
+                return result
             if operation.done:
                 result.xcom_value = self._accept(operation)
             else:
                 self._last_poll = operation
                 result.is_done = False
         return result
+
+    def _begin_wait(self, name: str, context: Context) -> Wait:
+        """Return the wait of this process; in reschedule mode it goes on from the first poke."""
+        first = first_poke_time(self, context) if self.reschedule and not self.deferrable else None
+        elapsed = self._clock() - first.timestamp() if first else 0.0
+        return self.hook.make_wait(
+            name,
+            # At an interval of 0, the base pokes without a pause; a failed poll is always followed by one.
+            poll_interval=max(self._longest_interval(), FIRST_INTERVAL),
+            # Before it defers, a sensor polls once.
+            timeout=0.0 if self.deferrable else self.timeout,
+            # With silent_fail, the base pokes again after any outage. In poke mode it can as well last in one poke.
+            max_outage=MAX_OUTAGE if self.reschedule and not self.deferrable else self._max_outage,
+            elapsed=elapsed,
+            # A poke that had met an outage would not have rescheduled.
+            responded=elapsed > 0,
+        )
+
+    @property
+    def _max_outage(self) -> float | None:
+        return None if self.silent_fail else MAX_OUTAGE
 
     def _arm(self, name: str) -> None:
         """Arm the guard before the first poll, which can take a minute when the service is unavailable."""
@@ -181,11 +228,12 @@ class DaiOperationSensor(BaseSensorOperator):
                 self,
                 next_method,
                 next_kwargs,
+                self.operation_name,
                 consequence=f"{self.operation_name} may still run",
                 timeout_error=AirflowSensorTimeout,
-            ):
+            ) as resumed:
                 # Not the method of the sensor base: with soft_fail it turns every error into a skip.
-                return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
+                return super(BaseSensorOperator, self).resume_execution(*resumed, context)
         except AirflowException as error:
             self._raise_as_in_poke_mode(error)
 
@@ -200,6 +248,8 @@ class DaiOperationSensor(BaseSensorOperator):
             if not self.silent_fail or isinstance(error, AirflowFailException):
                 self._raise_as_in_poke_mode(error)
             self.log.warning("The first poll failed: %s", error)
+        if self._last_failure:
+            self.log.warning("The first poll failed: %s", self._last_failure)
         # Imported here, since DAG files are parsed often and few of their tasks defer.
         from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 
@@ -208,7 +258,8 @@ class DaiOperationSensor(BaseSensorOperator):
             DaiOperationTrigger,
             self.operation_name,
             poll_interval=max(self._longest_interval(), FIRST_INTERVAL),
-            max_outage=None if self.silent_fail else MAX_OUTAGE,
+            max_outage=self._max_outage,
+            responded="_last_poll" in vars(self),
             cancel_on_kill=self.cancel_on_kill,
         )
 
@@ -240,7 +291,9 @@ class DaiOperationSensor(BaseSensorOperator):
         """Log the last poll, and return the timeout of the sensor base with what it leaves behind."""
         if last_poll := self.__dict__.pop("_last_poll", None):
             self.log.info("%s.", last_poll)
-        return type(error)(f"{error} {self.operation_name} may still run.")
+        return type(error)(
+            " ".join(filter(None, (str(error), self._last_failure, f"{self.operation_name} may still run.")))
+        )
 
     def _permanent_error_behind(self, skip: AirflowSkipException) -> AirflowException | None:
         """Return the permanent error that the sensor base has turned into a skip, and that must fail the task."""

@@ -44,6 +44,8 @@ class SweepReport:
         reasons = Counter(verdict for verdict in verdicts.values() if isinstance(verdict, PassedOver))
         self.dry_run = dry_run
         self.listed = len(verdicts)
+        #: How many listed items were no operations with a valid name; the sweep can do nothing about them.
+        self.unreadable = 0
         self.passed_over = {reason.value: reasons[reason] for reason in PassedOver}
         self.found = [verdict for verdict in verdicts.values() if isinstance(verdict, Stray)]
         #: By name: each operation whose cancellation is requested and that has not been seen in a final state.
@@ -73,6 +75,10 @@ class SweepReport:
             self.cancelled.append(name)
         else:
             self.finished[name] = operation.state.value
+
+    def poll_failed(self, name: str, failure: Failure) -> None:
+        """Note that a poll has failed, which is made again."""
+        self.requested[name] = Failure(failure.rpc_code, f"its cancellation is requested, but {failure.reason}")
 
     def failed(self, name: str, failure: Failure) -> None:
         """Note that a request for an operation failed.
@@ -120,6 +126,7 @@ class SweepReport:
             f"{self.listed} operations listed: {count['finished']} finished, {count['spared']} spared, "
             f"{count['other_url']} of another URL, {count['undated']} without a create time, "
             f"{count['younger']} young enough; {len(self.found)} stray"
+            + (f"; {self.unreadable} more could not be read" if self.unreadable else "")
         )
 
     @property
@@ -135,6 +142,7 @@ class SweepReport:
         return {
             "dry_run": self.dry_run,
             "listed": self.listed,
+            "unreadable": self.unreadable,
             "passed_over": dict(self.passed_over),
             "found": [asdict(stray) for stray in self.found],
             "requested": list(self.requested),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.polling import Wait, WaitTimeoutError
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.sweep.report import Failure, SweepReport
@@ -45,10 +45,13 @@ def wait_for_requested(
 ) -> None:
     """Poll in rounds until every operation whose cancellation is requested has finished; what has not is left then.
 
+    Whether an error of one operation is believed is decided as in a wait for that one alone.
+
     :param wait: one for all of them: the service counts as unavailable when no poll of a round succeeds.
     """
+    failing: dict[str, Wait] = {}
     while report.requested:
-        error = _poll_requested(workers, report, log)
+        error, soonest = _poll_requested(workers, report, wait, failing, clock, log)
         if not report.requested:
             break
         now = clock()
@@ -56,33 +59,68 @@ def wait_for_requested(
             if error:
                 seconds, line = wait.after_error(error, now)
             else:
-                seconds, line = wait.after_poll(f"{len(report.requested)} operations have not finished yet", now)
+                if recovered := wait.after_response(now):
+                    log.info("%s.", recovered)
+                unpolled = f", {len(failing)} of them could not be polled" if failing else ""
+                found = f"{len(report.requested)} operations have not finished yet{unpolled}"
+                seconds, line = wait.after_poll(found, now)
         except (WaitTimeoutError, ServiceError):
             report.leave_requested(f"the sweep has waited for {now - wait.started:.0f} s")
             break
-        log.info("%s", line)
-        sleep(seconds)
+        if line:
+            log.info("%s", line)
+        sleep(min(seconds, soonest))
 
 
-def _poll_requested(workers: Workers[DaiHook], report: SweepReport, log: Any) -> ServiceError | None:
-    """Poll every requested operation once; return an error when none of them was seen to run."""
-    running = False
+def _poll_requested(
+    workers: Workers[DaiHook],
+    report: SweepReport,
+    wait: Wait,
+    failing: dict[str, Wait],
+    clock: Callable[[], float],
+    log: Any,
+) -> tuple[ServiceError | None, float]:
+    """Poll every requested operation once.
+
+    :param failing: by name, the waits of those whose last poll failed.
+    :return: an error when the service has responded for none of them, and the seconds until the first of those that
+        failed is to be polled again.
+    """
+    responded = False
     last_error: ServiceError | None = None
+    soonest = float("inf")
     # Not retried: the next round is the retry.
     for name, operation, error in workers.call(report.requested, lambda hook, name: hook.get_operation(name)):
-        if error:
-            _note_failure(report, name, error, log)
-            last_error = error if name in report.requested else last_error
-        elif operation:
+        if operation:
+            failing.pop(name, None)
+            responded = True
             report.seen(name, operation)
-            running = running or not operation.done
             if operation.done:
                 count_finished(operation.state)
                 log.info("%s.", operation)
-    return None if running else last_error
+        elif error:
+            own = failing.get(name) or Wait(
+                name, started=wait.started, poll_interval=wait.poll_interval, responded=True, jitter=wait.jitter
+            )
+            failing[name] = own
+            responded = responded or error.rpc_code is Code.NOT_FOUND
+            try:
+                seconds, _ = own.after_error(error, clock())
+            except ServiceError as verdict:
+                del failing[name]
+                _note_failure(report, name, verdict, log)
+            else:
+                soonest = min(soonest, seconds)
+                report.poll_failed(name, _failure(error))
+            last_error = error if name in report.requested else last_error
+    return None if responded else last_error, soonest
 
 
 def _note_failure(report: SweepReport, name: str, error: ServiceError, log: Any) -> None:
-    reason = str(error).rstrip(".")
-    log.warning("%s: %s", name, reason)
-    report.failed(name, Failure(error.rpc_code, reason))
+    failure = _failure(error)
+    log.warning("%s: %s", name, failure.reason)
+    report.failed(name, failure)
+
+
+def _failure(error: ServiceError) -> Failure:
+    return Failure(error.rpc_code, str(error).rstrip("."))

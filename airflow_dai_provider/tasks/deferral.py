@@ -18,7 +18,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTim
 
 from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.operation import InvalidOperationError, Operation
-from airflow_dai_provider.api.polling import WaitTimeoutError
+from airflow_dai_provider.api.polling import NOT_FOUND_GRACE, WaitTimeoutError
 from airflow_dai_provider.api.redaction import short_repr
 from airflow_dai_provider.tasks.failures import describe_error, rpc_code_of, sentences, task_error
 
@@ -27,6 +27,9 @@ BACKSTOP = 60.0
 
 #: The error with which Airflow resumes a task whose deferral has timed out: Airflow 3 the first, Airflow 2 the second.
 TRIGGER_TIMEOUTS = frozenset({"Trigger timeout", "Trigger/execution timeout"})
+
+#: What ends a deferral in this way: a trigger that runs ends by itself before that.
+NO_TRIGGERER = "No triggerer has run the trigger to its end: is one running, and has it room for another trigger?"
 
 #: The method with which Airflow resumes a task whose deferral has failed without an event.
 FAILED_DEFERRAL = "__fail__"
@@ -58,6 +61,7 @@ def defer_wait(
     operation_name: str,
     *,
     resume_with: dict[str, Any] | None = None,
+    responded: bool = True,
     **trigger_arguments: Any,
 ) -> NoReturn:
     """Defer a task until an operation has finished; ``execute_complete(context, event)`` of the task is called then.
@@ -67,6 +71,7 @@ def defer_wait(
 
     :param make_trigger: the class ``DaiOperationTrigger``, which the caller imports, since triggers build on tasks.
     :param resume_with: further arguments for ``execute_complete``.
+    :param responded: whether the API has responded to this task.
     :param trigger_arguments: arguments of the trigger, besides those that are attributes of the task.
     """
     limit = min(task.timeout, _execution_timeout(task))
@@ -74,6 +79,7 @@ def defer_wait(
         operation_name,
         started=time.time(),
         timeout=limit,
+        responded=responded,
         gcp_conn_id=task.gcp_conn_id,
         impersonation_chain=task.impersonation_chain,
         api_endpoint=task.api_endpoint,
@@ -139,32 +145,67 @@ def resumption(
     task: WaitingTask,
     next_method: str,
     next_kwargs: dict[str, Any] | None,
+    operation_name: str | Callable[[], str | None] | None = None,
     *,
     consequence: str = "",
     timeout_error: type[AirflowException] = AirflowException,
-) -> Iterator[None]:
+) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Fail a resumed task in the way in which the same failure would end a wait in the worker.
 
     A wait times out in one of two places: in the trigger, which fires an event, or in Airflow, which ends a deferral
-    whose trigger runs in no triggerer and resumes the task with ``FAILED_DEFERRAL``.
+    whose trigger runs in no triggerer and resumes the task with ``FAILED_DEFERRAL``. The operation can have finished
+    long before that, so it is polled once more; what that finds takes the place of the missing event.
 
     :param next_method: as ``resume_execution`` takes it, like ``next_kwargs``.
+    :param operation_name: the operation that the task waits for, or a function that finds it when it is needed.
     :param consequence: a sentence for the message that says what this leaves behind.
     :param timeout_error: raised when ``timeout`` of the task was the limit.
+    :return: yields the method and the arguments to resume with.
     :raises AirflowTaskTimeout: when ``execution_timeout`` of the task was the limit.
     :raises AirflowException: when the deferral has failed for another reason.
     """
+    ended_by_airflow = next_method == FAILED_DEFERRAL and (next_kwargs or {}).get("error") in TRIGGER_TIMEOUTS
+    last_poll = ""
+    if ended_by_airflow:
+        event, last_poll = _poll_once_more(task, operation_name() if callable(operation_name) else operation_name)
+        if event:
+            next_method, next_kwargs = "execute_complete", {"event": event}
     try:
-        yield
+        yield next_method, next_kwargs
     except WaitTimeoutError as error:
         raise _timed_out(task, timeout_error, str(error), consequence) from error
     except AirflowException as error:
         if next_method != FAILED_DEFERRAL:
             raise
         message = f"The wait in the triggerer has failed: {error}"
-        if (next_kwargs or {}).get("error") in TRIGGER_TIMEOUTS:
-            raise _timed_out(task, timeout_error, message, consequence) from error
+        if ended_by_airflow:
+            if _execution_timeout(task) >= task.timeout:
+                message = sentences(NO_TRIGGERER, message)
+            raise _timed_out(task, timeout_error, message, last_poll, consequence) from error
         raise AirflowException(sentences(message, consequence)) from error
+
+
+def _poll_once_more(task: WaitingTask, operation_name: str | None) -> tuple[dict[str, Any] | None, str]:
+    """Poll the operation of a deferral that Airflow has ended.
+
+    :return: the event that the trigger would have fired, when the wait is over; and else, what the poll has found.
+    """
+    if operation_name is None:
+        return None, ""
+    # Imported here, since DAG files are parsed often and few of their tasks resume so.
+    from airflow_dai_provider.hooks.dai import DaiHook
+
+    try:
+        with DaiHook(task.gcp_conn_id, task.impersonation_chain, task.api_endpoint) as hook:
+            # With the time that it takes to believe NOT_FOUND; other failed polls are made again in it too.
+            operation = hook.poll(hook.make_wait(operation_name, timeout=NOT_FOUND_GRACE, responded=True))
+    except Exception as error:
+        if rpc_code_of(error) is Code.NOT_FOUND:
+            return error_event(operation_name, error), ""
+        return None, f"The last poll failed: {describe_error(error)}"
+    if operation.done:
+        return operation_event(operation_name, operation), ""
+    return None, f"The last poll found: {operation}"
 
 
 def _timed_out(task: WaitingTask, timeout_error: type[AirflowException], *words: str) -> BaseException:

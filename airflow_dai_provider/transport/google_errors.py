@@ -39,4 +39,7 @@ globals().update({kind.__name__: kind for kind in _CLASSES.values()})
 
 def typed(error: ServiceError) -> ServiceError:
     """Return an error as the class of its rpc code; transports raise no other."""
-    return _CLASSES[error.rpc_code](str(error), error.rpc_code, error.retry_after, error.sent)
+    kind = _CLASSES[error.rpc_code]
+    if isinstance(error, kind):
+        return error
+    return kind(str(error), error.rpc_code, error.retry_after, error.sent, error.from_front_end)

@@ -43,6 +43,8 @@ class DaiOperationTrigger(BaseTrigger):
     :param started: when the wait began, in seconds of the epoch; now, if it is not given.
     :param timeout: seconds to wait at most, counted from ``started``, or None for no limit.
     :param max_outage: seconds that the service may be unavailable (300), or None for no limit.
+    :param responded: whether the API has responded to the task before: from then on a front end's error page is an
+        outage, also after a restart of the triggerer.
     :param cancel_on_kill: whether the operation is cancelled when the deferred task is killed: marked, cleared, or
         stopped with its run. It is not cancelled when the triggerer stops, restarts or hands over.
     :param gcp_conn_id: the Google Cloud connection.
@@ -58,6 +60,7 @@ class DaiOperationTrigger(BaseTrigger):
         started: float | None = None,
         timeout: float | None = None,
         max_outage: float | None = MAX_OUTAGE,
+        responded: bool = False,
         cancel_on_kill: bool = False,
         gcp_conn_id: str = "google_cloud_default",
         impersonation_chain: str | Sequence[str] | None = None,
@@ -69,6 +72,7 @@ class DaiOperationTrigger(BaseTrigger):
         self.started = time.time() if started is None else started
         self.timeout = timeout
         self.max_outage = max_outage
+        self.responded = responded
         self.cancel_on_kill = cancel_on_kill
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
@@ -85,6 +89,7 @@ class DaiOperationTrigger(BaseTrigger):
                 "started": self.started,
                 "timeout": self.timeout,
                 "max_outage": self.max_outage,
+                "responded": self.responded,
                 "cancel_on_kill": self.cancel_on_kill,
                 "gcp_conn_id": self.gcp_conn_id,
                 "impersonation_chain": self.impersonation_chain,
@@ -135,6 +140,7 @@ class DaiOperationTrigger(BaseTrigger):
                     timeout=self.timeout,
                     poll_interval=self.poll_interval,
                     max_outage=self.max_outage,
+                    responded=self.responded,
                 )
         except Exception as error:
             self.log.warning("The wait for %s has failed: %s", self.operation_name, error)

@@ -47,6 +47,83 @@ def test_date_in_the_headers_is_kept(emulator: DaiEmulator, client: Client) -> N
     assert client.get("operations").headers["Date"] == "Thu, 01 Jan 1970 00:00:00 GMT"
 
 
+@pytest.mark.parametrize("times", [None, 2])
+def test_fault_can_last_for_some_seconds_from_its_first_hit(
+    emulator: DaiEmulator, client: Client, clock: Clock, times: int | None
+) -> None:
+    name = emulator.start_ingest()
+    emulator.inject(Fault(method="operations.get", status=404, lasts=10, times=times))
+    clock.advance(100)
+    statuses = []
+    for seconds in (0, 4, 5.5, 0.5, 100):
+        clock.advance(seconds)
+        statuses.append(client.get(name).status_code)
+    assert statuses == [404, 404, 404 if times is None else 200, 200, 200]
+    assert emulator.faults_waiting == []
+
+
+@pytest.mark.parametrize("status", [None, 403, 429])
+def test_refusal_can_have_a_reason_and_details(emulator: DaiEmulator, client: Client, status: int | None) -> None:
+    name = emulator.start_ingest()
+    details = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "QUOTA"}]
+    emulator.inject(Fault(status=status, rpc_status="PERMISSION_DENIED", reason="rateLimitExceeded", details=details))
+    response = client.post(f"{name}:cancel")
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["status"]) == (status or 403, status or 403, "PERMISSION_DENIED")
+    assert error["details"] == details
+    assert error["errors"] == [{"message": error["message"], "domain": "global", "reason": "rateLimitExceeded"}]
+
+
+def test_list_can_hold_items_that_are_no_operations(emulator: DaiEmulator, client: Client) -> None:
+    name = emulator.start_ingest()
+    poison = [None, {"done": True}, 5, []]
+    emulator.inject(Fault(method="operations.list", listed=poison))
+    items = client.get("operations").json()["operations"]
+    assert items[:-1] == poison
+    assert items[-1]["name"] == name
+    assert client.get("operations").json()["operations"] == items[-1:]
+
+
+def test_list_can_hold_such_items_only(emulator: DaiEmulator, client: Client) -> None:
+    emulator.inject(Fault(method="operations.list", listed=(None,)))
+    assert client.get("operations").json() == {"operations": [None]}
+
+
+def test_list_can_leave_out_an_operation(emulator: DaiEmulator, client: Client) -> None:
+    names = [emulator.start_ingest() for _ in range(5)]
+    emulator.inject(Fault(method="operations.list", omitted=names[2], times=None))
+    first = client.get("operations?pageSize=3").json()
+    rest = client.get(f"operations?pageSize=3&pageToken={first['nextPageToken']}").json()
+    assert [item["name"] for page in (first, rest) for item in page["operations"]] == names[:2] + names[3:]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"listed": [None]}, "listed: .*method=operations.list"),
+        ({"method": "operations.list", "status": 503, "listed": [None]}, "listed: .*its real response"),
+        ({"method": "operations.get", "omitted": "operations/a"}, "omitted: .*method=operations.list"),
+        ({"method": "operations.list", "listed": {}}, "listed: .*a list"),
+        ({"status": 502, "reason": "a"}, "reason: .*a JSON error"),
+        ({"status": 403, "html": True, "details": [{}]}, "details: .*a JSON error"),
+        ({"delay": 1, "reason": "a"}, "reason: .*a JSON error"),
+        ({"status": 503, "lasts": 0}, "lasts: got 0, expected a number of seconds, more than 0"),
+        ({"lasts": 5}, "nothing that goes wrong"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Fault(**fields)
+
+
+def test_contradicting_responses_need_one_fault(emulator: DaiEmulator, client: Client) -> None:
+    name = emulator.start_ingest()
+    emulator.inject(Fault(method="operations.cancel", rpc_status="NOT_FOUND"))
+    assert_error(client.post(f"{name}:cancel"), 404, "NOT_FOUND")
+    assert client.get(name).json()["name"] == name
+
+
 @pytest.mark.parametrize("status", [200, 404, 503])
 def test_html_can_replace_json(emulator: DaiEmulator, client: Client, status: int) -> None:
     name = emulator.start_ingest()

@@ -30,6 +30,14 @@ TEXTS: dict[str, Fault] = {
     "redirect=https://other.example/?a=b": Fault(redirect="https://other.example/?a=b"),
     "status=503,header.X-One=1,header.X-Two=a=b": Fault(status=503, headers={"X-One": "1", "X-Two": "a=b"}),
     "padding=10,body_delay=inf": Fault(padding=10, body_delay=INF),
+    "operations.get,status=404,lasts=10": Fault(method="operations.get", status=404, lasts=10.0, times=None),
+    "status=404,lasts=10,times=2": Fault(status=404, lasts=10.0, times=2),
+    "status=403,reason=rateLimitExceeded": Fault(status=403, reason="rateLimitExceeded"),
+    "operations.list,omitted=operations/a": Fault(method="operations.list", omitted="operations/a"),
+    '{"method": "operations.list", "listed": [null, {"a": 1}, [5]]}': Fault(
+        method="operations.list", listed=(None, {"a": 1}, [5])
+    ),
+    '{"rpc_status": "ABORTED", "details": [{"a": 1}]}': Fault(rpc_status="ABORTED", details=[{"a": 1}]),
     "rpc_status=ABORTED,processed=true": Fault(rpc_status="ABORTED", processed=True),
     ' {"status": 503, "body": "a, b", "times": null}': Fault(status=503, body=b"a, b", times=None),
     '{"delay": 1, "status": null, "times": "always"}': Fault(delay=1, times=None),

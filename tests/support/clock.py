@@ -52,6 +52,7 @@ def fake_time(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Clock:
     from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
     from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
     from airflow_dai_provider.operators.dai import DaiCancelStrayOperationsOperator, DaiCreateCreativeOperator
+    from airflow_dai_provider.sensors.dai import DaiOperationSensor
     from airflow_dai_provider.tasks import deferral
 
     async def sleep(seconds: float) -> None:
@@ -62,6 +63,7 @@ def fake_time(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Clock:
     for waiting in (DaiHook, DaiAsyncHook, DaiCancelOperationNotifier, *operators):
         monkeypatch.setattr(waiting, "_sleep", staticmethod(sleep if waiting is DaiAsyncHook else clock.sleep))
         monkeypatch.setattr(waiting, "_clock", staticmethod(clock))
+    monkeypatch.setattr(DaiOperationSensor, "_clock", staticmethod(clock))
     for polling in (DaiHook, DaiAsyncHook, DaiCancelStrayOperationsOperator):
         monkeypatch.setattr(polling, "_random", staticmethod(lambda: 0.0))
     monkeypatch.setattr(deferral, "time", SimpleNamespace(time=clock))

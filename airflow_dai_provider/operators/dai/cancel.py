@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
-from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import OperationState
-from airflow_dai_provider.api.polling import check_seconds
-from airflow_dai_provider.api.retry import PERMANENT
+from airflow_dai_provider.api.polling import WaitTimeoutError, check_seconds
 from airflow_dai_provider.metrics import count_finished, time_cancel
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
@@ -123,8 +122,9 @@ class DaiCancelOperationOperator(BaseOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume the task after a deferral."""
-        with resumption(self, next_method, next_kwargs, consequence=f"{self.operation_name} may still run"):
-            return super().resume_execution(next_method, next_kwargs, context)
+        name: str = self.operation_name
+        with resumption(self, next_method, next_kwargs, name, consequence=f"{name} may still run") as resumed:
+            return super().resume_execution(*resumed, context)
 
     def _wait(self, hook: DaiHook, name: str, requested: float) -> Operation:
         """Wait until the operation has finished, in this process or in the triggerer."""
@@ -154,9 +154,10 @@ class DaiCancelOperationOperator(BaseOperator):
         if finished := request_cancellation(hook, name, self.log):
             return finished
         try:
-            operation = hook.get_operation(name)
-        except ServiceError as error:
-            if error.rpc_code in PERMANENT:
+            # Polled once, and without a wait as a courtesy: the request was taken.
+            operation = hook.poll(hook.make_wait(name, timeout=0.0))
+        except (ServiceError, WaitTimeoutError) as error:
+            if isinstance(error, ServiceError) and (self.wait_for_completion or error.rpc_code is Code.UNIMPLEMENTED):
                 raise
             self.log.warning("The cancellation is requested, but the operation could not be polled yet: %s", error)
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, conf, mask_secret
@@ -175,8 +175,12 @@ class DaiCreateCreativeOperator(BaseOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume the task after a deferral, under the same guard as ``execute``."""
         self._guard.begin(context, resumed=True)
-        with self._guard.cancel_on_error(context, self._make_hook), resumption(self, next_method, next_kwargs):
-            return super().resume_execution(next_method, next_kwargs, context)
+        started = partial(self._guard.started_here, context, self._make_hook)
+        with (
+            self._guard.cancel_on_error(context, self._make_hook),
+            resumption(self, next_method, next_kwargs, started) as resumed,
+        ):
+            return super().resume_execution(*resumed, context)
 
     def on_kill(self) -> None:
         """Request the cancellation when the task is killed; Airflow calls this from a signal handler.
@@ -212,10 +216,7 @@ class DaiCreateCreativeOperator(BaseOperator):
                     store,
                     hook,
                     digest=self._digest(),
-                    max_tries=getattr(context["ti"], "max_tries", None),
                     settle=not self.wait_for_completion,
-                    clock=self._clock,
-                    sleep=self._sleep,
                     log=self.log,
                 )
         if found is None:
@@ -242,8 +243,7 @@ class DaiCreateCreativeOperator(BaseOperator):
             self._adopt(context, hook, operation.name)
         finally:
             # Also when the XCom could not be pushed: the next try then reattaches.
-            max_tries = getattr(context["ti"], "max_tries", None)
-            started = StartedIngest(operation.name, hook.endpoint.url, self._digest(), max_tries)
+            started = StartedIngest(operation.name, hook.endpoint.url, self._digest(), store.max_tries)
             store.try_to_save(started, self.log)
         self.log.info("%s.", operation)
         return operation.name

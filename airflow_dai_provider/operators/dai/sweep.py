@@ -63,6 +63,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
 
             {"dry_run": bool,
              "listed": int,                            # how many operations the service has listed
+             "unreadable": int,                        # how many listed items were no operation with a valid name
              "passed_over": {"finished": int, "spared": int, "other_url": int, "undated": int, "younger": int},
              "found": [{"name": str, "create_time": str | None, "age": int | None, "creative_url": str | None}],
              "requested": [name],                      # cancellation requested, final state not waited for
@@ -173,7 +174,9 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
     def _list(self, hook: DaiHook, selection: Selection) -> SweepReport:
         """List all operations before any is cancelled, and log what was found."""
         # No filter is sent, since it is not documented which ones the service understands.
-        now, operations = self._clock(), hook.list_operations(page_size=LIST_PAGE_SIZE)
+        unreadable: list[str] = []
+        now = self._clock()
+        operations = hook.list_operations(page_size=LIST_PAGE_SIZE, on_unreadable=unreadable.append)
         try:
             report = SweepReport(operations, selection, now, dry_run=self.is_dry_run)
         except ServiceError as error:
@@ -183,6 +186,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                 f"{error}. A sweep needs operations.list: nothing else tells which operations run. Check the endpoint; "
                 "if it is right, cancel by name. No cancellation was requested."
             ) from error
+        report.unreadable = len(unreadable)
         gauge_strays(len(report.found))
         self.log.info("%s.", report.selected)
         if undated := report.passed_over[PassedOver.UNDATED]:
@@ -222,6 +226,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                 started=self._clock(),
                 poll_interval=self.poll_interval,
                 timeout=self.timeout,
+                responded=True,  # to the list, and to the requests
                 jitter=self._random,
             )
             wait_for_requested(workers, report, wait, clock=self._clock, sleep=self._sleep, log=self.log)

@@ -18,6 +18,7 @@ from tests.support.clock import Clock
 from tests.support.connections import Connect
 from tests.support.emulators import methods
 from tests.support.hooks import MakeHook, cases, operation
+from tests.support.log import Log
 from tests.support.payloads import NAME, URL, creative
 from tests.support.tiny_server import Serve
 
@@ -280,6 +281,40 @@ def test_list_continues_after_an_empty_page(hook: DaiHook, emulator: DaiEmulator
 
     assert [operation.name for operation in hook.list_operations()] == [NAME]
     assert [request.query.get("pageToken") for request in emulator.requests] == [None, "t"]
+
+
+UNREADABLE: dict[str, Any] = {
+    "null": None,
+    "a list": [],
+    "a text": NAME,
+    "no name": {"done": True},
+    "an empty name": {"name": ""},
+    "a null name": {"name": None},
+    "a number as its name": {"name": 5},
+    "an invalid name": {"name": "operations/../x"},
+    "another kind of name": {"name": "creatives/x"},
+    "both results": {"name": NAME, "done": True, "error": {}, "response": {}},
+    "done as a text": {"name": NAME, "done": "true"},
+    "metadata as a list": {"name": NAME, "metadata": []},
+}
+
+
+@pytest.mark.parametrize("item", **cases(UNREADABLE))
+def test_list_passes_over_an_item_that_cannot_be_read(
+    hook: DaiHook, emulator: DaiEmulator, log: Log, item: object
+) -> None:
+    for items, token in (([item, {"name": "operations/a"}], "t"), ([{"name": "operations/b"}, item, item], None)):
+        page = json.dumps({"operations": items, "nextPageToken": token}).encode()
+        emulator.inject(Fault(method="operations.list", status=200, body=page))
+    problems: list[str] = []
+
+    listed = hook.list_operations(on_unreadable=problems.append)
+
+    assert [operation.name for operation in listed] == ["operations/a", "operations/b"]
+    assert len(problems) == 3
+    (line,) = log.ours
+    assert line == f"operations.list: 3 unreadable operations were passed over; of the first: {problems[0]}"
+    assert len(emulator.requests) == 2
 
 
 def test_list_refuses_a_page_token_that_comes_again(hook: DaiHook, emulator: DaiEmulator) -> None:

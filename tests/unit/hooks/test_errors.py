@@ -230,9 +230,6 @@ def test_an_invalid_response_does_not_confirm_a_cancel(once: DaiHook, emulator: 
     [
         {"operations": {"name": NAME}},
         {"operations": "x"},
-        {"operations": [None]},
-        {"operations": [{}]},
-        {"operations": [[]]},
         {"nextPageToken": 5},
     ],
     ids=json.dumps,

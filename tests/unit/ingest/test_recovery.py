@@ -65,6 +65,12 @@ class TestLostAnswer:
         name = execute(context)
         assert slow.states() == {name: "SUCCEEDED"}
 
+    def test_an_item_that_cannot_be_read_does_not_hide_the_ingest(self, slow: DaiEmulator, context: Any) -> None:
+        slow.inject(Fault(CREATE, drop="after"))
+        slow.inject(Fault(LIST, listed=(None, {"done": False}, {"name": "operations/a b"}), times=None))
+        name = execute(context)
+        assert slow.states() == {name: "SUCCEEDED"}
+
     def test_a_list_request_that_fails_is_retried(self, slow: DaiEmulator, context: Any) -> None:
         slow.inject(Fault(CREATE, drop="after"))
         slow.inject(Fault(LIST, status=500, times=len(PAUSES) - 1))

@@ -166,6 +166,7 @@ def test_it_requests_polls_once_and_defers(slow: DaiEmulator, context: Any, cloc
         "started": clock.now,
         "timeout": TIMEOUT,
         "max_outage": MAX_OUTAGE,
+        "responded": True,
         "cancel_on_kill": False,
         "gcp_conn_id": "google_cloud_default",
         "impersonation_chain": None,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
 
+from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from tests.support.clock import Clock
@@ -62,6 +63,18 @@ class TestSweep:
         assert pushed_report(ti) == report
         assert methods(emulator) == [LIST]
         assert log.ours[-1].startswith("0 stray")
+
+    @pytest.mark.parametrize("poison", [None, [], {}, {"name": "x"}, {"name": "operations/p", "done": 1}], ids=str)
+    def test_an_item_that_cannot_be_read_does_not_hide_the_others(
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, log: Log, poison: Any
+    ) -> None:
+        strays("a", "b")
+        answer_list(emulator, poison, listed("operations/a"), poison, listed("operations/b"))
+        report = sweep()
+        assert places(report) == {"requested": ["operations/a", "operations/b"]}
+        assert (report["listed"], report["unreadable"]) == (2, 2)
+        assert len(log.lines("2 unreadable operations were passed over")) == 1
+        assert len(log.lines("2 stray; 2 more could not be read.")) == 1
 
     @pytest.mark.usefixtures("emulator")
     def test_an_empty_account_is_no_error(self, sweep: Any) -> None:
@@ -237,7 +250,30 @@ class TestWait:
         assert isinstance(raised.value, AirflowFailException) == (place == "refused")
         assert pushed_report(ti)["cancelled"] == ["operations/a"]
         assert rpc_status in pushed_report(ti)[place]["operations/dark"]
-        assert [request.name for request in emulator.requests if request.method == GET].count("operations/dark") == 1
+        dark = [request.time for request in emulator.requests if request.name == "operations/dark"][1:]
+        assert (len(dark) == 1) == (place == "refused")
+        assert dark[-1] - dark[0] == (0 if place == "refused" else NOT_FOUND_GRACE)
+
+    @pytest.mark.parametrize("fault", [{"status": 404}, {"status": 403, "html": True}, {"status": 503}], ids=str)
+    @pytest.mark.parametrize("poll_interval", [30, 3600])
+    def test_a_poll_that_fails_for_now_does_not_settle_an_operation(
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, log: Log, fault: Any, poll_interval: float
+    ) -> None:
+        strays("a", "b", cancel_seconds=60)
+        emulator.inject(Fault(method=GET, name="operations/a", times=3, **fault))
+        report = sweep(wait_for_completion=True, poll_interval=poll_interval)
+        assert places(report) == {"cancelled": ["operations/a", "operations/b"]}
+        assert "2 operations have not finished yet, 1 of them could not be polled" in log.text
+        assert log.errors == []
+
+    def test_an_outage_of_a_wait_costs_few_lines(
+        self, emulator: DaiEmulator, strays: Any, sweep: Any, log: Log
+    ) -> None:
+        strays(*map(str, range(20)), cancel_seconds=400)
+        emulator.inject(Fault(method=GET, status=503, times=20 * 12))
+        assert len(sweep(wait_for_completion=True)["cancelled"]) == 20
+        about = [line for line in log.ours if "503" in line or "responded again" in line]
+        assert len(about) == 2
 
     def test_what_was_refused_is_not_waited_for(
         self, emulator: DaiEmulator, strays: Any, sweep: Any, clock: Clock

@@ -136,6 +136,13 @@ def at_once_and_later(label: str, **fields: Any) -> dict[str, Row]:
 
 
 PERMANENT: dict[str, Any] = {"plain": "fail", "soft_fail": "fail", "never_fail": "skip", "silent_fail": "fail"}
+TIMES_OUT: dict[str, Any] = {
+    "plain": "timeout",
+    "soft_fail": "skip",
+    "never_fail": "timeout",
+    "silent_fail": "timeout",
+    "words": f"{NAME} may still run",
+}
 UNEXPECTED: dict[str, Any] = {
     "plain": "unexpected",
     "soft_fail": "skip",
@@ -165,19 +172,35 @@ TABLE: dict[str, Row] = {
         faults=(always(rpc_status="UNIMPLEMENTED"),),
         options={"missing_ok": True},
     ),
-    **at_once_and_later(
-        "unknown route", **PERMANENT, faults=(always(status=404, body=b"<html>"),), words="endpoint right"
+    "unknown route, at once": Row(**PERMANENT, faults=(always(status=404, body=b"<html>"),), words="endpoint right"),
+    "front end's page, at once": Row(**PERMANENT, faults=(always(status=403, html=True),), words="allow-listed"),
+    **{
+        f"front end's page {status}, later": Row(
+            **TIMES_OUT, ingest={}, faults=(ONE_GOOD_POLL, always(status=status, body=b"<html>"))
+        )
+        for status in (401, 403, 404, 501)
+    },
+    "front end's page for a moment": Row(
+        "SUCCEEDED", ingest={"seconds": 25}, faults=(ONE_GOOD_POLL, {"status": 403, "html": True, "times": 3})
+    ),
+    "missing for a moment, at once": Row("SUCCEEDED", ingest={"seconds": 25}, faults=({"status": 404, "times": 2},)),
+    "missing for a moment, later": Row(
+        "SUCCEEDED", ingest={"seconds": 25}, faults=(ONE_GOOD_POLL, {"status": 404, "times": 2})
+    ),
+    "missing for a moment but fine": Row(
+        "SUCCEEDED", ingest={"seconds": 25}, faults=({"status": 404, "times": 2},), options={"missing_ok": True}
     ),
     **at_once_and_later("denied", **PERMANENT, faults=(always(status=403),), words="allow-listed"),
     **at_once_and_later("unauthenticated", **PERMANENT, faults=(always(status=401),), words="credentials"),
     **at_once_and_later("precondition", **PERMANENT, faults=(always(rpc_status="FAILED_PRECONDITION"),)),
+    **at_once_and_later("away until the timeout", **TIMES_OUT, faults=(always(status=503),)),
     **at_once_and_later(
         "away for good",
         plain="error",
         soft_fail="error",
         never_fail="skip",
-        silent_fail="timeout",
         faults=(always(status=503),),
+        options={"timeout": 900.0},
         words="503",
     ),
     **at_once_and_later(
@@ -217,8 +240,6 @@ CASES = [
     for flag in FLAGS
     if flag == "plain" or getattr(TABLE[label], flag)
     for mode in MODES
-    # In the other modes this is an outage that ends the task, sooner or later; the table's timeout is too short for it.
-    if not (label.startswith("away for good") and flag != "silent_fail" and "later" in label and mode == "deferrable")
 ]
 
 
@@ -253,7 +274,7 @@ def test_each_mode_has_the_same_result(
     became, words = outcome(lambda: MODES[mode](lambda: make_sensor(**options), context, clock))
 
     assert became == (getattr(row, flag) or row.plain)
-    if became not in ("skip", "timeout") or label == "never ends" and became == "timeout":
+    if became != "skip":
         assert row.words in words
     assert "operations.cancel" not in {request.method for request in emulator.requests}
 
@@ -302,6 +323,7 @@ def test_it_polls_once_and_defers(emulator: DaiEmulator, context: Any, clock: Cl
         "started": clock.now,
         "timeout": TIMEOUT,
         "max_outage": MAX_OUTAGE,
+        "responded": True,
         "cancel_on_kill": False,
         "gcp_conn_id": "google_cloud_default",
         "impersonation_chain": None,
@@ -356,13 +378,17 @@ def test_the_endpoint_reaches_the_trigger(emulator: DaiEmulator, context: Any, m
     assert arguments["api_endpoint"] == emulator.endpoint
 
 
-def test_a_failed_first_poll_is_ignored_only_with_silent_fail(emulator: DaiEmulator, context: Any, log: Log) -> None:
+@pytest.mark.parametrize("options", [{}, {"silent_fail": True}], ids=str)
+@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 404}, {"drop": "before"}], ids=str)
+def test_a_first_poll_that_fails_for_now_is_left_to_the_triggerer(
+    emulator: DaiEmulator, context: Any, log: Log, options: Any, fault: Any
+) -> None:
     emulator.start_ingest(NAME)
-    emulator.inject(Fault(status=503, times=None))
-    with pytest.raises(AirflowException, match="503"):
-        make_sensor(deferrable=True).execute(context)
-    deferred_by(make_sensor(deferrable=True, silent_fail=True), context)
-    assert [line for line in log.ours if "The first poll failed" in line]
+    emulator.inject(Fault(**fault))
+    _, arguments = deferred_by(make_sensor(deferrable=True, **options), context)
+    assert arguments["responded"] is False
+    assert len(emulator.requests) == 1
+    assert len(log.lines("The first poll failed: ")) == 1
 
 
 @pytest.mark.parametrize("how", ["deferred", "finished", "failed"])

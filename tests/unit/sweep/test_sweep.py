@@ -209,6 +209,7 @@ class TestReport:
         assert report.to_dict() == {
             "dry_run": False,
             "listed": 7,
+            "unreadable": 0,
             "passed_over": {"finished": 2, "spared": 1, "other_url": 1, "undated": 1, "younger": 1},
             "found": [
                 {

@@ -32,6 +32,7 @@ ARGUMENTS: dict[str, Any] = {
     "started": 1_749_999_000.25,
     "timeout": 86400.0,
     "max_outage": None,
+    "responded": True,
     "cancel_on_kill": True,
     "gcp_conn_id": "another",
     "impersonation_chain": ["a@p.iam.gserviceaccount.com", "b@p.iam.gserviceaccount.com"],
