@@ -210,6 +210,13 @@ class IngestGuard:
         else:
             self._log.error("%s may still run: it was not cancelled: %s%s", ", ".join(names), why, self._about)
 
+    def started_here(self, context: Context, make_hook: Callable[[], DaiHook]) -> str | None:
+        """Return the operation that a resumed task waits for, unless it was started at another endpoint."""
+        endpoints: Endpoints = {}
+        names = operations_started_by_task_instance(context, self._log, endpoints)
+        with make_hook() as hook:
+            return next((str(name) for name in names if not elsewhere(name, hook.endpoint.url, endpoints)), None)
+
     def _names(self, context: Context) -> list[str]:
         """Return the operation of this try; after a deferral it is read from the XCom."""
         if self._operation_name:

@@ -7,7 +7,6 @@ the result of a cleared task, cancels nothing, and does not defer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from airflow.providers.common.compat.sdk import AirflowException
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.names import InvalidNameError, check_operation_name
 from airflow_dai_provider.api.operation import OperationState
-from airflow_dai_provider.api.polling import Wait
+from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation
@@ -30,9 +29,7 @@ if TYPE_CHECKING:
 
 #: The key in the task state store; its value has the fields of :class:`StartedIngest`.
 KEY = "dai_ingest"
-#: Seconds between the polls after which it is believed that the service does not know an operation.
-MISSING_PAUSES = (1.0, 3.0, 6.0)
-#: Seconds between two polls of an ingest before this try goes on with it.
+#: The most seconds between two polls of an ingest before this try goes on with it.
 POLL_INTERVAL = 5.0
 #: Seconds for which a task that does not wait watches the ingest of an earlier try.
 SETTLE_SECONDS = 20.0
@@ -71,6 +68,8 @@ class IngestStore:
 
     def __init__(self, context: Context) -> None:
         self._store: Any = context.get("task_state_store")
+        #: Of the task instance. Airflow raises it at a clear, and at nothing else.
+        self.max_tries: int | None = getattr(context.get("ti"), "max_tries", None)
 
     @property
     def available(self) -> bool:
@@ -126,23 +125,19 @@ def reattach_or_cancel(
     hook: DaiHook,
     *,
     digest: str,
-    max_tries: int | None,
     settle: bool,
-    clock: Callable[[], float],
-    sleep: Callable[[float], None],
     log: Any,
 ) -> Operation | None:
     """Return the ingest of an earlier try if this try can go on with it: it runs, or has succeeded between two tries.
 
     Otherwise a new ingest may be started, since the earlier one certainly does not run, or a user has decided so. An
     ingest of another creative is cancelled if it runs. What has succeeded is the result of a retry only: a clear starts
-    anew. Airflow raises ``max_tries`` at a clear, and at nothing else.
+    anew, which ``max_tries`` tells.
 
     The service can refuse to tell about the earlier ingest, or to cancel it. Then nothing is started, and the task
     fails for good and says so. If it is cleared after that, and the service still refuses, a new ingest is started.
 
     :param digest: of what this try would submit.
-    :param max_tries: of the task instance.
     :param settle: whether the task will not wait: its ingest is watched for a while first, since a kill of an earlier
         try can have cancelled it just now.
     :param log: receives what was found.
@@ -150,11 +145,9 @@ def reattach_or_cancel(
     :raises AirflowFailException: when the service refuses that.
     """
     name = earlier.operation_name
-    cleared = earlier.max_tries not in (None, max_tries)
+    cleared = earlier.max_tries not in (None, store.max_tries)
     try:
-        operation = _poll(hook, name, clock, sleep, log)
-        if operation and settle and earlier.digest == digest:
-            operation = _watch(hook, operation, clock, sleep, log)
+        operation = _poll(hook, name, settle=settle and earlier.digest == digest)
         if operation is None:
             log.info("The service no longer knows %s, which an earlier try started. Starting a new ingest.", name)
             return None
@@ -168,12 +161,12 @@ def reattach_or_cancel(
         if cleared and earlier.refused:
             log.warning("%s may still run: %s The task was cleared after it had said so. Starting anew.", name, error)
             return None
-        store.try_to_save(replace(earlier, max_tries=max_tries, refused=True), log)
+        store.try_to_save(replace(earlier, max_tries=store.max_tries, refused=True), log)
         raise task_error(error.rpc_code, str(error), _TOLD.format(name=name)) from error
     if not operation.done:
         log.info("%s; an earlier try started it. Reattaching to it.", operation)
         if cleared:
-            store.try_to_save(replace(earlier, max_tries=max_tries, refused=False), log)
+            store.try_to_save(replace(earlier, max_tries=store.max_tries, refused=False), log)
         return operation
     if operation.state is OperationState.SUCCEEDED and earlier.digest == digest and not cleared:
         log.info("%s; an earlier try started it. It is the result of this try.", operation)
@@ -182,38 +175,21 @@ def reattach_or_cancel(
     return None
 
 
-def _poll(
-    hook: DaiHook, name: str, clock: Callable[[], float], sleep: Callable[[float], None], log: Any
-) -> Operation | None:
-    """Return an operation, or None when the service has not known it for ten seconds; bear an outage as a wait does.
+def _poll(hook: DaiHook, name: str, *, settle: bool) -> Operation | None:
+    """Return an operation, or None when the service no longer knows it; bear an outage as a wait does.
 
-    A service can have forgotten an operation for a moment, and its ingest runs on.
+    :param settle: whether to return a running one as it is when a cancellation that is under way would have been seen.
     """
-    wait = Wait(name, started=clock(), poll_interval=POLL_INTERVAL)
-    missing = 0
-    while True:
+    try:
+        # The API has responded here before: to the try that has started it.
+        operation = hook.poll(hook.make_wait(name, poll_interval=POLL_INTERVAL, responded=True))
+        if operation.done or not settle:
+            return operation
         try:
-            return hook.get_operation(name)
-        except ServiceError as error:
-            if error.rpc_code is Code.NOT_FOUND:
-                if missing == len(MISSING_PAUSES):
-                    return None
-                seconds, line = MISSING_PAUSES[missing], f"{error} It is polled again before that is believed."
-                missing += 1
-            else:
-                missing = 0
-                seconds, line = wait.after_error(error, clock())
-        log.warning("%s", line)
-        sleep(seconds)
-
-
-def _watch(
-    hook: DaiHook, operation: Operation, clock: Callable[[], float], sleep: Callable[[float], None], log: Any
-) -> Operation | None:
-    """Return a running operation as it is when a cancellation that is under way would have been seen."""
-    until = clock() + SETTLE_SECONDS
-    found: Operation | None = operation
-    while found and not found.done and clock() < until:
-        sleep(POLL_INTERVAL)
-        found = _poll(hook, operation.name, clock, sleep, log)
-    return found
+            return hook.wait_for_operation(name, timeout=SETTLE_SECONDS, poll_interval=POLL_INTERVAL)
+        except WaitTimeoutError:
+            return operation
+    except ServiceError as error:
+        if error.rpc_code is not Code.NOT_FOUND:
+            raise
+        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, conf, mask_secret
@@ -18,7 +18,6 @@ from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, reatt
 from airflow_dai_provider.ingest.start import start_ingest
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
-from airflow_dai_provider.tasks.callback_scope import operations_started_by_task_instance
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
 from airflow_dai_provider.tasks.failures import check_final_state, refused_parameters, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, push_operation
@@ -175,9 +174,10 @@ class DaiCreateCreativeOperator(BaseOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume the task after a deferral, under the same guard as ``execute``."""
         self._guard.begin(context, resumed=True)
+        started = partial(self._guard.started_here, context, self._make_hook)
         with (
             self._guard.cancel_on_error(context, self._make_hook),
-            resumption(self, next_method, next_kwargs, lambda: self._started(context)) as resumed,
+            resumption(self, next_method, next_kwargs, started) as resumed,
         ):
             return super().resume_execution(*resumed, context)
 
@@ -187,10 +187,6 @@ class DaiCreateCreativeOperator(BaseOperator):
         A kill before ``execute`` has begun counts too: ``execute`` then starts nothing.
         """
         self._guard.kill_or_time_out(self._make_hook)
-
-    def _started(self, context: Context) -> str | None:
-        """Return the operation that this try waits for, in the process that resumes it."""
-        return next((str(name) for name in operations_started_by_task_instance(context, self.log)), None)
 
     def _make_hook(self) -> DaiHook:
         from airflow_dai_provider.hooks.dai import DaiHook
@@ -219,10 +215,7 @@ class DaiCreateCreativeOperator(BaseOperator):
                     store,
                     hook,
                     digest=self._digest(),
-                    max_tries=getattr(context["ti"], "max_tries", None),
                     settle=not self.wait_for_completion,
-                    clock=self._clock,
-                    sleep=self._sleep,
                     log=self.log,
                 )
         if found is None:
@@ -249,8 +242,7 @@ class DaiCreateCreativeOperator(BaseOperator):
             self._adopt(context, hook, operation.name)
         finally:
             # Also when the XCom could not be pushed: the next try then reattaches.
-            max_tries = getattr(context["ti"], "max_tries", None)
-            started = StartedIngest(operation.name, hook.endpoint.url, self._digest(), max_tries)
+            started = StartedIngest(operation.name, hook.endpoint.url, self._digest(), store.max_tries)
             store.try_to_save(started, self.log)
         self.log.info("%s.", operation)
         return operation.name

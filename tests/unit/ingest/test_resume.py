@@ -171,14 +171,18 @@ class TestRetry:
         assert execute(context) == the(slow)
         assert (count(slow, CREATE), slow.cancel_requested(the(slow))) == (1, 0)
 
+    @pytest.mark.parametrize(
+        "fault", [{"status": 503}, {"status": 403, "html": True}, {"status": 404, "html": True}], ids=str
+    )
     def test_an_outage_is_borne_as_long_as_by_a_wait(
-        self, slow: DaiEmulator, context: Any, ti: Ti, clock: Clock
+        self, slow: DaiEmulator, context: Any, ti: Ti, clock: Clock, fault: Any
     ) -> None:
+        """The page of a front end says nothing of the ingest."""
         self.fail_first_try(context, ti)
-        slow.inject(Fault(GET, status=503, times=60))
+        slow.inject(Fault(GET, times=8, **fault))
         began = clock.now
         assert execute(context) == the(slow)
-        assert 60 < clock.now - began < MAX_OUTAGE
+        assert 20 < clock.now - began < MAX_OUTAGE
 
     @pytest.mark.parametrize("rpc_status", ["PERMISSION_DENIED", "INVALID_ARGUMENT", "UNIMPLEMENTED"])
     def test_a_refused_poll_starts_nothing_until_the_task_is_cleared_again(
