@@ -32,6 +32,7 @@ from airflow_dai_provider.tasks.failures import (
     check_final_state,
     task_errors,
 )
+from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
@@ -103,6 +104,7 @@ class DaiOperationSensor(BaseSensorOperator):
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
+        self._given = given_fields(self)
 
     #: The guard of the process that pokes, if ``cancel_on_kill`` is set.
     _guard: IngestGuard | None = None
@@ -148,6 +150,7 @@ class DaiOperationSensor(BaseSensorOperator):
         result = PokeReturnValue(is_done=True)
         with self._accept_missing(), task_errors():
             name = check_operation_name(self.operation_name)
+            check_rendered_fields(self, self._given)
             self._arm(name)
             operation = self.hook.get_operation(name)
             if operation.done:
