@@ -35,6 +35,7 @@ from airflow_dai_provider.tasks.failures import (
     refused_parameters,
     task_errors,
 )
+from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.version_compat import first_poke_time
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class DaiOperationSensor(BaseSensorOperator):
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
+        self._given = given_fields(self)
 
     #: The guard of the process that pokes, if ``cancel_on_kill`` is set.
     _guard: IngestGuard | None = None
@@ -181,6 +183,7 @@ class DaiOperationSensor(BaseSensorOperator):
         result = PokeReturnValue(is_done=True)
         with self._accept_missing(), task_errors(f"{self.operation_name} may still run"):
             name = check_operation_name(self.operation_name)
+            check_rendered_fields(self, self._given)
             self._arm(name)
             if self._wait is None:
                 self._wait = self._begin_wait(name, context)

@@ -287,5 +287,7 @@ def _collect(reads: Iterable[tuple[str, Callable[[], list[T]]]]) -> tuple[list[T
         except NoXComsError:
             raise
         except Exception as error:
-            problems.append(f"Cannot read the operations started by {task_id}: {describe_error(error)}")
+            # What is no message of this package is an error of Airflow, and none of the service.
+            of_airflow = "" if isinstance(error, AirflowException) else "Airflow failed: "
+            problems.append(f"Cannot read the operations started by {task_id}: {of_airflow}{describe_error(error)}")
     return results, problems

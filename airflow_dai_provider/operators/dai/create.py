@@ -20,6 +20,7 @@ from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
 from airflow_dai_provider.tasks.failures import check_final_state, refused_parameters, task_errors
+from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, push_operation
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE, is_resumed
 
@@ -118,6 +119,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
+        self._given = given_fields(self)
         if cancel_on_failure:
             callback = LostWorkerCallback(self)
             # New lists, made after the base's constructor: those that it has set can be the ones in default_args.
@@ -157,6 +159,7 @@ class DaiCreateCreativeOperator(BaseOperator):
             with task_errors():
                 # Guarded, since an earlier try can have left its ingest to this one.
                 check_creative(self.creative, self.dynamic_creative_info)
+                check_rendered_fields(self, self._given)
             with self._make_hook() as hook:
                 if (found := self._reattach(context, hook)) and found.done:
                     return self._finish(context, found)

@@ -208,7 +208,10 @@ class TestStartedOperations:
         state, _ = fire(**arguments)
         assert state == "failed"
         assert running(ingests) == [B, C, D]
-        assert log.errors[0] == "Cannot read the operations started by broken: the XCom backend is away"
+        assert log.errors[0] == (
+            "Cannot read the operations started by broken: Airflow could not read the XCom 'operation_name': "
+            "RuntimeError('the XCom backend is away')"
+        )
 
     def test_given_names_are_cancelled_when_airflow_is_unavailable(
         self, ingests: DaiEmulator, triggerer: Triggerer, monkeypatch: pytest.MonkeyPatch, log: Log
@@ -219,7 +222,8 @@ class TestStartedOperations:
         monkeypatch.setattr(triggerer, "send", away)
         assert fire(operation_name=A, ingest_task_ids="start")[0] == "failed"
         assert running(ingests) == [B, C, D]
-        assert log.errors[0] == "Cannot read the operations started by start: the API server is away"
+        words = "Airflow failed: RuntimeError('the API server is away')"
+        assert log.errors[0] == f"Cannot read the operations started by start: {words}"
 
     def test_a_context_without_a_run_is_an_error(self, ingests: DaiEmulator) -> None:
         state, output = fire({"deadline": {}}, ingest_task_ids="start")
