@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow_dai_provider.api.names import is_missing_name
+from airflow_dai_provider.api.names import is_missing_name, missing_hint
 from airflow_dai_provider.api.redaction import short_repr
 from airflow_dai_provider.tasks.xcom import as_list
-
-_HINT = "Most likely a template has rendered to nothing: has the upstream task run, and does it return or push a value?"
 
 
 def is_given(value: object) -> bool:
@@ -30,7 +28,7 @@ def check_rendered(field: str, value: object) -> None:
     :raises ValueError: when it has rendered to nothing; the message names the field.
     """
     if any(is_missing_name(one) for one in as_list(value)):
-        raise ValueError(f"Invalid {field} {short_repr(value)}: {_HINT}")
+        raise ValueError(f"Invalid {field} {short_repr(value)}: expected a value.{missing_hint('value')}")
 
 
 def check_rendered_fields(task: Any, given: frozenset[str]) -> None:

@@ -38,8 +38,7 @@ globals().update({kind.__name__: kind for kind in _CLASSES.values()})
 
 
 def typed(error: ServiceError) -> ServiceError:
-    """Return an error as the class of its rpc code; transports raise no other."""
-    kind = _CLASSES[error.rpc_code]
-    if isinstance(error, kind):
+    """Return an error as the class of its rpc code, unless it has a class of Google's already."""
+    if isinstance(error, exceptions.GoogleAPICallError):
         return error
-    return kind(str(error), error.rpc_code, error.retry_after, error.sent, error.from_front_end)
+    return _CLASSES[error.rpc_code](str(error), error.rpc_code, error.retry_after, error.sent, error.from_front_end)

@@ -13,7 +13,6 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.parameters import check_flag, check_seconds
-from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.metrics import count_finished, time_cancel
 from airflow_dai_provider.tasks.cancel_requests import KILLED, request_cancellation
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
@@ -168,15 +167,15 @@ class DaiCancelOperationOperator(BaseOperator):
     def _cancel(self, hook: DaiHook, name: str) -> Operation | None:
         """Request the cancellation; return the operation as it is then, or None when it could not be polled.
 
-        The request is taken by then, so the poll after it is a courtesy, and fails no task. A wait polls again.
+        The request is taken by then, so the poll after it is a courtesy, and fails no task, except on a server that
+        cannot be polled at all. A wait polls again.
         """
         if finished := request_cancellation(hook, name, self.log):
             return finished
         try:
-            # Polled once, and without a wait as a courtesy: the request was taken.
-            operation = hook.poll(hook.make_wait(name, timeout=0.0))
-        except (ServiceError, WaitTimeoutError) as error:
-            if isinstance(error, ServiceError) and (self.wait_for_completion or error.rpc_code is Code.UNIMPLEMENTED):
+            operation = hook.get_operation(name, retry=False)
+        except ServiceError as error:
+            if error.rpc_code is Code.UNIMPLEMENTED:
                 raise
             self.log.warning("The cancellation is requested, but the operation could not be polled yet: %s", error)
             return None

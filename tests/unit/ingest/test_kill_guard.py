@@ -305,12 +305,11 @@ class TestNothingSent:
         [
             {"creative": {"adSystem": "x"}},
             {"creative": "{{ no_such_function() }}"},
-            {"poll_interval": 0},
             {"api_endpoint": "http://x/path"},
             {"gcp_conn_id": "no_such_connection", "api_endpoint": "http://127.0.0.1:1"},
             {},
         ],
-        ids=["creative", "template", "poll_interval", "endpoint", "connection", "refused by the service"],
+        ids=["creative", "template", "endpoint", "connection", "refused by the service"],
     )
     def test_nothing_is_read_and_nothing_is_said(self, slow: DaiEmulator, context: Any, log: Log, options: Any) -> None:
         slow.inject(Fault("creatives.create", rpc_status="PERMISSION_DENIED"))

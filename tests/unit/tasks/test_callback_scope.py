@@ -431,7 +431,7 @@ class TestClearedRun:
     ) -> None:
         """A task can be starting its ingest when ``dagrun_timeout`` ends the run."""
         monkeypatch.setattr(callback_scope, "CALLBACK_HAS_RUN_OF_ITS_TIME", of_its_time)
-        push_operation(ti, A, self.ENDED.timestamp() + 60, pushed)
+        push_operation(ti, A, self.ENDED.timestamp() + 60, clear_number=pushed)
         dag_run = SimpleNamespace(end_date=self.ENDED, clear_number=run)
         context: Any = {"ti": ti, "reason": "timed_out", "dag_run": dag_run}
         taken = its_own and of_its_time
@@ -447,7 +447,7 @@ class TestClearedRun:
         self, make_ti: type[Ti], log: Log, pushed: int | None, run: int | None, reached: bool, map_index: int
     ) -> None:
         ti = make_ti(task_id="publish", map_index=map_index)
-        push_operation(replace(ti, task_id="start"), A, 12.5, pushed)
+        push_operation(replace(ti, task_id="start"), A, 12.5, clear_number=pushed)
         context: Any = {"ti": ti, "dag_run": SimpleNamespace(clear_number=run)}
         assert operations_started(context, ["start"], LOGGER) == ([A] if reached else [], [])
         assert log.ours == ([] if reached else [f"Leaving {A} alone: start has started it after it was cleared."])

@@ -36,7 +36,7 @@ def test_the_name_is_pushed_with_its_try_time_and_endpoint(make_ti: type[Ti]) ->
 
 
 def test_the_clear_number_of_the_run_is_pushed_where_airflow_tells_it(ti: Ti) -> None:
-    push_operation(ti, A, 12.5, clear_number_of({"dag_run": SimpleNamespace(clear_number=3)}))  # type: ignore[arg-type,typeddict-item]
+    push_operation(ti, A, 12.5, clear_number=clear_number_of({"dag_run": SimpleNamespace(clear_number=3)}))  # type: ignore[arg-type,typeddict-item]
     assert ti.pushed[ti.task_id, -1, "operation_clear_number"] == {A: 3}
     for dag_run in (None, SimpleNamespace(), SimpleNamespace(clear_number=None), {"clear_number": 3}):
         assert clear_number_of({"dag_run": dag_run}) is None  # type: ignore[typeddict-item]
