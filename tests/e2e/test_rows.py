@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from stack import make_stack, wait_until
 from stack_airflow_2 import CONCURRENT
 
 from airflow_dai_provider.emulator import DaiEmulator
+from tests.support.postgresql import postgresql
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".airflow" / f"rows-{version('apache-airflow')}"
@@ -42,11 +44,17 @@ def stage() -> Iterator[Stage]:
     dags.mkdir(parents=True)
     shutil.copy(Path(__file__).parent / "dags" / "rows.py", dags)
     logging.getLogger("airflow_dai_provider.emulator").setLevel(logging.WARNING)
-    with DaiEmulator() as emulator:
-        env = {"DAI_EMULATOR_HOST": emulator.host, **SETTINGS, **(CONCURRENT if AIRFLOW < AIRFLOW_3 else {})}
-        with make_stack(HOME, dags, env) as airflow:
-            airflow.wait_for_dags("waits__own", "sweep")
-            yield Stage(airflow, Service(emulator), emulator.start_ingest(seconds=7200))
+    with ExitStack() as stack:
+        emulator = stack.enter_context(DaiEmulator())
+        env = {"DAI_EMULATOR_HOST": emulator.host, **SETTINGS}
+        database = None
+        if AIRFLOW < AIRFLOW_3:
+            # Several tasks at a time lock SQLite so long that Airflow 2 fails some of them.
+            env |= CONCURRENT
+            database = stack.enter_context(postgresql())
+        airflow = stack.enter_context(make_stack(HOME, dags, env, database))
+        airflow.wait_for_dags("waits__own", "sweep")
+        yield Stage(airflow, Service(emulator), emulator.start_ingest(seconds=7200))
 
 
 @pytest.fixture(scope="module")
