@@ -218,7 +218,9 @@ def _without_late(names: list[object], context: Context, task_id: str, log: Any)
     if CALLBACK_HAS_RUN_OF_ITS_TIME and late and (cleared := clear_number_of(context)) is not None:
         numbers = _by_name(ti, task_id, XCOM_CLEAR_NUMBER, late)
         late = [name for name in late if numbers.get(name, cleared + 1) > cleared]
-    return _leave_alone(late, names, f"{task_id} has started it after the end of the run, so probably", log)
+    return _leave_alone(
+        late, names, f"{task_id} has started it after the end of the run, so probably after it was cleared", log
+    )
 
 
 def _without_later_runs(names: list[object], context: Context, task_id: str, log: Any) -> list[object]:
@@ -237,12 +239,12 @@ def _without_later_runs(names: list[object], context: Context, task_id: str, log
         return names
     numbers = _by_name(_task_instance(context), task_id, XCOM_CLEAR_NUMBER, names)
     later = [name for name in names if isinstance(name, str) and numbers.get(name, cleared) > cleared]
-    return _leave_alone(later, names, f"{task_id} has started it", log)
+    return _leave_alone(later, names, f"{task_id} has started it after the run was cleared", log)
 
 
 def _leave_alone(left: list[Any], names: list[object], why: str, log: Any) -> list[object]:
     for name in left:
-        log.warning("Leaving %s alone: %s after it was cleared.", name, why)
+        log.warning("Leaving %s alone: %s.", name, why)
     return [name for name in names if name not in left]
 
 

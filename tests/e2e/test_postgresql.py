@@ -9,11 +9,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
 from stack import Airflow2Stack, Airflow3Stack, make_stack, wait_until
 from stack_airflow_2 import CONCURRENT
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from tests.support.emulators import cancel_from_outside
+from tests.support.hostile import store_all_that_a_server_can_send
 from tests.support.postgresql import postgresql
 from tests.support.processes import processes_of
 
@@ -44,7 +47,7 @@ ODD = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def airflow(emulator: DaiEmulator) -> Iterator[Airflow2Stack | Airflow3Stack]:
     home = ROOT / ".airflow" / f"postgresql-{version('apache-airflow')}"
     env = {"DAI_EMULATOR_HOST": emulator.host, **CONCURRENT}
@@ -92,3 +95,12 @@ def test_odd_text_of_one_operation_reaches_no_other_wait(
 
     assert triggerer_processes(airflow) == before
     assert all(psutil.pid_exists(pid) for pid, _ in before)
+
+
+def test_whatever_a_server_sends_can_be_stored(airflow: Airflow2Stack | Airflow3Stack) -> None:
+    """After the other test, whose task instances are used."""
+    from airflow.models.taskinstance import TaskInstance
+
+    with Session(create_engine(str(airflow.database))) as session:
+        ti = session.query(TaskInstance).filter_by(dag_id=DAG_ID).first()
+        store_all_that_a_server_can_send(session, ti, examples=300)

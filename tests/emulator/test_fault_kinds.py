@@ -393,7 +393,7 @@ def test_default_of_times_follows_the_rate() -> None:
     assert Fault(status=503, rate=0.5).times is None
     assert Fault(status=503, rate=0.5, times=1).times == 1
     assert Fault(status=503, times=None).times is None
-    assert "times: int | None = 1, or None with a rate," in str(inspect.signature(Fault))
+    assert "times: int | None = 1, or None with a rate or lasts," in str(inspect.signature(Fault))
 
 
 def test_reset_begins_the_sequence_again(seeded: Callable[..., DaiEmulator]) -> None:

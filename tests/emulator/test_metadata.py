@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import requests
-from emulator_testing import CLOUD_PLATFORM, ROBOT, Clock, Launch, credentials_of
+from emulator_testing import CLOUD_PLATFORM, ROBOT, Launch, credentials_of
 from google.auth.exceptions import RefreshError
 from google.auth.transport.requests import Request
 
-from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.emulator import DaiEmulator
 
 FLAVOR = {"Metadata-Flavor": "Google"}
 ACCOUNT = "/computeMetadata/v1/instance/service-accounts/default"
@@ -62,27 +62,6 @@ def test_without_authentication_there_is_no_metadata_server(emulator: DaiEmulato
     assert ask(emulator, f"{ACCOUNT}/token").status_code == 404
     with pytest.raises(RuntimeError, match="authentication=True"):
         _ = emulator.metadata_environment
-
-
-def test_a_fault_can_last_for_some_seconds(guarded: DaiEmulator, real_clock: Clock) -> None:
-    guarded.inject(Fault("metadata", status=404, seconds=20))
-    statuses = []
-    for _ in range(5):
-        statuses.append(ask(guarded, "/").status_code)
-        real_clock.now += 8
-    assert statuses == [404, 404, 404, 200, 200]
-    assert guarded.faults_waiting == []
-
-
-def test_a_fault_can_last_for_some_seconds_and_a_number_of_requests(guarded: DaiEmulator) -> None:
-    guarded.inject(Fault("metadata", status=404, seconds=20, times=1))
-    assert [ask(guarded, "/").status_code for _ in range(2)] == [404, 200]
-
-
-@pytest.mark.parametrize("seconds", [0, -1, "soon"])
-def test_invalid_seconds_are_refused(seconds: Any) -> None:
-    with pytest.raises(ValueError, match="seconds"):
-        Fault(status=503, seconds=seconds)
 
 
 def test_a_replaced_key_is_refused_and_the_new_one_gives_access(guarded: DaiEmulator) -> None:

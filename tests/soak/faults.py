@@ -27,6 +27,11 @@ KINDS = (
     {"delay": 2.0},
 )
 METHODS = ("operations.cancel", "operations.get", "operations.list", "creatives.create")
+#: Faults of one method each, and the share of its requests that they hit.
+OF_METHODS = (
+    ("operations.get", 0.02, {"rpc_status": "NOT_FOUND"}),
+    ("operations.list", 0.2, {"listed": [None, {"done": True}, "x", {"name": "operations/../x"}]}),
+)
 
 
 def inject(emulator: DaiEmulator, share: float, methods: Sequence[str] = METHODS) -> None:
@@ -40,3 +45,6 @@ def inject(emulator: DaiEmulator, share: float, methods: Sequence[str] = METHODS
         for method in methods:
             emulator.inject(Fault(method, rate=each / left, **kind))  # type: ignore[arg-type]
         left -= each
+    for method, rate, kind in OF_METHODS:
+        if method in methods:
+            emulator.inject(Fault(method, rate=rate, **kind))  # type: ignore[arg-type]

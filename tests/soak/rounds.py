@@ -8,14 +8,16 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
 from faults import inject
 from judge import print_results, requests_against_the_rule
 from leaks import Leaks
+from situations import OF_CANCELS, Situation
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiHook
@@ -26,6 +28,9 @@ from tests.e2e.messages import NOT_FINISHED
 
 #: Rounds at once, and the number of rounds without faults for comparison.
 WORKERS = 16
+#: The most tries of a task, and the seconds between two.
+TRIES = 4
+RETRY_DELAY = 1.0
 FAULTLESS = 90
 
 
@@ -36,7 +41,7 @@ class TaskInstance:
     task_id: str = "soak"
     map_index: int = -1
     try_number: int = 1
-    max_tries: int = 0
+    max_tries: int = TRIES - 1
     pushed: dict[str, Any] = field(default_factory=dict)
 
     def xcom_push(self, key: str, value: Any) -> None:
@@ -76,39 +81,70 @@ class Triggerer:
         await self._loop.shutdown_default_executor()
 
 
-def execute(operator: BaseOperator, ti: TaskInstance) -> None:
-    """Execute an operator without Airflow's check of the caller, which on 2.11 fails in all but the main thread."""
-    inspect.unwrap(type(operator).execute)(operator, {"ti": ti})
+class Store(dict[str, Any]):
+    """The part of the task state store that the operators use."""
+
+    set = dict.__setitem__
+    delete = dict.__delitem__
+
+
+def run_task(make: Callable[[], Any], ti: TaskInstance, triggerer: Triggerer) -> None:
+    """Run a task as Airflow does: in the triggerer while it is deferred, and again after errors that a retry may heal."""
+    context = {"ti": ti, "task_state_store": Store()}
+    while True:
+        operator = make()
+        try:
+            try:
+                # Without Airflow's check of the caller, which on 2.11 fails in all but the main thread.
+                inspect.unwrap(type(operator).execute)(operator, context)
+            except TaskDeferred as deferred:
+                _, arguments = deferred.trigger.serialize()
+                kwargs = {**(deferred.kwargs or {}), "event": triggerer.fire(DaiOperationTrigger(**arguments))}
+                operator.resume_execution(deferred.method_name, kwargs, context)
+        except AirflowFailException:
+            raise
+        except AirflowException:
+            if ti.try_number > ti.max_tries:
+                raise
+            time.sleep(RETRY_DELAY)
+            ti.try_number += 1
+        else:
+            return
 
 
 def media_url(number: int) -> str:
-    return f"https://media.example.com/{number}.mp4?seconds=3600"
+    return (
+        f"https://media.example.com/{number}.mp4?seconds={6 if KINDS[number % len(KINDS)] is start_and_retry else 3600}"
+    )
+
+
+def cancel(name: str, **options: Any) -> Callable[[], DaiCancelOperationOperator]:
+    waiting = {"wait_for_completion": True, "poll_interval": 2, "timeout": 120}
+    return lambda: DaiCancelOperationOperator(task_id="soak", operation_name=name, **waiting, **options)
+
+
+def create(number: int) -> DaiCreateCreativeOperator:
+    """Return a task whose wait times out after 3 s."""
+    media = {"uri": media_url(number), "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
+    creative = {"adSystem": "soak", "mediaFiles": [media]}
+    return DaiCreateCreativeOperator(task_id="soak", creative=creative, poll_interval=1, timeout=3)
 
 
 def cancel_in_worker(emulator: DaiEmulator, triggerer: Triggerer, number: int) -> str | None:
     """Cancel and wait in the worker; return the problem, if any."""
     name = emulator.start_ingest(f"operations/worker/{number}", seconds=3600, cancel_seconds=number % 3)
+    situation_of(number)(emulator, name)
     ti = TaskInstance()
-    operator = DaiCancelOperationOperator(
-        task_id="soak", operation_name=name, wait_for_completion=True, poll_interval=2, timeout=120
-    )
-    execute(operator, ti)
+    run_task(cancel(name), ti, triggerer)
     return wrong_state(emulator, ti, name, "CANCELLED")
 
 
 def cancel_in_triggerer(emulator: DaiEmulator, triggerer: Triggerer, number: int) -> str | None:
     """Cancel an ingest that completes anyway, and wait in the triggerer; return the problem, if any."""
     name = emulator.start_ingest(f"operations/triggerer/{number}", seconds=number % 4, cancel="ignored")
+    situation_of(number)(emulator, name)
     ti = TaskInstance()
-    operator = DaiCancelOperationOperator(
-        task_id="soak", operation_name=name, wait_for_completion=True, deferrable=True, poll_interval=2, timeout=120
-    )
-    try:
-        execute(operator, ti)
-    except TaskDeferred as deferred:
-        _, arguments = deferred.trigger.serialize()
-        event = triggerer.fire(DaiOperationTrigger(**arguments))
-        operator.resume_execution(deferred.method_name, {**(deferred.kwargs or {}), "event": event}, {"ti": ti})
+    run_task(cancel(name, deferrable=True), ti, triggerer)
     return wrong_state(emulator, ti, name, "SUCCEEDED")
 
 
@@ -119,13 +155,9 @@ def start_and_time_out(emulator: DaiEmulator, triggerer: Triggerer, number: int)
     Raise IngestMayHaveStartedError if the request was lost, in which case no ingest may have started.
     """
     url = media_url(number)
-    media = {"uri": url, "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
-    ti = TaskInstance()
-    operator = DaiCreateCreativeOperator(
-        task_id="soak", creative={"adSystem": "soak", "mediaFiles": [media]}, poll_interval=1, timeout=3
-    )
+    ti = TaskInstance(max_tries=0)
     try:
-        execute(operator, ti)
+        run_task(lambda: create(number), ti, triggerer)
     except IngestMayHaveStartedError:
         raise
     except AirflowException as error:
@@ -139,7 +171,21 @@ def start_and_time_out(emulator: DaiEmulator, triggerer: Triggerer, number: int)
     return None
 
 
-KINDS = (cancel_in_worker, cancel_in_triggerer, start_and_time_out)
+def start_and_retry(emulator: DaiEmulator, triggerer: Triggerer, number: int) -> str | None:
+    """Start an ingest that takes longer than one try, so that the next reattaches to it; return the problem, if any."""
+    ti = TaskInstance()
+    run_task(lambda: create(number), ti, triggerer)
+    name = ti.pushed["operation_name"]
+    if emulator.cancel_requested(name):
+        return f"{name} was cancelled"
+    return wrong_state(emulator, ti, name, "SUCCEEDED")
+
+
+KINDS = (cancel_in_worker, cancel_in_triggerer, start_and_time_out, start_and_retry)
+
+
+def situation_of(number: int) -> Situation:
+    return OF_CANCELS[number // len(KINDS) % len(OF_CANCELS)]
 
 
 def wrong_state(emulator: DaiEmulator, ti: TaskInstance, name: str, state: str) -> str | None:
@@ -175,7 +221,8 @@ class Played:
             "wrong outcomes": self.wrong + missed,
             "strays": [name for name, state in emulator.states().items() if state == "RUNNING"],
             "ingests started twice": [url for url, times in self.started.items() if times > 1],
-            "requests beyond the retry rule": requests_against_the_rule(emulator.requests),
+            # After each try the next may poll at once.
+            "requests beyond the retry rule": requests_against_the_rule(emulator.requests, sooner=TRIES),
             **self.leaks.found,
         }
 
@@ -213,7 +260,7 @@ def play(rounds: int, share: float, seed: int | None) -> Played:
             urls = [
                 operation.ingest.signed_creative_url or "" for operation in hook.list_operations() if operation.ingest
             ]
-    played.started.update(url for url in urls if url.endswith("?seconds=3600"))
+    played.started.update(url for url in urls if "?seconds=" in url)
     return played
 
 

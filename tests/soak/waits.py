@@ -9,6 +9,7 @@ from pathlib import Path
 
 from faults import inject
 from judge import print_results, requests_against_the_rule
+from situations import OF_WAITS, front_end
 
 from airflow_dai_provider.emulator import DaiEmulator
 from tests.support.emulators import cancel_from_outside
@@ -47,6 +48,8 @@ def play_waits(waits: int, share: float, seed: int | None) -> int:
         env = {"DAI_EMULATOR_HOST": emulator.host, **CONCURRENT}
         with postgresql() as database, make_stack(home, dags, env, database) as stack:
             stack.wait_for_dags(*(dag_id(state) for state in STATES))
+            for number, name in enumerate(name for found in names.values() for name in found):
+                OF_WAITS[number % len(OF_WAITS)](emulator, name)
             inject(emulator, share, ["operations.get"])
             runs = {state: stack.trigger(dag_id(state), {"operations": names[state]}) for state in STATES}
             tasks = disturb(stack, emulator, clock, names, runs)
@@ -87,6 +90,9 @@ def disturb(
         return states.count("deferred") == sum(map(len, names.values()))
 
     wait_until("all sensors to be deferred", waiting, 1200, 15)
+    for found in names.values():
+        for name in found[:: len(OF_WAITS)]:
+            front_end(emulator, name)
     print("  killing the triggerer, and starting it again", flush=True)
     stack.kill_component("triggerer")
     stack.start_component("triggerer")

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airflow_dai_provider.api import rest
+from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.sweep.report import Failure, SweepReport
+from airflow_dai_provider.sweep.selection import Selection
+from airflow_dai_provider.tasks.deferral import error_event, operation_event
+from airflow_dai_provider.tasks.failures import task_error
 from tests.support.airflow_versions import IS_AIRFLOW_2, first, serialize_xcom
-from tests.support.payloads import METADATA_TYPE, NAME
+from tests.support.payloads import METADATA_TYPE, NAME, SIGNATURE
+
+_NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 #: Any text, lone surrogates and NUL among it.
 texts = st.text(st.characters(exclude_categories=()), max_size=12) | st.sampled_from(
@@ -81,6 +92,45 @@ bodies = (
         b'{"name": "%s\\ud83d", "done": true}' % NAME.encode(),
     ]
 )
+
+
+def store_all_that_a_server_can_send(session: Any, ti: Any, examples: int) -> None:
+    """Store what the provider makes of any response, and check that no signature is in it.
+
+    :param session: of SQLAlchemy, on the database of Airflow; nothing is committed.
+    :param ti: a task instance in that database, which the session has loaded.
+    """
+
+    @given(bodies)
+    @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    def holds(body: bytes) -> None:
+        for status in (200, 503):
+            for value in _handed_to_airflow(body, status):
+                assert SIGNATURE not in json.dumps(value)
+                store(session, ti, value)
+
+    holds()
+    session.rollback()
+
+
+def _handed_to_airflow(body: bytes, status: int) -> list[Any]:
+    """Return everything that Airflow gets of a response to a poll."""
+    try:
+        operation = rest.read_response(rest.get_operation(NAME), rest.Response(status, {}, body), _NOW)
+    except ServiceError as error:
+        return [error_event(NAME, error), str(task_error(error.rpc_code, str(error), "It may still run"))]
+    assert Operation.from_dict(operation.to_dict()).to_dict() == operation.to_dict()
+    report = SweepReport([operation], Selection(1.0, include_undated=True), _NOW.timestamp())
+    report.begin()
+    for stray in report.found:
+        report.failed(stray.name, Failure(ServiceError.rpc_code, str(operation)))
+    return [
+        operation.to_dict(),
+        [operation.to_dict()] * 2,
+        operation_event(NAME, operation),
+        report.to_dict(),
+        str(operation),
+    ]
 
 
 def store(session: Any, ti: Any, value: Any) -> None:

@@ -450,7 +450,7 @@ class TestClearedRun:
         push_operation(replace(ti, task_id="start"), A, 12.5, clear_number=pushed)
         context: Any = {"ti": ti, "dag_run": SimpleNamespace(clear_number=run)}
         assert operations_started(context, ["start"], LOGGER) == ([A] if reached else [], [])
-        assert log.ours == ([] if reached else [f"Leaving {A} alone: start has started it after it was cleared."])
+        assert log.ours == ([] if reached else [f"Leaving {A} alone: start has started it after the run was cleared."])
 
     @pytest.mark.parametrize("pushed_at", [None, "x", [1], {}])
     def test_an_operation_without_a_time_is_reached(self, ti: Ti, pushed_at: Any) -> None:

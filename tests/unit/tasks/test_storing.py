@@ -10,22 +10,16 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, BaseOperator
-from hypothesis import given, settings
 
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.operation import Operation
-from airflow_dai_provider.sweep.report import Failure, SweepReport
-from airflow_dai_provider.sweep.selection import Selection
-from airflow_dai_provider.tasks.deferral import error_event, operation_event
-from airflow_dai_provider.tasks.failures import task_error
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from tests.support.clock import Clock
 from tests.support.connections import define_connection
 from tests.support.dag_runs import RunDag
 from tests.support.event_loop import run
-from tests.support.hostile import bodies, carry, store
-from tests.support.payloads import NAME, SIGNATURE
+from tests.support.hostile import carry, store_all_that_a_server_can_send
+from tests.support.payloads import NAME
 from tests.support.tiny_server import Exchange, Serve
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -37,26 +31,6 @@ class Nothing(BaseOperator):
         """Do nothing."""
 
 
-def results(body: bytes, status: int) -> list[Any]:
-    """Return everything that Airflow gets of a response."""
-    try:
-        operation = rest.read_response(GET, rest.Response(status, {}, body), NOW)
-    except ServiceError as error:
-        return [error_event(NAME, error), str(task_error(error.rpc_code, str(error), "It may still run"))]
-    assert Operation.from_dict(operation.to_dict()).to_dict() == operation.to_dict()
-    report = SweepReport([operation], Selection(1.0, include_undated=True), NOW.timestamp())
-    report.begin()
-    for stray in report.found:
-        report.failed(stray.name, Failure(ServiceError.rpc_code, str(operation)))
-    return [
-        operation.to_dict(),
-        [operation.to_dict()] * 2,
-        operation_event(NAME, operation),
-        report.to_dict(),
-        str(operation),
-    ]
-
-
 def test_whatever_a_server_sends_can_be_stored(run_dag: RunDag) -> None:
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
@@ -66,17 +40,7 @@ def test_whatever_a_server_sends_can_be_stored(run_dag: RunDag) -> None:
     run = run_dag(dag)
     with create_session() as session:
         ti = session.query(TaskInstance).filter_by(dag_id=run.dag_id, run_id=run.run_id).one()
-
-        @given(bodies)
-        @settings(max_examples=50, deadline=None, derandomize=True, database=None)
-        def holds(body: bytes) -> None:
-            for status in (200, 503):
-                for value in results(body, status):
-                    assert SIGNATURE not in json.dumps(value)
-                    store(session, ti, value)
-
-        holds()
-        session.rollback()
+        store_all_that_a_server_can_send(session, ti, examples=50)
 
 
 @pytest.mark.parametrize(
