@@ -89,7 +89,7 @@ class Store(dict[str, Any]):
 
 
 def run_task(make: Callable[[], Any], ti: TaskInstance, triggerer: Triggerer) -> None:
-    """Run a task as Airflow does: in the triggerer while it is deferred, and again after errors that a retry may heal."""
+    """Run a task as Airflow does: deferred, and again after errors that a retry may heal."""
     context = {"ti": ti, "task_state_store": Store()}
     while True:
         operator = make()
