@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.tasks.failures import sentences
 
@@ -19,8 +20,6 @@ KILLED = "the task was killed before this was attempted"
 PAUSE = 1.0
 #: The most requests under way at a time when a callback cancels many operations.
 CALLBACK_CONCURRENCY = 64
-#: Seconds for which an operation that the service does not know is tried again.
-NOT_FOUND_GRACE = 10.0
 _TIME_IS_UP = "the time was up before it could be cancelled"
 #: After these get is not asked: they say nothing about this operation, and get would be refused as well.
 _REFUSED_ACCESS = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.UNIMPLEMENTED})
