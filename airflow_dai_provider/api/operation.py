@@ -152,7 +152,7 @@ class Operation(_NoXCom):
     :param name: ``operations/...``, with as many segments as the service likes.
     :param state: the state.
     :param error_code: ``google.rpc.Code`` (1 to 16) of an operation that failed or was cancelled, else None.
-    :param error_message: the message of that error.
+    :param error_message: the message of that error, without the secrets of URLs.
     :param response: the JSON object that a successful operation returns (a Creative), or None.
     :param metadata: the JSON object ``metadata``, or None.
     """
@@ -166,7 +166,8 @@ class Operation(_NoXCom):
 
     def __post_init__(self) -> None:
         if self.error_message is not None:
-            object.__setattr__(self, "error_message", storable_text(self.error_message, MAX_MESSAGE))
+            message = storable_text(redact_urls(self.error_message), MAX_MESSAGE)
+            object.__setattr__(self, "error_message", message)
         for name in ("response", "metadata"):
             value = getattr(self, name)
             if value is not None:

@@ -76,7 +76,9 @@ def check_connection(gcp_conn_id: object, impersonation_chain: object, api_endpo
     """
     check_text("gcp_conn_id", gcp_conn_id, "the id of a connection")
     accounts = impersonation_chain
-    if not isinstance(accounts, Sequence) or isinstance(accounts, str | bytes):
+    if accounts is None:
+        accounts = []
+    elif not isinstance(accounts, Sequence) or isinstance(accounts, str | bytes):
         accounts = [accounts]
     for account in accounts:
         check_optional_text("impersonation_chain", account, "an account, or a list of them")

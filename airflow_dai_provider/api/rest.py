@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -88,7 +89,7 @@ class OperationPage:
 def get_operation(name: object) -> Request[Operation]:
     """Build operations.get; raises InvalidNameError."""
     checked = check_operation_name(name)
-    return Request("operations.get", "GET", checked, _path(checked), Operation.from_api, TRANSIENT)
+    return Request("operations.get", "GET", checked, _path(checked), partial(_read_operation, checked), TRANSIENT)
 
 
 def cancel_operation(name: object) -> Request[None]:
@@ -130,7 +131,7 @@ def create_creative(
     body: dict[str, Any] = {"creative": dict(creative)}
     if dynamic_creative_info is not None:
         body["dynamicCreativeInfo"] = dict(dynamic_creative_info)
-    return Request("creatives.create", "POST", "a creative", _path("creatives"), Operation.from_api, THROTTLED, body)
+    return Request("creatives.create", "POST", "a creative", _path("creatives"), _read_started, THROTTLED, body)
 
 
 def get_creative(name: object) -> Request[dict[str, Any]]:
@@ -174,6 +175,24 @@ def _path(name: str, query: Mapping[str, Any] | None = None) -> str:
 
 def _nothing(_: dict[str, Any]) -> None:
     """Ignore the content of a response."""
+
+
+def _read_operation(name: str, resource: dict[str, Any]) -> Operation:
+    """Read an operation that was asked for by name."""
+    operation = Operation.from_api(resource)
+    if operation.name != name:
+        raise InvalidOperationError(f"expected the operation {name}, got {short_repr(operation.name)}")
+    return operation
+
+
+def _read_started(resource: dict[str, Any]) -> Operation:
+    """Read a new operation, whose name has to be one that can be cancelled."""
+    operation = Operation.from_api(resource)
+    try:
+        check_operation_name(operation.name)
+    except ValueError as error:
+        raise InvalidOperationError(str(error)) from error
+    return operation
 
 
 def _read_creative(creative: dict[str, Any]) -> dict[str, Any]:

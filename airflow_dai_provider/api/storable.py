@@ -99,7 +99,7 @@ def _number_text(number: float) -> str:
 def _storable_key(key: str) -> str:
     # Airflow's own marks begin with two underscores: __classname__, __type, __var.
     text = storable_text(key, MAX_KEY)
-    return "_" + text.lstrip("_") if text.startswith("__") else text
+    return f"({text})" if text.startswith("__") else text
 
 
 def _is_deeper(value: object, levels: int) -> bool:

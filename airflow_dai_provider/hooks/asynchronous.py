@@ -202,7 +202,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
             try:
                 return await (await self._open()).call(request)
             except ServiceError as error:
-                retry = retry or self._get_sync_hook().make_retry(request, started)
+                retry = retry or self._get_sync_hook().make_retry(request.retryable_codes, started)
                 seconds, line = retry.after(error, self._clock())
                 self.log.warning("%s", line)
                 metrics.count_retry()

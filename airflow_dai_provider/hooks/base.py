@@ -39,6 +39,14 @@ class UndefinedConnectionError(type(typed(ServiceError("", Code.UNAVAILABLE))), 
     """
 
 
+def _is_whole(value: object) -> bool:
+    """Return whether the Google provider can read a value as a whole number."""
+    try:
+        return value is None or isinstance(int(value), int)  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
 class DaiBaseHook(GoogleBaseHook):
     """Find the endpoint and the credentials of a Google Cloud connection, and keep one session with them.
 
@@ -121,6 +129,8 @@ class DaiBaseHook(GoogleBaseHook):
         known = {name.removeprefix(_PREFIX) for name in extras}
         if kind and "google" not in kind and not kind.startswith("gcp") and not known.intersection(_FIELDS):
             raise self._unusable(f"it is of the type {kind!r}, not 'google_cloud_platform'")
+        if not _is_whole(retries := extras.get("num_retries", extras.get(f"{_PREFIX}num_retries"))):
+            raise self._unusable(f"its num_retries is no whole number, but {retries!r}")
         return dict(extras)
 
     def _unusable(self, reason: str) -> ServiceError:
@@ -136,6 +146,11 @@ class DaiBaseHook(GoogleBaseHook):
             return self._emulator
         universe = os.environ.get("GOOGLE_CLOUD_UNIVERSE_DOMAIN") or "googleapis.com"
         return service_endpoint(self.api_endpoint, self.extras, universe)
+
+    @property
+    def fixed_endpoint(self) -> str | None:
+        """What to give as ``api_endpoint`` to a hook that has to use the same endpoint in another process, later."""
+        return self.api_endpoint if self._emulator or not self.looked_up else self.endpoint.url
 
     @cached_property
     def sharing_key(self) -> Hashable:

@@ -52,7 +52,7 @@ class DaiHook(DaiBaseHook):
     _random: Callable[[], float] = staticmethod(random)
 
     #: Whether the API has responded to this hook: the endpoint is right, and the account has access.
-    _responded = False
+    responded = False
     #: Gives the reason to send no other request, also no retry, or None: a killed task sets it, and a callback whose
     #: time is up. A sibling has the same.
     stopped: Callable[[], str | None] = staticmethod(lambda: None)
@@ -187,7 +187,7 @@ class DaiHook(DaiBaseHook):
             poll_interval=poll_interval,
             timeout=timeout,
             max_outage=max_outage,
-            responded=responded or self._responded,
+            responded=responded or self.responded,
             jitter=self._random,
         )
 
@@ -274,10 +274,10 @@ class DaiHook(DaiBaseHook):
             return False, f"{no_list} {error}"
         return True, f"{self.endpoint.url} responded to operations.get; it has no operations.list."
 
-    def make_retry(self, request: rest.Request[Any], started: float) -> Retry:
+    def make_retry(self, retryable_codes: frozenset[Code], started: float) -> Retry:
         """Return the retries of a call that began at ``started``."""
         return Retry(
-            request.retryable_codes,
+            retryable_codes,
             # The default, as long as the connection could not be looked up.
             num_retries=max(0, self.num_retries) if self.looked_up else 5,
             retry_timeout=self.retry_timeout,
@@ -285,22 +285,36 @@ class DaiHook(DaiBaseHook):
             jitter=self._random,
         )
 
+    def connect(self) -> None:
+        """Look up the connection and fetch a token, with the retries of a request; the first call would do it too.
+
+        :raises google.api_core.exceptions.GoogleAPICallError: when the connection gives no credentials. When no token
+            can be fetched, the next call raises the error.
+        """
+        request = rest.list_operations(page_size=1)
+        self._retried(request, lambda: self._get_transport().fetch_first_token(request))
+
     def _call(self, request: rest.Request[T], *, retry: bool = True) -> T:
         """Send a request, and again after errors that allow it; raise the last ServiceError."""
+        return self._retried(request, lambda: self._send(request), retry=retry)
+
+    def _retried(self, request: rest.Request[Any], attempt: Callable[[], T], *, retry: bool = True) -> T:
         self._check_stopped(request)
         started = self._clock()
         retries: Retry | None = None
         while True:
             try:
-                return self._send(request)
+                return attempt()
             except ServiceError as error:
-                if not retry:
-                    raise
-                retries = retries or self.make_retry(request, started)
-                seconds, line = retries.after(error, self._clock())
-                self.log.warning("%s", line)
-                metrics.count_retry()
                 last = error
+                if self.responded and error.from_front_end and Code.UNAVAILABLE in request.retryable_codes:
+                    last = typed(error.as_outage())
+            if not retry:
+                raise last
+            retries = retries or self.make_retry(request.retryable_codes, started)
+            seconds, line = retries.after(last, self._clock())
+            self.log.warning("%s", line)
+            metrics.count_retry()
             self._sleep(seconds)
             if reason := self.stopped():
                 raise typed(ServiceError(f"{last}; it was not retried: {reason}", last.rpc_code, None, last.sent))
@@ -312,7 +326,7 @@ class DaiHook(DaiBaseHook):
     def _send(self, request: rest.Request[T]) -> T:
         """Send a request once."""
         result = self._get_transport().call(request)
-        self._responded = True
+        self.responded = True
         return result
 
 

@@ -185,6 +185,8 @@ class IngestGuard:
             if names:
                 # The hook of the task has a token; one that is made now has to ask for it, and for the connection.
                 with self._hook.sibling() if self._hook else make_hook() as hook:
+                    hook.connect()
+                    hook.responded = True  # to the start of the ingest
                     connected = True
                     here = hook.endpoint.url
                     if why := next(filter(None, (elsewhere(name, here, self._endpoints) for name in names)), None):

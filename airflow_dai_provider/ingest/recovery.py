@@ -58,6 +58,8 @@ def recover_ingest(
     """
     media = ", ".join(sorted(map(redact_urls, urls)))
     log.warning("%s An ingest of %s may have started. Searching the operations for it.", failure, media)
+    # A front end's page in answer to the list says nothing: the same endpoint has taken the request to create.
+    hook.responded = True
     reason = ""
     for pause in PAUSES:
         try:

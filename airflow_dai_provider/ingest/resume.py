@@ -68,7 +68,8 @@ class IngestStore:
 
     def __init__(self, context: Context) -> None:
         self._store: Any = context.get("task_state_store")
-        #: Of the task instance. Airflow raises it at a clear, and at nothing else.
+        #: Of the task instance. Airflow raises it at the clear of a task that does not run, and at nothing else. One
+        #: that runs is killed, which cancels its ingest.
         self.max_tries: int | None = getattr(context.get("ti"), "max_tries", None)
 
     @property

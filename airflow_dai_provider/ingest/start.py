@@ -25,6 +25,7 @@ def start_ingest(
     creative: Mapping[str, Any],
     dynamic_creative_info: Mapping[str, Any] | None,
     *,
+    stopped: Callable[[], str | None],
     store: IngestStore,
     adopt: Callable[[str], None],
     clock: Callable[[], float],
@@ -33,6 +34,7 @@ def start_ingest(
 ) -> Operation:
     """Send the request that starts the ingest; when its response is lost, recover the ingest.
 
+    :param stopped: gives the reason to send the request no more, or None.
     :param store: has the ingest of an earlier try, which is not taken for this one.
     :param adopt: takes the name of an ingest whose start was interrupted, so that the guard of the task cancels it.
     :param clock: gives seconds of the epoch.
@@ -47,7 +49,12 @@ def start_ingest(
         )
 
     try:
-        return hook.create_creative(creative, dynamic_creative_info)
+        # A killed task starts nothing more; but what it has started it looks for, and cancels.
+        hook.stopped, before = stopped, hook.stopped
+        try:
+            return hook.create_creative(creative, dynamic_creative_info)
+        finally:
+            hook.stopped = before
     except ServiceError as error:
         if not may_have_acted(error):
             raise

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException
 
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.names import InvalidNameError, check_operation_name, is_missing_name
 from airflow_dai_provider.api.parameters import check_seconds
+from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.notifications.rendering import RenderingNotifier
 from airflow_dai_provider.tasks.callback_scope import CallbackKind, callback_kind, operations_started, run_of_deadline
-from airflow_dai_provider.tasks.cancel_requests import request_cancellations
-from airflow_dai_provider.tasks.failures import describe_error, log_failure
+from airflow_dai_provider.tasks.cancel_requests import PAUSE, request_cancellations
+from airflow_dai_provider.tasks.failures import describe_error, log_failure, refused_parameters
 from airflow_dai_provider.tasks.xcom import Endpoints, as_list, elsewhere
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_dai_provider.hooks.dai import DaiHook
 
 #: Seconds that one request may take.
 REQUEST_TIMEOUT = 5.0
@@ -83,7 +86,8 @@ class DaiCancelOperationNotifier(RenderingNotifier):
         self.context = context or {}
         self.operation_name = operation_name
         self.ingest_task_ids = ingest_task_ids
-        self.timeout = timeout
+        with refused_parameters():
+            self.timeout = check_seconds("timeout", timeout)
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
@@ -181,20 +185,38 @@ class DaiCancelOperationNotifier(RenderingNotifier):
                 # A field that has rendered to an empty text is not given: a guard does without it rather than fail.
                 self.impersonation_chain or None,
                 self.api_endpoint or None,
-                timeout=min(REQUEST_TIMEOUT, check_seconds("timeout", self.timeout)),
+                timeout=min(REQUEST_TIMEOUT, self.timeout),
                 retry_timeout=0,
             ) as hook:
+                timeout = self._connect(hook)
                 others = {name: why for name in names if (why := elsewhere(name, hook.endpoint.url, endpoints))}
                 problems = [f"{name} may still run: {why}" for name, why in others.items()]
                 if not (here := [name for name in names if name not in others]):
                     return problems
-                hook.get_conn()
                 return problems + request_cancellations(
-                    hook, here, timeout=self.timeout, clock=self._clock, sleep=self._sleep, log=self.log
+                    hook, here, timeout=timeout, clock=self._clock, sleep=self._sleep, log=self.log
                 )
         except Exception as error:
             log_failure(self.log, f"The cancellation of {', '.join(names)} has failed", error)
             return [f"{name} may still run: {describe_error(error)}" for name in names]
+
+    def _connect(self, hook: DaiHook) -> float:
+        """Look up the connection, again while it cannot be looked up for now; return the seconds that are left.
+
+        The first attempt does not count, since it can take long where nothing has failed.
+        """
+        until: float | None = None
+        while True:
+            try:
+                hook.connect()
+            except ServiceError as error:
+                until = until or self._clock() + self.timeout
+                if error.rpc_code in PERMANENT or self._clock() >= until:
+                    raise
+                self.log.warning("%s", error)
+                self._sleep(PAUSE)
+            else:
+                return self.timeout if until is None else max(until - self._clock(), PAUSE)
 
 
 def _given(values: object) -> list[object]:

@@ -20,10 +20,12 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.api.polling import FIRST_INTERVAL, MAX_OUTAGE, WaitTimeoutError, describe_poll
+from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
@@ -194,6 +196,7 @@ class DaiOperationSensor(BaseSensorOperator):
                 self._last_failure = f"{error}."
                 result.is_done = False
                 return result
+            self._arm(name)
             if operation.done:
                 result.xcom_value = self._accept(operation)
             else:
@@ -226,7 +229,12 @@ class DaiOperationSensor(BaseSensorOperator):
         """Arm the guard before the first poll, which can take a minute when the service is unavailable."""
         if self.cancel_on_kill and not self._guard:
             guard = IngestGuard(on_kill=True, on_failure=False, log=self.log)
-            guard.arm(self.hook, name)
+            try:
+                guard.arm(self.hook, name)
+            except ServiceError as error:
+                if error.rpc_code in PERMANENT:
+                    raise
+                return  # the poll meets the same, and bears it
             self._guard = guard
             if self._killed:
                 # The kill came before there was a guard, while the hook was being made.
@@ -273,6 +281,7 @@ class DaiOperationSensor(BaseSensorOperator):
 
         return defer_wait(
             self,
+            self.hook,
             DaiOperationTrigger,
             self.operation_name,
             poll_interval=max(self._longest_interval(), FIRST_INTERVAL),

@@ -22,7 +22,9 @@ def cancel_found(workers: Workers[DaiHook], report: SweepReport, retry_timeout: 
     :param retry_timeout: seconds after which one request is not retried again.
     """
     calls = workers.call(
-        report.left, lambda hook, name: request_cancellation(hook, name, log), retry_timeout=retry_timeout
+        report.left,
+        lambda hook, name: request_cancellation(hook, name, log, patient=False),
+        retry_timeout=retry_timeout,
     )
     for name, finished, error in calls:
         if error:

@@ -27,7 +27,7 @@ _REFUSED_ACCESS = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.
 _SAYS_FINISHED = frozenset({Code.FAILED_PRECONDITION, Code.NOT_FOUND})
 
 
-def request_cancellation(hook: DaiHook, name: str, log: Any) -> Operation | None:
+def request_cancellation(hook: DaiHook, name: str, log: Any, *, patient: bool = True) -> Operation | None:
     """Request the cancellation of an operation; after an error, ask get what is true.
 
     The response to the cancellation of a finished operation is not documented, and neither is what a service that was
@@ -35,6 +35,7 @@ def request_cancellation(hook: DaiHook, name: str, log: Any) -> Operation | None
     did not reach the service.
 
     :param log: says what was requested, or that there was nothing to cancel.
+    :param patient: whether to wait until NOT_FOUND can be believed; callers that come back soon do without it.
     :return: the operation when it had already finished and the service therefore refused; None when the service has
         accepted the request, which says nothing yet about the final state.
     :raises ServiceError: NOT_FOUND when the service does not know the operation; a transient code when cancel and get
@@ -45,27 +46,35 @@ def request_cancellation(hook: DaiHook, name: str, log: Any) -> Operation | None
     except ServiceError as error:
         if error.rpc_code in _REFUSED_ACCESS or not error.sent or hook.stopped():
             raise
-        operation = _poll_after(error, hook, name)
-        if not operation.done:
-            if error.rpc_code in _SAYS_FINISHED:
-                # Never NOT_FOUND, which callers may take for an operation that does not run. And worth a retry: soon
-                # both may see the same.
-                raise _with_code(Code.ABORTED, sentences(error, f"But {operation}")) from None
+        operation = _poll_after(error, hook, name, patient=patient)
+        if operation.done:
+            log.info("%s: it had already finished, there is nothing to cancel.", operation)
+            return operation
+        if error.rpc_code not in _SAYS_FINISHED:
             raise
-        log.info("%s: it had already finished, there is nothing to cancel.", operation)
-        return operation
+        try:
+            if not patient:
+                raise
+            # The service can have known it for a moment only.
+            hook.cancel_operation(name)
+        except ServiceError as last:
+            # Never NOT_FOUND, which callers may take for an operation that does not run. And worth a retry: soon both
+            # may see the same.
+            raise _with_code(Code.ABORTED, sentences(last, f"But {operation}")) from None
     log.info("Requested the cancellation of %s.", name)
     return None
 
 
-def _poll_after(refusal: ServiceError, hook: DaiHook, name: str) -> Operation:
+def _poll_after(refusal: ServiceError, hook: DaiHook, name: str, *, patient: bool) -> Operation:
     """Poll an operation whose cancellation has failed.
 
     :raises ServiceError: when the poll fails too: transient when one of both is.
     """
     permanent = refusal.rpc_code in PERMANENT
     try:
-        # The retries are used up where the error is transient.
+        if permanent and patient:
+            return hook.poll(hook.make_wait(name))
+        # Where the error is transient, the retries are used up.
         return hook.get_operation(name, retry=permanent)
     except ServiceError as error:
         if not permanent:
@@ -115,7 +124,9 @@ def request_cancellations(
     hooks = [hook.sibling() for _ in range(min(len(left), CALLBACK_CONCURRENCY))]
     with Workers(hooks, stopped=lambda: _TIME_IS_UP if clock() >= began + timeout else None) as workers:
         while left and clock() < began + timeout:
-            for name, _, error in workers.call(left, lambda own, name: request_cancellation(own, name, log)):
+            for name, _, error in workers.call(
+                left, lambda own, name: request_cancellation(own, name, log, patient=False)
+            ):
                 if error is None:
                     del errors[name]
                 elif error.sent or error.rpc_code is not Code.CANCELLED:

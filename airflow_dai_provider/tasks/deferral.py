@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout
 
@@ -22,6 +22,9 @@ from airflow_dai_provider.api.polling import NOT_FOUND_GRACE, WaitTimeoutError
 from airflow_dai_provider.api.redaction import short_repr
 from airflow_dai_provider.api.storable import MAX_MESSAGE, storable, storable_text
 from airflow_dai_provider.tasks.failures import describe_error, rpc_code_of, sentences, task_error
+
+if TYPE_CHECKING:
+    from airflow_dai_provider.hooks.dai import DaiHook
 
 #: Seconds after its deadline at which Airflow itself ends a deferral, if its trigger runs in no triggerer.
 BACKSTOP = 60.0
@@ -58,6 +61,7 @@ class WaitingTask(Protocol):
 
 def defer_wait(
     task: WaitingTask,
+    hook: DaiHook,
     make_trigger: Callable[..., Any],
     operation_name: str,
     *,
@@ -70,6 +74,8 @@ def defer_wait(
     The deadline is the sooner of the task's ``timeout`` and its ``execution_timeout``, which Airflow 3 does not enforce
     on a deferred task.
 
+    :param hook: the hook of the task. The trigger polls at the same endpoint, also when that of the connection is
+        changed meanwhile: at another endpoint, another operation can have this name.
     :param make_trigger: the class ``DaiOperationTrigger``, which the caller imports, since triggers build on tasks.
     :param resume_with: further arguments for ``execute_complete``.
     :param responded: whether the API has responded to this task.
@@ -83,7 +89,7 @@ def defer_wait(
         responded=responded,
         gcp_conn_id=task.gcp_conn_id,
         impersonation_chain=task.impersonation_chain,
-        api_endpoint=task.api_endpoint,
+        api_endpoint=hook.fixed_endpoint,
         **trigger_arguments,
     )
     task.log.info("Waiting for %s in the triggerer.", operation_name)
@@ -171,7 +177,7 @@ def resumption(
     ended_by_airflow = next_method == FAILED_DEFERRAL and (next_kwargs or {}).get("error") in TRIGGER_TIMEOUTS
     last_poll = ""
     if ended_by_airflow:
-        event, last_poll = _poll_once_more(task, operation_name() if callable(operation_name) else operation_name)
+        event, last_poll = _poll_once_more(task, operation_name)
         if event:
             next_method, next_kwargs = "execute_complete", {"event": event}
     try:
@@ -189,26 +195,30 @@ def resumption(
         raise AirflowException(sentences(message, consequence)) from error
 
 
-def _poll_once_more(task: WaitingTask, operation_name: str | None) -> tuple[dict[str, Any] | None, str]:
+def _poll_once_more(
+    task: WaitingTask, operation_name: str | Callable[[], str | None] | None
+) -> tuple[dict[str, Any] | None, str]:
     """Poll the operation of a deferral that Airflow has ended.
 
     :return: the event that the trigger would have fired, when the wait is over; and else, what the poll has found.
     """
-    if operation_name is None:
-        return None, ""
     # Imported here, since DAG files are parsed often and few of their tasks resume so.
     from airflow_dai_provider.hooks.dai import DaiHook
 
+    name: str | None = None
     try:
+        name = operation_name() if callable(operation_name) else operation_name
+        if name is None:
+            return None, ""
         with DaiHook(task.gcp_conn_id, task.impersonation_chain, task.api_endpoint) as hook:
-            # With the time that it takes to believe NOT_FOUND; other failed polls are made again in it too.
-            operation = hook.poll(hook.make_wait(operation_name, timeout=NOT_FOUND_GRACE, responded=True))
+            # More than the time that it takes to believe NOT_FOUND; other failed polls are made again in it too.
+            operation = hook.poll(hook.make_wait(name, timeout=2 * NOT_FOUND_GRACE, responded=True))
     except Exception as error:
-        if rpc_code_of(error) is Code.NOT_FOUND:
-            return error_event(operation_name, error), ""
+        if name and rpc_code_of(error) is Code.NOT_FOUND:
+            return error_event(name, error), ""
         return None, f"The last poll failed: {describe_error(error)}"
     if operation.done:
-        return operation_event(operation_name, operation), ""
+        return operation_event(name, operation), ""
     return None, f"The last poll found: {operation}"
 
 

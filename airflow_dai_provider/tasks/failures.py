@@ -119,16 +119,16 @@ def task_errors(consequence: str = "") -> Iterator[None]:
     """
     try:
         yield
+    except ServiceError as error:
+        # The message names the request and the response. Airflow's log page opens at its end, and leaves out a cause
+        # without frames; so the frames of this package are dropped, and the message is the last thing on the page.
+        raise task_error(error.rpc_code, str(error), consequence) from error.with_traceback(None)
     except AirflowException:
         raise
     except ValueError as error:
         raise AirflowFailException(str(error)) from error
     except WaitTimeoutError as error:
         raise AirflowException(sentences(error, consequence)) from error
-    except ServiceError as error:
-        # The message names the request and the response. Airflow's log page opens at its end, and leaves out a cause
-        # without frames; so the frames of this package are dropped, and the message is the last thing on the page.
-        raise task_error(error.rpc_code, str(error), consequence) from error.with_traceback(None)
 
 
 def task_error(rpc_code: Code, message: str, consequence: str = "") -> AirflowException:

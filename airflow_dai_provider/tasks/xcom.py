@@ -39,15 +39,16 @@ Endpoints = dict[object, set[str]]
 def push_operation(
     ti: Any, name: str, now: float, endpoint: str | None = None, clear_number: int | None = None
 ) -> None:
-    """Push an operation that a task has started, the name first.
+    """Push an operation that a task has started.
 
     :param now: seconds of the epoch.
     :param endpoint: base URL of the service that runs it.
     :param clear_number: of the run, from :func:`clear_number_of`.
     """
-    ti.xcom_push(XCOM_OPERATION_NAME, name)
+    # Before the name: where it cannot be pushed, the name alone would stand for an operation at any endpoint.
     if endpoint:
         ti.xcom_push(XCOM_ENDPOINT, {name: endpoint})
+    ti.xcom_push(XCOM_OPERATION_NAME, name)
     ti.xcom_push(XCOM_TRY_NUMBER, ti.try_number)
     ti.xcom_push(XCOM_PUSHED_AT, {name: now})
     if clear_number is not None:

@@ -1,5 +1,7 @@
 """One deadline for all that a request of ``requests`` does: connect, send, read the headers, read the body.
 
+Only the look-up of the host's addresses is not bounded: no library can interrupt it.
+
 The library itself gives its timeout to each address of a host, and to each piece of a response that arrives.
 """
 

@@ -76,7 +76,7 @@ class Workers(Generic[S]):
             session = self._idle.get()
             try:
                 if reason := self._stopped():
-                    return Outcome(name, None, ServiceError(reason, Code.CANCELLED))
+                    return Outcome(name, None, ServiceError(reason, Code.CANCELLED, sent=False))
                 result = request(session, name)
             except ValueError as error:
                 return Outcome(name, None, ServiceError(str(error), Code.INVALID_ARGUMENT))

@@ -149,7 +149,9 @@ class DaiCancelOperationOperator(BaseOperator):
         from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 
         resume_with = {"requested": requested}
-        return defer_wait(self, DaiOperationTrigger, name, poll_interval=self.poll_interval, resume_with=resume_with)
+        return defer_wait(
+            self, hook, DaiOperationTrigger, name, poll_interval=self.poll_interval, resume_with=resume_with
+        )
 
     def _finish(self, context: Context, operation: Operation, requested: float | None) -> None:
         """Report how the operation has finished, and check that its state is expected."""

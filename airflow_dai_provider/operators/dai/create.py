@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, conf, mask_secret
+from airflow.providers.common.compat.sdk import BaseOperator, conf, mask_secret
 
 from airflow_dai_provider.api.creative import check_creative, creative_digest, media_urls
 from airflow_dai_provider.api.operation import OperationState
@@ -18,6 +18,7 @@ from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, reatt
 from airflow_dai_provider.ingest.start import start_ingest
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
+from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
 from airflow_dai_provider.tasks.failures import check_final_state, refused_parameters, task_errors
 from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
@@ -227,14 +228,13 @@ class DaiCreateCreativeOperator(BaseOperator):
 
     def _start(self, context: Context, hook: DaiHook) -> str:
         """Start the ingest, and save its name for guards and the next try."""
-        if self._guard.killed:
-            raise AirflowException("The task is being killed; no ingest was started.")
         store = IngestStore(context)
         with task_errors():
             operation = start_ingest(
                 hook,
                 self.creative,
                 self.dynamic_creative_info,
+                stopped=lambda: KILLED if self._guard.killed else None,
                 store=store,
                 adopt=lambda name: self._adopt(context, hook, name),
                 clock=self._clock,
@@ -267,6 +267,7 @@ class DaiCreateCreativeOperator(BaseOperator):
 
         return defer_wait(
             self,
+            hook,
             DaiOperationTrigger,
             name,
             poll_interval=self.poll_interval,
