@@ -29,7 +29,7 @@ BACKSTOP = 60.0
 #: The error with which Airflow resumes a task whose deferral has timed out: Airflow 3 the first, Airflow 2 the second.
 TRIGGER_TIMEOUTS = frozenset({"Trigger timeout", "Trigger/execution timeout"})
 
-#: What ends a deferral in this way: a trigger that runs ends by itself before that.
+#: The reason when Airflow ends a deferral: a trigger that runs would have ended by itself before.
 NO_TRIGGERER = "No triggerer has run the trigger to its end: is one running, and has it room for another trigger?"
 
 #: The method with which Airflow resumes a task whose deferral has failed without an event.
@@ -192,7 +192,7 @@ def resumption(
 def _poll_once_more(task: WaitingTask, operation_name: str | None) -> tuple[dict[str, Any] | None, str]:
     """Poll the operation of a deferral that Airflow has ended.
 
-    :return: the event that the trigger would have fired, when the wait is over; and else, what the poll has found.
+    :return: the event that the trigger would have fired, if the wait is over; otherwise a sentence on the poll.
     """
     if operation_name is None:
         return None, ""
