@@ -49,7 +49,7 @@ def check_creative(creative: object, dynamic_creative_info: object = None) -> No
 def check_sendable(creative: object, dynamic_creative_info: object = None) -> None:
     """Check that a creative is JSON that every server can read, and give back.
 
-    :raises InvalidCreativeError: with the path of each value that is not, what was given and what was expected.
+    :raises InvalidCreativeError: with the path of each other value, what was given and what was expected.
     """
     _refuse([*_unsendable(creative, ""), *_unsendable(dynamic_creative_info, "dynamic_creative_info")])
 

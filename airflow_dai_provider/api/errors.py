@@ -57,8 +57,8 @@ class ServiceError(Exception):
 
     The parameters are positional, and only the message is required, so that an error can be pickled.
 
-    :param message: who was asked for what, and what came back; holds no secret. What Airflow cannot store of it is
-        replaced, since it goes into trigger events and reports.
+    :param message: the request and its response; holds no secret. Characters that Airflow cannot store are replaced,
+        since it goes into trigger events and reports.
     :param rpc_code: the rpc code; by default that of the class.
     :param retry_after: seconds that the server asked to wait, or None.
     :param sent: False when the request certainly did not reach the service.

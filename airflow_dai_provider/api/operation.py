@@ -51,7 +51,7 @@ FINAL_STATES = frozenset({OperationState.SUCCEEDED, OperationState.FAILED, Opera
 
 
 class _NoXCom:
-    """A value that a task cannot return: Airflow would store it, and refuse to read it in the next task."""
+    """A value that fails the task that returns it: Airflow would store it, but could not read it in the next task."""
 
     __slots__ = ()
 

@@ -51,7 +51,7 @@ def check_flag(parameter: str, value: object) -> bool:
 
 
 def check_text(parameter: str, value: object, expected: str) -> str:
-    """Return a text; one that a template has rendered to nothing is none, nor is one that cannot be stored.
+    """Return a text, unless a template has rendered it to nothing, or it cannot be stored.
 
     :param expected: what the text should be.
     :raises ValueError: when it is something else.

@@ -97,7 +97,7 @@ class DaiBaseHook(GoogleBaseHook):
     def extras(self) -> dict[str, Any]:
         """The extra of the connection, which is looked up the first time.
 
-        :raises ServiceError: UNAVAILABLE when it could not be looked up, FAILED_PRECONDITION when it is of no use.
+        :raises ServiceError: UNAVAILABLE when it could not be looked up, FAILED_PRECONDITION when it cannot be used.
         """
         if self._extras is None:
             self._extras = self._look_up()

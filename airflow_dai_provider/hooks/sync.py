@@ -41,7 +41,7 @@ class DaiHook(DaiBaseHook):
     :param gcp_conn_id: the Google Cloud connection.
     :param impersonation_chain: service account(s) to impersonate, as in every Google operator.
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own.
-    :param timeout: seconds that one request may take.
+    :param timeout: seconds that one request may take in all, over every address of the host.
     :param retry_timeout: seconds after which one call is not retried again; 0 for no retry.
     :raises ValueError: for a timeout that is no positive number, and for a bad endpoint.
     """

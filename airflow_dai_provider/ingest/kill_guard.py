@@ -114,8 +114,8 @@ class IngestGuard:
     def kill_or_time_out(self, make_hook: Callable[[], DaiHook]) -> None:
         """Do what a kill requires, or a time limit that has passed while the task was deferred.
 
-        Airflow 2 calls ``on_kill`` then in place of ``resume_execution``, not from a signal handler: so what the error
-        of a resumed task does is done here.
+        Airflow 2 calls ``on_kill`` then in place of ``resume_execution``, not from a signal handler: so the error of a
+        resumed task is handled here.
         """
         error = sys.exception()
         if not (isinstance(error, AirflowTaskTimeout) and self._context and self._resumed and not self._entered):

@@ -179,7 +179,7 @@ def reattach_or_cancel(
 def _poll(hook: DaiHook, name: str, *, settle: bool) -> Operation | None:
     """Return an operation, or None when the service no longer knows it; bear an outage as a wait does.
 
-    :param settle: whether to return a running one as it is when a cancellation that is under way would have been seen.
+    :param settle: whether to watch a running one until a cancellation that is under way would have been seen.
     """
     try:
         # The API has responded here before: to the try that has started it.

@@ -28,7 +28,7 @@ class RenderingNotifier(BaseNotifier):
     that a template does not find is an error, as with a DAG: rendered to nothing, it would hide a mistake.
     """
 
-    #: The fields of which nothing is left to do where they render to nothing. In any other, that is a problem.
+    #: The fields that may render to nothing: then there is nothing to cancel. In any other field, that is a problem.
     may_render_to_nothing: Sequence[str] = ()
     #: By field: a sentence for each template that could not be rendered.
     render_problems: Mapping[str, list[str]] = {}

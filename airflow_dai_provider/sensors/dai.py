@@ -78,8 +78,8 @@ class DaiOperationSensor(BaseSensorOperator):
     A service that is away is borne for five minutes in each mode, from the first failed poll on. In ``poke`` and
     ``reschedule`` mode the poke that meets the outage stays and polls on, also when the next poke would be due, so
     that an outage is measured in one process: Airflow keeps nothing of a poke for the next one. NOT_FOUND is believed
-    in the same way, when it lasts for ten seconds. A deferrable sensor whose first poll fails leaves the outage to the
-    triggerer.
+    in the same way, when it has lasted for ten seconds. A deferrable sensor whose first poll fails leaves the outage to
+    the triggerer.
 
     :return: ``Operation.to_dict()``: ``{"name", "state", "done", "error_code", "error_message", "ingest",
         "response", "metadata"}``.

@@ -47,7 +47,7 @@ def wait_for_requested(
 ) -> None:
     """Poll in rounds until every operation whose cancellation is requested has finished; what has not is left then.
 
-    Whether an error of one operation is believed is decided as in a wait for that one alone.
+    An error of one operation is believed if a wait for that one alone would believe it.
 
     :param wait: one for all of them: the service counts as unavailable when no poll of a round succeeds.
     """

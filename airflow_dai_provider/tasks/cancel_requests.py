@@ -28,11 +28,11 @@ _SAYS_FINISHED = frozenset({Code.FAILED_PRECONDITION, Code.NOT_FOUND})
 
 
 def request_cancellation(hook: DaiHook, name: str, log: Any, *, patient: bool = True) -> Operation | None:
-    """Request the cancellation of an operation; after an error, ask get what is true.
+    """Request the cancellation of an operation; after an error, get decides.
 
-    The response to the cancellation of a finished operation is not documented, and neither is what a service that was
-    asked in vain several times has done. So get decides after every error but one of access, and one of a request that
-    did not reach the service.
+    It is not documented how the service responds to the cancellation of a finished operation, nor what it has done
+    after several failed attempts. So get decides after every error but one of access, and one of a request that did
+    not reach the service.
 
     :param log: says what was requested, or that there was nothing to cancel.
     :param patient: whether to wait until NOT_FOUND can be believed; callers that come back soon do without it.

@@ -32,7 +32,7 @@ BACKSTOP = 60.0
 #: The error with which Airflow resumes a task whose deferral has timed out: Airflow 3 the first, Airflow 2 the second.
 TRIGGER_TIMEOUTS = frozenset({"Trigger timeout", "Trigger/execution timeout"})
 
-#: What ends a deferral in this way: a trigger that runs ends by itself before that.
+#: The reason when Airflow ends a deferral: a trigger that runs would have ended by itself before.
 NO_TRIGGERER = "No triggerer has run the trigger to its end: is one running, and has it room for another trigger?"
 
 #: The method with which Airflow resumes a task whose deferral has failed without an event.
@@ -200,7 +200,7 @@ def _poll_once_more(
 ) -> tuple[dict[str, Any] | None, str]:
     """Poll the operation of a deferral that Airflow has ended.
 
-    :return: the event that the trigger would have fired, when the wait is over; and else, what the poll has found.
+    :return: the event that the trigger would have fired, if the wait is over; otherwise a sentence on the poll.
     """
     # Imported here, since DAG files are parsed often and few of their tasks resume so.
     from airflow_dai_provider.hooks.dai import DaiHook

@@ -51,7 +51,7 @@ def keep_deadlines(session: requests.Session) -> None:
 
 
 class _Pieces(io.RawIOBase):
-    """A response as it arrives, each piece in the time that is left; what has arrived by then is read to its end."""
+    """A response, read piece by piece in the time that is left; what has arrived by then is read to its end."""
 
     def __init__(self, connection: socket.socket, until: float) -> None:
         self._connection = connection

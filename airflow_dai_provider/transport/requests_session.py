@@ -189,7 +189,7 @@ class RequestsTransport:
         self._refresh(request)
 
     def _replaced(self) -> bool:
-        """Read the credentials anew; return whether they are others."""
+        """Read the credentials anew; return whether they differ."""
         credentials = self._reload()
         if credentials is not None:
             refuse_plain_http(self.endpoint, credentials)

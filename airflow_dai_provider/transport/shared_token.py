@@ -99,7 +99,7 @@ class Token:
         self._refresh()
 
     def _replaced(self) -> bool:
-        """Read the credentials anew; return whether they are others."""
+        """Read the credentials anew; return whether they differ."""
         credentials = self._reload()
         if credentials is not None:
             self.credentials = credentials

@@ -68,7 +68,7 @@ def chain(error: BaseException | None, end: BaseException | None = None) -> Iter
 
 
 def public_cause(error: BaseException | None) -> BaseException | None:
-    """Return an error to be the cause of another; None when what a traceback shows of it holds a secret.
+    """Return an error if it can be the cause of another; None if a traceback would show a secret of it.
 
     A proxy's URL can hold a password, and so can a header that the library quotes.
     """
@@ -80,7 +80,7 @@ def public_cause(error: BaseException | None) -> BaseException | None:
 
 
 def is_refusal(error: BaseException, request: TokenRequest) -> bool:
-    """Return whether a token service has refused the credentials; otherwise it has not given an answer yet.
+    """Return whether a token service has refused the credentials, rather than not responded.
 
     :param error: one of ``TOKEN_ERRORS``.
     :param request: what google-auth has asked with.

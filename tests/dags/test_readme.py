@@ -172,6 +172,14 @@ def test_every_link_within_the_project_leads_somewhere() -> None:
             assert any((folder / link).exists() for folder in (ROOT, Path(airflow_dai_provider.__file__).parents[1]))
 
 
+def test_every_test_named_in_the_field_reports_exists() -> None:
+    named = re.findall(r"`(tests/\S+\.py)::(\S+)`", (ROOT / "docs" / "field-reports.md").read_text())
+    assert len(named) > 50
+    for file, test in named:
+        name = test.rpartition("::")[2]
+        assert re.search(rf"def {name}\(", (ROOT / file).read_text()), f"{file}::{test}"
+
+
 #: Messages of Airflow's and requests' own, and one that is put together of single words.
 NOT_OURS = (
     "Could not find a suitable TLS",

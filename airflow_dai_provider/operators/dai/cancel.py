@@ -37,7 +37,8 @@ class DaiCancelOperationOperator(BaseOperator):
     """Request the cancellation of an operation, and wait until it has finished if told to.
 
     Cancelling is best effort: the operation can still complete. Its state is in the log, and, when the task waits, in
-    the XCom ``operation``. An operation that had already finished is no error.
+    the XCom ``operation``. An operation that had already finished is no error. When the service refuses the request for
+    another reason than a lack of access, get decides.
 
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/operations/cancel
 
@@ -45,7 +46,8 @@ class DaiCancelOperationOperator(BaseOperator):
     :param wait_for_completion: whether to wait until the operation has finished.
     :param expected_states: the final states to accept when the task waits: ``"CANCELLED"``, ``"SUCCEEDED"``,
         ``"FAILED"``; None accepts each, since the aim is that nothing runs (templated).
-    :param missing_ok: whether to accept an operation that the service does not know, as one that does not run.
+    :param missing_ok: whether to accept an operation that the service does not know, as one that does not run. A wait
+        believes that after ten seconds.
     :param poll_interval: the most seconds between two polls; the first ones are quicker.
     :param timeout: seconds to wait at most.
     :param deferrable: whether to wait in the triggerer, which holds no worker slot.

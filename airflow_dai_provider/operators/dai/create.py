@@ -40,10 +40,10 @@ LATE_GUARD = 180.0
 class DaiCreateCreativeOperator(BaseOperator):
     """Start the ingest of a creative, wait until it has finished, and cancel it when the task fails before that.
 
-    The name of the operation is pushed to the XCom ``operation_name`` (beside it its endpoint, to
-    ``operation_endpoint``, and the number of the try, to ``operation_try_number``) as soon as the service has
-    responded. When the response is lost, the operator searches the service's list for its ingest, and never starts a
-    second one.
+    As soon as the service has responded, the name of the operation is pushed to the XCom ``operation_name``. Beside it,
+    ``operation_endpoint``, ``operation_try_number``, ``operation_pushed_at`` and ``operation_clear_number`` tell the
+    callbacks where and when it was started. When the response is lost, the operator searches the service's list for its
+    ingest, and never starts a second one.
 
     It cancels the ingest when the task is killed (``cancel_on_kill``), and when the task fails and is not retried, also
     when its worker is lost (``cancel_on_failure``; then by a failure callback that the operator adds to its own. For a

@@ -312,6 +312,14 @@ def test_the_operation_itself_keeps_the_url_as_it_is() -> None:
     assert operation.metadata["creativeUrl"] == SIGNED
 
 
+def test_the_url_to_print_has_no_signature() -> None:
+    ingest = Operation(NAME, RUNNING, metadata=FULL_METADATA).ingest
+    assert ingest is not None
+    assert ingest.creative_url == PLAIN
+    assert ingest.signed_creative_url == SIGNED
+    assert SIGNED not in repr(ingest)
+
+
 def test_metadata_as_deep_as_google_allows_survives() -> None:
     deep: dict[str, Any] = {}
     for _ in range(100):

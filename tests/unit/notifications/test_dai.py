@@ -320,7 +320,7 @@ class TestRendering:
         notifier = DaiCancelOperationNotifier(A, **{field: template})
         call(notifier, {"dag": dag, "ti": ti, "nothing": ""})
         assert log.errors[0].startswith(f"{A} may still run: Invalid {field} ")
-        assert "a template has rendered to nothing" in log.errors[0]
+        assert "the upstream task has pushed no value" in log.errors[0]
         assert emulator.requests == []
 
     @pytest.mark.parametrize("field", ["operation_name", "ingest_task_ids"])
