@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from random import random
 from typing import Any, TypeVar
 
 from google.api_core import exceptions
+from google.auth.credentials import Credentials
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
@@ -80,10 +82,18 @@ class DaiHook(DaiBaseHook):
         :raises InvalidNameError: for a name that cannot be one.
         """
         request = rest.cancel_operation(name)
-        # The task can be killed before the first call has fetched one.
-        own = self._get_transport()
-        own.fetch_first_token(request)
-        transport = RequestsTransport(self.endpoint, held_token(lambda: own.credentials), timeout)
+        endpoint = self.endpoint
+        own: RequestsTransport | None = None
+        # The task can be killed before the first call has fetched one. An error is left for that call to meet.
+        with suppress(ServiceError):
+            own = self._get_transport()
+            own.fetch_first_token(request)
+
+        def credentials() -> Credentials | None:
+            held = own or self._transport
+            return held.credentials if held else None
+
+        transport = RequestsTransport(endpoint, held_token(credentials), timeout)
         return lambda: transport.call(request)
 
     def get_operation(self, name: str, *, retry: bool = True) -> Operation:

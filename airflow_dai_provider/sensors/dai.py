@@ -25,7 +25,6 @@ from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.api.polling import FIRST_INTERVAL, MAX_OUTAGE, WaitTimeoutError, describe_poll
-from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
@@ -191,6 +190,7 @@ class DaiOperationSensor(BaseSensorOperator):
                 self._wait = self._begin_wait(name, context)
             try:
                 operation = self.hook.poll(self._wait)
+                self._arm(name)
             except WaitTimeoutError as error:
                 # The sensor base ends the wait: the same time is up for it.
                 self._last_failure = f"{error}."
@@ -226,15 +226,17 @@ class DaiOperationSensor(BaseSensorOperator):
         return None if self.silent_fail else MAX_OUTAGE
 
     def _arm(self, name: str) -> None:
-        """Arm the guard before the first poll, which can take a minute when the service is unavailable."""
+        """Arm the guard before the first poll, which can take a minute when the service is unavailable.
+
+        If the connection cannot be looked up now, the poll that follows meets the same error, and the wait decides
+        what it means; the guard is armed after that poll.
+        """
         if self.cancel_on_kill and not self._guard:
             guard = IngestGuard(on_kill=True, on_failure=False, log=self.log)
             try:
                 guard.arm(self.hook, name)
-            except ServiceError as error:
-                if error.rpc_code in PERMANENT:
-                    raise
-                return  # the poll meets the same, and bears it
+            except ServiceError:
+                return  # the poll meets the same, and bears or raises it
             self._guard = guard
             if self._killed:
                 # The kill came before there was a guard, while the hook was being made.

@@ -159,7 +159,7 @@ def keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest:
 class _HeldToken(Credentials):
     """The token that other credentials hold at the moment of a request; it is never refreshed."""
 
-    def __init__(self, credentials: Callable[[], Credentials]) -> None:
+    def __init__(self, credentials: Callable[[], Credentials | None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._credentials = credentials
 
@@ -174,12 +174,15 @@ class _HeldToken(Credentials):
         credentials = self._credentials()
         if isinstance(credentials, AnonymousCredentials):
             return
-        if credentials.token is None:
+        if credentials is None or credentials.token is None:
             raise RefreshError("there is no token at hand, and no time to fetch one")
         credentials.apply(headers)
 
 
-def held_token(credentials: Callable[[], Credentials]) -> Credentials:
-    """Return credentials that authorise with the token that others hold at the moment of a request."""
+def held_token(credentials: Callable[[], Credentials | None]) -> Credentials:
+    """Return credentials that authorise with the token that others hold at the moment of a request.
+
+    :param credentials: returns them; None as long as there are none.
+    """
     held = credentials()
     return held if isinstance(held, AnonymousCredentials) else _HeldToken(credentials)

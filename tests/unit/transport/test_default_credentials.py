@@ -9,10 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import TaskDeferred
 from google.api_core import exceptions
 from google.auth.compute_engine import _metadata
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.hooks.dai import DaiHook
+from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from tests.support.authentication import Form, Shown, live_on
 from tests.support.clock import Clock
 from tests.support.connections import Connect
@@ -82,6 +85,38 @@ def test_a_token_that_is_still_valid_is_used_although_its_renewal_fails(
 
     assert (count(machine, "operations.get"), slept) == (6, [])
     assert sum(machine.faults_injected.values()) <= 5, "A renewal that has failed is not tried at each poll."
+
+
+@pytest.mark.parametrize("stumble", **cases(STUMBLES))
+def test_a_sensor_outlasts_it_and_then_cancels_when_killed(machine: DaiEmulator, stumble: dict[str, Any]) -> None:
+    machine.inject(Fault("metadata", lasts=20, **stumble))
+    sensor = DaiOperationSensor(task_id="wait", operation_name=NAME, cancel_on_kill=True)
+    sensor.poke({})
+    assert machine.faults_injected
+    sensor.on_kill()
+    assert machine.cancel_requested(NAME) == 1
+
+
+@pytest.mark.parametrize("stumble", **cases(STUMBLES))
+def test_a_sensor_that_cancels_when_killed_defers_although_it(machine: DaiEmulator, stumble: dict[str, Any]) -> None:
+    machine.inject(Fault("metadata", times=None, **stumble))
+    sensor = DaiOperationSensor(task_id="wait", operation_name=NAME, cancel_on_kill=True, deferrable=True)
+    with pytest.raises(TaskDeferred):
+        sensor.execute({})
+    assert machine.cancel_requested(NAME) == 0
+
+
+@pytest.mark.parametrize("stumble", **cases(STUMBLES))
+def test_a_cancel_is_prepared_before_there_are_credentials(machine: DaiEmulator, stumble: dict[str, Any]) -> None:
+    machine.inject(Fault("metadata", times=None, **stumble))
+    with DaiHook() as hook:
+        cancel = hook.prepare_cancellation(NAME, timeout=1)
+        with pytest.raises(exceptions.GoogleAPICallError, match="no access token"):
+            cancel()
+        machine.clear_faults()
+        hook.get_operation(NAME)
+        cancel()
+    assert machine.cancel_requested(NAME) == 1
 
 
 @pytest.mark.parametrize("status", [401, 403])

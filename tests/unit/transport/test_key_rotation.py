@@ -16,6 +16,7 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.retry import may_have_acted
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
+from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from tests.support.authentication import Form, SharedTime, Shown, live_on
 from tests.support.clock import Clock
 from tests.support.connections import Connect
@@ -160,6 +161,18 @@ def test_a_wait_outlasts_a_failing_look_up_of_its_connection(
     look_up_fails(error, seconds)
     (ended,) = drive(("wait_for_operation", NAME))
     assert ended.state == "SUCCEEDED"
+
+
+@pytest.mark.parametrize("error", **cases(AWAY))
+def test_a_sensor_outlasts_a_failing_look_up_and_then_cancels_when_killed(
+    robot: DaiEmulator, look_up_fails: Callable[..., None], error: Exception
+) -> None:
+    robot.start_ingest(NAME, seconds=300)
+    look_up_fails(error, 20)
+    sensor = DaiOperationSensor(task_id="wait", operation_name=NAME, cancel_on_kill=True)
+    sensor.poke({})
+    sensor.on_kill()
+    assert robot.cancel_requested(NAME) == 1
 
 
 @pytest.mark.parametrize("error", **cases(AWAY))
