@@ -11,7 +11,7 @@ from random import random
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.parameters import check_seconds
-from airflow_dai_provider.api.retry import TRANSIENT
+from airflow_dai_provider.api.retry import PERMANENT, TRANSIENT
 
 #: Seconds between the first poll, which comes at once, and the second.
 FIRST_INTERVAL = 1.0
@@ -43,8 +43,10 @@ class Wait:
     :param name: the operation's name, for messages.
     :param started: when the wait began, in seconds of the caller's clock.
     :param poll_interval: the longest time between two polls, in seconds.
-    :param timeout: seconds after which the wait is over, or None for no limit. One last poll is made then.
-    :param max_outage: seconds that the service may be unavailable, or None for no limit.
+    :param timeout: seconds after which the wait is over, or None for no limit: then only a permanent error
+        ends the wait. One last poll is made then.
+    :param max_outage: seconds that the service may be unavailable, or None for no limit: then only a permanent error
+        ends the wait.
     :param responded: whether the API has responded before at this endpoint. From then on the error page of a front end
         or a proxy says nothing of the API or of the operation: whatever its status, 501 included, it is an outage.
         Before that, it is the sign of a wrong endpoint or of a lack of access, and permanent as its status is.
@@ -128,6 +130,8 @@ class Wait:
             if self._missing_since is None:
                 self._missing_since = now
             return self._missing_since + NOT_FOUND_GRACE - now
+        if self.max_outage == float("inf"):
+            return 0.0 if error.rpc_code in PERMANENT else self.max_outage
         failing_since = now if self._failing_since is None else self._failing_since
         return failing_since + self.max_outage - now if error.rpc_code in TRANSIENT else 0.0
 

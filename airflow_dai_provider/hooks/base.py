@@ -42,7 +42,7 @@ class UndefinedConnectionError(type(typed(ServiceError("", Code.UNAVAILABLE))), 
 def _is_whole(value: object) -> bool:
     """Return whether the Google provider can read a value as a whole number."""
     try:
-        return value is None or isinstance(int(value), int)  # type: ignore[call-overload]
+        return value in (None, "") or isinstance(int(value), int)  # type: ignore[call-overload]
     except (TypeError, ValueError, OverflowError):
         return False
 

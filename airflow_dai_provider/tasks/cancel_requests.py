@@ -53,7 +53,7 @@ def request_cancellation(hook: DaiHook, name: str, log: Any, *, patient: bool = 
         if error.rpc_code not in _SAYS_FINISHED:
             raise
         try:
-            if not patient:
+            if not patient or error.rpc_code is not Code.NOT_FOUND:
                 raise
             # The service can have known it for a moment only.
             hook.cancel_operation(name)

@@ -249,15 +249,24 @@ def test_get_and_create_return_an_operation(request_: rest.Request[Any], fields:
 @pytest.mark.parametrize(
     "body",
     [
-        pytest.param(b'{"name": "operations/\xc3\xbc"}', id="UTF-8"),
-        pytest.param(b'\xef\xbb\xbf{"name": "operations/\\u00fc"}', id="byte order mark"),
-        pytest.param(b'\r\n {"name": "operations/\xc3\xbc"}\n', id="white space around"),
+        pytest.param(b'{"name": "operations/a", "metadata": {"x": "\xc3\xbc"}}', id="UTF-8"),
+        pytest.param(b'\xef\xbb\xbf{"name": "operations/a", "metadata": {"x": "\\u00fc"}}', id="byte order mark"),
+        pytest.param(b'\r\n {"name": "operations/a", "metadata": {"x": "\xc3\xbc"}}\n', id="white space around"),
     ],
 )
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain", "text/html", ""])
 def test_json_is_read_whatever_it_is_called(body: bytes, content_type: str) -> None:
     operation = read(GET, 200, body, content_type=content_type)
-    assert operation == Operation("operations/\u00fc", OperationState.RUNNING)
+    assert operation == Operation("operations/a", OperationState.RUNNING, metadata={"x": "\u00fc"})
+
+
+@pytest.mark.parametrize(
+    ("request_", "name"), [(GET, "operations/b"), (GET, ""), (CREATE, "operations/a b"), (CREATE, "x"), (CREATE, "")]
+)
+def test_an_operation_of_another_or_an_invalid_name_cannot_be_read(request_: rest.Request[Any], name: str) -> None:
+    """The name is all by which an ingest can be cancelled, so a start without one has to be recovered."""
+    error = read_error(request_, 200, {"name": name, "done": True})
+    assert (error.rpc_code, error.sent) == (Code.UNKNOWN, True)
 
 
 @pytest.mark.parametrize("request_", [CANCEL, DELETE, DELETE_CREATIVE], ids=str)

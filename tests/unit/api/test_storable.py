@@ -41,7 +41,10 @@ def nested(levels: int) -> Any:
         (float("-inf"), "-Infinity"),
         (1e22, "1e+22"),
         ({"a\0": {"\ud83d": [1, "\0"]}}, {"a\ufffd": {"\ufffd": [1, "\ufffd"]}}),
-        ({"__classname__": 1, "__type": 2, "__var": 3, "_a": 4}, {"_classname__": 1, "_type": 2, "_var": 3, "_a": 4}),
+        (
+            {"__classname__": 1, "__type": 2, "__var": 3, "_a": 4},
+            {"(__classname__)": 1, "(__type)": 2, "(__var)": 3, "_a": 4},
+        ),
         ((1, (2,)), [1, [2]]),
         ({1: 2}, {"1": 2}),
         ({1, 2}, "{1, 2}"),

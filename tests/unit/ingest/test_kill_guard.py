@@ -89,8 +89,9 @@ class TestKill:
         create = DaiHook.create_creative
 
         def killed_meanwhile(hook: DaiHook, *args: Any) -> Any:
+            started = create(hook, *args)
             operator.on_kill()
-            return create(hook, *args)
+            return started
 
         monkeypatch.setattr(DaiHook, "create_creative", killed_meanwhile)
         with pytest.raises(UnexpectedStateError, match="is CANCELLED"):
@@ -102,7 +103,7 @@ class TestKill:
         operator = make()
         get = store.get
         store.get = lambda key: (operator._guard.kill(), get(key))[1]  # type: ignore[method-assign]
-        with pytest.raises(AirflowException, match="being killed; no ingest was started"):
+        with pytest.raises(AirflowException, match="was not sent: the task was killed"):
             operator.execute(context)
         assert slow.states() == {}
 
@@ -149,7 +150,7 @@ class TestKill:
         """Airflow can kill a task that is only starting; the process runs on for seconds, and must start nothing."""
         operator = make()
         operator.on_kill()
-        with pytest.raises(AirflowException, match="being killed; no ingest was started"):
+        with pytest.raises(AirflowException, match="was not sent: the task was killed"):
             operator.execute(context)
         assert slow.states() == {}
 

@@ -315,7 +315,7 @@ class TestRetry:
         self.fail_first_try(context, ti)
         operator = make()
         between_polls(operator.on_kill)
-        with pytest.raises(AirflowException, match="being killed"):
+        with pytest.raises(AirflowException, match="was not sent: the task was killed"):
             operator.execute(context)
         assert slow.states() == {the(slow): "CANCELLED"}
 

@@ -84,7 +84,7 @@ every_error = pytest.mark.parametrize("fault", ERRORS.values(), ids=list(ERRORS)
 
 
 def fail(emulator: DaiEmulator, method: str, **fault: Any) -> None:
-    emulator.inject(Fault(method=method, times=None, **fault))
+    emulator.inject(Fault(method=method, **{"times": None, **fault}))
 
 
 @every_error
@@ -113,13 +113,21 @@ def test_the_error_is_raised_where_get_tells_that_it_runs(
     code = fault.get("rpc_status", "UNAVAILABLE")
     assert caught.value.rpc_code == ("ABORTED" if code in SAYS_FINISHED else code)
     assert (f"But {name} is RUNNING" in str(caught.value)) == (code in SAYS_FINISHED)
-    assert methods(emulator)[-2:] == [CANCEL, GET]
+    assert methods(emulator)[-2:] == ([GET, CANCEL] if code == "NOT_FOUND" else [CANCEL, GET])
+
+
+def test_an_operation_that_is_unknown_for_a_moment_is_cancelled(emulator: DaiEmulator, hook: Any) -> None:
+    name = emulator.start_ingest()
+    fail(emulator, CANCEL, rpc_status="NOT_FOUND", times=1)
+    fail(emulator, GET, rpc_status="NOT_FOUND", times=1)
+    assert request_cancellation(hook(), name, LOGGER) is None
+    assert emulator.state(name) == "CANCELLED"
 
 
 def test_unknown(emulator: DaiEmulator, hook: Any, log: Log) -> None:
     with pytest.raises(api.NotFound, match="operations/never"):
         request_cancellation(hook(), "operations/never", LOGGER)
-    assert log.ours == []
+    assert len(log.ours) == 1, "The first failed poll; NOT_FOUND is believed when it lasts."
 
 
 @pytest.mark.parametrize("code", ["UNIMPLEMENTED", "PERMISSION_DENIED", "UNAUTHENTICATED"])

@@ -24,6 +24,7 @@ from airflow_dai_provider.api.names import InvalidNameError
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.retry import PERMANENT
+from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from airflow_dai_provider.tasks.deferral import (
@@ -59,7 +60,7 @@ def test_the_sooner_deadline_counts(execution_timeout: timedelta | None, timeout
     before = time.time()
     task = make_task(execution_timeout=execution_timeout, timeout=timeout)
     with pytest.raises(TaskDeferred) as deferred:
-        defer_wait(task, DaiOperationTrigger, "operations/a", poll_interval=7.0)
+        defer_wait(task, DaiHook(api_endpoint="a.test"), DaiOperationTrigger, "operations/a", poll_interval=7.0)
 
     trigger = deferred.value.trigger
     assert isinstance(trigger, DaiOperationTrigger)
@@ -297,6 +298,7 @@ def words_of_airflow(*, airflow_2: bool) -> str:
 def test_the_default_comes_from_the_configuration() -> None:
     """In a process of its own: the default is read when the classes are made."""
     script = """
+from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 for make in (DaiCancelOperationOperator, DaiOperationSensor):

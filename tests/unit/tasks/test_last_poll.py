@@ -108,7 +108,7 @@ def test_a_service_that_is_away_is_a_timeout(emulator: DaiEmulator, resume: Any,
     with pytest.raises(AirflowException, match="No triggerer .* The last poll failed: .*503") as raised:
         resume(make())
     assert not isinstance(raised.value, AirflowFailException)
-    assert clock.now - began == NOT_FOUND_GRACE
+    assert clock.now - began == 2 * NOT_FOUND_GRACE
 
 
 @all_three

@@ -235,9 +235,9 @@ def test_a_response_in_chunks_is_read(hook_to: MakeHook, chunk: int, zipped: boo
 
 
 def test_a_response_without_a_length_ends_with_the_connection(hook_to: MakeHook) -> None:
-    hook = hook_to(lambda exchange: exchange.raw(b'HTTP/1.0 200 OK\r\n\r\n{"name": "operations/a"}'))
+    hook = hook_to(lambda exchange: exchange.raw(b'HTTP/1.0 200 OK\r\n\r\n{"name": "operations/ingest"}'))
 
-    assert hook.get_operation(NAME).name == "operations/a"
+    assert hook.get_operation(NAME).name == "operations/ingest"
 
 
 @pytest.mark.parametrize("status", [200, 302, 503])
