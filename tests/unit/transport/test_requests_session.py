@@ -316,8 +316,8 @@ def test_a_complete_response_is_read_however_late(hook_to: MakeHook, monkeypatch
     now = [0.0]
 
     def respond(exchange: Exchange) -> None:
-        now[0] += 11
         exchange.answer(200, {"name": NAME})
+        now[0] += 11
 
     hook = hook_to(respond, timeout=10)
     monkeypatch.setattr(deadline_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
