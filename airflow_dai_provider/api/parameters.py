@@ -81,7 +81,7 @@ def check_connection(gcp_conn_id: object, impersonation_chain: object, api_endpo
     elif not isinstance(accounts, Sequence) or isinstance(accounts, str | bytes):
         accounts = [accounts]
     for account in accounts:
-        check_optional_text("impersonation_chain", account, "an account, or a list of them")
+        check_text("impersonation_chain", account, "an account, or a list of them, or None")
     check_optional_text("api_endpoint", api_endpoint, "'host', 'host:port' or 'https://host:port'")
 
 

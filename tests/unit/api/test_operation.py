@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_dai_provider.api.operation import Ingest, InvalidOperationError, Operation, OperationState
-from tests.support.payloads import METADATA_TYPE, metadata
+from tests.support.payloads import METADATA_TYPE, SIGNATURE, SIGNED_URL, metadata
 
 NAME = "operations/a/b"
 SIGNED = "https://user:pw@cdn.example/v.mp4?X-Goog-Signature=5ec7e7#t"
@@ -310,6 +310,12 @@ def test_the_operation_itself_keeps_the_url_as_it_is() -> None:
     operation.to_dict()
     assert operation.metadata is not None
     assert operation.metadata["creativeUrl"] == SIGNED
+
+
+def test_the_message_of_an_error_has_no_signature() -> None:
+    operation = Operation("operations/x", OperationState.FAILED, 13, f"download of {SIGNED_URL} failed")
+    for shown in (repr(operation), str(operation), operation.error_message, str(operation.to_dict())):
+        assert SIGNATURE not in str(shown)
 
 
 def test_the_url_to_print_has_no_signature() -> None:

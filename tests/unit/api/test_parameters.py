@@ -67,6 +67,7 @@ def test_a_number_in_place_of_a_text_gets_the_hint() -> None:
         (("c", ["a@b", ""], None), "impersonation_chain"),
         (("c", ["a@b", "\ud83d"], None), "impersonation_chain"),
         (("c", 3, None), "impersonation_chain"),
+        (("c", [None], None), "impersonation_chain"),
         (("c", None, "None"), "api_endpoint"),
         (("c", None, ""), "api_endpoint"),
         (("c", None, "host\0"), "api_endpoint"),

@@ -109,6 +109,37 @@ def test_a_dropped_connection_is_retried_where_that_is_safe(hook: DaiHook, emula
     assert len(emulator.requests) == 3
 
 
+@pytest.mark.parametrize("status", [401, 403, 404, 501])
+@pytest.mark.parametrize("method", ["operations.cancel", "operations.list", "operations.get", "operations.delete"])
+def test_a_page_of_a_front_end_is_an_outage_once_the_api_has_responded(
+    hook: DaiHook, emulator: DaiEmulator, method: str, status: int
+) -> None:
+    emulator.start_ingest(NAME)
+    hook.get_operation(NAME)
+    emulator.forget_requests()
+    emulator.inject(Fault(method, status=status, html=True, times=2))
+
+    CALLS[method][0](hook)
+
+    assert methods(emulator) == [method] * 3
+
+
+def test_a_page_of_a_front_end_is_no_reason_to_send_a_start_again(hook: DaiHook, emulator: DaiEmulator) -> None:
+    hook.list_operations()
+    emulator.inject(Fault("creatives.create", status=403, html=True))
+
+    with pytest.raises(exceptions.PermissionDenied):
+        hook.create_creative(creative())
+
+    assert methods(emulator).count("creatives.create") == 1
+
+
+def test_an_unreadable_num_retries_of_the_connection_is_named(connect: Connect, make_hook: MakeHook) -> None:
+    connect(is_anonymous=True, num_retries="many")
+    with pytest.raises(exceptions.Unauthenticated, match="'google_cloud_default' .* num_retries .* 'many'"):
+        make_hook(api_endpoint="https://127.0.0.1:1").get_operation(NAME)
+
+
 @pytest.mark.parametrize(
     ("setting", "requests"),
     [

@@ -22,8 +22,8 @@ from airflow_dai_provider.ingest.resume import KEY
 from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from tests.support.dag_runs import RunDag
-from tests.support.emulators import MakeEmulator, count
-from tests.support.ingests import CANCEL, both, execute, fail, make, resume, the
+from tests.support.emulators import MakeEmulator, count, methods
+from tests.support.ingests import CANCEL, CREATE, both, execute, fail, make, resume, the
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import Store, Ti
@@ -97,6 +97,18 @@ class TestKill:
         with pytest.raises(UnexpectedStateError, match="is CANCELLED"):
             operator.execute(context)
         assert slow.cancel_requested(the(slow)) == 1
+
+    def test_a_kill_between_two_attempts_to_start_sends_no_other(
+        self, slow: DaiEmulator, context: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from airflow_dai_provider.hooks.dai import DaiHook
+
+        slow.inject(Fault(CREATE, status=429, retry_after=2, times=None))
+        operator = make()
+        monkeypatch.setattr(DaiHook, "_sleep", lambda *_: operator.on_kill())
+        with pytest.raises(AirflowException, match="429 .*it was not retried: the task was killed"):
+            operator.execute(context)
+        assert methods(slow) == [CREATE]
 
     def test_a_kill_during_the_reattachment_starts_nothing(self, slow: DaiEmulator, context: Any, store: Store) -> None:
         store.kept[KEY] = {"operation_name": "operations/unknown", "endpoint": slow.endpoint, "digest": "x"}

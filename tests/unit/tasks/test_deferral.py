@@ -39,10 +39,26 @@ from airflow_dai_provider.tasks.deferral import (
 )
 from airflow_dai_provider.tasks.failures import OperationNotFoundError
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
+from tests.support.connections import define_connection
 
 
 def make_task(**arguments: Any) -> DaiCancelOperationOperator:
     return DaiCancelOperationOperator(task_id="wait", operation_name="operations/a", api_endpoint="a.test", **arguments)
+
+
+def test_the_trigger_keeps_the_endpoint_at_which_the_task_has_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At that of a connection that is changed meanwhile, another operation can have the name."""
+    define_connection(monkeypatch, is_anonymous=True, dai_api_endpoint="https://first.test")
+    hook = DaiHook()
+    assert hook.endpoint.url == "https://first.test"
+    with pytest.raises(TaskDeferred) as deferred:
+        defer_wait(
+            DaiCancelOperationOperator(task_id="x", operation_name="operations/a"), hook, DaiOperationTrigger, "x"
+        )
+    define_connection(monkeypatch, is_anonymous=True, dai_api_endpoint="https://second.test")
+    _, arguments = deferred.value.trigger.serialize()
+    later = DaiHook(arguments["gcp_conn_id"], arguments["impersonation_chain"], arguments["api_endpoint"])
+    assert later.endpoint.url == "https://first.test"
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
+from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException, BaseHook, TaskDeferred
 from google.api_core import exceptions
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.retry import may_have_acted
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
+from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from tests.support.authentication import Form, SharedTime, Shown, live_on
 from tests.support.clock import Clock
@@ -24,7 +25,9 @@ from tests.support.credentials import LIFETIME
 from tests.support.emulators import count
 from tests.support.event_loop import run
 from tests.support.hooks import cases
+from tests.support.ingests import make, the
 from tests.support.payloads import NAME
+from tests.support.task_instance import Ti
 
 WAITS = 50
 
@@ -173,6 +176,43 @@ def test_a_sensor_outlasts_a_failing_look_up_and_then_cancels_when_killed(
     sensor.poke({})
     sensor.on_kill()
     assert robot.cancel_requested(NAME) == 1
+
+
+@pytest.mark.parametrize("error", **cases(AWAY))
+def test_a_notifier_looks_the_connection_up_again_in_its_time(
+    robot: DaiEmulator, look_up_fails: Callable[..., None], error: Exception
+) -> None:
+    names = [robot.start_ingest() for _ in range(20)]
+    look_up_fails(error, 3)
+    DaiCancelOperationNotifier(names).notify({})
+    assert set(robot.states().values()) == {"CANCELLED"}
+    assert robot.tokens_issued == 1
+
+
+def test_a_notifier_gives_up_when_its_time_is_over(
+    robot: DaiEmulator, look_up_fails: Callable[..., None], clock: Clock
+) -> None:
+    look_up_fails(AWAY["secrets backend"])
+    with pytest.raises(
+        AirflowException, match=f"{NAME} may still run: .*'google_cloud_default' could not be looked up"
+    ):
+        DaiCancelOperationNotifier(NAME, timeout=7).notify({})
+    assert 7 <= sum(clock.slept) < 10
+
+
+@pytest.mark.parametrize("error", **cases(AWAY))
+def test_a_resumed_task_that_fails_looks_the_connection_up_again_to_cancel(
+    robot: DaiEmulator, look_up_fails: Callable[..., None], error: Exception, ti: Ti
+) -> None:
+    ti.task_id = "ingest"
+    context: Any = {"ti": ti}
+    with pytest.raises(TaskDeferred):
+        make(deferrable=True).execute(context)
+    look_up_fails(error, 5)
+    event = {"operation_name": the(robot), "status": "timeout", "message": "too late"}
+    with pytest.raises(AirflowException, match="too late"):
+        make(deferrable=True).resume_execution("execute_complete", {"event": event}, context)
+    assert robot.cancel_requested(the(robot)) == 1
 
 
 @pytest.mark.parametrize("error", **cases(AWAY))
