@@ -40,11 +40,13 @@ class Response:
     :param status: the HTTP status.
     :param headers: a mapping that ignores case, or has lower-case names.
     :param body: the decoded bytes, at most ``MAX_RESPONSE_BYTES + 1`` of them.
+    :param server: where it comes from, for the messages.
     """
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    server: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +253,8 @@ def _error(request: Request[Any], response: Response, now: datetime) -> ServiceE
     from_front_end = error is None or 300 <= response.status < 400
     if error is None or from_front_end:
         code, text = _code_without_json(response)
+        # Other servers than the API respond so: name the one that has.
+        text += f" ({response.server})" if response.server else ""
     else:
         code, text = _code_of_error(error, response.status), _text(error.get("message") or "no message")
     message = f"{request} returned {response.status} {code}: {text}"

@@ -194,7 +194,7 @@ class AiohttpTransport:
             proxy=self._proxy,
         ) as response:
             body = await _read_body(response)
-            return rest.Response(response.status, response.headers, body)
+            return rest.Response(response.status, response.headers, body, self.endpoint.url)
 
     def _transport_error(self, request: rest.Request[Any], error: Exception) -> ServiceError:
         """Translate an error of the library: whether a retry can help, and whether the service may have acted."""

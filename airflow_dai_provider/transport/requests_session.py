@@ -249,7 +249,8 @@ class RequestsTransport:
                 stream=True,
                 proxies=self._proxies,
             ) as response:
-                return rest.Response(response.status_code, response.headers, read_body(response.raw))
+                body = read_body(response.raw)
+                return rest.Response(response.status_code, response.headers, body, self.endpoint.url)
 
     def _transport_error(
         self, request: rest.Request[Any], error: Exception, handled: BaseException | None
