@@ -118,7 +118,7 @@ TABLE = {
     "an error broken off": Row({"status": 403, "truncate": 5}, exceptions.ServiceUnavailable, **TWICE),
     "dropped before": Row({"drop": "before"}, exceptions.ServiceUnavailable, **TWICE, aiohttp_gets=2),
     "dropped after": Row({"drop": "after"}, exceptions.ServiceUnavailable, **TWICE, cancels=2, aiohttp_gets=2),
-    "too slow": Row({"delay": 0.25}, exceptions.DeadlineExceeded, **TWICE, cancels=2),
+    "too slow": Row({"delay": 1.5}, exceptions.DeadlineExceeded, **TWICE, cancels=2),
 }
 #: What means something else for get, which expects an operation, than for cancel, whose answer does not matter.
 OF_GET = {
@@ -145,7 +145,7 @@ def test_both_hooks_make_the_same_of_an_response(
     connect(is_anonymous=True, num_retries=1)
     name = emulator.start_ingest()
     emulator.inject(Fault(**{"times": None, **row.fault}))
-    timeout = 0.1 if "delay" in row.fault else 5.0
+    timeout = 0.6 if "delay" in row.fault else 5.0
     arguments = {"api_endpoint": emulator.endpoint, "timeout": timeout}
 
     if row.raises:

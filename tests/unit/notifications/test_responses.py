@@ -241,8 +241,9 @@ def outcome_of(make_emulator: MakeEmulator, clock: Clock, log: Log) -> Callable[
             requests=sorted(f"{r.method.split('.')[1][0]}{r.name[-1]}" for r in emulator.requests),
             slept=list(clock.slept),
             raised=raised,
-            log=sorted(map(without_address, log.ours)),
-            errors=sorted(map(without_address, log.errors)),
+            # Each once: how often an attempt of a thread is told depends on when it ends.
+            log=sorted(set(map(without_address, log.ours))),
+            errors=sorted(set(map(without_address, log.errors))),
         )
 
     return outcome_of
