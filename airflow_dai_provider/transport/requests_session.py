@@ -27,6 +27,7 @@ from airflow_dai_provider.transport.credentials import (
     client_headers,
     keep_headers,
     read_body,
+    refuse_header,
     refuse_plain_http,
 )
 from airflow_dai_provider.transport.deadline import deadline, keep_deadlines
@@ -237,6 +238,12 @@ class RequestsTransport:
             else:
                 # It soon expires, and its renewal has failed.
                 self.credentials.apply(headers)
+            for name, value in headers.items():
+                try:
+                    refuse_header(name, value)
+                except ValueError as error:
+                    # Not every version of the library looks before it sends, and its own error quotes the token.
+                    raise requests.exceptions.InvalidHeader(str(error)) from None
             # Not AuthorizedSession.request, which would renew the token again.
             with requests.Session.request(
                 self.session,

@@ -70,7 +70,7 @@ CHILDREN = "trap '' TERM; setsid sleep 60 & (sleep 60 &) ; echo started >&3"
 
 def assert_closed(reader: IO[bytes]) -> None:
     """Read the end of the file: no process holds the other end open. One that was just killed needs a moment."""
-    assert select.select([reader], [], [], 10.0)[0], "A process is left behind."
+    assert select.select([reader], [], [], 60.0)[0], "A process is left behind."
     assert os.read(reader.fileno(), 1) == b""
 
 
