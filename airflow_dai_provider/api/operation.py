@@ -76,7 +76,7 @@ class Ingest(_NoXCom):
     :param youtube_state: ``PROCESSING``, ``SUCCESS``, ``FAILURE``, or a newer state.
     :param failure_reason: ``DOWNLOAD_ERROR``, ``INTERNAL_ERROR``, ``INVALID_MEDIA``, or a newer reason.
     :param failure_code: the HTTP status of the download, after ``DOWNLOAD_ERROR``.
-    :param signed_creative_url: the media URL as the service has sent it, by default ``creative_url`` as it was given.
+    :param signed_creative_url: the media URL as the service has sent it.
         It can hold a signature, so do not print or log it.
     """
 
@@ -86,11 +86,10 @@ class Ingest(_NoXCom):
     youtube_state: str | None = None
     failure_reason: str | None = None
     failure_code: int | None = None
-    signed_creative_url: str | None = field(default=None, repr=False)
+    signed_creative_url: str | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.signed_creative_url is None:
-            object.__setattr__(self, "signed_creative_url", self.creative_url)
+        object.__setattr__(self, "signed_creative_url", self.creative_url)
         if self.creative_url is not None:
             object.__setattr__(self, "creative_url", redact_urls(self.creative_url))
 

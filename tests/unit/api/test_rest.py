@@ -260,15 +260,6 @@ def test_json_is_read_whatever_it_is_called(body: bytes, content_type: str) -> N
     assert operation == Operation("operations/a", OperationState.RUNNING, metadata={"x": "\u00fc"})
 
 
-@pytest.mark.parametrize(
-    ("request_", "name"), [(GET, "operations/b"), (GET, ""), (CREATE, "operations/a b"), (CREATE, "x"), (CREATE, "")]
-)
-def test_an_operation_of_another_or_an_invalid_name_cannot_be_read(request_: rest.Request[Any], name: str) -> None:
-    """The name is all by which an ingest can be cancelled, so a start without one has to be recovered."""
-    error = read_error(request_, 200, {"name": name, "done": True})
-    assert (error.rpc_code, error.sent) == (Code.UNKNOWN, True)
-
-
 @pytest.mark.parametrize("request_", [CANCEL, DELETE, DELETE_CREATIVE], ids=str)
 @pytest.mark.parametrize(
     ("status", "body"),
