@@ -286,7 +286,7 @@ def test_not_found_is_believed_when_it_has_lasted_for_ten_seconds(
 def test_a_good_poll_ends_the_grace() -> None:
     wait = make_wait()
     for second in range(0, 90, 9):
-        wait.after_error(GONE, second)
+        assert wait.after_error(GONE, second)[0] <= NOT_FOUND_GRACE
         wait.after_poll(RUNNING, second + 1.0)
 
 

@@ -18,6 +18,7 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCreateCreativeOperator
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from tests.support.clock import Clock
+from tests.support.emulators import methods
 from tests.support.payloads import creative
 from tests.support.task_instance import Ti
 
@@ -98,6 +99,7 @@ def test_a_short_fault_is_borne(emulator: DaiEmulator, resume: Any, make: Make, 
     emulator.start_ingest(NAME, seconds=0)
     emulator.inject(Fault(times=3, **fault))
     resume(make())
+    assert methods(emulator) == ["operations.get"] * 4
 
 
 @all_three

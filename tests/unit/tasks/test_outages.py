@@ -136,11 +136,10 @@ def go_away(service: DaiEmulator, good_polls: int, **fault: Any) -> None:
 
 @all_waits
 @pytest.mark.parametrize("what", AWAY)
-@pytest.mark.parametrize("good_polls", [1])
 def test_an_outage_of_290_s_is_borne(
-    service: DaiEmulator, context: Any, clock: Clock, log: Log, make: Callable[[], Any], what: str, good_polls: int
+    service: DaiEmulator, context: Any, clock: Clock, log: Log, make: Callable[[], Any], what: str
 ) -> None:
-    go_away(service, good_polls, lasts=290, **AWAY[what])
+    go_away(service, 1, lasts=290, **AWAY[what])
     to_the_end(make, context, clock)
     assert set(service.states().values()) <= {"CANCELLED", "SUCCEEDED", "RUNNING"}
     assert service.faults_waiting == []
@@ -150,11 +149,10 @@ def test_an_outage_of_290_s_is_borne(
 
 @all_waits
 @pytest.mark.parametrize("what", AWAY)
-@pytest.mark.parametrize("good_polls", [1])
 def test_an_outage_of_310_s_is_not_borne(
-    service: DaiEmulator, context: Any, clock: Clock, log: Log, make: Callable[[], Any], what: str, good_polls: int
+    service: DaiEmulator, context: Any, clock: Clock, log: Log, make: Callable[[], Any], what: str
 ) -> None:
-    go_away(service, good_polls, lasts=310, **AWAY[what])
+    go_away(service, 1, lasts=310, **AWAY[what])
     with pytest.raises(AirflowException) as raised:
         to_the_end(make, context, clock)
     assert not isinstance(raised.value, AirflowFailException), "a retry can help"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException, BaseHook, TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException, TaskDeferred
 from google.api_core import exceptions
 
 from airflow_dai_provider.api.errors import Code, ServiceError
@@ -20,7 +20,7 @@ from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from tests.support.authentication import Form, SharedTime, Shown, live_on
 from tests.support.clock import Clock
-from tests.support.connections import Connect
+from tests.support.connections import Connect, LookUpFails
 from tests.support.credentials import LIFETIME
 from tests.support.emulators import count
 from tests.support.event_loop import run
@@ -137,28 +137,10 @@ AWAY: dict[str, Exception] = {
 }
 
 
-@pytest.fixture
-def look_up_fails(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Callable[..., None]:
-    """Give a function that lets Airflow fail to look connections up, for some seconds."""
-    real = BaseHook.get_connection
-
-    def fail(error: Exception, seconds: float = float("inf")) -> None:
-        until = clock.now + seconds
-
-        def get_connection(conn_id: str) -> Any:
-            if clock.now < until:
-                raise error
-            return real(conn_id)
-
-        monkeypatch.setattr(BaseHook, "get_connection", staticmethod(get_connection))
-
-    return fail
-
-
 @pytest.mark.parametrize("error", **cases(AWAY))
 @pytest.mark.parametrize("seconds", [2, 200])
 def test_a_wait_outlasts_a_failing_look_up_of_its_connection(
-    drive: Form, robot: DaiEmulator, look_up_fails: Callable[..., None], error: Exception, seconds: float
+    drive: Form, robot: DaiEmulator, look_up_fails: LookUpFails, error: Exception, seconds: float
 ) -> None:
     robot.start_ingest(NAME, seconds=300)
     look_up_fails(error, seconds)
@@ -168,7 +150,7 @@ def test_a_wait_outlasts_a_failing_look_up_of_its_connection(
 
 @pytest.mark.parametrize("error", **cases(AWAY))
 def test_a_sensor_outlasts_a_failing_look_up_and_then_cancels_when_killed(
-    robot: DaiEmulator, look_up_fails: Callable[..., None], error: Exception
+    robot: DaiEmulator, look_up_fails: LookUpFails, error: Exception
 ) -> None:
     robot.start_ingest(NAME, seconds=300)
     look_up_fails(error, 20)
@@ -180,7 +162,7 @@ def test_a_sensor_outlasts_a_failing_look_up_and_then_cancels_when_killed(
 
 @pytest.mark.parametrize("error", **cases(AWAY))
 def test_a_notifier_looks_the_connection_up_again_in_its_time(
-    robot: DaiEmulator, look_up_fails: Callable[..., None], error: Exception
+    robot: DaiEmulator, look_up_fails: LookUpFails, error: Exception
 ) -> None:
     names = [robot.start_ingest() for _ in range(20)]
     look_up_fails(error, 3)
@@ -190,7 +172,7 @@ def test_a_notifier_looks_the_connection_up_again_in_its_time(
 
 
 def test_a_notifier_gives_up_when_its_time_is_over(
-    robot: DaiEmulator, look_up_fails: Callable[..., None], clock: Clock
+    robot: DaiEmulator, look_up_fails: LookUpFails, clock: Clock
 ) -> None:
     look_up_fails(AWAY["secrets backend"])
     with pytest.raises(
@@ -202,7 +184,7 @@ def test_a_notifier_gives_up_when_its_time_is_over(
 
 @pytest.mark.parametrize("error", **cases(AWAY))
 def test_a_resumed_task_that_fails_looks_the_connection_up_again_to_cancel(
-    robot: DaiEmulator, look_up_fails: Callable[..., None], error: Exception, ti: Ti
+    robot: DaiEmulator, look_up_fails: LookUpFails, error: Exception, ti: Ti
 ) -> None:
     ti.task_id = "ingest"
     context: Any = {"ti": ti}
@@ -219,7 +201,7 @@ def test_a_resumed_task_that_fails_looks_the_connection_up_again_to_cancel(
 def test_a_look_up_that_fails_for_too_long_ends_the_wait(
     drive: Form,
     robot: DaiEmulator,
-    look_up_fails: Callable[..., None],
+    look_up_fails: LookUpFails,
     error: Exception,
     shown: Shown,
     clock: Clock,
@@ -235,7 +217,7 @@ def test_a_look_up_that_fails_for_too_long_ends_the_wait(
 
 
 def test_the_credentials_are_not_read_anew_while_the_look_up_fails(
-    drive: Form, guarded: DaiEmulator, rotate: Callable[[], None], look_up_fails: Callable[..., None], clock: Clock
+    drive: Form, guarded: DaiEmulator, rotate: Callable[[], None], look_up_fails: LookUpFails, clock: Clock
 ) -> None:
     """Nothing is refused for good before the connection could be looked up again."""
     guarded.start_ingest(NAME, seconds=500)

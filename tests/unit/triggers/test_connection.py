@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.triggers import dai
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from tests.support.clock import Clock
-from tests.support.connections import Connect
+from tests.support.connections import Connect, LookUpFails
 from tests.support.event_loop import run
 from tests.support.log import Log
 from tests.support.tiny_server import Serve
@@ -35,24 +35,6 @@ def payload(trigger: DaiOperationTrigger) -> Any:
     return event
 
 
-@pytest.fixture
-def away(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Callable[[Exception, float], None]:
-    """Give a function that lets Airflow fail to look connections up, for some seconds."""
-    real = BaseHook.get_connection
-
-    def fail(error: Exception, seconds: float) -> None:
-        until = clock.now + seconds
-
-        def get_connection(conn_id: str) -> Any:
-            if clock.now < until:
-                raise error
-            return real(conn_id)
-
-        monkeypatch.setattr(BaseHook, "get_connection", staticmethod(get_connection))
-
-    return fail
-
-
 @pytest.mark.parametrize("cancel_on_kill", [False, True])
 @pytest.mark.parametrize("error", [AirflowNotFoundException("isn't defined"), OSError("vault is sealed")], ids=repr)
 @pytest.mark.parametrize("seconds", [2, 250, 400])
@@ -60,7 +42,7 @@ def test_a_secrets_backend_that_is_away_is_borne_as_long_as_the_service(
     make_trigger: MakeTrigger,
     connect: Connect,
     clock: Clock,
-    away: Any,
+    look_up_fails: LookUpFails,
     error: Any,
     seconds: float,
     cancel_on_kill: Any,
@@ -68,7 +50,7 @@ def test_a_secrets_backend_that_is_away_is_borne_as_long_as_the_service(
     with DaiEmulator(clock=clock, ingest_seconds=10) as emulator:
         connect(is_anonymous=True, dai_api_endpoint=emulator.endpoint)
         emulator.start_ingest(NAME)
-        away(error, seconds)
+        look_up_fails(error, seconds)
         event = payload(make_trigger(NAME, cancel_on_kill=cancel_on_kill))
         assert emulator.cancel_requested(NAME) == 0
     if seconds < 300:
