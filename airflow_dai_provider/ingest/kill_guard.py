@@ -58,7 +58,6 @@ class IngestGuard:
         self._on_failure = on_failure
         self._log = log
         self._operation_name: str | None = None
-        self._endpoints: Endpoints = {}
         self._about = ""
         self._cancel_now: Callable[[], None] | None = None
         self._hook: DaiHook | None = None
@@ -98,7 +97,6 @@ class IngestGuard:
         self._about = f" It is the ingest of {media}; the connection is {hook.gcp_conn_id}." if media else ""
         self._operation_name = name
         self._hook = hook
-        self._endpoints = {name: {hook.endpoint.url}}
         self._disarmed = False
         if self._on_kill:
             self._cancel_now = hook.prepare_cancellation(name, timeout=KILL_TIMEOUT)
@@ -176,7 +174,7 @@ class IngestGuard:
         # Without a hook for this ingest the prepared request is left: perhaps only Airflow is unavailable.
         connected = False
         try:
-            names = self._names(context)
+            names, endpoints = self._names(context)
             if names and not self.killed and _next_try_reattaches(context, failure, names):
                 self._log.info("Leaving %s to the next try.", ", ".join(names))
                 # Airflow 3 also kills a task after a time limit, and when its callbacks are slow.
@@ -189,8 +187,9 @@ class IngestGuard:
                     hook.responded = True  # to the start of the ingest
                     connected = True
                     here = hook.endpoint.url
-                    if why := next(filter(None, (elsewhere(name, here, self._endpoints) for name in names)), None):
-                        self._leave_elsewhere(names, why)
+                    if why := next(filter(None, (elsewhere(name, here, endpoints) for name in names)), None):
+                        message = "%s may still run: it was not cancelled: %s%s"
+                        self._log.error(message, ", ".join(names), why, self._about)
                     else:
                         for name in names:
                             request_cancellation(hook, name, self._log)
@@ -202,16 +201,6 @@ class IngestGuard:
             if not connected:
                 self._send_prepared("its task has failed")
 
-    def _leave_elsewhere(self, names: list[str], why: str) -> None:
-        """Cancel with the request that was prepared at the ingest's own endpoint; without one, say what may still run.
-
-        At the endpoint that the task has now, its name can be that of a stranger's operation.
-        """
-        if self._cancel_now:
-            self._send_prepared("its task has failed")
-        else:
-            self._log.error("%s may still run: it was not cancelled: %s%s", ", ".join(names), why, self._about)
-
     def started_here(self, context: Context, make_hook: Callable[[], DaiHook]) -> str | None:
         """Return the operation that a resumed task waits for, unless it was started at another endpoint."""
         endpoints: Endpoints = {}
@@ -219,19 +208,18 @@ class IngestGuard:
         with make_hook() as hook:
             return next((str(name) for name in names if not elsewhere(name, hook.endpoint.url, endpoints)), None)
 
-    def _names(self, context: Context) -> list[str]:
-        """Return the operation of this try; after a deferral it is read from the XCom."""
+    def _names(self, context: Context) -> tuple[list[str], Endpoints]:
+        """Return the operation of this try, and where it runs; after a deferral both are read from the XComs."""
+        endpoints: Endpoints = {}
         if self._operation_name:
-            return [self._operation_name]
-        names: list[str] = []
-        if self._resumed:
-            started = operations_started_by_task_instance(context, self._log, self._endpoints)
-            names = [str(name) for name in started]
-        if not names and (earlier := IngestStore(context).load()):
+            # The hook that it was armed with is at its endpoint.
+            return [self._operation_name], endpoints
+        if self._resumed and (started := operations_started_by_task_instance(context, self._log, endpoints)):
+            return [str(name) for name in started], endpoints
+        if earlier := IngestStore(context).load():
             # An earlier try has left it to this one, which has failed before it could reattach.
-            names = [earlier.operation_name]
-            self._endpoints = {earlier.operation_name: {earlier.endpoint}}
-        return names
+            return [earlier.operation_name], {earlier.operation_name: {earlier.endpoint}}
+        return [], endpoints
 
 
 def _next_try_reattaches(context: Context, failure: BaseException, names: list[str]) -> bool:

@@ -190,7 +190,6 @@ class DaiOperationSensor(BaseSensorOperator):
                 self._wait = self._begin_wait(name, context)
             try:
                 operation = self.hook.poll(self._wait)
-                self._arm(name)
             except WaitTimeoutError as error:
                 # The sensor base ends the wait: the same time is up for it.
                 self._last_failure = f"{error}."
@@ -210,7 +209,7 @@ class DaiOperationSensor(BaseSensorOperator):
         elapsed = self._clock() - first.timestamp() if first else 0.0
         return self.hook.make_wait(
             name,
-            # At an interval of 0, the base pokes without a pause; a failed poll is always followed by one.
+            # The base keeps to a shorter interval, but a failed poll is not repeated sooner.
             poll_interval=max(self._longest_interval(), FIRST_INTERVAL),
             # Before it defers, a sensor polls once.
             timeout=0.0 if self.deferrable else self.timeout,
@@ -236,7 +235,7 @@ class DaiOperationSensor(BaseSensorOperator):
             try:
                 guard.arm(self.hook, name)
             except ServiceError:
-                return  # the poll meets the same, and bears or raises it
+                return
             self._guard = guard
             if self._killed:
                 # The kill came before there was a guard, while the hook was being made.
