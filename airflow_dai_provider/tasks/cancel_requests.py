@@ -41,27 +41,33 @@ def request_cancellation(hook: DaiHook, name: str, log: Any, *, patient: bool = 
     :raises ServiceError: NOT_FOUND when the service does not know the operation; a transient code when cancel and get
         contradict each other; any other when it refuses although the operation runs, or fails.
     """
-    try:
-        hook.cancel_operation(name)
-    except ServiceError as error:
+    error = _cancel(hook, name)
+    if error:
         if error.rpc_code in _REFUSED_ACCESS or not error.sent or hook.stopped():
-            raise
+            raise error
         operation = _poll_after(error, hook, name, patient=patient)
         if operation.done:
             log.info("%s: it had already finished, there is nothing to cancel.", operation)
             return operation
         if error.rpc_code not in _SAYS_FINISHED:
-            raise
-        try:
-            if not patient or error.rpc_code is not Code.NOT_FOUND:
-                raise
+            raise error
+        if patient and error.rpc_code is Code.NOT_FOUND:
             # The service can have known it for a moment only.
-            hook.cancel_operation(name)
-        except ServiceError as last:
+            error = _cancel(hook, name)
+        if error:
             # Never NOT_FOUND, which callers may take for an operation that does not run. And worth a retry: soon both
             # may see the same.
-            raise _with_code(Code.ABORTED, sentences(last, f"But {operation}")) from None
+            raise _with_code(Code.ABORTED, sentences(error, f"But {operation}")) from None
     log.info("Requested the cancellation of %s.", name)
+    return None
+
+
+def _cancel(hook: DaiHook, name: str) -> ServiceError | None:
+    """Send the request; return its error, if it fails."""
+    try:
+        hook.cancel_operation(name)
+    except ServiceError as error:
+        return error
     return None
 
 
