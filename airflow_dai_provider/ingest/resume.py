@@ -19,7 +19,7 @@ from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation
-from airflow_dai_provider.tasks.failures import describe_error, task_error
+from airflow_dai_provider.tasks.failures import log_failure, task_error
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 #: The key in the task state store; its value has the fields of :class:`StartedIngest`.
 KEY = "dai_ingest"
-#: The most seconds between two polls of an ingest before this try goes on with it.
+#: The most seconds between two polls of an ingest before this try reattaches to it.
 POLL_INTERVAL = 5.0
 #: Seconds for which a task that does not wait watches the ingest of an earlier try.
 SETTLE_SECONDS = 20.0
@@ -103,13 +103,11 @@ class IngestStore:
             self._store.set(KEY, asdict(ingest))
 
     def try_to_save(self, ingest: StartedIngest, log: Any) -> None:
-        """Save an ingest for the next try; when that fails, say so, since the task goes on."""
+        """Save an ingest for the next try; when that fails, say so: the task can do without."""
         try:
             self.save(ingest)
         except Exception as error:
-            # Without a traceback, which can show a secret.
-            name = ingest.operation_name
-            log.error("Could not save %s for the next try: %s", name, describe_error(error))  # noqa: TRY400
+            log_failure(log, f"Could not save {ingest.operation_name} for the next try", error)
 
     def try_to_delete(self, name: str, log: Any) -> None:
         """Delete the saved ingest; when that fails, say so: the next try finds that it has finished."""
@@ -117,7 +115,7 @@ class IngestStore:
             if self.available:
                 self._store.delete(KEY)
         except Exception as error:
-            log.error("Could not delete %s from the task state store: %s", name, describe_error(error))  # noqa: TRY400
+            log_failure(log, f"Could not delete {name} from the task state store", error)
 
 
 def reattach_or_cancel(
@@ -129,7 +127,7 @@ def reattach_or_cancel(
     settle: bool,
     log: Any,
 ) -> Operation | None:
-    """Return the ingest of an earlier try if this try can go on with it: it runs, or has succeeded between two tries.
+    """Return the ingest of an earlier try if this try can use it: it runs, or has succeeded between two tries.
 
     Otherwise a new ingest may be started, since the earlier one certainly does not run, or a user has decided so. An
     ingest of another creative is cancelled if it runs. What has succeeded is the result of a retry only: a clear starts

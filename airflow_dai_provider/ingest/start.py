@@ -13,7 +13,7 @@ from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.retry import may_have_acted
 from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError, recover_ingest
 from airflow_dai_provider.ingest.resume import IngestStore
-from airflow_dai_provider.tasks.failures import describe_error
+from airflow_dai_provider.tasks.failures import log_failure
 
 if TYPE_CHECKING:
     from airflow_dai_provider.api.operation import Operation
@@ -72,7 +72,7 @@ def start_ingest(
             # the task, and the next try would start a second ingest.
             raise unknown from interruption
         except Exception as error:
-            log.error("Could not push the operation name to XCom: %s", describe_error(error))  # noqa: TRY400
+            log_failure(log, "Could not push the operation name to XCom", error)
         raise
 
 
