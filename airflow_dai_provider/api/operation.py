@@ -233,7 +233,7 @@ class Operation(_NoXCom):
             "state": self.state.value,
             "done": self.done,
             "error_code": self.error_code,
-            "error_message": _redacted(self.error_message),
+            "error_message": self.error_message,
             "ingest": ingest.to_dict() if ingest else None,
             "response": _redacted(self.response),
             "metadata": _redacted(self.metadata),
@@ -266,8 +266,7 @@ class Operation(_NoXCom):
         ingest = self.ingest
         if self.state is OperationState.FAILED:
             reason = ingest.reason if ingest else ""
-            message = redact_urls(self.error_message or "no message").rstrip(".")
-            error = f"error {self.error_code}: {message}"
+            error = f"error {self.error_code}: {(self.error_message or 'no message').rstrip('.')}"
             return f"{self._subject(ingest)} failed: " + (f"{reason} ({error})" if reason else error)
         words = f"{self.name} is {self.state}"
         if ingest is None:
