@@ -20,7 +20,7 @@ from airflow_dai_provider.api.endpoint import EXTRA_KEY, Endpoint, emulator_endp
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.parameters import MAX_REQUEST_SECONDS, check_connection, check_seconds
 from airflow_dai_provider.api.redaction import redact_urls
-from airflow_dai_provider.transport.google_errors import typed
+from airflow_dai_provider.transport.google_errors import class_of, typed
 from airflow_dai_provider.transport.requests_session import RequestsTransport
 from airflow_dai_provider.transport.unsent import credentials_error, public_cause, unusable
 
@@ -32,7 +32,7 @@ _FIELDS = (*_SOURCES, "is_anonymous", "impersonation_chain", "project", "num_ret
 _PREFIX = "extra__google_cloud_platform__"
 
 
-class UndefinedConnectionError(type(typed(ServiceError("", Code.UNAVAILABLE))), AirflowNotFoundException):  # type: ignore[misc]
+class UndefinedConnectionError(class_of(Code.UNAVAILABLE), AirflowNotFoundException):  # type: ignore[misc]
     """The connection is not defined, or a secrets backend or the API server that knows it did not respond.
 
     Airflow tells the two apart only in its log. So a wait asks again, as long as for a service that is unavailable.

@@ -20,7 +20,13 @@ from yarl import URL
 
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.transport.credentials import TOKEN_ERRORS, client_headers, refuse_header, refuse_plain_http
+from airflow_dai_provider.transport.credentials import (
+    MISREAD_ERRORS,
+    TOKEN_ERRORS,
+    client_headers,
+    refuse_header,
+    refuse_plain_http,
+)
 from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.shared_token import Token
 from airflow_dai_provider.transport.unsent import chain, no_response, not_sent, public_cause, token_error
@@ -32,17 +38,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: The errors of an exchange: those of the library, and what it lets through from a response that it misreads.
+#: The errors of an exchange.
 _EXCHANGE_ERRORS = (
     aiohttp.ClientError,
     HttpProcessingError,
     OSError,
     TimeoutError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
+    *MISREAD_ERRORS,
 )
 #: The errors that come before a request is sent.
 _NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError, aiohttp.InvalidURL)

@@ -25,6 +25,10 @@ from airflow_dai_provider.transport.deadline import deadline, keep_deadlines
 
 #: The errors that ``Credentials.refresh`` raises: google-auth reads the token service's response unchecked.
 TOKEN_ERRORS = (GoogleAuthError, OSError, TypeError, ValueError, LookupError, AttributeError)
+#: What an HTTP library lets through from a response that it misreads.
+MISREAD_ERRORS = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
+#: Seconds until a token that is still valid is renewed again, after its renewal has failed.
+RENEW_AGAIN = 30.0
 
 _CHUNK = 64 * 1024
 #: Where google-auth asks the metadata server, without TLS: the host is on the same machine, or answers for it.

@@ -37,8 +37,13 @@ _CLASSES: dict[Code, type[ServiceError]] = {
 globals().update({kind.__name__: kind for kind in _CLASSES.values()})
 
 
+def class_of(code: Code) -> type[ServiceError]:
+    """Return the class of errors with this rpc code, which is also the class of ``google.api_core.exceptions``."""
+    return _CLASSES[code]
+
+
 def typed(error: ServiceError) -> ServiceError:
     """Return an error as the class of its rpc code, unless it has a class of Google's already."""
     if isinstance(error, exceptions.GoogleAPICallError):
         return error
-    return _CLASSES[error.rpc_code](str(error), error.rpc_code, error.retry_after, error.sent, error.from_front_end)
+    return class_of(error.rpc_code)(str(error), error.rpc_code, error.retry_after, error.sent, error.from_front_end)

@@ -22,6 +22,8 @@ from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.endpoint import Endpoint
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.transport.credentials import (
+    MISREAD_ERRORS,
+    RENEW_AGAIN,
     TOKEN_ERRORS,
     TokenRequest,
     client_headers,
@@ -54,7 +56,7 @@ _NEVER_MADE = (
     urllib3.exceptions.LocationValueError,
     UnicodeEncodeError,
 )
-#: The errors of an exchange: those of three libraries, and what they let through from a response that they misread.
+#: The errors of an exchange, in three libraries.
 _EXCHANGE_ERRORS = (
     requests.exceptions.RequestException,
     urllib3.exceptions.HTTPError,
@@ -62,21 +64,13 @@ _EXCHANGE_ERRORS = (
     ConnectionError,
     TimeoutError,
     ssl.SSLError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
+    *MISREAD_ERRORS,
 )
 _NEVER_CONNECTED = (
     urllib3.exceptions.NewConnectionError,
     urllib3.exceptions.ConnectTimeoutError,
     urllib3.exceptions.ProxyError,
 )
-
-
-#: Seconds until a token that is still valid is renewed again, after its renewal has failed.
-RENEW_AGAIN = 30.0
 
 
 class RequestsTransport:

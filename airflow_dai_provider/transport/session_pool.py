@@ -17,7 +17,7 @@ from airflow_dai_provider.transport.aiohttp_session import AiohttpTransport
 
 
 class _Shared:
-    """One transport, and how many callers hold it. An attempt to open it that fails is told to all who wait for it."""
+    """One transport, and how many callers hold it. All that wait for an attempt to open it get its error."""
 
     def __init__(self) -> None:
         self.leases = 0

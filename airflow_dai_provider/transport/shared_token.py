@@ -12,20 +12,18 @@ from asgiref.sync import sync_to_async
 from google.auth.credentials import AnonymousCredentials, Credentials
 
 from airflow_dai_provider.api.errors import ServiceError
-from airflow_dai_provider.transport.credentials import TOKEN_ERRORS, TokenRequest
+from airflow_dai_provider.transport.credentials import RENEW_AGAIN, TOKEN_ERRORS, TokenRequest
 from airflow_dai_provider.transport.unsent import is_refusal
 
 #: A token is renewed this many seconds before it expires, or in the last tenth of its life if that is later.
 RENEW_BEFORE = 225.0
-#: Seconds until a token that is still valid is renewed again, after its renewal has failed.
-RENEW_AGAIN = 30.0
 
 
 class Token:
     """The token of one set of credentials: fetched in a thread, once for all callers, and renewed before it expires.
 
-    One fetch serves a thousand waits. A fetch that fails is told to all callers that wait for it, and the next caller
-    starts another. As long as the token at hand is valid, a renewal that fails is tried again later.
+    One fetch serves a thousand waits. All callers that wait for a fetch get its error, and the next caller starts
+    another. As long as the token at hand is valid, a renewal that fails is tried again later.
 
     :param credentials: the credentials; anonymous ones send no header.
     :param timeout: seconds that one request for it may take.

@@ -13,7 +13,7 @@ from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, Tra
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.redaction import redact_urls
-from airflow_dai_provider.transport.google_errors import typed
+from airflow_dai_provider.transport.google_errors import class_of, typed
 
 if TYPE_CHECKING:
     from airflow_dai_provider.api import rest
@@ -142,8 +142,7 @@ def unusable(message: str, code: Code | None = None) -> ServiceError:
     """
     if code:
         return typed(ServiceError(message, code, sent=False))
-    kind = type(typed(ServiceError(message, Code.UNAUTHENTICATED)))
-    return kind(message, Code.FAILED_PRECONDITION, None, False)
+    return class_of(Code.UNAUTHENTICATED)(message, Code.FAILED_PRECONDITION, None, False)
 
 
 def _metadata_server_did_not_respond(error: Exception) -> bool:
