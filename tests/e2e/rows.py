@@ -110,7 +110,9 @@ ROWS = (
         TRIGGER, f"{TRIGGER}|{RINGS}"),
     Row("9-cleared", "it is cleared", "defers", partial(events.cleared, "deferred"),
         f"{TRIGGER}|{UNHARMED}", f"{TRIGGER}|{UNHARMED}"),
-    Row("10b", "`execution_timeout` while deferred", "defers_and_times_out", events.times_out, OPERATOR, OPERATOR),
+    # Airflow 2 also cancels the trigger, which sees that its task is no longer deferred: both cancel, in any order.
+    Row("10b", "`execution_timeout` while deferred", "defers_and_times_out", events.times_out, OPERATOR, OPERATOR,
+        {AIRFLOW_3: (f"{OPERATOR}|{TRIGGER}", f"{OPERATOR}|{TRIGGER}")}),
     Row("11", "the wait in the triggerer fails", "defers", events.trigger_fails, OPERATOR, OPERATOR),
     Row("13", "`dagrun_timeout` while deferred", "defers_and_run_times_out", events.run_times_out,
         TRIGGER, f"{TRIGGER}|{RINGS}"),
