@@ -82,5 +82,7 @@ def _hint(name: object) -> str:
     if isinstance(name, Mapping) and "name" in name:
         return " An operation's dict was given: pass its 'name'."
     if isinstance(name, list | tuple):
-        return " For several operations map the task: .partial(...).expand(operation_name=[...])."
+        return " One name is expected here; the operators, the sensor and the trigger take a list too."
+    if isinstance(name, str) and name.startswith(("LazyXComSequence(", "LazySelectSequence(")):
+        return " The output of a mapped task was rendered to a text: pass task.output, or add '| list' to the template."
     return ""

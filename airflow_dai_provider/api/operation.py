@@ -8,14 +8,18 @@ https://developers.google.com/video-creative-ingest/reference/rest/v1/operations
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NoReturn, Self
 
+from airflow_dai_provider.api.names import InvalidNameError, check_creative_name
 from airflow_dai_provider.api.redaction import redact_urls, short_repr
 from airflow_dai_provider.api.storable import MAX_MESSAGE, is_storable_number, storable_object, storable_text
 
+#: The fields of the metadata of an ingest.
+INGEST_FIELDS = ("@type", "creativeUrl", "gvRegistryId", "createTime", "youtubeStatus")
 #: ``google.rpc.Code`` of an operation that was cancelled.
 CANCELLED_CODE = 1
 
@@ -185,6 +189,16 @@ class Operation(_NoXCom):
         """The ingest, from the metadata; None where there is no such metadata."""
         return Ingest.from_metadata(self.metadata)
 
+    @property
+    def creative_name(self) -> str | None:
+        """The name of the creative that the ingest has made, ``creatives/...``; None where there is none yet."""
+        ingest = self.ingest
+        registered = f"creatives/{ingest.gv_registry_id}" if ingest and ingest.gv_registry_id else None
+        for name in ((self.response or {}).get("name"), registered):
+            with suppress(InvalidNameError):
+                return check_creative_name(name)
+        return None
+
     @classmethod
     def from_api(cls, resource: object) -> Self:
         """Read the resource ``google.longrunning.Operation``; unknown fields are ignored.
@@ -224,8 +238,8 @@ class Operation(_NoXCom):
         A media URL can be signed, so URLs have no user, query and fragment.
 
         :return: ``{"name": str, "state": str, "done": bool, "error_code": int | None,
-            "error_message": str | None, "ingest": {...} | None, "response": {...} | None,
-            "metadata": {...} | None}``; ``ingest`` has the fields of :class:`Ingest`.
+            "error_message": str | None, "creative_name": str | None, "ingest": {...} | None,
+            "response": {...} | None, "metadata": {...} | None}``; ``ingest`` has the fields of :class:`Ingest`.
         """
         ingest = self.ingest
         return {
@@ -234,6 +248,7 @@ class Operation(_NoXCom):
             "done": self.done,
             "error_code": self.error_code,
             "error_message": self.error_message,
+            "creative_name": self.creative_name,
             "ingest": ingest.to_dict() if ingest else None,
             "response": _redacted(self.response),
             "metadata": _redacted(self.metadata),
@@ -243,7 +258,7 @@ class Operation(_NoXCom):
     def from_dict(cls, data: object) -> Self:
         """Read the JSON form that :meth:`to_dict` returns.
 
-        :param data: that JSON object; ``done`` and ``ingest`` are derived and not read.
+        :param data: that JSON object; ``done``, ``creative_name`` and ``ingest`` are derived and not read.
         :return: the operation.
         :raises InvalidOperationError: when it is something else.
         """

@@ -94,6 +94,25 @@ class Retry:
         raise error
 
 
+class Pace:
+    """The pause that a service has asked for, which holds every request of those that share it.
+
+    Threads may share it: it only ever holds one number.
+    """
+
+    def __init__(self) -> None:
+        self._until = float("-inf")
+
+    def note(self, error: ServiceError, now: float) -> None:
+        """Hold the requests for as long as an error asks for; at least briefly, when the service is too busy."""
+        if error.retry_after is not None or error.rpc_code in THROTTLED:
+            self._until = max(self._until, now + max(error.retry_after or 0.0, FIRST_BACKOFF))
+
+    def delay(self, now: float) -> float:
+        """Return the seconds until the next request may be sent."""
+        return max(0.0, self._until - now)
+
+
 def backoff(attempt: int, retry_after: float | None, random: float) -> float:
     """Return the seconds to wait before the next attempt: doubling, with jitter, ``Retry-After`` obeyed.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from random import random
 from typing import Any, Self, TypeVar
@@ -14,16 +14,21 @@ from asgiref.sync import sync_to_async
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
 from airflow_dai_provider.api.retry import Retry
 from airflow_dai_provider.hooks.sync import DaiHook, judge
-from airflow_dai_provider.transport.aiohttp_session import AiohttpTransport
+from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS, AiohttpTransport
+from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.session_pool import lease
 from airflow_dai_provider.transport.shared_token import Token
 
 T = TypeVar("T")
+
+#: The most seconds that a request waits because the service has asked for a pause; a wait polls again later.
+MAX_PAUSE = 30.0
 
 
 class DaiAsyncHook(GoogleBaseAsyncHook):
@@ -133,6 +138,27 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         await self._call_once(rest.cancel_operation(name))
         metrics.count_cancel_requested()
 
+    def make_wait(
+        self,
+        name: str,
+        *,
+        started: float | None = None,
+        timeout: float | None = None,
+        poll_interval: float = 30.0,
+        max_outage: float | None = MAX_OUTAGE,
+        responded: bool = False,
+    ) -> Wait:
+        """Return a wait with these limits, see :meth:`wait_for_operation`."""
+        return Wait(
+            name,
+            started=self._clock() if started is None else started,
+            poll_interval=poll_interval,
+            timeout=timeout,
+            max_outage=max_outage,
+            responded=responded,
+            jitter=self._random,
+        )
+
     async def wait_for_operation(
         self,
         name: str,
@@ -157,14 +183,13 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         :raises WaitTimeoutError: when it has not finished in time; nothing is cancelled.
         :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be polled.
         """
-        wait = Wait(
+        wait = self.make_wait(
             name,
-            started=self._clock() if started is None else started,
-            poll_interval=poll_interval,
+            started=started,
             timeout=timeout,
+            poll_interval=poll_interval,
             max_outage=max_outage,
             responded=responded,
-            jitter=self._random,
         )
         request = rest.get_operation(name)
         seen: Operation | None = None
@@ -173,7 +198,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
                 metrics.count_polls()
                 try:
                     # Not retried like other calls: the next poll is the retry.
-                    operation = await (await self._open()).call(request)
+                    operation = await self._send(request)
                 except ServiceError as error:
                     seconds, line = judge(wait, error, self._clock())
                     if line:
@@ -190,6 +215,41 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
                         seen = operation
                 await self._sleep(seconds)
 
+    async def wait_for_many(self, many: ManyWait) -> None:
+        """Poll in rounds until each of many operations has finished, or cannot be polled.
+
+        :param many: the wait, which holds what was found. Its clock is that of the epoch.
+        :raises WaitTimeoutError: when they have not finished in time; nothing is cancelled.
+        :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
+        """
+        async with self._holding():
+            while many.left:
+                names = iter(list(many.left))
+                # Not a coroutine for each operation: to start thousands would hold up the event loop.
+                await asyncio.gather(*(self._poll_each(names, many) for _ in range(MAX_CONNECTIONS)))
+                if not many.left:
+                    break
+                try:
+                    seconds, line, _ = many.after_round(self._clock())
+                except ServiceError as verdict:
+                    raise typed(verdict) from None
+                if line:
+                    self.log.info("%s", line)
+                await self._sleep(seconds)
+        self.log.info("%s.", many.progress)
+
+    async def _poll_each(self, names: Iterator[str], many: ManyWait) -> None:
+        for name in names:
+            metrics.count_polls()
+            try:
+                operation = await self._send(rest.get_operation(name))
+            except ServiceError as error:
+                if many.after_error(name, error, self._clock()):
+                    self.log.warning("%s", many.failed[name])
+            else:
+                if level := many.after_poll(operation):
+                    self.log.log(level, "%s.", operation)
+
     async def _call_once(self, request: rest.Request[T]) -> T:
         async with self._holding():
             return await self._call(request)
@@ -200,13 +260,27 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         started = self._clock()
         while True:
             try:
-                return await (await self._open()).call(request)
+                return await self._send(request)
             except ServiceError as error:
                 retry = retry or self._get_sync_hook().make_retry(request.retryable_codes, started)
                 seconds, line = retry.after(error, self._clock())
                 self.log.warning("%s", line)
                 metrics.count_retry()
             await self._sleep(seconds)
+
+    async def _send(self, request: rest.Request[T]) -> T:
+        """Send a request once, when the service has not asked another one to wait."""
+        transport = await self._open()
+        while delay := transport.pace.delay(self._clock()):
+            if delay > MAX_PAUSE:
+                message = f"{request} was not sent: the service has asked for a pause, of which {delay:.0f} s are left"
+                raise typed(ServiceError(message, Code.RESOURCE_EXHAUSTED, delay, sent=False))
+            await self._sleep(delay)
+        try:
+            return await transport.call(request)
+        except ServiceError as error:
+            transport.pace.note(error, self._clock())
+            raise
 
     async def _open(self) -> AiohttpTransport:
         """Return the transport that this hook holds until its last call or block is over."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from random import random
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from google.api_core import exceptions
 from google.auth.credentials import Credentials
@@ -14,13 +14,15 @@ from google.auth.credentials import Credentials
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
-from airflow_dai_provider.api.retry import Retry
+from airflow_dai_provider.api.retry import Pace, Retry
 from airflow_dai_provider.hooks.base import DaiBaseHook
 from airflow_dai_provider.transport.credentials import held_token
 from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.requests_session import RequestsTransport
+from airflow_dai_provider.transport.threads import CONCURRENCY, Workers
 
 T = TypeVar("T")
 
@@ -58,6 +60,8 @@ class DaiHook(DaiBaseHook):
     #: Gives the reason to send no other request, also no retry, or None: a killed task sets it, and a callback whose
     #: time is up. A sibling has the same.
     stopped: Callable[[], str | None] = staticmethod(lambda: None)
+    #: The pause that the service has asked for, where the hook is one of several siblings that work side by side.
+    pace: Pace | None = None
 
     def cancel_operation(self, name: str) -> None:
         """Request the cancellation of an operation: best effort and asynchronous, so poll with :meth:`get_operation`.
@@ -226,6 +230,66 @@ class DaiHook(DaiBaseHook):
                 return operation
             self._sleep(seconds)
 
+    def workers(self, number: int, most: int = CONCURRENCY) -> Workers[Self]:
+        """Return threads that work on many operations, each with a sibling of this hook; use them as a context manager.
+
+        :param number: how many operations there are.
+        :param most: how many requests may be under way at a time.
+        :raises google.api_core.exceptions.GoogleAPICallError: when the connection gives no credentials.
+        """
+        self.connect()
+        return Workers([self.sibling() for _ in range(max(1, min(number, most)))], stopped=self.stopped)
+
+    def wait_for_many(self, workers: Workers[Self], many: ManyWait) -> None:
+        """Poll in rounds until each of many operations has finished, or cannot be polled.
+
+        :param many: the wait, which holds what was found.
+        :raises WaitTimeoutError: when they have not finished in time; nothing is cancelled.
+        :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
+        """
+        while many.left:
+            seconds, line, _ = self._poll_round(workers, many)
+            if line:
+                self.log.info("%s", line)
+            if many.left:
+                self._sleep(seconds)
+        self.log.info("%s.", many.progress)
+
+    def poll_many(self, workers: Workers[Self], many: ManyWait) -> str:
+        """Poll each of many operations, and bear with failed polls as :meth:`poll` does.
+
+        :return: how many have finished, and how.
+        :raises WaitTimeoutError: when the time is up.
+        :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
+        """
+        while many.left:
+            seconds, line, responded = self._poll_round(workers, many)
+            if responded:
+                break
+            if line:
+                self.log.warning("%s", line)
+            self._sleep(seconds)
+        return many.progress
+
+    def _poll_round(self, workers: Workers[Self], many: ManyWait) -> tuple[float, str | None, bool]:
+        """Poll each operation that has not finished, once; return what :meth:`ManyWait.after_round` decides."""
+        # Not retried: the next round is the retry.
+        calls = workers.call(list(many.left), lambda hook, name: hook.get_operation(name, retry=False))
+        for name, operation, error in calls:
+            if error:
+                if error.rpc_code is Code.CANCELLED and not error.sent:
+                    raise typed(error)
+                if many.after_error(name, error, self._clock()):
+                    self.log.warning("%s", many.failed[name])
+            elif operation and (level := many.after_poll(operation)):
+                self.log.log(level, "%s.", operation)
+        if not many.left:
+            return 0.0, None, True
+        try:
+            return many.after_round(self._clock())
+        except ServiceError as verdict:
+            raise typed(verdict) from None
+
     def create_creative(
         self, creative: Mapping[str, Any], dynamic_creative_info: Mapping[str, Any] | None = None
     ) -> Operation:
@@ -313,10 +377,13 @@ class DaiHook(DaiBaseHook):
         started = self._clock()
         retries: Retry | None = None
         while True:
+            self._keep_pace(request, started + self.retry_timeout if retry else started)
             try:
                 return attempt()
             except ServiceError as error:
                 last = error
+                if self.pace:
+                    self.pace.note(error, self._clock())
                 if self.responded and error.from_front_end and Code.UNAVAILABLE in request.retryable_codes:
                     last = typed(error.as_outage())
             if not retry:
@@ -328,6 +395,15 @@ class DaiHook(DaiBaseHook):
             self._sleep(seconds)
             if reason := self.stopped():
                 raise typed(ServiceError(f"{last}; it was not retried: {reason}", last.rpc_code, None, last.sent))
+
+    def _keep_pace(self, request: rest.Request[Any], until: float) -> None:
+        """Wait as long as the service has asked a sibling to wait; raise when that is too long for this call."""
+        while self.pace and (delay := self.pace.delay(now := self._clock())):
+            if now + delay >= until:
+                message = f"{request} was not sent: the service has asked for a pause, of which {delay:.0f} s are left"
+                raise typed(ServiceError(message, Code.RESOURCE_EXHAUSTED, delay, sent=False))
+            self._sleep(delay)
+            self._check_stopped(request)
 
     def _check_stopped(self, request: rest.Request[Any]) -> None:
         if reason := self.stopped():

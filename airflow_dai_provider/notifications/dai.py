@@ -15,7 +15,7 @@ from airflow_dai_provider.api.parameters import check_seconds
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.notifications.rendering import RenderingNotifier
 from airflow_dai_provider.tasks.callback_scope import CallbackKind, callback_kind, operations_started, run_of_deadline
-from airflow_dai_provider.tasks.cancel_requests import PAUSE, request_cancellations
+from airflow_dai_provider.tasks.cancel_requests import PAUSE, TIME_IS_UP, problems_of, request_cancellations
 from airflow_dai_provider.tasks.failures import describe_error, log_failure, refused_parameters
 from airflow_dai_provider.tasks.xcom import Endpoints, as_list, elsewhere
 
@@ -193,9 +193,13 @@ class DaiCancelOperationNotifier(RenderingNotifier):
                 problems = [f"{name} may still run: {why}" for name, why in others.items()]
                 if not (here := [name for name in names if name not in others]):
                     return problems
-                return problems + request_cancellations(
-                    hook, here, timeout=timeout, clock=self._clock, sleep=self._sleep, log=self.log
-                )
+                until = self._clock() + timeout
+                hook.stopped = lambda: TIME_IS_UP if self._clock() >= until else None
+                with hook.workers(len(here)) as workers:
+                    _, errors = request_cancellations(
+                        workers, here, timeout=timeout, clock=self._clock, sleep=self._sleep, log=self.log
+                    )
+                return problems + problems_of(errors, self.log)
         except Exception as error:
             log_failure(self.log, f"The cancellation of {', '.join(names)} has failed", error)
             return [f"{name} may still run: {describe_error(error)}" for name in names]

@@ -27,7 +27,8 @@ from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.api.polling import FIRST_INTERVAL, MAX_OUTAGE, WaitTimeoutError, describe_poll
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.metrics import count_finished
-from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
+from airflow_dai_provider.tasks.deferral import defer_wait, resumption
+from airflow_dai_provider.tasks.events import read_event
 from airflow_dai_provider.tasks.failures import (
     UnexpectedStateError,
     accept_missing,
@@ -53,11 +54,13 @@ _SENSOR_DURATIONS = frozenset({"poke_interval", "timeout", "max_wait"})
 
 
 class DaiOperationSensor(BaseSensorOperator):
-    """Wait until an operation has finished, and return what the service then reports.
+    """Wait until operations have finished, and return what the service then reports.
 
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/operations/get
 
-    :param operation_name: ``operations/...`` (templated); takes the output of the task that started or cancelled it.
+    :param operation_name: ``operations/...``, or a list of up to 10,000 (templated); takes the output of the task that
+        started or cancelled them. The wait for a list is over when each has finished; an unexpected end is logged when
+        it is seen.
     :param expected_states: the final states to accept: ``"CANCELLED"``, ``"SUCCEEDED"``, ``"FAILED"``; None accepts
         each (templated). Any other final state fails the task with the ingest's reason.
     :param missing_ok: whether an operation that the service does not know ends the wait, with None as the result.
@@ -80,8 +83,11 @@ class DaiOperationSensor(BaseSensorOperator):
     in the same way, when it has lasted for ten seconds. A deferrable sensor whose first poll fails leaves the outage to
     the triggerer.
 
-    :return: ``Operation.to_dict()``: ``{"name", "state", "done", "error_code", "error_message", "ingest",
-        "response", "metadata"}``.
+    Of a list, what has finished is not polled again. On Airflow 3.3 or later, the pokes of ``mode="reschedule"`` keep
+    it in the task state store; before, each poke polls the whole list once.
+
+    :return: ``Operation.to_dict()``: ``{"name", "state", "done", "error_code", "error_message", "creative_name",
+        "ingest", "response", "metadata"}``; of a list, the list of them in its order.
     :raises AirflowFailException: for an unexpected final state, and for a permanent error.
     :raises AirflowSensorTimeout: when the operation has not finished in time; nothing is cancelled.
     :raises AirflowException: when the service stays unavailable.
@@ -99,7 +105,7 @@ class DaiOperationSensor(BaseSensorOperator):
     def __init__(
         self,
         *,
-        operation_name: str | XComArg,
+        operation_name: str | Sequence[str] | XComArg,
         expected_states: Collection[str | OperationState] | str | None = (
             OperationState.CANCELLED.value,
             OperationState.SUCCEEDED.value,

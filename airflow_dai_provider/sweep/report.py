@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,9 +11,6 @@ from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.sweep.selection import PassedOver, Selection, Stray
-
-#: The most operations that an error message names; the log and the report have all of them.
-MAX_NAMED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,25 +136,20 @@ class SweepReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, see ``DaiCancelStrayOperationsOperator``."""
+        names = [stray.name for stray in self.found]
         return {
             "dry_run": self.dry_run,
             "listed": self.listed,
             "unreadable": self.unreadable,
             "passed_over": dict(self.passed_over),
             "found": [asdict(stray) for stray in self.found],
-            "requested": list(self.requested),
-            "cancelled": list(self.cancelled),
-            "finished": dict(self.finished),
-            "refused": {name: failure.reason for name, failure in self.refused.items()},
-            "left": {name: failure.reason for name, failure in self.left.items()},
+            "requested": [name for name in names if name in self.requested],
+            "cancelled": [name for name in names if name in self.cancelled],
+            "finished": {name: self.finished[name] for name in names if name in self.finished},
+            "refused": {name: self.refused[name].reason for name in names if name in self.refused},
+            "left": {name: self.left[name].reason for name in names if name in self.left},
         }
 
     def _take_out(self, name: str) -> None:
         self.left.pop(name, None)
         self.requested.pop(name, None)
-
-
-def some_of(texts: Collection[str]) -> str:
-    """Join texts for a message; of many, only the first."""
-    more = [f"and {len(texts) - MAX_NAMED} more"] if len(texts) > MAX_NAMED else []
-    return "; ".join([*list(texts)[:MAX_NAMED], *more])

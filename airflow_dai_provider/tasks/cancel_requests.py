@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.many_wait import MAX_LISTED
 from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
-from airflow_dai_provider.api.retry import PERMANENT
+from airflow_dai_provider.api.retry import PERMANENT, THROTTLED
 from airflow_dai_provider.tasks.failures import sentences
 
 if TYPE_CHECKING:
     from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
+    from airflow_dai_provider.transport.threads import Workers
+
+T = TypeVar("T")
 
 #: The reason why a killed task sends no request.
 KILLED = "the task was killed before this was attempted"
+#: The reason why a callback whose time is up sends no request.
+TIME_IS_UP = "the time was up before it could be cancelled"
 #: Seconds between two rounds of attempts.
 PAUSE = 1.0
-#: The most requests under way at a time when a callback cancels many operations.
-CALLBACK_CONCURRENCY = 64
-_TIME_IS_UP = "the time was up before it could be cancelled"
 #: After these get is not asked: they say nothing about this operation, and get would be refused as well.
 _REFUSED_ACCESS = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.UNIMPLEMENTED})
 #: Refusals that a running operation contradicts: they say that there is nothing to cancel.
 _SAYS_FINISHED = frozenset({Code.FAILED_PRECONDITION, Code.NOT_FOUND})
 
 
-def request_cancellation(hook: DaiHook, name: str, log: Any, *, patient: bool = True) -> Operation | None:
+def request_cancellation(hook: DaiHook, name: str, log: Any = None, *, patient: bool = True) -> Operation | None:
     """Request the cancellation of an operation; after an error, get decides.
 
     It is not documented how the service responds to the cancellation of a finished operation, nor what it has done
     after several failed attempts. So get decides after every error but one of access, and one of a request that did
     not reach the service.
 
-    :param log: says what was requested, or that there was nothing to cancel.
+    :param log: says what was requested, or that there was nothing to cancel; nothing is said without it.
     :param patient: whether to wait until NOT_FOUND can be believed; callers that come back soon do without it.
     :return: the operation when it had already finished and the service therefore refused; None when the service has
         accepted the request, which says nothing yet about the final state.
@@ -47,7 +50,8 @@ def request_cancellation(hook: DaiHook, name: str, log: Any, *, patient: bool = 
             raise error
         operation = _poll_after(error, hook, name, patient=patient)
         if operation.done:
-            log.info("%s: it had already finished, there is nothing to cancel.", operation)
+            if log:
+                log.info("%s", _done(name, operation))
             return operation
         if error.rpc_code not in _SAYS_FINISHED:
             raise error
@@ -58,7 +62,8 @@ def request_cancellation(hook: DaiHook, name: str, log: Any, *, patient: bool = 
             # Never NOT_FOUND, which callers may take for an operation that does not run. And worth a retry: soon both
             # may see the same.
             raise _with_code(Code.ABORTED, sentences(error, f"But {operation}")) from None
-    log.info("Requested the cancellation of %s.", name)
+    if log:
+        log.info("%s", _done(name, None))
     return None
 
 
@@ -100,55 +105,103 @@ def _with_code(rpc_code: Code, message: str) -> ServiceError:
 
 
 def request_cancellations(
-    hook: DaiHook,
-    names: Sequence[str],
+    workers: Workers[DaiHook],
+    names: Collection[str],
     *,
-    timeout: float,
+    timeout: float | None = None,
+    retry_timeout: float = 0.0,
+    unimplemented_ends: bool = False,
+    on_settled: Callable[[str, Operation | None], None] | None = None,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
     log: Any,
-) -> list[str]:
-    """Request many cancellations in a bounded time: each once per round, until it is settled or the time is up.
+) -> tuple[dict[str, Operation], dict[str, ServiceError]]:
+    """Request many cancellations, side by side and in rounds; every operation is attempted before this returns.
 
     A permanent error settles an operation, as does a response that it has finished. One that the service does not know
-    is tried for a while, since it can have been started just now.
+    is attempted again for a while, since it can have been started just now. After a transient error an operation is
+    attempted again until the time is up. Without a limit, only what the service was too busy for is attempted again,
+    as long as a round has settled another one; other errors are the matter of the retries of each request.
 
-    :param hook: whose connection is used; its session stands before the time starts to count.
-    :param timeout: seconds for all rounds.
+    :param timeout: seconds for all rounds, or None.
+    :param retry_timeout: seconds after which one request is not retried again within a round.
+    :param unimplemented_ends: whether UNIMPLEMENTED is raised at once, since it holds for every operation.
+    :param on_settled: called for each operation whose cancellation the service has accepted, or which had finished.
     :param clock: gives seconds.
     :param sleep: waits for seconds.
-    :param log: says what was requested, and what has failed for now.
-    :return: for each operation that may still run, a sentence that says why.
+    :param log: says what was requested, and the first error of each rpc code.
+    :return: the operations that had already finished, and the last error of each that may still run; with NOT_FOUND,
+        the service does not know it.
     """
-    # Imported here, since DAG files are parsed often and few tasks cancel many operations.
-    from airflow_dai_provider.transport.threads import Workers
-
     began = clock()
-    # By name: the last error of each operation that may still run.
-    errors = dict.fromkeys(names, ServiceError(_TIME_IS_UP, Code.CANCELLED, sent=False))
-    left = list(errors)
-    hooks = [hook.sibling() for _ in range(min(len(left), CALLBACK_CONCURRENCY))]
-    with Workers(hooks, stopped=lambda: _TIME_IS_UP if clock() >= began + timeout else None) as workers:
-        while left and clock() < began + timeout:
-            for name, _, error in workers.call(
-                left, lambda own, name: request_cancellation(own, name, log, patient=False)
-            ):
-                if error is None:
-                    del errors[name]
-                elif error.sent or error.rpc_code is not Code.CANCELLED:
-                    errors[name] = error
-                    if error.rpc_code not in PERMANENT:
-                        log.warning("%s", error)
-            within_grace = clock() < began + NOT_FOUND_GRACE
-            left = [name for name, error in errors.items() if _try_again(error, within_grace=within_grace)]
-            if left:
-                sleep(PAUSE)
-    unknown = {name: error for name, error in errors.items() if error.rpc_code is Code.NOT_FOUND}
-    for name, error in unknown.items():
-        log.warning("%s Nothing is left to cancel, unless %s was started just now.", sentences(error), name)
-    return [f"{name} may still run: {error}" for name, error in errors.items() if name not in unknown]
+    finished: dict[str, Operation] = {}
+    errors: dict[str, ServiceError] = {}
+    told: set[Code] = set()
+    left = list(dict.fromkeys(names))
+    total, requested = len(left), 0
+    while left:
+        settled = False
+        for name, operation, error in workers.call(left, _request_once, retry_timeout=retry_timeout):
+            if error is None:
+                settled = True
+                errors.pop(name, None)
+                if operation:
+                    finished[name] = operation
+                if on_settled:
+                    on_settled(name, operation)
+                requested += operation is None
+                if total <= MAX_LISTED:
+                    log.info("%s", _done(name, operation))
+                continue
+            if not _not_begun(error) or name not in errors:
+                errors[name] = error
+            if unimplemented_ends and error.rpc_code is Code.UNIMPLEMENTED:
+                raise error
+        for error in _in_order(left, errors).values():
+            if error.rpc_code not in told and not _not_begun(error):
+                told.add(error.rpc_code)
+                log.warning("%s", error)
+        now = clock()
+        if timeout is None:
+            retryable = THROTTLED if settled else frozenset[Code]()
+        else:
+            retryable = frozenset(Code) - PERMANENT if now < began + timeout else frozenset[Code]()
+        if now < began + NOT_FOUND_GRACE:
+            retryable |= {Code.NOT_FOUND}
+        left = [name for name in left if name in errors and errors[name].rpc_code in retryable]
+        if left:
+            sleep(PAUSE)
+    if total > MAX_LISTED:
+        message = "Requested the cancellation of %s of %s operations; %s had already finished, %s failed."
+        log.info(message, *(f"{number:,}" for number in (requested, total, len(finished), len(errors))))
+    return _in_order(names, finished), _in_order(names, errors)
 
 
-def _try_again(error: ServiceError, *, within_grace: bool) -> bool:
-    """Return whether the next round tries an operation again after this error."""
-    return within_grace if error.rpc_code is Code.NOT_FOUND else error.rpc_code not in PERMANENT
+def _in_order(names: Collection[str], results: Mapping[str, T]) -> dict[str, T]:
+    return {name: results[name] for name in names if name in results}
+
+
+def problems_of(errors: Mapping[str, ServiceError], log: Any) -> list[str]:
+    """Return a sentence for each operation that may still run; what the service does not know is logged instead."""
+    problems = []
+    for name, error in errors.items():
+        if error.rpc_code is Code.NOT_FOUND:
+            log.warning("%s Nothing is left to cancel, unless %s was started just now.", sentences(error), name)
+        else:
+            problems.append(f"{name} may still run: {error}")
+    return problems
+
+
+def _request_once(hook: DaiHook, name: str) -> Operation | None:
+    return request_cancellation(hook, name, patient=False)
+
+
+def _not_begun(error: ServiceError) -> bool:
+    """Return whether the engine has not begun a call: the task was killed, or the time is up."""
+    return error.rpc_code is Code.CANCELLED and not error.sent
+
+
+def _done(name: str, operation: Operation | None) -> str:
+    if operation is None:
+        return f"Requested the cancellation of {name}."
+    return f"{operation}: it had already finished, there is nothing to cancel."

@@ -1,10 +1,4 @@
-"""Deferral: how a wait goes to the triggerer, and how it comes back to the task.
-
-The trigger reports with the payload of its event, which is one of
-``{"status": "finished", "operation": Operation.to_dict()}``, ``{"status": "timeout", "message": str}`` and
-``{"status": "error", "code": str | None, "message": str}``, where the code is the rpc code of the service's error.
-Each also has ``operation_name``, the operation that the trigger waits for.
-"""
+"""Deferral: how a wait goes to the triggerer, and how it comes back to the task."""
 
 from __future__ import annotations
 
@@ -17,15 +11,20 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout
 
 from airflow_dai_provider.api.errors import Code
-from airflow_dai_provider.api.operation import InvalidOperationError, Operation
+from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.polling import NOT_FOUND_GRACE, WaitTimeoutError
-from airflow_dai_provider.api.redaction import short_repr
-from airflow_dai_provider.api.storable import MAX_MESSAGE, storable, storable_text
-from airflow_dai_provider.tasks.failures import describe_error, rpc_code_of, sentences, task_error
+from airflow_dai_provider.api.storable import pack
+from airflow_dai_provider.tasks.events import describe_names, error_event, many_event, operation_event
+from airflow_dai_provider.tasks.failures import describe_error, rpc_code_of, sentences
 
 if TYPE_CHECKING:
     from airflow_dai_provider.hooks.dai import DaiHook
 
+#: The most characters that the compressed names of a list may have, of which MySQL's 64 KB have to hold the encrypted
+#: form, a third longer, beside the other arguments of the trigger.
+MAX_PACKED_NAMES = 44_000
+#: The operation that a task waits for, or a list of them; None when it is not known.
+Names = str | list[str] | None
 #: Seconds after its deadline at which Airflow itself ends a deferral, if its trigger runs in no triggerer.
 BACKSTOP = 60.0
 
@@ -63,13 +62,15 @@ def defer_wait(
     task: WaitingTask,
     hook: DaiHook,
     make_trigger: Callable[..., Any],
-    operation_name: str,
+    operation_name: str | list[str],
     *,
     resume_with: dict[str, Any] | None = None,
     responded: bool = True,
     **trigger_arguments: Any,
 ) -> NoReturn:
-    """Defer a task until an operation has finished; ``execute_complete(context, event)`` of the task is called then.
+    """Defer a task until an operation has finished, or each of a list.
+
+    ``execute_complete(context, event)`` of the task is called then.
 
     The deadline is the sooner of the task's ``timeout`` and its ``execution_timeout``, which Airflow 3 does not enforce
     on a deferred task.
@@ -92,7 +93,7 @@ def defer_wait(
         api_endpoint=hook.fixed_endpoint,
         **trigger_arguments,
     )
-    task.log.info("Waiting for %s in the triggerer.", operation_name)
+    task.log.info("Waiting for %s in the triggerer.", describe_names(operation_name))
     task.defer(
         trigger=trigger,
         method_name="execute_complete",
@@ -102,52 +103,17 @@ def defer_wait(
     raise AssertionError("defer() returns only by raising")
 
 
-def operation_event(operation_name: str, operation: Operation) -> dict[str, Any]:
-    """Return the payload for an operation that has finished."""
-    return {"operation_name": operation_name, "status": "finished", "operation": operation.to_dict()}
+def check_deferrable(names: Sequence[str]) -> None:
+    """Check that the arguments of a trigger that waits for these operations can be stored on every database.
 
-
-def error_event(operation_name: str, error: Exception) -> dict[str, Any]:
-    """Return the payload for a wait that has failed.
-
-    :param operation_name: as the user gave it, so perhaps invalid.
+    :raises ValueError: when they are too many; before anything is sent.
     """
-    event = {"operation_name": storable(operation_name), "message": storable_text(describe_error(error), MAX_MESSAGE)}
-    if isinstance(error, WaitTimeoutError):
-        return event | {"status": "timeout"}
-    return event | {"status": "error", "code": rpc_code_of(error)}
-
-
-def read_event(event: object, operation_name: str | None, consequence: str = "") -> Operation:
-    """Return the finished operation that an event reports.
-
-    :param event: what Airflow passes to the resumed task.
-    :param operation_name: the operation that the task waits for. On SQLite, Airflow can give a new trigger the number
-        of a deleted one, and then passes the event of the one to the task of the other.
-    :param consequence: a sentence for the message that says what an error leaves behind.
-    :raises WaitTimeoutError: when the wait has timed out.
-    :raises AirflowFailException: for a permanent error.
-    :raises AirflowException: for any other error, and when the event is not one of DaiOperationTrigger.
-    """
-    match event:
-        case {"operation_name": str(other)} if operation_name not in (None, other):
-            words = f"Airflow has passed the event of {other} to this task, which waits for {operation_name}"
-            raise AirflowException(sentences(words, consequence))
-        case {"status": "finished", "operation": dict(data)}:
-            try:
-                operation = Operation.from_dict(data)
-            except InvalidOperationError as error:
-                raise AirflowException(f"The trigger has fired an event that cannot be read: {error}") from error
-            if not operation.done:
-                raise AirflowException(f"The trigger has fired an event that cannot be read: {operation}.")
-            return operation
-        case {"status": "timeout", "message": str(message)}:
-            raise WaitTimeoutError(message)
-        case {"status": "error", "code": str() | None as code, "message": str(message)}:
-            raise task_error(Code(code) if code in set(Code) else Code.UNKNOWN, message, consequence)
-    raise AirflowException(
-        sentences(f"Expected the event of DaiOperationTrigger, got {short_repr(event)}", consequence)
-    )
+    if (size := len(pack(list(names)))) > MAX_PACKED_NAMES:
+        raise ValueError(
+            f"Invalid operation_name: the names of {len(names):,} operations take {size:,} characters when compressed, "
+            f"but a deferred task can keep {MAX_PACKED_NAMES:,} (MySQL keeps 64 KB of the arguments of a trigger): set "
+            f"deferrable=False, or split the list."
+        )
 
 
 @contextmanager
@@ -155,7 +121,7 @@ def resumption(
     task: WaitingTask,
     next_method: str,
     next_kwargs: dict[str, Any] | None,
-    operation_name: str | Callable[[], str | None] | None = None,
+    operation_name: Names | Callable[[], Names] = None,
     *,
     consequence: str = "",
     timeout_error: type[AirflowException] = AirflowException,
@@ -167,7 +133,8 @@ def resumption(
     long before that, so it is polled once more; what that finds takes the place of the missing event.
 
     :param next_method: as ``resume_execution`` takes it, like ``next_kwargs``.
-    :param operation_name: the operation that the task waits for, or a function that finds it when it is needed.
+    :param operation_name: the operation that the task waits for, or a list, or a function that finds them when they
+        are needed.
     :param consequence: a sentence for the message that says what this leaves behind.
     :param timeout_error: raised when ``timeout`` of the task was the limit.
     :return: yields the method and the arguments to resume with.
@@ -196,30 +163,40 @@ def resumption(
 
 
 def _poll_once_more(
-    task: WaitingTask, operation_name: str | Callable[[], str | None] | None
+    task: WaitingTask, operation_name: Names | Callable[[], Names]
 ) -> tuple[dict[str, Any] | None, str]:
-    """Poll the operation of a deferral that Airflow has ended.
+    """Poll the operations of a deferral that Airflow has ended.
 
     :return: the event that the trigger would have fired, if the wait is over; otherwise a sentence on the poll.
     """
     # Imported here, since DAG files are parsed often and few of their tasks resume so.
     from airflow_dai_provider.hooks.dai import DaiHook
 
-    name: str | None = None
+    names: Names = None
+    # More than the time that it takes to believe NOT_FOUND; other failed polls are made again in it too.
+    timeout = 2 * NOT_FOUND_GRACE
     try:
-        name = operation_name() if callable(operation_name) else operation_name
-        if name is None:
+        names = operation_name() if callable(operation_name) else operation_name
+        if names is None:
             return None, ""
         with DaiHook(task.gcp_conn_id, task.impersonation_chain, task.api_endpoint) as hook:
-            # More than the time that it takes to believe NOT_FOUND; other failed polls are made again in it too.
-            operation = hook.poll(hook.make_wait(name, timeout=2 * NOT_FOUND_GRACE, responded=True))
+            if isinstance(names, list):
+                return _poll_many_once_more(hook, names, timeout)
+            operation = hook.poll(hook.make_wait(names, timeout=timeout, responded=True))
     except Exception as error:
-        if name and rpc_code_of(error) is Code.NOT_FOUND:
-            return error_event(name, error), ""
+        if names and rpc_code_of(error) is Code.NOT_FOUND:
+            return error_event(names, error), ""
         return None, f"The last poll failed: {describe_error(error)}"
     if operation.done:
-        return operation_event(name, operation), ""
+        return operation_event(operation.name, operation), ""
     return None, f"The last poll found: {operation}"
+
+
+def _poll_many_once_more(hook: DaiHook, names: list[str], timeout: float) -> tuple[dict[str, Any] | None, str]:
+    many = ManyWait(names, hook.make_wait(describe_names(names), timeout=timeout, responded=True))
+    with hook.workers(len(names)) as workers:
+        progress = hook.poll_many(workers, many)
+    return (None, f"The last poll found: {progress}") if many.left else (many_event(names, many), "")
 
 
 def _timed_out(task: WaitingTask, timeout_error: type[AirflowException], *words: str) -> BaseException:

@@ -6,7 +6,8 @@ here: see :mod:`airflow_dai_provider.metrics`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from traceback import format_tb
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.operation import FINAL_STATES, Operation, OperationState
 from airflow_dai_provider.api.parameters import template_hint
 from airflow_dai_provider.api.polling import WaitTimeoutError
@@ -79,6 +81,65 @@ def check_final_state(operation: Operation, expected: frozenset[OperationState] 
     if operation.state is OperationState.FAILED:
         raise UnexpectedStateError(f"{operation}.")
     raise UnexpectedStateError(f"{operation}, but this task accepts only {', '.join(sorted(expected))}.")
+
+
+def check_many(
+    operations: Iterable[Operation],
+    expected: frozenset[OperationState] | None,
+    errors: Mapping[str, ServiceError],
+    *,
+    total: int,
+    failed: str,
+    consequence: str = "",
+) -> None:
+    """Check how many operations have finished, and what could not be done for others; say all of it in one error.
+
+    :param operations: those that have finished.
+    :param expected: the final states to accept, or None for every final state.
+    :param errors: by name, the errors of the other operations.
+    :param total: the number of all operations.
+    :param failed: what could not be done, such as "could not be cancelled".
+    :param consequence: a sentence on the operations with an error, for the message.
+    :raises UnexpectedStateError: when some have finished in another state, and there are no errors.
+    :raises AirflowFailException: when there are errors, after which no retry can help.
+    :raises AirflowException: when there are errors, after some of which a retry can help.
+    """
+    unexpected = [one for one in operations if expected is not None and one.state not in expected]
+    parts: list[str] = []
+    if unexpected:
+        states = _counted(Counter(map(_end, unexpected)))
+        allowed = ", ".join(sorted(expected or ()))
+        text = f"{len(unexpected):,} of {total:,} operations are {states}, but this task accepts only {allowed}"
+        parts.append(f"{text}: {some_of(unexpected)}")
+    if not errors:
+        if unexpected:
+            raise UnexpectedStateError(sentences(*parts))
+        return
+    codes = Counter[str](error.rpc_code for error in errors.values())
+    named = some_of((f"{name}: {str(error).rstrip('.')}" for name, error in errors.items()))
+    parts.append(f"{len(errors):,} of {total:,} operations {failed} ({_counted(codes)}): {named}")
+    raise task_error(decisive_code([error.rpc_code for error in errors.values()]), sentences(*parts), consequence)
+
+
+def decisive_code(codes: Collection[Code]) -> Code:
+    """Return the rpc code that decides whether a retry can help, of the errors of many operations.
+
+    UNIMPLEMENTED holds for all operations; otherwise a retry helps when one of the errors is transient.
+    """
+    if Code.UNIMPLEMENTED in codes:
+        return Code.UNIMPLEMENTED
+    by_permanence = sorted(codes, key=lambda code: (code in PERMANENT, code is Code.NOT_FOUND))
+    return by_permanence[0]
+
+
+def _end(operation: Operation) -> str:
+    """Return the state of an operation, and the reason of a failed ingest."""
+    failed = operation.state is OperationState.FAILED
+    return f"{operation.state} {operation.ingest.reason if failed and operation.ingest else ''}".rstrip()
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items())
 
 
 @contextmanager

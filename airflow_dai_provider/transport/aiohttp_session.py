@@ -20,6 +20,7 @@ from yarl import URL
 
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.retry import Pace
 from airflow_dai_provider.transport.credentials import (
     MISREAD_ERRORS,
     TOKEN_ERRORS,
@@ -80,6 +81,8 @@ class AiohttpTransport:
         self._proxy: str | None = None
         # A request waits here, before its time begins to run.
         self._free = asyncio.Semaphore(MAX_CONNECTIONS)
+        #: The pause that the service has asked for, which the hooks that share the session keep.
+        self.pace = Pace()
 
     async def open(self) -> Self:
         """Open the session; certificates are read in a thread.

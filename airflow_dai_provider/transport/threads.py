@@ -1,15 +1,21 @@
-"""Make one call for each of many operations, several at a time."""
+"""The engine for many operations: one call for each, several at a time, on few connections."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from queue import SimpleQueue
+from contextlib import AbstractContextManager, suppress
+from itertools import chain
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.api.retry import PERMANENT
+from airflow_dai_provider.api.redaction import redact_urls
+from airflow_dai_provider.api.retry import PERMANENT, Pace
+
+#: The most calls under way at a time, and so the most connections.
+CONCURRENCY = 64
 
 
 class Session(AbstractContextManager[Any], Protocol):
@@ -17,6 +23,7 @@ class Session(AbstractContextManager[Any], Protocol):
 
     retry_timeout: float
     stopped: Callable[[], str | None]
+    pace: Pace | None
 
 
 S = TypeVar("S", bound=Session)
@@ -34,7 +41,11 @@ class Outcome(NamedTuple, Generic[T]):
 class Workers(Generic[S]):
     """Threads, each with a session of its own.
 
-    The threads ask Airflow for nothing but the log and the metrics: connections are looked up before they start.
+    All of them run before the first call is made, and take their jobs from a ``SimpleQueue``: so a signal handler can
+    add a job, which may neither start a thread nor take a lock. They ask Airflow for nothing but the metrics, and log
+    nothing: connections are looked up before they start.
+
+    When the service asks one of them to wait, or is too busy, all wait.
 
     :param sessions: hooks that are ready to use, one for each call under way at a time.
     :param stopped: the reason to begin no other call and no retry, or None.
@@ -43,52 +54,101 @@ class Workers(Generic[S]):
     def __init__(self, sessions: Sequence[S], *, stopped: Callable[[], str | None]) -> None:
         self._sessions = sessions
         self._stopped = stopped
-        self._idle: SimpleQueue[S] = SimpleQueue()
+        self._jobs: SimpleQueue[Callable[[S], None] | None] = SimpleQueue()
+        pace = Pace()
         for session in sessions:
             session.stopped = stopped
-            self._idle.put(session)
-        self._threads = ThreadPoolExecutor(max(1, len(sessions)), thread_name_prefix="dai-worker")
+            session.pace = pace
+        # Daemons: the process of a killed task ends without waiting for a request that is under way.
+        self._threads = [Thread(target=self._work, args=(one,), name="dai-worker", daemon=True) for one in sessions]
+        for thread in self._threads:
+            thread.start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # An interruption does not wait for calls under way, whose sessions stay open until they are over.
-        self._threads.shutdown(wait=kind is None, cancel_futures=True)
+        self._drop_jobs()
+        for _thread in self._threads:
+            self._jobs.put(None)
         if kind is None:
-            for session in self._sessions:
-                session.__exit__(None, None, None)
+            # An interruption does not wait for calls under way.
+            for thread in self._threads:
+                thread.join()
 
     def call(
         self, names: Iterable[str], request: Callable[[S, str], T], *, retry_timeout: float = 0.0
     ) -> Iterator[Outcome[T]]:
-        """Call ``request(session, name)`` for each name, and yield the outcomes in the same order.
+        """Call ``request(session, name)`` for each name, and yield the outcomes as they come.
 
         When the retries of one call were in vain, the next calls on its session are not retried until the service
         responds again: otherwise a long list would take hours while the service is unavailable.
 
         :param retry_timeout: seconds after which one call is not retried again; 0 for no retry.
         :return: for each name its outcome. The error of a call that was not begun has the code CANCELLED, that of an
-            invalid name INVALID_ARGUMENT.
+            invalid name INVALID_ARGUMENT, and that of a call that failed with any other error UNKNOWN.
         """
+        return chain.from_iterable(self.batches(names, request, retry_timeout=retry_timeout))
 
-        def attempt(name: str) -> Outcome[T]:
-            session = self._idle.get()
-            try:
-                if reason := self._stopped():
-                    return Outcome(name, None, ServiceError(reason, Code.CANCELLED, sent=False))
-                result = request(session, name)
-            except ValueError as error:
-                return Outcome(name, None, ServiceError(str(error), Code.INVALID_ARGUMENT))
-            except ServiceError as error:
-                session.retry_timeout = retry_timeout if error.rpc_code in PERMANENT else 0.0
-                return Outcome(name, None, error)
-            else:
-                session.retry_timeout = retry_timeout
-                return Outcome(name, result, None)
-            finally:
-                self._idle.put(session)
+    def batches(
+        self, names: Iterable[str], request: Callable[[S, str], T], *, retry_timeout: float = 0.0, seconds: float = 0.0
+    ) -> Iterator[list[Outcome[T]]]:
+        """Do the same, and yield several outcomes at a time.
+
+        Jobs that have not begun are dropped when the iterator is closed.
+
+        :param seconds: after the first outcome of a batch, how long to wait for others.
+        """
+        done: SimpleQueue[Outcome[T]] = SimpleQueue()
+
+        def job(name: str) -> Callable[[S], None]:
+            return lambda session: done.put(self._outcome(session, name, request, retry_timeout))
 
         for session in self._sessions:
             session.retry_timeout = retry_timeout
-        return self._threads.map(attempt, list(names))
+        left = 0
+        for name in names:
+            self._jobs.put(job(name))
+            left += 1
+        return self._collect(done, left, seconds)
+
+    def _collect(self, done: SimpleQueue[Outcome[T]], left: int, seconds: float) -> Iterator[list[Outcome[T]]]:
+        try:
+            while left:
+                outcomes = [done.get()]
+                until = time.monotonic() + seconds
+                with suppress(Empty):
+                    while len(outcomes) < left:
+                        outcomes.append(done.get(timeout=max(0.0, until - time.monotonic())))
+                left -= len(outcomes)
+                yield outcomes
+        finally:
+            self._drop_jobs()
+
+    def _drop_jobs(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._jobs.get_nowait()
+
+    def _work(self, session: S) -> None:
+        with session:
+            while job := self._jobs.get():
+                job(session)
+
+    def _outcome(self, session: S, name: str, request: Callable[[S, str], T], retry_timeout: float) -> Outcome[T]:
+        if reason := self._stopped():
+            return Outcome(name, None, ServiceError(reason, Code.CANCELLED, sent=False))
+        try:
+            result = request(session, name)
+        except ServiceError as error:
+            session.retry_timeout = retry_timeout if error.rpc_code in PERMANENT else 0.0
+            return Outcome(name, None, error)
+        except ValueError as error:
+            return Outcome(name, None, ServiceError(str(error), Code.INVALID_ARGUMENT))
+        except Exception as error:
+            # An error of one call, whatever it is, never keeps the others from being made.
+            failure = ServiceError(redact_urls(repr(error)), Code.UNKNOWN)
+            failure.__cause__ = error
+            return Outcome(name, None, failure)
+        session.retry_timeout = retry_timeout
+        return Outcome(name, result, None)

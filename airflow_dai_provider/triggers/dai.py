@@ -1,10 +1,10 @@
-"""Trigger for ingests of Google's Video Creative Ingest API (DAI): one wait in the triggerer."""
+"""Trigger for ingests of Google's Video Creative Ingest API (DAI): one wait in the triggerer, for one or many."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,19 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
+from airflow_dai_provider.api.many_wait import ManyWait, some_of
 from airflow_dai_provider.api.parameters import check_flag
 from airflow_dai_provider.api.polling import MAX_OUTAGE
-from airflow_dai_provider.tasks.cancel_requests import request_cancellation
-from airflow_dai_provider.tasks.deferral import error_event, operation_event
-from airflow_dai_provider.tasks.failures import log_failure
+from airflow_dai_provider.tasks.cancel_requests import problems_of, request_cancellation, request_cancellations
+from airflow_dai_provider.tasks.events import (
+    describe_names,
+    error_event,
+    many_event,
+    operation_event,
+    pack_names,
+    unpack_names,
+)
+from airflow_dai_provider.tasks.failures import check_expected_states, log_failure
 from airflow_dai_provider.tasks.xcom import XCOM_TRY_NUMBER
 from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL, task_instance_state
 
@@ -33,22 +41,24 @@ _KILLS: set[asyncio.Task[None]] = set()
 
 
 class DaiOperationTrigger(BaseTrigger):
-    """Wait in the triggerer until an operation has finished; fires once.
+    """Wait in the triggerer until an operation has finished, or each of a list; fires once.
 
-    The payload of the event is that of :mod:`airflow_dai_provider.tasks.deferral`. Polls are quick at first (1 s,
+    The payload of the event is that of :mod:`airflow_dai_provider.tasks.events`. Polls are quick at first (1 s,
     growing 1.5-fold up to ``poll_interval``). All waits of a triggerer that share a connection and an endpoint share
     one HTTP session and one token. The deadline counts from ``started``, so a restart of the triggerer does not move
     it.
 
-    :param operation_name: ``operations/...``.
+    :param operation_name: ``operations/...``, or a list. A list is stored as a compressed text, which counts as the
+        list too.
     :param poll_interval: the most seconds between two polls.
     :param started: when the wait began, in seconds of the epoch; now, if it is not given.
     :param timeout: seconds to wait at most, counted from ``started``, or None for no limit.
     :param max_outage: seconds that the service may be unavailable (300), or None for no limit.
     :param responded: whether the API has responded to the task before: from then on a front end's error page is an
         outage, also after a restart of the triggerer.
-    :param cancel_on_kill: whether the operation is cancelled when the deferred task is killed: marked, cleared, or
-        stopped with its run. It is not cancelled when the triggerer stops, restarts or hands over.
+    :param cancel_on_kill: whether what has not finished is cancelled when the deferred task is killed: marked, cleared,
+        or stopped with its run. It is not cancelled when the triggerer stops, restarts or hands over.
+    :param expected_states: of a list, the final states that the log does not tell by themselves; None for every one.
     :param gcp_conn_id: the Google Cloud connection.
     :param impersonation_chain: service account(s) to impersonate.
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own.
@@ -56,7 +66,7 @@ class DaiOperationTrigger(BaseTrigger):
 
     def __init__(
         self,
-        operation_name: str,
+        operation_name: str | list[str],
         *,
         poll_interval: float = 30.0,
         started: float | None = None,
@@ -64,6 +74,7 @@ class DaiOperationTrigger(BaseTrigger):
         max_outage: float | None = MAX_OUTAGE,
         responded: bool = False,
         cancel_on_kill: bool = False,
+        expected_states: Collection[str] | None = None,
         gcp_conn_id: str = "google_cloud_default",
         impersonation_chain: str | Sequence[str] | None = None,
         api_endpoint: str | None = None,
@@ -77,23 +88,26 @@ class DaiOperationTrigger(BaseTrigger):
         # Nothing is refused here: an error that is raised while a stored trigger is made ends the whole triggerer.
         self.responded = responded
         self.cancel_on_kill = cancel_on_kill
+        self.expected_states = expected_states
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
         self._hook: DaiAsyncHook | None = None
+        self._many: ManyWait | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the path of this class and every argument of its constructor."""
         return (
             "airflow_dai_provider.triggers.dai.DaiOperationTrigger",
             {
-                "operation_name": self.operation_name,
+                "operation_name": pack_names(self.operation_name),
                 "poll_interval": self.poll_interval,
                 "started": self.started,
                 "timeout": self.timeout,
                 "max_outage": self.max_outage,
                 "responded": self.responded,
                 "cancel_on_kill": self.cancel_on_kill,
+                "expected_states": self.expected_states and sorted(self.expected_states),
                 "gcp_conn_id": self.gcp_conn_id,
                 "impersonation_chain": self.impersonation_chain,
                 "api_endpoint": self.api_endpoint,
@@ -101,15 +115,17 @@ class DaiOperationTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll until the operation has finished, and fire; whatever goes wrong is an event of this wait only."""
+        """Poll until each operation has finished, and fire; whatever goes wrong is an event of this wait only."""
+        names: Any = self.operation_name
         try:
-            payload = await self._wait()
+            names = unpack_names(names)
+            payload = await self._wait(names)
         except asyncio.CancelledError:
             if not TRIGGERS_HAVE_ON_KILL:
                 await self.on_kill()
             raise
         except Exception as error:
-            payload = error_event(self.operation_name, error)
+            payload = error_event(names, error)
             self.log.warning("The wait for %s has failed: %s", payload["operation_name"], payload["message"])
         yield TriggerEvent(payload)
 
@@ -130,48 +146,69 @@ class DaiOperationTrigger(BaseTrigger):
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({kill}, timeout=left)
         if not kill.done():
-            self.log.error("%s may still run: no response to its cancellation in time.", self.operation_name)
+            self.log.error("%s may still run: no response to the cancellation in time.", some_of(self._left()))
 
-    async def _wait(self) -> dict[str, Any]:
+    async def _wait(self, names: Any) -> dict[str, Any]:
         """Wait, and return the payload of the event."""
         check_flag("cancel_on_kill", self.cancel_on_kill)
+        limits: dict[str, Any] = {
+            "started": self.started,
+            "timeout": self.timeout,
+            "poll_interval": self.poll_interval,
+            "max_outage": self.max_outage,
+            "responded": self.responded,
+        }
         async with await sync_to_async(self._make_hook, thread_sensitive=False)() as hook:
             # A kill leaves little time to look up the connection and to fetch a token.
             self._hook = hook
-            operation = await hook.wait_for_operation(
-                self.operation_name,
-                started=self.started,
-                timeout=self.timeout,
-                poll_interval=self.poll_interval,
-                max_outage=self.max_outage,
-                responded=self.responded,
-            )
-        self.log.info("%s.", operation)
-        return operation_event(self.operation_name, operation)
+            if not isinstance(names, list):
+                operation = await hook.wait_for_operation(names, **limits)
+                self.log.info("%s.", operation)
+                return operation_event(names, operation)
+            wait = hook.make_wait(describe_names(names), **limits)
+            self._many = ManyWait(names, wait, check_expected_states(self.expected_states))
+            await hook.wait_for_many(self._many)
+        return many_event(names, self._many)
+
+    def _left(self) -> list[str]:
+        """Return the operations that are not seen to have finished."""
+        names = unpack_names(self.operation_name)
+        if not isinstance(names, list):
+            return [names]
+        return list(self._many.left) if self._many else names
 
     async def _cancel_unless_deferred(self) -> None:
         """Request the cancellation, unless the task still waits in another triggerer.
 
         Airflow also kills a trigger that another triggerer has taken over, so the state of the task decides.
         """
+        described = describe_names(self._left())
         try:
             if await task_instance_state(self.task_instance, XCOM_TRY_NUMBER) == "deferred":
-                self.log.info("Leaving %s alone: its task is still deferred.", self.operation_name)
+                self.log.info("Leaving %s alone: its task is still deferred.", described)
                 return
-            self.log.info("The task that waits for %s was killed.", self.operation_name)
+            self.log.info("The task that waits for %s was killed.", described)
             # A session of its own, since the shared one is closed with the last wait, perhaps this one.
             hook = await self._hook.synchronous_hook() if self._hook else None
             await sync_to_async(self._request_cancellation, thread_sensitive=False, executor=_KILL_THREADS)(hook)
         except Exception as error:
-            what = f"{self.operation_name} may still run: its task was killed, but it was not cancelled"
-            log_failure(self.log, what, error)
+            log_failure(self.log, f"{described} may still run: its task was killed, but it was not cancelled", error)
 
     def _request_cancellation(self, hook: DaiHook | None) -> None:
         from airflow_dai_provider.hooks.dai import DaiHook
 
+        names = self._left()
         # Without a hook the kill came before the wait had begun.
         with hook or DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint) as hook:
-            request_cancellation(hook, self.operation_name, self.log)
+            if len(names) == 1:
+                request_cancellation(hook, names[0], self.log)
+                return
+            with hook.workers(len(names)) as workers:
+                _, errors = request_cancellations(
+                    workers, names, timeout=KILL_SECONDS, clock=time.monotonic, sleep=time.sleep, log=self.log
+                )
+        for problem in problems_of(errors, self.log):
+            self.log.error("%s", problem)
 
     def _make_hook(self) -> DaiAsyncHook:
         """Make the hook; called in a thread, since its imports would block the event loop."""

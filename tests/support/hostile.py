@@ -14,7 +14,7 @@ from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.sweep.report import Failure, SweepReport
 from airflow_dai_provider.sweep.selection import Selection
-from airflow_dai_provider.tasks.deferral import error_event, operation_event
+from airflow_dai_provider.tasks.events import error_event, operation_event
 from airflow_dai_provider.tasks.failures import task_error
 from tests.support.airflow_versions import IS_AIRFLOW_2, first, serialize_xcom
 from tests.support.payloads import METADATA_TYPE, NAME, SIGNATURE

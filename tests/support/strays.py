@@ -21,9 +21,8 @@ SIGNED = "https://user:s3cret@media.example/ad.mp4?X-Goog-Signature=s3cret#s3cre
 
 
 @pytest.fixture
-def sweep_time(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    for attribute, fake in {"_clock": clock, "_sleep": clock.sleep, "_random": lambda: 0.0}.items():
-        monkeypatch.setattr(DaiCancelStrayOperationsOperator, attribute, staticmethod(fake))
+def sweep_time(fake_time: Clock) -> None:
+    """Let sweeps and their hooks live on the test's clock."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Operator that cancels an operation."""
+"""Operator that cancels operations."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.metrics import count_finished, time_cancel
+from airflow_dai_provider.operators.dai.cancel_many import CancelMany
 from airflow_dai_provider.tasks.cancel_requests import KILLED, request_cancellation
-from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
+from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait, resumption
+from airflow_dai_provider.tasks.events import describe_names, read_event
 from airflow_dai_provider.tasks.failures import (
     accept_missing,
     check_expected_states,
@@ -23,6 +24,7 @@ from airflow_dai_provider.tasks.failures import (
     refused_parameters,
     task_errors,
 )
+from airflow_dai_provider.tasks.one_or_many import check_operation_names, given_form
 from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION
 
@@ -34,15 +36,19 @@ if TYPE_CHECKING:
 
 
 class DaiCancelOperationOperator(BaseOperator):
-    """Request the cancellation of an operation, and wait until it has finished if told to.
+    """Request the cancellation of operations, and wait until they have finished if told to.
 
-    Cancelling is best effort: the operation can still complete. Its state is in the log, and, when the task waits, in
-    the XCom ``operation``. An operation that had already finished is no error. When the service refuses the request for
-    another reason than a lack of access, get decides.
+    Cancelling is best effort: an operation can still complete. Its state is in the log, and, when the task waits, in
+    the XCom ``operation``, where ``already_finished`` tells whether it had finished before the request. That is no
+    error. When the service refuses the request for another reason than a lack of access, get decides.
+
+    Of a list, every operation is attempted before the task fails because of one. On Airflow 3.3 or later, a retry asks
+    only for those that it may still cancel.
 
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/operations/cancel
 
-    :param operation_name: ``operations/...`` (templated).
+    :param operation_name: ``operations/...``, or a list of up to 10,000 (templated). One gives one name and one dict in
+        the XComs, a list gives lists in its order.
     :param wait_for_completion: whether to wait until the operation has finished.
     :param expected_states: the final states to accept when the task waits: ``"CANCELLED"``, ``"SUCCEEDED"``,
         ``"FAILED"``; None accepts each, since the aim is that nothing runs (templated).
@@ -54,7 +60,7 @@ class DaiCancelOperationOperator(BaseOperator):
     :param gcp_conn_id: the Google Cloud connection (templated).
     :param impersonation_chain: service account(s) to impersonate (templated).
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own (templated).
-    :return: the operation's name, so that a sensor can take ``cancel.output``.
+    :return: the operation's name, or the list of names, so that a sensor can take ``cancel.output``.
     :raises AirflowFailException: for a permanent error: UNIMPLEMENTED, PERMISSION_DENIED, an invalid name, an unknown
         operation without ``missing_ok``, a final state outside ``expected_states``.
     :raises AirflowException: when the service stays unavailable, or the operation has not finished in time.
@@ -71,13 +77,14 @@ class DaiCancelOperationOperator(BaseOperator):
 
     #: Replaced in tests. The clock is the epoch's, as a wait can outlive the process.
     _clock: Callable[[], float] = staticmethod(time.time)
+    _sleep: Callable[[float], None] = staticmethod(time.sleep)
 
     _killed = False
 
     def __init__(
         self,
         *,
-        operation_name: str | XComArg,
+        operation_name: str | Sequence[str] | XComArg,
         wait_for_completion: bool = False,
         expected_states: Collection[str | OperationState] | str | None = None,
         missing_ok: bool = False,
@@ -90,7 +97,7 @@ class DaiCancelOperationOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.operation_name: Any = operation_name  # a string, once it is rendered
+        self.operation_name: Any = operation_name  # a string or a list, once it is rendered
         with refused_parameters():
             self.wait_for_completion = check_flag("wait_for_completion", wait_for_completion)
             self.missing_ok = check_flag("missing_ok", missing_ok)
@@ -103,12 +110,19 @@ class DaiCancelOperationOperator(BaseOperator):
         self.api_endpoint = api_endpoint
         self._given = given_fields(self)
 
-    def execute(self, context: Context) -> str:
-        """Request the cancellation, poll once, wait if told to; return the operation's name."""
+    def execute(self, context: Context) -> str | list[str]:
+        """Request the cancellation, poll once, wait if told to; return the operation's name, or the list of names."""
         with task_errors():
-            name = check_operation_name(self.operation_name)
+            names, several = check_operation_names(self.operation_name)
+            self.operation_name = given_form(names, several=several)
             check_rendered_fields(self, self._given)
             check_expected_states(self.expected_states)
+            if several and self.wait_for_completion and self.deferrable:
+                check_deferrable(names)
+        if several:
+            CancelMany(self, context, names).execute()
+            return names
+        (name,) = names
         from airflow_dai_provider.hooks.dai import DaiHook
 
         finished: Operation | None = None
@@ -118,16 +132,20 @@ class DaiCancelOperationOperator(BaseOperator):
             task_errors(f"{name} may still run"),
             DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint) as hook,
         ):
-            hook.stopped = lambda: KILLED if self._killed else None
-            operation = self._cancel(hook, name)
+            hook.stopped = self._stopped
+            operation, already_finished = self._cancel(hook, name)
             if self.wait_for_completion:
                 finished = operation if operation and operation.done else self._wait(hook, name, requested)
         if finished:
-            self._finish(context, finished, requested)
+            self._finish(context, finished, requested, already_finished=already_finished)
         return name
 
-    def execute_complete(self, context: Context, event: Any = None, requested: float | None = None) -> str:
-        """Finish the task when the wait in the triggerer is over; return the operation's name."""
+    def execute_complete(
+        self, context: Context, event: Any = None, requested: float | None = None, **resumed_with: Any
+    ) -> str | list[str]:
+        """Finish the task when the wait in the triggerer is over; return the operation's name, or the list of names."""
+        if isinstance(self.operation_name, list):
+            return CancelMany(self, context, self.operation_name).complete(event, **resumed_with)
         name: str = self.operation_name
         with self._accept_missing():
             self._finish(context, read_event(event, name, f"{name} may still run"), requested)
@@ -135,13 +153,20 @@ class DaiCancelOperationOperator(BaseOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume the task after a deferral."""
-        name: str = self.operation_name
-        with resumption(self, next_method, next_kwargs, name, consequence=f"{name} may still run") as resumed:
+        with task_errors():
+            names, several = check_operation_names(self.operation_name)
+        self.operation_name = given_form(names, several=several)
+        waited_for = list(dict.fromkeys(names)) if several else names[0]
+        consequence = f"{describe_names(self.operation_name)} may still run"
+        with resumption(self, next_method, next_kwargs, waited_for, consequence=consequence) as resumed:
             return super().resume_execution(*resumed, context)
 
     def on_kill(self) -> None:
         """Make no further request."""
         self._killed = True
+
+    def _stopped(self) -> str | None:
+        return KILLED if self._killed else None
 
     def _wait(self, hook: DaiHook, name: str, requested: float) -> Operation:
         """Wait until the operation has finished, in this process or in the triggerer."""
@@ -155,34 +180,38 @@ class DaiCancelOperationOperator(BaseOperator):
             self, hook, DaiOperationTrigger, name, poll_interval=self.poll_interval, resume_with=resume_with
         )
 
-    def _finish(self, context: Context, operation: Operation, requested: float | None) -> None:
+    def _finish(
+        self, context: Context, operation: Operation, requested: float | None, *, already_finished: bool = False
+    ) -> None:
         """Report how the operation has finished, and check that its state is expected."""
         self.log.info("%s.", operation)
         count_finished(operation.state)
         if requested is not None and operation.state is OperationState.CANCELLED:
             time_cancel(self._clock() - requested)
-        context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict())
+        context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict() | {"already_finished": already_finished})
         check_final_state(operation, check_expected_states(self.expected_states))
 
     def _accept_missing(self) -> AbstractContextManager[None, bool | None]:
         meaning = "Nothing is left to cancel, and missing_ok is set."
         return accept_missing(self.log, meaning, missing_ok=self.missing_ok)
 
-    def _cancel(self, hook: DaiHook, name: str) -> Operation | None:
-        """Request the cancellation; return the operation as it is then, or None when it could not be polled.
+    def _cancel(self, hook: DaiHook, name: str) -> tuple[Operation | None, bool]:
+        """Request the cancellation, and poll.
 
         The request is taken by then, so the poll after it is a courtesy, and fails no task, except on a server that
         cannot be polled at all. A wait polls again.
+
+        :return: the operation as it is then, or None when it could not be polled; and whether it had finished before.
         """
         if finished := request_cancellation(hook, name, self.log):
-            return finished
+            return finished, True
         try:
             operation = hook.get_operation(name, retry=False)
         except ServiceError as error:
             if error.rpc_code is Code.UNIMPLEMENTED:
                 raise
             self.log.warning("The cancellation is requested, but the operation could not be polled yet: %s", error)
-            return None
+            return None, False
         finished_otherwise = operation.done and operation.state is not OperationState.CANCELLED
         self.log.info("%s%s.", operation, ": it had already finished" if finished_otherwise else "")
-        return operation
+        return operation, finished_otherwise

@@ -19,7 +19,8 @@ from airflow_dai_provider.ingest.start import start_ingest
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
 from airflow_dai_provider.tasks.cancel_requests import KILLED
-from airflow_dai_provider.tasks.deferral import defer_wait, read_event, resumption
+from airflow_dai_provider.tasks.deferral import defer_wait, resumption
+from airflow_dai_provider.tasks.events import read_event
 from airflow_dai_provider.tasks.failures import check_final_state, refused_parameters, task_errors
 from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, push_operation

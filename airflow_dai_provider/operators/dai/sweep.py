@@ -6,17 +6,16 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
-from random import random
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
 from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.parameters import check_flag, check_seconds
-from airflow_dai_provider.api.polling import Wait
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
 from airflow_dai_provider.metrics import gauge_strays
-from airflow_dai_provider.sweep.report import SweepReport, some_of
+from airflow_dai_provider.sweep.report import SweepReport
 from airflow_dai_provider.sweep.requests import cancel_found, wait_for_requested
 from airflow_dai_provider.sweep.selection import PassedOver, Selection, check_count
 from airflow_dai_provider.tasks.cancel_requests import KILLED
@@ -97,7 +96,6 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
     #: Replaced in tests. The clock is the epoch's, as the service's create times are.
     _sleep: Callable[[float], None] = staticmethod(time.sleep)
     _clock: Callable[[], float] = staticmethod(time.time)
-    _random: Callable[[], float] = staticmethod(random)
 
     _killed = False
 
@@ -211,29 +209,17 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         elif found > limit:
             raise AirflowFailException(
                 f"{too_many}, so no cancellation was requested. These would have been cancelled: "
-                f"{some_of([str(stray) for stray in report.found])}. Narrow the selection, or raise max_cancellations."
+                f"{some_of(report.found)}. Narrow the selection, or raise max_cancellations."
             )
         return not self.is_dry_run
 
     def _cancel(self, hook: DaiHook, report: SweepReport) -> None:
         """Request every cancellation, and wait until the operations have finished if told to."""
         report.begin()
-        from airflow_dai_provider.transport.threads import Workers
-
-        hooks = [hook.sibling() for _ in range(self.max_concurrency)]
-        with Workers(hooks, stopped=self._stopped) as workers:
-            cancel_found(workers, report, hook.retry_timeout, self.log)
-            if not self.wait_for_completion:
-                return
-            wait = Wait(
-                "the stray operations",
-                started=self._clock(),
-                poll_interval=self.poll_interval,
-                timeout=self.timeout,
-                responded=True,  # to the list, and to the requests
-                jitter=self._random,
-            )
-            wait_for_requested(workers, report, wait, clock=self._clock, sleep=self._sleep, log=self.log)
+        with hook.workers(len(report.left), self.max_concurrency) as workers:
+            cancel_found(workers, report, hook.retry_timeout, clock=self._clock, sleep=self._sleep, log=self.log)
+            if self.wait_for_completion:
+                wait_for_requested(hook, workers, report, poll_interval=self.poll_interval, timeout=self.timeout)
 
     def _conclude(self, report: SweepReport) -> None:
         """Log the result, and fail the task if an operation may still run."""

@@ -111,7 +111,7 @@ def test_what_is_no_creative_name_is_refused(name: object) -> None:
         check_creative_name(name)
 
 
-PUSHED_NONE, PASS_NAME, MAP_TASK = "upstream task has pushed no name", "pass its 'name'", "map the task"
+PUSHED_NONE, PASS_NAME, ONE_NAME = "upstream task has pushed no name", "pass its 'name'", "One name is expected"
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ PUSHED_NONE, PASS_NAME, MAP_TASK = "upstream task has pushed no name", "pass its
         ("None", PUSHED_NONE),
         (" None\n", PUSHED_NONE),
         ({"name": "operations/a", "done": True}, PASS_NAME),
-        (["operations/a"], MAP_TASK),
-        (("operations/a",), MAP_TASK),
-        ([], MAP_TASK),
+        (["operations/a"], ONE_NAME),
+        (("operations/a",), ONE_NAME),
+        ([], ONE_NAME),
         ({}, None),
         ({"operation": "operations/a"}, None),
         ("operations/None?", None),
@@ -138,7 +138,7 @@ PUSHED_NONE, PASS_NAME, MAP_TASK = "upstream task has pushed no name", "pass its
 def test_a_hint_is_given_only_where_it_helps(name: object, hint: str | None) -> None:
     with pytest.raises(InvalidNameError) as caught:
         check_operation_name(name)
-    given = [text for text in (PUSHED_NONE, PASS_NAME, MAP_TASK) if text in str(caught.value)]
+    given = [text for text in (PUSHED_NONE, PASS_NAME, ONE_NAME) if text in str(caught.value)]
     assert given == ([hint] if hint else [])
 
 

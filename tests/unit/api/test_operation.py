@@ -249,6 +249,7 @@ def test_the_json_form_in_full() -> None:
         "done": True,
         "error_code": 9,
         "error_message": f"cannot read {PLAIN} now",
+        "creative_name": "creatives/gv1",
         "ingest": {
             "creative_url": PLAIN,
             "gv_registry_id": "gv1",
@@ -269,6 +270,7 @@ def test_the_json_form_of_what_the_service_has_not_said() -> None:
         "done": False,
         "error_code": None,
         "error_message": None,
+        "creative_name": None,
         "ingest": dict.fromkeys(
             ["creative_url", "gv_registry_id", "create_time", "youtube_state", "failure_reason", "failure_code"]
         ),

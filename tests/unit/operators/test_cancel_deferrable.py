@@ -168,6 +168,7 @@ def test_it_requests_polls_once_and_defers(slow: DaiEmulator, context: Any, cloc
         "max_outage": MAX_OUTAGE,
         "responded": True,
         "cancel_on_kill": False,
+        "expected_states": None,
         "gcp_conn_id": "google_cloud_default",
         "impersonation_chain": None,
         "api_endpoint": None,

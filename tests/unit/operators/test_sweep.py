@@ -185,7 +185,7 @@ class TestWait:
         assert clock.slept == sorted(clock.slept)
         assert clock.slept[-1] == 10
         assert count(emulator, GET) == 2 * (len(clock.slept) + 1)
-        assert "2 operations have not finished yet; 1 s elapsed, next poll in 1.5 s" in log.ours
+        assert "0 of 2 finished; 1 s elapsed, next poll in 1.5 s" in log.ours
 
     def test_a_finished_operation_is_not_polled_again(self, emulator: DaiEmulator, strays: Any, sweep: Any) -> None:
         emulator.start_ingest("operations/quick")
@@ -263,7 +263,7 @@ class TestWait:
         emulator.inject(Fault(method=GET, name="operations/a", times=3, **fault))
         report = sweep(wait_for_completion=True, poll_interval=poll_interval)
         assert places(report) == {"cancelled": ["operations/a", "operations/b"]}
-        assert "2 operations have not finished yet, 1 of them could not be polled" in log.text
+        assert "0 of 2 finished (1 could not be polled yet)" in log.text
         assert log.errors == []
 
     def test_an_outage_of_a_wait_costs_few_lines(

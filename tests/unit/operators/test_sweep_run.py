@@ -213,7 +213,7 @@ class TestKill:
     ) -> None:
         strays(*"ab", cancel_seconds=60)
         operator = make(wait_for_completion=True)
-        monkeypatch.setattr(operator, "_sleep", lambda *_: operator.on_kill())
+        monkeypatch.setattr(DaiHook, "_sleep", staticmethod(lambda *_: operator.on_kill()))
         with pytest.raises(AirflowException, match="2 of 2 stray operations may still run.*the task was killed"):
             operator.execute({"ti": ti})
         assert (count(emulator, CANCEL), count(emulator, GET)) == (2, 2)

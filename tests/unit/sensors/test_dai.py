@@ -142,6 +142,7 @@ class TestFinalState:
             "done",
             "error_code",
             "error_message",
+            "creative_name",
             "ingest",
             "response",
             "metadata",

@@ -325,6 +325,7 @@ def test_it_polls_once_and_defers(emulator: DaiEmulator, context: Any, clock: Cl
         "max_outage": MAX_OUTAGE,
         "responded": True,
         "cancel_on_kill": False,
+        "expected_states": None,
         "gcp_conn_id": "google_cloud_default",
         "impersonation_chain": None,
         "api_endpoint": None,

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from airflow_dai_provider.api.errors import Code
+from airflow_dai_provider.api.many_wait import MAX_NAMED, some_of
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.retry import PERMANENT
-from airflow_dai_provider.sweep.report import MAX_NAMED, Failure, SweepReport, some_of
+from airflow_dai_provider.sweep.report import Failure, SweepReport
 from airflow_dai_provider.sweep.selection import PassedOver, Selection, Stray, check_count, check_duration, check_flag
 from tests.support.payloads import METADATA_TYPE
 

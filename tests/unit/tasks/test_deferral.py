@@ -32,11 +32,9 @@ from airflow_dai_provider.tasks.deferral import (
     FAILED_DEFERRAL,
     TRIGGER_TIMEOUTS,
     defer_wait,
-    error_event,
-    operation_event,
-    read_event,
     resumption,
 )
+from airflow_dai_provider.tasks.events import error_event, operation_event, read_event
 from airflow_dai_provider.tasks.failures import OperationNotFoundError
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from tests.support.connections import define_connection

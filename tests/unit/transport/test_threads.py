@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.retry import Pace
 from airflow_dai_provider.transport.threads import Workers
 
 NAMES = [f"operations/{number}" for number in range(20)]
@@ -21,6 +22,8 @@ class Session:
 
     retry_timeout: float = 60.0
     closed: bool = False
+    pace: Pace | None = None
+    stopped: Any = None
     seen: list[tuple[str, float]] = field(default_factory=list)
 
     def __enter__(self) -> Session:
@@ -41,9 +44,38 @@ def workers(sessions: list[Session]) -> Iterator[Workers[Session]]:
         yield running
 
 
-def test_every_name_gets_its_result_in_order(workers: Workers[Session]) -> None:
-    outcomes = list(workers.call(NAMES, lambda _, name: name.upper()))
-    assert outcomes == [(name, name.upper(), None) for name in NAMES]
+def test_every_name_gets_its_result(workers: Workers[Session]) -> None:
+    outcomes = sorted(workers.call(NAMES, lambda _, name: name.upper()))
+    assert outcomes == [(name, name.upper(), None) for name in sorted(NAMES)]
+
+
+def test_an_outcome_comes_as_soon_as_it_is_known(sessions: list[Session]) -> None:
+    release = threading.Event()
+    with Workers(sessions[:2], stopped=lambda: None) as workers:
+        outcomes = workers.call(NAMES[:2], lambda _, name: name == NAMES[1] or release.wait(10))
+        assert next(outcomes).name == NAMES[1]
+        release.set()
+        assert next(outcomes).name == NAMES[0]
+
+
+def test_a_batch_has_what_comes_within_its_seconds(workers: Workers[Session]) -> None:
+    assert [len(batch) for batch in workers.batches(NAMES, lambda _, name: name, seconds=60)] == [len(NAMES)]
+
+
+def test_jobs_that_have_not_begun_are_dropped_when_the_iterator_is_closed(sessions: list[Session]) -> None:
+    begun: list[str] = []
+    turn = threading.Semaphore(2)
+
+    def call(_: Session, name: str) -> None:
+        turn.acquire(timeout=10)
+        begun.append(name)
+
+    with Workers(sessions[:1], stopped=lambda: None) as workers:
+        outcomes = workers.batches(NAMES, call)
+        next(outcomes)
+        outcomes.close()  # type: ignore[attr-defined]
+        turn.release(len(NAMES))
+    assert 1 <= len(begun) <= 3
 
 
 def test_as_many_calls_as_sessions_are_under_way_at_a_time(sessions: list[Session]) -> None:
@@ -66,7 +98,7 @@ def test_an_error_of_the_service_fails_its_own_name_only(workers: Workers[Sessio
             raise ValueError("Invalid operation name")
         return name
 
-    outcomes = list(workers.call(NAMES, call))
+    outcomes = sorted(workers.call(NAMES, call), key=lambda outcome: NAMES.index(outcome.name))
     assert [name for name, _, _ in outcomes] == NAMES
     assert {name: error.rpc_code for name, _, error in outcomes if error} == {
         NAMES[3]: Code.PERMISSION_DENIED,
@@ -75,12 +107,16 @@ def test_an_error_of_the_service_fails_its_own_name_only(workers: Workers[Sessio
     assert [name for name, result, _ in outcomes if name != result] == NAMES[3:5]
 
 
-def test_any_other_error_is_raised(workers: Workers[Session]) -> None:
-    def call(*_: Any) -> None:
-        raise KeyError("a mistake")
+def test_any_other_error_fails_its_own_name_only(workers: Workers[Session]) -> None:
+    def call(_: Session, name: str) -> None:
+        if name == NAMES[3]:
+            raise KeyError("a mistake at https://media.example.com/ad.mp4?Signature=s3cret")
 
-    with pytest.raises(KeyError, match="a mistake"):
-        list(workers.call(NAMES, call))
+    (failed,) = [outcome for outcome in workers.call(NAMES, call) if outcome.error]
+    assert failed.name == NAMES[3]
+    assert failed.error is not None
+    assert (failed.error.rpc_code, "a mistake" in str(failed.error)) == (Code.UNKNOWN, True)
+    assert "s3cret" not in str(failed.error)
 
 
 def test_no_call_begins_once_they_are_stopped(sessions: list[Session]) -> None:
@@ -116,15 +152,16 @@ def test_sessions_are_closed_in_the_end(sessions: list[Session]) -> None:
 
 
 def test_an_interruption_waits_for_no_call_and_leaves_its_session_open(sessions: list[Session]) -> None:
-    release = threading.Event()
-    finished = threading.Event()
+    begun, release, finished = threading.Event(), threading.Event(), threading.Event()
 
     def call(*_: Any) -> None:
+        begun.set()
         release.wait(10)
         finished.set()
 
     with pytest.raises(KeyboardInterrupt), Workers(sessions[:1], stopped=lambda: None) as workers:  # noqa: PT012
         workers.call(NAMES[:1], call)
+        assert begun.wait(10)
         raise KeyboardInterrupt
     assert not sessions[0].closed
     assert not finished.is_set()

@@ -34,6 +34,7 @@ ARGUMENTS: dict[str, Any] = {
     "max_outage": None,
     "responded": True,
     "cancel_on_kill": True,
+    "expected_states": ["CANCELLED"],
     "gcp_conn_id": "another",
     "impersonation_chain": ["a@p.iam.gserviceaccount.com", "b@p.iam.gserviceaccount.com"],
     "api_endpoint": "dai.example:8443",

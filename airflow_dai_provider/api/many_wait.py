@@ -1,0 +1,141 @@
+"""One wait until each of many operations has finished. Pure, like :mod:`airflow_dai_provider.api.polling`."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.operation import Operation, OperationState
+from airflow_dai_provider.api.polling import Wait, WaitTimeoutError
+
+#: The most operations that a message names.
+MAX_NAMED = 10
+#: Of more operations, the log has a summary instead of a line for each.
+MAX_LISTED = 20
+
+
+class ManyWait:
+    """The wait for many operations, in rounds: each polls all that have not finished.
+
+    Rounds come as the polls of :class:`Wait` do. The service counts as unavailable when it has responded for no
+    operation in a round. An error of one operation alone is believed when a wait for that one would believe it, and
+    ends the wait for that one only.
+
+    The log is told of an end that is not expected when it is seen, and of each end where there are few operations.
+
+    :param names: the operations; one that comes twice is polled once.
+    :param wait: the wait for all of them, whose name is what messages call them.
+    :param expected: the final states that the caller accepts; None for every one.
+    """
+
+    def __init__(self, names: Iterable[str], wait: Wait, expected: Collection[OperationState] | None = None) -> None:
+        self.wait = wait
+        self.expected = expected
+        #: Those that have not finished, in their order.
+        self.left = dict.fromkeys(names)
+        self.total = len(self.left)
+        #: By name, those that have finished, and the errors of those that cannot be polled.
+        self.finished: dict[str, Operation] = {}
+        self.failed: dict[str, ServiceError] = {}
+        #: By name, what the last poll found of those that have not finished.
+        self.running: dict[str, Operation] = {}
+        #: By name, the last error of those whose last poll failed, and the waits of those.
+        self.errors: dict[str, ServiceError] = {}
+        #: Seconds that the wait has lasted, as of the last round or failed poll.
+        self.waited = 0.0
+        self._waits: dict[str, Wait] = {}
+        self._begin_round()
+
+    def _begin_round(self) -> None:
+        self._responded = False
+        self._error: ServiceError | None = None
+        self._soonest = float("inf")
+
+    def after_poll(self, operation: Operation) -> int | None:
+        """Note what a poll has found; return the level at which the log is to be told of it, if it is."""
+        self._responded = True
+        self._waits.pop(operation.name, None)
+        self.errors.pop(operation.name, None)
+        self.running[operation.name] = operation
+        if not operation.done:
+            return None
+        self.finish(operation)
+        if self.expected is not None and operation.state not in self.expected:
+            return logging.WARNING
+        return logging.INFO if self.total <= MAX_LISTED else None
+
+    def finish(self, operation: Operation) -> None:
+        """Note an operation that has finished, and is polled no more."""
+        self.left.pop(operation.name, None)
+        self.running.pop(operation.name, None)
+        self.finished[operation.name] = operation
+
+    def fail(self, name: str, error: ServiceError) -> None:
+        """Note an operation that cannot be polled, and is polled no more."""
+        self.left.pop(name, None)
+        self.failed[name] = error
+
+    def after_error(self, name: str, error: ServiceError, now: float) -> bool:
+        """Note a poll that has failed; return whether its error is believed, which ends the wait for this one."""
+        wait = self._waits.get(name) or Wait(
+            name,
+            started=self.wait.started,
+            poll_interval=self.wait.poll_interval,
+            max_outage=None if self.wait.max_outage == float("inf") else self.wait.max_outage,
+            responded=self.wait.responded,
+            jitter=self.wait.jitter,
+        )
+        self._waits[name] = wait
+        self.errors[name] = error
+        self.waited = now - self.wait.started
+        try:
+            seconds, _ = wait.after_error(error, now)
+        except ServiceError as verdict:
+            del self._waits[name], self.errors[name]
+            self.fail(name, verdict)
+            return True
+        self._responded = self._responded or error.rpc_code is Code.NOT_FOUND
+        self._soonest = min(self._soonest, seconds)
+        self._error = error
+        return False
+
+    def after_round(self, now: float) -> tuple[float, str | None, bool]:
+        """Decide after a round when the next one begins.
+
+        :return: the seconds until then, the line for the log, if there is one, and whether the service has responded.
+        :raises ServiceError: when the service has been unavailable for too long.
+        :raises WaitTimeoutError: when the time is up; the message names some that have not finished.
+        """
+        responded, error, soonest = self._responded, self._error, self._soonest
+        self._begin_round()
+        self.waited = now - self.wait.started
+        try:
+            if error and not responded:
+                return *self.wait.after_error(error, now), False
+            recovered = self.wait.after_response(now)
+            seconds, line = self.wait.after_poll(self.progress, now)
+        except WaitTimeoutError as timeout:
+            last = f"; the last poll failed: {error}" if error and not responded else ""
+            message = f"{self.progress} within {self.wait.timeout:g} s; not finished: {some_of(self.left)}{last}"
+            raise WaitTimeoutError(message) from timeout
+        return min(seconds, soonest), ". ".join(filter(None, (recovered, line))), True
+
+    @property
+    def progress(self) -> str:
+        """How many have finished, and how."""
+        states = Counter(operation.state.value.lower() for operation in self.finished.values())
+        parts = [f"{count:,} {state}" for state, count in sorted(states.items())]
+        if self.failed:
+            parts.append(f"{len(self.failed):,} could not be polled")
+        text = f"{self.total - len(self.left):,} of {self.total:,} finished"
+        text += f": {', '.join(parts)}" if parts else ""
+        return text + (f" ({len(self.errors):,} could not be polled yet)" if self.errors else "")
+
+
+def some_of(texts: Iterable[object]) -> str:
+    """Join texts for a message; of many, only the first."""
+    every = [str(text) for text in texts]
+    more = [f"and {len(every) - MAX_NAMED:,} more"] if len(every) > MAX_NAMED else []
+    return "; ".join([*every[:MAX_NAMED], *more])

@@ -1,0 +1,50 @@
+"""The JSON form of a list of operations, as XComs, events and the task state store hold it. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from airflow_dai_provider.api.operation import INGEST_FIELDS, Operation
+from airflow_dai_provider.api.storable import LEFT_OUT, storable_text
+
+#: The most characters of JSON that a list may have; a longer one holds no more than :func:`_without_raw_fields` keeps.
+MAX_CHARACTERS = 4_000_000
+#: The most characters of an error message in a longer list.
+MAX_MESSAGE = 300
+
+
+def to_dicts(operations: Sequence[Operation | None]) -> list[dict[str, Any] | None]:
+    """Return the JSON forms of operations, None for None; those of a long list without what this package does not read.
+
+    Of ``response`` and ``metadata`` such a list keeps the creative's name and the fields of an ingest.
+    """
+    dicts = [operation.to_dict() if operation else None for operation in operations]
+    if sum(len(json.dumps(one)) for one in dicts) <= MAX_CHARACTERS:
+        return dicts
+    return [_without_raw_fields(operation).to_dict() if operation else None for operation in operations]
+
+
+def from_dicts(dicts: Sequence[object]) -> list[Operation | None]:
+    """Return the operations of a list that :func:`to_dicts` has made.
+
+    :raises InvalidOperationError: for anything else.
+    """
+    return [None if one is None else Operation.from_dict(one) for one in dicts]
+
+
+def _without_raw_fields(operation: Operation) -> Operation:
+    note = {LEFT_OUT: "the list of operations is too long for it; operations.get returns it"}
+    message, response, metadata = operation.error_message, operation.response, operation.metadata
+    if response is not None:
+        response = {"name": operation.creative_name, **note}
+    if metadata is not None:
+        metadata = {field: metadata[field] for field in INGEST_FIELDS if field in metadata and operation.ingest} | note
+    return replace(
+        operation,
+        error_message=message and storable_text(message, MAX_MESSAGE),
+        response=response,
+        metadata=metadata,
+    )

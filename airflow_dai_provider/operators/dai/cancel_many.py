@@ -1,0 +1,199 @@
+"""The cancellation of a list of operations by one task."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.many_wait import ManyWait
+from airflow_dai_provider.api.operation import OperationState
+from airflow_dai_provider.api.operation_list import to_dicts
+from airflow_dai_provider.api.retry import PERMANENT
+from airflow_dai_provider.metrics import count_finished
+from airflow_dai_provider.tasks.cancel_requests import request_cancellations
+from airflow_dai_provider.tasks.deferral import defer_wait
+from airflow_dai_provider.tasks.events import describe_names, read_many_event
+from airflow_dai_provider.tasks.failures import (
+    check_expected_states,
+    check_many,
+    decisive_code,
+    task_errors,
+)
+from airflow_dai_provider.tasks.task_state import TaskState
+from airflow_dai_provider.tasks.xcom import XCOM_OPERATION
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_dai_provider.api.operation import Operation
+    from airflow_dai_provider.hooks.dai import DaiHook
+    from airflow_dai_provider.operators.dai.cancel import DaiCancelOperationOperator
+
+#: The key in the task state store.
+KEY = "dai_cancel"
+
+#: By name, the rpc code and the message of an error, as JSON.
+Errors = dict[str, list[str]]
+
+
+class CancelMany:
+    """Request the cancellation of each of many operations, wait if told to, and report all of it.
+
+    Every operation is attempted before anything is reported. A permanent error of some does not end the wait for the
+    others. After a transient one the task fails at once, if Airflow is going to retry it: what still runs is to be
+    cancelled soon. The task state store keeps what needs no other request: the retry asks for the others only.
+
+    :param task: the operator.
+    :param names: the operations, valid names in the order in which they were given.
+    """
+
+    def __init__(self, task: DaiCancelOperationOperator, context: Context, names: Collection[str]) -> None:
+        self._task = task
+        self._context = context
+        self._given = list(names)
+        self._names = list(dict.fromkeys(names))
+        self._expected = check_expected_states(task.expected_states)
+        self._state = TaskState(context, KEY, task.log)
+
+    def execute(self) -> None:
+        """Request the cancellations, and wait if told to."""
+        task = self._task
+        if not self._names:
+            task.log.info("The list of operations is empty: there is nothing to cancel.")
+        finished: dict[str, Operation] = {}
+        errors: dict[str, ServiceError] = {}
+        already: set[str] = set()
+        if self._names:
+            from airflow_dai_provider.hooks.dai import DaiHook
+
+            what = describe_names(self._names)
+            with (
+                task_errors(f"{what} may still run"),
+                DaiHook(task.gcp_conn_id, task.impersonation_chain, task.api_endpoint) as hook,
+            ):
+                hook.stopped = task._stopped
+                finished, errors = self._request(hook)
+                already = set(finished)
+                self._fail_early(errors)
+            if task.wait_for_completion:
+                finished, already = self._wait(hook, finished, errors)
+        self._conclude(finished, errors, already)
+
+    def complete(self, event: Any, already: Collection[str] = (), errors: Errors | None = None) -> list[str]:
+        """Finish the task when the wait in the triggerer is over; return the names."""
+        refused = _from_json(errors or {})
+        waited_for = [name for name in self._names if name not in refused]
+        finished, unpolled = read_many_event(event, waited_for)
+        self._conclude(finished, refused | unpolled, already)
+        return self._given
+
+    def _request(self, hook: DaiHook) -> tuple[dict[str, Operation], dict[str, ServiceError]]:
+        """Request each cancellation that no earlier try has settled."""
+        task = self._task
+        settled = self._state.load() or {}
+        refused = _from_json(settled.get("refused", {}))
+        requested = set(settled.get("requested", ()))
+        left = [name for name in self._names if name not in refused and name not in requested]
+        if len(left) < len(self._names):
+            message = "An earlier try has settled %s of %s cancellations; requesting the others."
+            task.log.info(message, f"{len(self._names) - len(left):,}", f"{len(self._names):,}")
+        with hook.workers(len(left)) as workers:
+            finished, errors = request_cancellations(
+                workers,
+                left,
+                retry_timeout=hook.retry_timeout,
+                unimplemented_ends=True,
+                clock=task._clock,
+                sleep=task._sleep,
+                log=task.log,
+            )
+        refused |= {name: error for name, error in errors.items() if error.rpc_code in PERMANENT}
+        done = requested | {name for name in left if name not in errors}
+        if errors:
+            self._state.save({"requested": sorted(done), "refused": _to_json(refused)})
+        return finished, refused | errors
+
+    def _fail_early(self, errors: dict[str, ServiceError]) -> None:
+        """Fail at once where a retry is going to cancel what still runs."""
+        ti = self._context["ti"]
+        codes = {error.rpc_code for error in errors.values()}
+        if codes and decisive_code(codes) not in PERMANENT and ti.try_number <= ti.max_tries:
+            self._check({}, errors)
+
+    def _wait(
+        self, hook: DaiHook, finished: dict[str, Operation], errors: dict[str, ServiceError]
+    ) -> tuple[dict[str, Operation], set[str]]:
+        """Wait until the operations without an error have finished, in this process or in the triggerer.
+
+        :return: those that have finished, and those that had finished before the request.
+        """
+        task = self._task
+        names = [name for name in self._names if name not in errors]
+        wait = hook.make_wait(describe_names(names), timeout=task.timeout, poll_interval=task.poll_interval)
+        many = ManyWait(names, wait, self._expected)
+        for operation in finished.values():
+            many.finish(operation)
+        already = set(finished)
+        with task_errors(), hook.workers(len(names)) as workers:
+            # What this poll shows in another state than CANCELLED had finished before, or in the same moment.
+            hook.poll_many(workers, many)
+            already |= {one.name for one in many.finished.values() if one.state is not OperationState.CANCELLED}
+            if many.left and task.deferrable:
+                # Imported here, since DAG files are parsed often and few of their tasks defer.
+                from airflow_dai_provider.triggers.dai import DaiOperationTrigger
+
+                defer_wait(
+                    task,
+                    hook,
+                    DaiOperationTrigger,
+                    names,
+                    poll_interval=task.poll_interval,
+                    expected_states=self._expected,
+                    resume_with={"already": sorted(already), "errors": _to_json(errors)},
+                )
+            hook.wait_for_many(workers, many)
+        errors |= many.failed
+        return many.finished, already
+
+    def _conclude(
+        self, finished: dict[str, Operation], errors: dict[str, ServiceError], already: Collection[str]
+    ) -> None:
+        """Report how the operations have finished, and check it."""
+        task = self._task
+        if task.wait_for_completion:
+            for operation in finished.values():
+                count_finished(operation.state)
+            dicts = to_dicts([finished.get(name) for name in self._given])
+            for one in dicts:
+                if one:
+                    one["already_finished"] = one["name"] in already
+            self._context["ti"].xcom_push(XCOM_OPERATION, dicts)
+        self._check(finished, errors)
+        self._state.delete()
+
+    def _check(self, finished: dict[str, Operation], errors: dict[str, ServiceError]) -> None:
+        task = self._task
+        if task.missing_ok:
+            missing = [name for name, error in errors.items() if error.rpc_code is Code.NOT_FOUND]
+            if missing:
+                message = "The service does not know %s of %s operations. Nothing is left to cancel there, and %s"
+                task.log.info(message, f"{len(missing):,}", f"{len(self._names):,}", "missing_ok is set.")
+            errors = {name: error for name, error in errors.items() if name not in missing}
+        with task._accept_missing():
+            check_many(
+                finished.values(),
+                self._expected if task.wait_for_completion else None,
+                errors,
+                total=len(self._names),
+                failed="could not be cancelled or polled" if task.wait_for_completion else "could not be cancelled",
+                consequence="They may still run" if errors else "",
+            )
+
+
+def _to_json(errors: dict[str, ServiceError]) -> Errors:
+    return {name: [error.rpc_code.value, str(error)] for name, error in errors.items()}
+
+
+def _from_json(errors: Errors) -> dict[str, ServiceError]:
+    return {name: ServiceError(message, Code(code)) for name, (code, message) in errors.items()}

@@ -1,0 +1,96 @@
+"""Fields that take one value or a list of them: how both are read, also where a template has made them a text."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from airflow_dai_provider.api.names import InvalidNameError, check_operation_name
+from airflow_dai_provider.api.redaction import short_repr
+from airflow_dai_provider.tasks.xcom import is_several
+
+T = TypeVar("T")
+
+#: The most values of one list.
+MAX_MANY = 10_000
+#: The most problems that one message names.
+MAX_NAMED = 10
+
+
+def one_or_many(field: str, value: Any) -> tuple[list[Any], bool]:
+    """Return the values of a field, and whether a list was given.
+
+    The output of a mapped task is a lazy sequence, which is read by one slice: read item by item, each would cost a
+    request to Airflow. A text that begins with ``[`` is a list too, as JSON or as Python writes it: a template that is
+    not rendered natively gives that.
+
+    :raises ValueError: for a text that is no list, a list within a list, and more than 10,000 values.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _read_text(field, value)
+    if not is_several(value):
+        return [value], False
+    values = list(value[:] if isinstance(value, Sequence) else value)
+    if len(values) > MAX_MANY:
+        raise ValueError(f"Invalid {field}: expected at most {MAX_MANY:,} values, got {len(values):,}.")
+    for index, one in enumerate(values):
+        if is_several(one):
+            raise ValueError(
+                f"Invalid {field}: expected one value or a flat list, got a list within the list at index {index}: "
+                f"{short_repr(one)}."
+            )
+    return values, True
+
+
+def check_operation_names(value: Any, field: str = "operation_name") -> tuple[list[str], bool]:
+    """Return the names of operations of a field, and whether a list was given.
+
+    :raises ValueError: as :func:`one_or_many`, and InvalidNameError for invalid names.
+    """
+    return check_each(field, value, check_operation_name, InvalidNameError)
+
+
+def check_each(
+    field: str, value: Any, check: Callable[[Any], T], error_type: type[ValueError] = ValueError
+) -> tuple[list[T], bool]:
+    """Check each value of a field; return what the check returns for each, and whether a list was given.
+
+    :param error_type: of the error that the check raises, and of the one that this raises.
+    :raises ValueError: as :func:`one_or_many`; for a list, one error of this type for all that is invalid, which names
+        the indexes.
+    """
+    values, several = one_or_many(field, value)
+    if not several:
+        return [check(values[0])], False
+    checked: list[T] = []
+    problems: list[str] = []
+    for index, one in enumerate(values):
+        try:
+            checked.append(check(one))
+        except error_type as error:
+            problems.append(f"{field}[{index}]: {error}")
+    if problems:
+        more = f" And {len(problems) - MAX_NAMED:,} more." if len(problems) > MAX_NAMED else ""
+        invalid = f"{len(problems):,} of {len(values):,} values of {field} are invalid."
+        raise error_type(f"{invalid} {' '.join(problems[:MAX_NAMED])}{more}")
+    return checked, True
+
+
+def given_form(values: Sequence[T], *, several: bool) -> T | list[T]:
+    """Return the values in the form in which they were given: one, or a list."""
+    return list(values) if several else values[0]
+
+
+def _read_text(field: str, text: str) -> list[Any]:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            values = read(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(values, list):
+            return values
+    raise ValueError(
+        f"Invalid {field} {short_repr(text)}: expected one value, or a list as JSON or as Python writes it."
+    )

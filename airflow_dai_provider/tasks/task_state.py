@@ -1,0 +1,60 @@
+"""What a task keeps for its next try or poke, in the task state store of Airflow (3.3 and later)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_dai_provider.api.storable import pack, unpack
+from airflow_dai_provider.tasks.failures import log_failure
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+
+class TaskState:
+    """One value of a task instance, which outlives its process. The task can do without it, so no error is raised.
+
+    Where Airflow has no task state store, nothing is kept. What an earlier try has kept does not count after a clear,
+    by which a user wants everything done again.
+
+    :param context: the context of the running task.
+    :param key: of the value.
+    :param log: says what could not be kept or read.
+    """
+
+    def __init__(self, context: Context, key: str, log: Any) -> None:
+        self._store: Any = context.get("task_state_store")
+        self._key = key
+        self._log = log
+        # Airflow raises it at the clear of a task that does not run, and at nothing else.
+        self._max_tries: int | None = getattr(context.get("ti"), "max_tries", None)
+
+    def load(self) -> Any:
+        """Return the value that was saved last, or None."""
+        if self._store is None:
+            return None
+        try:
+            match self._store.get(self._key):
+                case {"max_tries": int() | None as max_tries, "value": str(value)} if max_tries == self._max_tries:
+                    return unpack(value)
+        except Exception as error:
+            log_failure(self._log, f"Could not read {self._key} from the task state store", error)
+        return None
+
+    def save(self, value: Any) -> None:
+        """Save a JSON value in place of the last one."""
+        if self._store is None:
+            return
+        try:
+            self._store.set(self._key, {"max_tries": self._max_tries, "value": pack(value)})
+        except Exception as error:
+            log_failure(self._log, f"Could not save {self._key} in the task state store", error)
+
+    def delete(self) -> None:
+        """Delete the value."""
+        if self._store is None:
+            return
+        try:
+            self._store.delete(self._key)
+        except Exception as error:
+            log_failure(self._log, f"Could not delete {self._key} from the task state store", error)
