@@ -87,7 +87,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
     async def synchronous_hook(self) -> DaiHook:
         """Return a hook for a thread, with the same connection, and the token that this hook used last."""
         hook = self._get_sync_hook()
-        return hook.sibling(self._token.credentials) if self._token else hook
+        return hook.sibling(self._token) if self._token else hook
 
     async def __aenter__(self) -> Self:
         self._holders += 1
@@ -221,7 +221,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         hook = self._get_sync_hook()
 
         def make() -> AiohttpTransport:
-            return AiohttpTransport(hook.endpoint, hook.load_credentials(), hook.timeout, hook.reload_credentials)
+            return AiohttpTransport(hook.endpoint, hook.get_token(), hook.timeout)
 
         # Looks up the connection. Not thread-sensitive, so that a thousand waits that start together do not queue for
         # one thread.
