@@ -17,9 +17,10 @@ from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
-from airflow_dai_provider.api.retry import Retry
+from airflow_dai_provider.api.retry import Retry, as_outage
 from airflow_dai_provider.hooks.sync import DaiHook, judge
 from airflow_dai_provider.transport.aiohttp_session import AiohttpTransport
+from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.session_pool import lease
 from airflow_dai_provider.transport.shared_token import Token
 
@@ -49,6 +50,9 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
     _sleep: Callable[[float], Any] = staticmethod(asyncio.sleep)
     _clock: Callable[[], float] = staticmethod(time.time)
     _random: Callable[[], float] = staticmethod(random)
+
+    #: Whether the API has responded to this hook: the endpoint is right, and the account has access.
+    responded = False
 
     def __init__(
         self,
@@ -87,7 +91,9 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
     async def synchronous_hook(self) -> DaiHook:
         """Return a hook for a thread, with the same connection, and the token that this hook used last."""
         hook = self._get_sync_hook()
-        return hook.sibling(self._token) if self._token else hook
+        hook = hook.sibling(self._token) if self._token else hook
+        hook.responded = self.responded
+        return hook
 
     async def __aenter__(self) -> Self:
         self._holders += 1
@@ -152,18 +158,20 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         :param timeout: seconds to wait at most, counted from ``started``, or None for no limit.
         :param poll_interval: the most seconds between two polls.
         :param max_outage: seconds that the service may be unavailable, or None for no limit.
-        :param responded: whether the API has responded in this wait already, in another process.
+        :param responded: whether the API has responded in it already, in another process; that of this hook's own
+            calls counts anyway.
         :return: the operation, in any final state.
         :raises WaitTimeoutError: when it has not finished in time; nothing is cancelled.
         :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be polled.
         """
+        self.responded = self.responded or responded
         wait = Wait(
             name,
             started=self._clock() if started is None else started,
             poll_interval=poll_interval,
             timeout=timeout,
             max_outage=max_outage,
-            responded=responded,
+            responded=self.responded,
             jitter=self._random,
         )
         request = rest.get_operation(name)
@@ -173,7 +181,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
                 metrics.count_polls()
                 try:
                     # Not retried like other calls: the next poll is the retry.
-                    operation = await (await self._open()).call(request)
+                    operation = await self._send(request)
                 except ServiceError as error:
                     seconds, line = judge(wait, error, self._clock())
                     if line:
@@ -200,13 +208,20 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         started = self._clock()
         while True:
             try:
-                return await (await self._open()).call(request)
+                return await self._send(request)
             except ServiceError as error:
-                retry = retry or self._get_sync_hook().make_retry(request.retryable_codes, started)
-                seconds, line = retry.after(error, self._clock())
-                self.log.warning("%s", line)
-                metrics.count_retry()
+                last = typed(as_outage(error, self.responded, request.retryable_codes))
+            retry = retry or self._get_sync_hook().make_retry(request.retryable_codes, started)
+            seconds, line = retry.after(last, self._clock())
+            self.log.warning("%s", line)
+            metrics.count_retry()
             await self._sleep(seconds)
+
+    async def _send(self, request: rest.Request[T]) -> T:
+        """Send a request once."""
+        result = await (await self._open()).call(request)
+        self.responded = True
+        return result
 
     async def _open(self) -> AiohttpTransport:
         """Return the transport that this hook holds until its last call or block is over."""

@@ -15,7 +15,7 @@ from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
-from airflow_dai_provider.api.retry import Retry
+from airflow_dai_provider.api.retry import Retry, as_outage
 from airflow_dai_provider.hooks.base import DaiBaseHook
 from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.requests_session import RequestsTransport
@@ -308,9 +308,7 @@ class DaiHook(DaiBaseHook):
             try:
                 return attempt()
             except ServiceError as error:
-                last = error
-                if self.responded and error.from_front_end and Code.UNAVAILABLE in request.retryable_codes:
-                    last = typed(error.as_outage())
+                last = typed(as_outage(error, self.responded, request.retryable_codes))
             if not retry:
                 raise last
             retries = retries or self.make_retry(request.retryable_codes, started)
