@@ -236,7 +236,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         hook = self._get_sync_hook()
 
         def make() -> AiohttpTransport:
-            return AiohttpTransport(hook.endpoint, hook.get_token(), hook.timeout)
+            return AiohttpTransport(hook.endpoint, hook.shared_token(), hook.timeout)
 
         # Looks up the connection. Not thread-sensitive, so that a thousand waits that start together do not queue for
         # one thread.

@@ -176,11 +176,11 @@ class DaiBaseHook(GoogleBaseHook):
         :param token: what it shares, with the credentials that give it; by default the token of this hook.
         """
         sibling = copy(self)
-        sibling._token = token or self.get_token()
+        sibling._token = token or self.shared_token()
         sibling._transport = None
         return sibling
 
-    def get_token(self) -> Token:
+    def shared_token(self) -> Token:
         """Return the token that this hook shares with its siblings, which is fetched when a request needs it.
 
         :raises ServiceError: as :meth:`load_credentials`.
@@ -256,5 +256,5 @@ class DaiBaseHook(GoogleBaseHook):
 
     def _get_transport(self) -> RequestsTransport:
         if self._transport is None:
-            self._transport = RequestsTransport(self.endpoint, self.get_token(), self.timeout)
+            self._transport = RequestsTransport(self.endpoint, self.shared_token(), self.timeout)
         return self._transport

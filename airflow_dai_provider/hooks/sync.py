@@ -84,7 +84,7 @@ class DaiHook(DaiBaseHook):
         endpoint = self.endpoint
         # The task can be killed before the first call has fetched a token. An error is left for that call to meet.
         with suppress(ServiceError):
-            self.get_token().fetch_first()
+            self.shared_token().fetch_first()
         transport = RequestsTransport(endpoint, HeldToken(lambda: self._token), timeout)
         return lambda: transport.call(request)
 
@@ -294,7 +294,7 @@ class DaiHook(DaiBaseHook):
             can be fetched, the next call raises the error.
         """
         request = rest.list_operations(page_size=1)
-        self._retried(request, lambda: self.get_token().fetch_first())
+        self._retried(request, lambda: self.shared_token().fetch_first())
 
     def _call(self, request: rest.Request[T], *, retry: bool = True) -> T:
         """Send a request, and again after errors that allow it; raise the last ServiceError."""

@@ -88,8 +88,9 @@ class Token:
             return found
         failure = self._failure
         with self._lock:
-            if self._renewed_elsewhere():
-                self._hold()
+            with suppress(*TOKEN_ERRORS):
+                if self._renewed_elsewhere():
+                    self._hold()
             if found := self.at_hand(refused, anew=anew):
                 return found
             if self._failure not in (None, failure):
@@ -143,31 +144,26 @@ class Token:
     def _refresh(self) -> Authorisation:
         # An error that the caller is handling already is the context of ours, not its cause.
         handled = sys.exception()
-        fetched = time.time()
         with requests.Session() as session:
             request = TokenRequest(session, self._timeout)
             try:
                 if not isinstance(self.credentials, AnonymousCredentials):
                     self.credentials.refresh(request)
-                return self._hold(fetched)
+                return self._hold()
             except TOKEN_ERRORS as error:
                 failure, cause = no_token(error, request, handled), public_cause(error)
         # Raised here, so that no error with a secret is the context of this one.
         raise failure from cause
 
-    def _hold(self, fetched: float | None = None) -> Authorisation:
-        """Hold the token that the credentials have.
-
-        :param fetched: when it was fetched, if that was not now.
-        """
-        credentials = self.credentials
+    def _hold(self) -> Authorisation:
+        """Hold the token that the credentials have from now on."""
+        credentials, now = self.credentials, time.time()
         headers: dict[str, str] = {}
         credentials.apply(headers)
-        expiry, fetched = credentials.expiry, time.time() if fetched is None else fetched
-        expires = expiry.replace(tzinfo=UTC).timestamp() if expiry else float("inf")
-        renew_at = max(expires - RENEW_BEFORE, fetched + 0.9 * (expires - fetched))
+        expires = credentials.expiry.replace(tzinfo=UTC).timestamp() if credentials.expiry else float("inf")
+        renew_at = max(expires - RENEW_BEFORE, now + 0.9 * (expires - now))
         self._failure = None
-        self.held = Authorisation(headers, credentials, expiry, expires, renew_at)
+        self.held = Authorisation(headers, credentials, credentials.expiry, expires, renew_at)
         return self.held
 
 

@@ -249,7 +249,7 @@ def test_a_prepared_cancellation_does_not_wait_for_a_fetch(
         locked: list[bool] = []
 
         def handle(*_: object) -> None:
-            locked.append(hook.get_token()._lock.locked())
+            locked.append(hook.shared_token()._lock.locked())
             cancel()
             gate.open()
 
