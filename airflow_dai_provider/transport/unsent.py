@@ -79,7 +79,7 @@ def public_cause(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def is_refusal(error: BaseException, request: TokenRequest) -> bool:
+def _is_refusal(error: BaseException, request: TokenRequest) -> bool:
     """Return whether a token service has refused the credentials, rather than not responded.
 
     :param error: one of ``TOKEN_ERRORS``.
@@ -115,7 +115,7 @@ def no_token(error: BaseException, token_request: TokenRequest, handled: BaseExc
     elif not isinstance(error, GoogleAuthError):
         message = f"the response of the token service cannot be read{service}"
     else:
-        if is_refusal(error, token_request):
+        if _is_refusal(error, token_request):
             code = Code.UNAUTHENTICATED
         for link in chain(error, handled):
             if isinstance(link, GoogleAuthError):

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import BaseHook
 from google.api_core import exceptions
+from google.auth.credentials import AnonymousCredentials, Credentials
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
-from airflow_dai_provider.transport import shared_token
+from airflow_dai_provider.transport.shared_token import HeldToken, Token
+from airflow_dai_provider.transport.unsent import NoTokenError
 from tests.support.authentication import Shown, live_on
 from tests.support.clock import Clock
 from tests.support.connections import Connect
@@ -83,7 +85,7 @@ def get_as_a_user(hook: DaiHook) -> str:
 def waiting_threads() -> int:
     """Return how many threads wait for one that fetches a token."""
     frames = sys._current_frames().values()
-    return sum(frame.f_code is shared_token.Token.get.__code__ for frame in frames)
+    return sum(frame.f_code is Token.get.__code__ for frame in frames)
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -272,3 +274,62 @@ def test_a_prepared_cancellation_does_not_wait_for_a_fetch(
     assert emulator.cancel_requested(NAME) == 1
     assert not gate.blocked
     assert (tokens.asked, len(tokens.issued)) == (2, 2)
+
+
+class Numbered(Credentials):  # type: ignore[misc]
+    """Credentials that get the token 1, then 2, and so on, of which none expires."""
+
+    def refresh(self, _: Any) -> None:
+        self.token = str(int(self.token or 0) + 1)
+
+
+def test_a_token_that_another_call_has_fetched_meanwhile_replaces_a_refused_one() -> None:
+    token = Token(Numbered(), 1.0)
+    first = token.get()
+    second = token.get(first)
+    assert second.headers == {"authorization": "Bearer 2"}
+    assert token.get(first) is token.get() is second
+
+
+def test_a_token_of_refused_credentials_does_not_replace_those() -> None:
+    """Another call has fetched it, after its own first refusal."""
+    other = Numbered()
+    token = Token(Numbered(), 1.0, lambda: other)
+    first = token.get()
+    refused_twice = token.get(first)
+    token.get(refused_twice)
+    assert token.get(refused_twice, anew=True).credentials is other
+    assert token.get(refused_twice, anew=True).headers == {"authorization": "Bearer 1"}
+
+
+@pytest.mark.parametrize("credentials", [Numbered(), AnonymousCredentials()], ids=["a key", "anonymous"])
+def test_refused_credentials_that_are_not_replaced_are_the_last(credentials: Credentials) -> None:
+    token = Token(credentials, 1.0)
+    refused = token.get()
+    assert token.get(refused, anew=True) is refused
+
+
+def test_a_token_is_read_anew_only_after_it_was_refused_by_the_token_service_or_twice() -> None:
+    looked_up: list[str] = []
+    token = Token(Numbered(), 1.0, lambda: looked_up.append("once"))  # type: ignore[func-returns-value]
+    refused = token.get(token.get())
+    assert looked_up == []
+    for _ in range(3):
+        token.get(refused, anew=True)
+    assert looked_up == ["once"]
+
+
+def test_a_held_token_is_that_of_the_moment() -> None:
+    other: list[Token] = []
+    held = HeldToken(lambda: other[0] if other else None)
+    with pytest.raises(NoTokenError, match="no token at hand"):
+        held.get()
+    other.append(token := Token(Numbered(), 1.0))
+    with pytest.raises(NoTokenError, match="no token at hand"):
+        held.get()
+    first = token.get()
+    assert held.get() is first
+    second = token.get(first)
+    assert held.get() is second
+    with pytest.raises(NoTokenError, match="no time to fetch another"):
+        held.get(second)
