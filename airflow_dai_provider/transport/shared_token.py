@@ -197,4 +197,4 @@ class HeldToken:
 
 
 def _no_time(reason: str) -> NoTokenError:
-    return NoTokenError(f"no access token: {reason}", Code.UNAUTHENTICATED, None, False)
+    return NoTokenError(reason, Code.UNAUTHENTICATED, None, False)

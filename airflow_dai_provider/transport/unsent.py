@@ -91,11 +91,11 @@ def _is_refusal(error: BaseException, request: TokenRequest) -> bool:
 
 
 class NoTokenError(ServiceError):
-    """No token could be fetched; many requests can wait for one, so the message names none."""
+    """No token could be fetched; many requests can wait for one, so the message is the reason only."""
 
     def of(self, request: rest.Request[Any]) -> ServiceError:
         """Return the error of one request, which was not sent."""
-        return typed(ServiceError(f"{request} was not sent: {self}", self.rpc_code, sent=False))
+        return typed(ServiceError(f"{request} was not sent: no access token: {self}", self.rpc_code, sent=False))
 
 
 def no_token(error: BaseException, token_request: TokenRequest, handled: BaseException | None = None) -> NoTokenError:
@@ -109,7 +109,7 @@ def no_token(error: BaseException, token_request: TokenRequest, handled: BaseExc
     service = f" (token service: {token_request.host})" if token_request.host else ""
     code = Code.UNAVAILABLE
     if isinstance(error, ConnectionError | TimeoutError):
-        message = f"no access token: {redact_urls(str(error))}{service}"
+        message = f"{redact_urls(str(error))}{service}"
     elif isinstance(error, OSError):
         message, code = str(error), Code.FAILED_PRECONDITION  # The certificate authorities cannot be read.
     elif not isinstance(error, GoogleAuthError):
@@ -120,7 +120,7 @@ def no_token(error: BaseException, token_request: TokenRequest, handled: BaseExc
         for link in chain(error, handled):
             if isinstance(link, GoogleAuthError):
                 link.args = (_reason(link),)
-        message = f"no access token: {redact_urls(error.args[0])}{service}"
+        message = f"{redact_urls(error.args[0])}{service}"
     return NoTokenError(message, code, None, False)
 
 
