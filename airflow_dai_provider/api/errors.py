@@ -81,10 +81,6 @@ class ServiceError(Exception):
         self.sent = sent
         self.from_front_end = from_front_end
 
-    def as_outage(self) -> ServiceError:
-        """Return what a front end's page is where the API has responded before: an outage."""
-        return ServiceError(str(self), Code.UNAVAILABLE, self.retry_after, self.sent, from_front_end=True)
-
     def __str__(self) -> str:
         # Google's classes put an HTTP status in front, also where no server has responded.
         return str(self.args[0])

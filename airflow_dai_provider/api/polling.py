@@ -11,7 +11,7 @@ from random import random
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.parameters import check_seconds
-from airflow_dai_provider.api.retry import PERMANENT, TRANSIENT
+from airflow_dai_provider.api.retry import PERMANENT, TRANSIENT, as_outage
 
 #: Seconds between the first poll, which comes at once, and the second.
 FIRST_INTERVAL = 1.0
@@ -109,8 +109,7 @@ class Wait:
             when that was a front end's page.
         :raises WaitTimeoutError: when the time is up.
         """
-        if self.responded and error.from_front_end:
-            error = error.as_outage()
+        error = as_outage(error, self.responded)
         if self._failing_since is None:
             self._failing_since = now
         self._failures += 1

@@ -50,6 +50,20 @@ def may_retry(retryable_codes: frozenset[Code], error: ServiceError) -> bool:
     return error.rpc_code in retryable_codes or (not error.sent and error.rpc_code not in PERMANENT)
 
 
+def as_outage(
+    error: ServiceError, responded: bool, retryable_codes: frozenset[Code] = THROTTLED_OR_UNAVAILABLE
+) -> ServiceError:
+    """Return a front end's page as what it is where the API has responded before, an outage; other errors unchanged.
+
+    :param responded: whether the API has responded before.
+    :param retryable_codes: the codes after which the request may be sent again. One that may not be sent again after an
+        outage keeps the page's own code.
+    """
+    if not (responded and error.from_front_end and Code.UNAVAILABLE in retryable_codes):
+        return error
+    return ServiceError(str(error), Code.UNAVAILABLE, error.retry_after, error.sent, from_front_end=True)
+
+
 def may_have_acted(error: ServiceError) -> bool:
     """Return whether the service may have done what it was asked for, although it responded with this error."""
     return error.sent and error.rpc_code not in NOT_PROCESSED

@@ -18,7 +18,7 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
-from airflow_dai_provider.api.retry import Retry
+from airflow_dai_provider.api.retry import Retry, as_outage
 from airflow_dai_provider.hooks.sync import DaiHook, judge
 from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS, AiohttpTransport
 from airflow_dai_provider.transport.google_errors import typed
@@ -54,6 +54,9 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
     _sleep: Callable[[float], Any] = staticmethod(asyncio.sleep)
     _clock: Callable[[], float] = staticmethod(time.time)
     _random: Callable[[], float] = staticmethod(random)
+
+    #: Whether the API has responded to this hook: the endpoint is right, and the account has access.
+    responded = False
 
     def __init__(
         self,
@@ -92,7 +95,9 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
     async def synchronous_hook(self) -> DaiHook:
         """Return a hook for a thread, with the same connection, and the token that this hook used last."""
         hook = self._get_sync_hook()
-        return hook.sibling(self._token.credentials) if self._token else hook
+        hook = hook.sibling(self._token) if self._token else hook
+        hook.responded = self.responded
+        return hook
 
     async def __aenter__(self) -> Self:
         self._holders += 1
@@ -155,7 +160,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
             poll_interval=poll_interval,
             timeout=timeout,
             max_outage=max_outage,
-            responded=responded,
+            responded=responded or self.responded,
             jitter=self._random,
         )
 
@@ -178,11 +183,13 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         :param timeout: seconds to wait at most, counted from ``started``, or None for no limit.
         :param poll_interval: the most seconds between two polls.
         :param max_outage: seconds that the service may be unavailable, or None for no limit.
-        :param responded: whether the API has responded in this wait already, in another process.
+        :param responded: whether the API has responded in it already, in another process; that of this hook's own
+            calls counts anyway.
         :return: the operation, in any final state.
         :raises WaitTimeoutError: when it has not finished in time; nothing is cancelled.
         :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be polled.
         """
+        self.responded = self.responded or responded
         wait = self.make_wait(
             name,
             started=started,
@@ -262,10 +269,11 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
             try:
                 return await self._send(request)
             except ServiceError as error:
-                retry = retry or self._get_sync_hook().make_retry(request.retryable_codes, started)
-                seconds, line = retry.after(error, self._clock())
-                self.log.warning("%s", line)
-                metrics.count_retry()
+                last = typed(as_outage(error, self.responded, request.retryable_codes))
+            retry = retry or self._get_sync_hook().make_retry(request.retryable_codes, started)
+            seconds, line = retry.after(last, self._clock())
+            self.log.warning("%s", line)
+            metrics.count_retry()
             await self._sleep(seconds)
 
     async def _send(self, request: rest.Request[T]) -> T:
@@ -277,10 +285,12 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
                 raise typed(ServiceError(message, Code.RESOURCE_EXHAUSTED, delay, sent=False))
             await self._sleep(delay)
         try:
-            return await transport.call(request)
+            result = await transport.call(request)
         except ServiceError as error:
             transport.pace.note(error, self._clock())
             raise
+        self.responded = True
+        return result
 
     async def _open(self) -> AiohttpTransport:
         """Return the transport that this hook holds until its last call or block is over."""
@@ -295,7 +305,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         hook = self._get_sync_hook()
 
         def make() -> AiohttpTransport:
-            return AiohttpTransport(hook.endpoint, hook.load_credentials(), hook.timeout, hook.reload_credentials)
+            return AiohttpTransport(hook.endpoint, hook.shared_token(), hook.timeout)
 
         # Looks up the connection. Not thread-sensitive, so that a thousand waits that start together do not queue for
         # one thread.

@@ -22,6 +22,7 @@ from airflow_dai_provider.api.parameters import MAX_REQUEST_SECONDS, check_conne
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.transport.google_errors import class_of, typed
 from airflow_dai_provider.transport.requests_session import RequestsTransport
+from airflow_dai_provider.transport.shared_token import Token
 from airflow_dai_provider.transport.unsent import credentials_error, public_cause, unusable
 
 #: The fields of a connection that give credentials, of which one is used; without one, the environment gives them.
@@ -83,6 +84,7 @@ class DaiBaseHook(GoogleBaseHook):
         self._content: str | None = None
         self._emulator = emulator_endpoint(api_endpoint, os.environ)
         self._extras: dict[str, Any] | None = None
+        self._token: Token | None = None
         self._transport: RequestsTransport | None = None
         if self._emulator:
             self.impersonation_chain = self.quota_project_id = None
@@ -168,16 +170,24 @@ class DaiBaseHook(GoogleBaseHook):
         """
         return self._get_transport().session
 
-    def sibling(self, credentials: Credentials | None = None) -> Self:
+    def sibling(self, token: Token | None = None) -> Self:
         """Return a hook with the same connection, looked up already, and a session of its own: one for another thread.
 
-        :param credentials: what it shares, and with them the token; by default the credentials of this hook.
+        :param token: what it shares, with the credentials that give it; by default the token of this hook.
         """
-        credentials = credentials or self.load_credentials()
         sibling = copy(self)
-        sibling._cached_credentials = credentials
+        sibling._token = token or self.shared_token()
         sibling._transport = None
         return sibling
+
+    def shared_token(self) -> Token:
+        """Return the token that this hook shares with its siblings, which is fetched when a request needs it.
+
+        :raises ServiceError: as :meth:`load_credentials`.
+        """
+        if self._token is None:
+            self._token = Token(self.load_credentials(), self.timeout, self.reload_credentials)
+        return self._token
 
     def load_credentials(self) -> Credentials:
         """Return the credentials of the connection.
@@ -246,8 +256,5 @@ class DaiBaseHook(GoogleBaseHook):
 
     def _get_transport(self) -> RequestsTransport:
         if self._transport is None:
-            endpoint = self.endpoint
-            self._transport = RequestsTransport(
-                endpoint, self.load_credentials(), self.timeout, self.reload_credentials
-            )
+            self._transport = RequestsTransport(self.endpoint, self.shared_token(), self.timeout)
         return self._transport

@@ -9,7 +9,6 @@ from random import random
 from typing import Any, Self, TypeVar
 
 from google.api_core import exceptions
-from google.auth.credentials import Credentials
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
@@ -17,11 +16,11 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
-from airflow_dai_provider.api.retry import Pace, Retry
+from airflow_dai_provider.api.retry import Pace, Retry, as_outage
 from airflow_dai_provider.hooks.base import DaiBaseHook
-from airflow_dai_provider.transport.credentials import held_token
 from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.requests_session import RequestsTransport
+from airflow_dai_provider.transport.shared_token import HeldToken
 from airflow_dai_provider.transport.threads import CONCURRENCY, Workers
 
 T = TypeVar("T")
@@ -87,17 +86,10 @@ class DaiHook(DaiBaseHook):
         """
         request = rest.cancel_operation(name)
         endpoint = self.endpoint
-        own: RequestsTransport | None = None
-        # The task can be killed before the first call has fetched one. An error is left for that call to meet.
+        # The task can be killed before the first call has fetched a token. An error is left for that call to meet.
         with suppress(ServiceError):
-            own = self._get_transport()
-            own.fetch_first_token(request)
-
-        def credentials() -> Credentials | None:
-            held = own or self._transport
-            return held.credentials if held else None
-
-        transport = RequestsTransport(endpoint, held_token(credentials), timeout)
+            self.shared_token().fetch_first()
+        transport = RequestsTransport(endpoint, HeldToken(lambda: self._token), timeout)
         return lambda: transport.call(request)
 
     def get_operation(self, name: str, *, retry: bool = True) -> Operation:
@@ -366,7 +358,7 @@ class DaiHook(DaiBaseHook):
             can be fetched, the next call raises the error.
         """
         request = rest.list_operations(page_size=1)
-        self._retried(request, lambda: self._get_transport().fetch_first_token(request))
+        self._retried(request, lambda: self.shared_token().fetch_first())
 
     def _call(self, request: rest.Request[T], *, retry: bool = True) -> T:
         """Send a request, and again after errors that allow it; raise the last ServiceError."""
@@ -381,11 +373,9 @@ class DaiHook(DaiBaseHook):
             try:
                 return attempt()
             except ServiceError as error:
-                last = error
+                last = typed(as_outage(error, self.responded, request.retryable_codes))
                 if self.pace:
                     self.pace.note(error, self._clock())
-                if self.responded and error.from_front_end and Code.UNAVAILABLE in request.retryable_codes:
-                    last = typed(error.as_outage())
             if not retry:
                 raise last
             retries = retries or self.make_retry(request.retryable_codes, started)

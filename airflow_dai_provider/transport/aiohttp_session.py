@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit
@@ -23,18 +24,16 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.retry import Pace
 from airflow_dai_provider.transport.credentials import (
     MISREAD_ERRORS,
-    TOKEN_ERRORS,
     client_headers,
     refuse_header,
     refuse_plain_http,
 )
 from airflow_dai_provider.transport.google_errors import typed
-from airflow_dai_provider.transport.shared_token import Token
-from airflow_dai_provider.transport.unsent import chain, no_response, not_sent, public_cause, token_error
+from airflow_dai_provider.transport.shared_run import SharedRuns
+from airflow_dai_provider.transport.shared_token import Authorisation, Token
+from airflow_dai_provider.transport.unsent import NoTokenError, chain, no_response, not_sent, public_cause
 
 if TYPE_CHECKING:
-    from google.auth.credentials import Credentials
-
     from airflow_dai_provider.api.endpoint import Endpoint
 
 T = TypeVar("T")
@@ -57,25 +56,19 @@ KEEP_ALIVE = 90.0
 
 
 class AiohttpTransport:
-    """Send requests to one endpoint with one set of credentials, once :meth:`open` was awaited on the loop.
+    """Send requests to one endpoint with one token, once :meth:`open` was awaited on the loop.
 
     :param endpoint: where the service is.
-    :param credentials: the credentials; anonymous ones send no header.
+    :param token: gives what authorises a request; fetched in a thread, which all requests that need it await.
     :param timeout: seconds that one request may take.
-    :param reload: reads the credentials anew, once they are refused; returns None when they are the same.
     :raises ValueError: when a token would leave this machine over plain HTTP.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        credentials: Credentials,
-        timeout: float,
-        reload: Callable[[], Credentials | None] = lambda: None,
-    ) -> None:
-        refuse_plain_http(endpoint, credentials)
+    def __init__(self, endpoint: Endpoint, token: Token, timeout: float) -> None:
+        refuse_plain_http(endpoint, token.credentials)
         self.endpoint = endpoint
-        self.token = Token(credentials, timeout, reload)
+        self.token = token
+        self._fetching: SharedRuns[Authorisation] = SharedRuns()
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
         self._proxy: str | None = None
@@ -115,7 +108,7 @@ class AiohttpTransport:
         """Close the connections."""
         if self._session:
             await self._session.close()
-        await self.token.close()
+        await self._fetching.close()
 
     def _read_environment(self) -> tuple[ssl.SSLContext, str | None]:
         """Read the authorities and the proxy from the environment, as ``requests`` does."""
@@ -135,42 +128,34 @@ class AiohttpTransport:
         """
         try:
             return await self._call(request)
+        except NoTokenError as error:
+            raise error.of(request) from error.__cause__
         except ServiceError as error:
             raise typed(error) from error.__cause__
 
     async def _call(self, request: rest.Request[T]) -> T:
-        headers = await self._authorise(request)
+        authorisation = await self._authorise()
         for anew in (False, True):
             try:
-                return await self._send(request, headers)
+                return await self._send(request, authorisation)
             except ServiceError as error:
-                if error.rpc_code is not Code.UNAUTHENTICATED or not self.token.renewable:
+                if error.rpc_code is not Code.UNAUTHENTICATED:
                     raise
                 refusal = error
-            fresh = await self._authorise(request, refused=headers, anew=anew)
-            if fresh is headers:
+            refused, authorisation = authorisation, await self._authorise(authorisation, anew=anew)
+            if authorisation is refused:
                 raise refusal
-            headers = fresh
-        return await self._send(request, headers)
+        return await self._send(request, authorisation)
 
-    async def _authorise(
-        self, request: rest.Request[Any], refused: Mapping[str, str] | None = None, *, anew: bool = False
-    ) -> Mapping[str, str]:
-        """Return the headers that authorise a request.
+    async def _authorise(self, refused: Authorisation | None = None, *, anew: bool = False) -> Authorisation:
+        """Return what authorises a request, as :meth:`Token.get` does."""
+        if found := self.token.at_hand(refused, anew=anew):
+            return found
+        get = sync_to_async(self.token.get, thread_sensitive=False)
+        return await self._fetching.run((refused, anew), partial(get, refused, anew=anew))
 
-        :param refused: headers that were refused; they are returned only when there are no others.
-        :param anew: whether the credentials are read anew, since a fresh token of theirs was refused.
-        """
-        try:
-            if refused is not None:
-                await self.token.renew(refused, anew=anew)
-            return await self.token.headers()
-        except TOKEN_ERRORS as error:
-            failure, cause = token_error(request, error, self.token.last_request), public_cause(error)
-        # Raised here, so that no error with a secret is the context of this one.
-        raise failure from cause
-
-    async def _send(self, request: rest.Request[T], headers: Mapping[str, str]) -> T:
+    async def _send(self, request: rest.Request[T], authorisation: Authorisation) -> T:
+        headers = authorisation.headers
         for name, value in headers.items():
             try:
                 refuse_header(name, value)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,8 +28,6 @@ from airflow_dai_provider.transport.deadline import deadline, keep_deadlines
 TOKEN_ERRORS = (GoogleAuthError, OSError, TypeError, ValueError, LookupError, AttributeError)
 #: What an HTTP library lets through from a response that it misreads.
 MISREAD_ERRORS = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
-#: Seconds until a token that is still valid is renewed again, after its renewal has failed.
-RENEW_AGAIN = 30.0
 
 _CHUNK = 64 * 1024
 #: Where google-auth asks the metadata server, without TLS: the host is on the same machine, or answers for it.
@@ -52,6 +51,7 @@ class TokenRequest(AuthRequest):
         super().__init__(session)
         # Without this, requests replaces the token with a password from ~/.netrc, or adds one.
         session.auth = keep_headers
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         session.hooks["response"].append(self._read)
         keep_deadlines(session)
         self._timeout = timeout
@@ -130,8 +130,11 @@ def client_headers(library: str) -> dict[str, str]:
     }
 
 
-def refuse_plain_http(endpoint: Endpoint, credentials: Credentials) -> None:
-    """Raise ValueError when a token would leave this machine over plain HTTP."""
+def refuse_plain_http(endpoint: Endpoint, credentials: Credentials | None) -> None:
+    """Raise ValueError when a token would leave this machine over plain HTTP.
+
+    :param credentials: None as long as they are not known, which then counts as a token.
+    """
     if not isinstance(credentials, AnonymousCredentials) and not endpoint.accepts_token:
         raise ValueError(
             f"Refusing to send credentials to {endpoint.url} over plain HTTP: use https, a loopback address, "
@@ -158,35 +161,3 @@ def read_body(raw: urllib3.BaseHTTPResponse) -> bytes:
 def keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest:
     """Leave the headers of a request as they are: requests would replace the token with a password from ~/.netrc."""
     return request
-
-
-class _HeldToken(Credentials):
-    """The token that other credentials hold at the moment of a request; it is never refreshed."""
-
-    def __init__(self, credentials: Callable[[], Credentials | None]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._credentials = credentials
-
-    @property
-    def valid(self) -> bool:
-        return True
-
-    def refresh(self, request: Any) -> None:  # noqa: ARG002 - the library's signature
-        raise RefreshError("the token at hand was refused, and there is no time to fetch another")
-
-    def before_request(self, request: Any, method: str, url: str, headers: dict[str, str]) -> None:  # noqa: ARG002
-        credentials = self._credentials()
-        if isinstance(credentials, AnonymousCredentials):
-            return
-        if credentials is None or credentials.token is None:
-            raise RefreshError("there is no token at hand, and no time to fetch one")
-        credentials.apply(headers)
-
-
-def held_token(credentials: Callable[[], Credentials | None]) -> Credentials:
-    """Return credentials that authorise with the token that others hold at the moment of a request.
-
-    :param credentials: returns them; None as long as there are none.
-    """
-    held = credentials()
-    return held if isinstance(held, AnonymousCredentials) else _HeldToken(credentials)

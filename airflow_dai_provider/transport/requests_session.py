@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ssl
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from http.client import HTTPException
@@ -14,8 +12,7 @@ from typing import Any, TypeVar
 
 import requests
 import urllib3.exceptions
-from google.auth.credentials import AnonymousCredentials, Credentials, TokenState
-from google.auth.exceptions import GoogleAuthError
+from google.auth.credentials import Credentials
 from google.auth.transport.requests import AuthorizedSession
 
 from airflow_dai_provider.api import rest
@@ -23,8 +20,6 @@ from airflow_dai_provider.api.endpoint import Endpoint
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.transport.credentials import (
     MISREAD_ERRORS,
-    RENEW_AGAIN,
-    TOKEN_ERRORS,
     TokenRequest,
     client_headers,
     keep_headers,
@@ -34,13 +29,14 @@ from airflow_dai_provider.transport.credentials import (
 )
 from airflow_dai_provider.transport.deadline import deadline, keep_deadlines
 from airflow_dai_provider.transport.google_errors import typed
+from airflow_dai_provider.transport.shared_token import Authorisation, HeldToken, Token
 from airflow_dai_provider.transport.unsent import (
+    NoTokenError,
     chain,
     no_authorities,
     no_response,
     not_sent,
     public_cause,
-    token_error,
 )
 
 T = TypeVar("T")
@@ -73,64 +69,65 @@ _NEVER_CONNECTED = (
 )
 
 
+class _Session(AuthorizedSession):
+    """A session that authorises a user's own requests too, with the token that the siblings of a hook share."""
+
+    def __init__(self, token: Token | HeldToken, auth_request: TokenRequest) -> None:
+        self._token = token
+        # The session's own answer to a 401 would be two refreshes, of which no sibling knows.
+        super().__init__(token.credentials, refresh_status_codes=(), auth_request=auth_request)  # type: ignore[no-untyped-call]
+        self.auth = keep_headers
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
+        keep_deadlines(self)
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """The credentials in use: those of the connection as it was read last."""
+        return self._token.credentials
+
+    @credentials.setter
+    def credentials(self, credentials: Credentials | None) -> None:
+        """Ignore what the base class sets: it is the same."""
+
+    def request(self, *arguments: Any, **options: Any) -> requests.Response:
+        """Send a request of a user's; where no token can be fetched, google-auth raises its own error."""
+        with suppress(ServiceError):
+            self._token.get()
+        response: requests.Response = super().request(*arguments, **options)  # type: ignore[no-untyped-call]
+        return response
+
+    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002
+        """Return no target.
+
+        requests prepares the next request even for a redirect that it does not follow: it would read the whole body,
+        and fail on an invalid address.
+        """
+
+
 class RequestsTransport:
-    """Send requests to one endpoint with one set of credentials.
+    """Send requests to one endpoint with one token.
 
     :param endpoint: where the service is.
-    :param credentials: the credentials; anonymous ones send no header.
+    :param token: gives what authorises a request.
     :param timeout: seconds that one request may take.
-    :param reload: reads the credentials anew, once they are refused; returns None when they are the same.
     :raises ValueError: when a token would leave this machine over plain HTTP.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        credentials: Credentials,
-        timeout: float,
-        reload: Callable[[], Credentials | None] = lambda: None,
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, token: Token | HeldToken, timeout: float) -> None:
+        refuse_plain_http(endpoint, token.credentials)
         self.endpoint = endpoint
+        self.token = token
         self.timeout = timeout
-        self._reload = reload
-        self._renew_at = 0.0
-        refuse_plain_http(endpoint, credentials)
         self._auth_session = requests.Session()
-        self._auth_request = TokenRequest(self._auth_session, timeout)
-        # call() retries a 401 once, with a fresh token. The session itself would send three requests and refresh twice.
-        self.session = AuthorizedSession(credentials, refresh_status_codes=(), auth_request=self._auth_request)
-        keep_deadlines(self.session)
-        for session in (self.session, self._auth_session):
-            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-        # Given with each request: the credentials extend one of these headers, and would replace the session's.
+        self.session = _Session(token, TokenRequest(self._auth_session, timeout))
         self._headers = client_headers(f"requests/{requests.__version__}")
-        # requests prepares the next request even for a redirect that it does not follow: it would read the whole body,
-        # and fail on an invalid address.
-        self.session.get_redirect_target = _no_redirect  # type: ignore[method-assign,assignment]
-        self.session.auth = keep_headers
         # A proxy from the environment is used, but requests to this machine do not leave it.
         self._proxies: Any = {"http": None, "https": None, "all": None} if endpoint.is_loopback else None
 
-    @property
-    def credentials(self) -> Credentials:
-        """The credentials in use: those of the connection as it was read last."""
-        credentials: Credentials = self.session.credentials
-        return credentials
-
-    @property
-    def _anonymous(self) -> bool:
-        return isinstance(self.credentials, AnonymousCredentials)
-
     def close(self) -> None:
         """Close the connections."""
-        self.session.close()
+        self.session.close()  # type: ignore[no-untyped-call]
         self._auth_session.close()
-
-    def fetch_first_token(self, request: rest.Request[Any]) -> None:
-        """Fetch a token if there has been none yet; an error is left for the next call to meet."""
-        if not self._anonymous and self.credentials.token is None:
-            with suppress(ServiceError):
-                self._renew(request)
 
     def call(self, request: rest.Request[T]) -> T:
         """Send a request once; after a 401 again, with a fresh token, and then with credentials that are read anew.
@@ -139,79 +136,30 @@ class RequestsTransport:
         """
         try:
             return self._call(request)
+        except NoTokenError as error:
+            raise error.of(request) from error.__cause__
         except ServiceError as error:
             raise typed(error) from error.__cause__
 
     def _call(self, request: rest.Request[T]) -> T:
-        self._renew_when_due(request)
-        try:
-            return self._send(request)
-        except ServiceError as error:
-            if error.rpc_code is not Code.UNAUTHENTICATED or self._anonymous:
-                raise
-        self._renew(request)
-        try:
-            return self._send(request)
-        except ServiceError as error:
-            if error.rpc_code is not Code.UNAUTHENTICATED or not self._replaced():
-                raise
-        self._refresh(request)
-        return self._send(request)
+        authorisation = self.token.get()
+        for anew in (False, True):
+            try:
+                return self._send(request, authorisation)
+            except ServiceError as error:
+                if error.rpc_code is not Code.UNAUTHENTICATED:
+                    raise
+                refusal = error
+            refused, authorisation = authorisation, self.token.get(authorisation, anew=anew)
+            if authorisation is refused:
+                raise refusal
+        return self._send(request, authorisation)
 
-    def _renew_when_due(self, request: rest.Request[Any]) -> None:
-        """Fetch a token, if there is none or it soon expires; a failure counts only once it has expired."""
-        if self._anonymous or self.credentials.valid:
-            return
-        expired = self.credentials.token_state is TokenState.INVALID
-        if not expired and time.monotonic() < self._renew_at:
-            return
-        try:
-            self._renew(request)
-        except ServiceError:
-            if expired or self.credentials.token_state is TokenState.INVALID:
-                raise
-            self._renew_at = time.monotonic() + RENEW_AGAIN
-
-    def _renew(self, request: rest.Request[Any]) -> None:
-        """Fetch a token; when it is refused, read the credentials anew."""
-        try:
-            self._refresh(request)
-        except ServiceError as error:
-            if error.rpc_code is not Code.UNAUTHENTICATED or not self._replaced():
-                raise
-        else:
-            return
-        self._refresh(request)
-
-    def _replaced(self) -> bool:
-        """Read the credentials anew; return whether they differ."""
-        credentials = self._reload()
-        if credentials is not None:
-            refuse_plain_http(self.endpoint, credentials)
-            self.session.credentials = credentials
-        return credentials is not None
-
-    def _refresh(self, request: rest.Request[Any]) -> None:
-        """Fetch a token."""
-        handled = sys.exception()
-        try:
-            if not self._anonymous:
-                self.credentials.refresh(self._auth_request)
-        except TOKEN_ERRORS as error:
-            failure, cause = token_error(request, error, self._auth_request, handled), public_cause(error)
-        else:
-            return
-        # Raised here, so that no error with a secret is the context of this one.
-        raise failure from cause
-
-    def _send(self, request: rest.Request[T]) -> T:
+    def _send(self, request: rest.Request[T], authorisation: Authorisation) -> T:
         # An error that the caller is handling already is the context of ours, not its cause.
         handled = sys.exception()
         try:
-            response = self._exchange(request)
-        except GoogleAuthError as error:
-            failure = token_error(request, error, self._auth_request, handled)
-            cause = public_cause(error)
+            response = self._exchange(request, authorisation)
         except _EXCHANGE_ERRORS as error:
             failure = self._transport_error(request, error, handled)
             # A request that was never made is quoted in its error, and can hold the token.
@@ -223,26 +171,20 @@ class RequestsTransport:
         # Raised here, so that no error with a secret is the context of this one.
         raise failure from cause
 
-    def _exchange(self, request: rest.Request[Any]) -> rest.Response:
-        url = self.endpoint.url + request.path
-        headers = dict(self._headers)
+    def _exchange(self, request: rest.Request[Any], authorisation: Authorisation) -> rest.Response:
+        headers = {**self._headers, **authorisation.headers}
         with deadline(self.timeout):
-            if self.credentials.valid:
-                self.credentials.before_request(self._auth_request, request.http_method, url, headers)
-            else:
-                # It soon expires, and its renewal has failed.
-                self.credentials.apply(headers)
             for name, value in headers.items():
                 try:
                     refuse_header(name, value)
                 except ValueError as error:
                     # Not every version of the library looks before it sends, and its own error quotes the token.
                     raise requests.exceptions.InvalidHeader(str(error)) from None
-            # Not AuthorizedSession.request, which would renew the token again.
+            # Not the session's own method, which would ask google-auth for the token.
             with requests.Session.request(
                 self.session,
                 request.http_method,
-                url,
+                self.endpoint.url + request.path,
                 json=request.body,
                 headers=headers,
                 timeout=self.timeout,
@@ -279,7 +221,3 @@ def _never_made(error: Exception) -> bool:
         # The same class stands for a header of a response, which belongs to a request.
         return error.request is None
     return isinstance(error, _NEVER_MADE)
-
-
-def _no_redirect(_: requests.Response) -> None:
-    """Return no target."""

@@ -9,42 +9,34 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
+from functools import partial
 from weakref import WeakKeyDictionary
 
 from asgiref.sync import sync_to_async
 
 from airflow_dai_provider.transport.aiohttp_session import AiohttpTransport
+from airflow_dai_provider.transport.shared_run import SharedRuns
 
 
 class _Shared:
-    """One transport, and how many callers hold it. All that wait for an attempt to open it get its error."""
+    """One transport, and how many callers hold it."""
 
     def __init__(self) -> None:
         self.leases = 0
         self.transport: AiohttpTransport | None = None
-        self._opening: asyncio.Task[None] | None = None
+        self._opening: SharedRuns[AiohttpTransport] = SharedRuns()
 
     async def open(self, make: Callable[[], AiohttpTransport]) -> AiohttpTransport:
-        while self.transport is None:
-            if self._opening is None:
-                self._opening = asyncio.create_task(self._open(make))
-                self._opening.add_done_callback(self._opened)
-            await asyncio.shield(self._opening)
-        return self.transport
+        return self.transport or await self._opening.run(None, partial(self._open, make))
 
     async def close(self) -> None:
-        if self._opening:
-            await asyncio.wait({self._opening})
+        await self._opening.close()
         if self.transport:
             await self.transport.close()
 
-    async def _open(self, make: Callable[[], AiohttpTransport]) -> None:
+    async def _open(self, make: Callable[[], AiohttpTransport]) -> AiohttpTransport:
         self.transport = await (await sync_to_async(make, thread_sensitive=False)()).open()
-
-    def _opened(self, opening: asyncio.Task[None]) -> None:
-        self._opening = None
-        if not opening.cancelled():
-            opening.exception()  # read here too, since all callers may have been cancelled
+        return self.transport
 
 
 _BY_LOOP: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, _Shared]] = WeakKeyDictionary()

@@ -1,29 +1,54 @@
-"""The access token that all waits of an event loop share."""
+"""The access token that the siblings of a hook share, and all waits of an event loop."""
 
 from __future__ import annotations
 
-import asyncio
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import requests
-from asgiref.sync import sync_to_async
 from google.auth.credentials import AnonymousCredentials, Credentials
 
-from airflow_dai_provider.api.errors import ServiceError
-from airflow_dai_provider.transport.credentials import RENEW_AGAIN, TOKEN_ERRORS, TokenRequest
-from airflow_dai_provider.transport.unsent import is_refusal
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.transport.credentials import TOKEN_ERRORS, TokenRequest
+from airflow_dai_provider.transport.unsent import NoTokenError, no_token, public_cause
 
 #: A token is renewed this many seconds before it expires, or in the last tenth of its life if that is later.
 RENEW_BEFORE = 225.0
+#: Seconds until a token that is still valid is renewed again, after its renewal has failed.
+RENEW_AGAIN = 30.0
+
+
+@dataclass(eq=False)
+class Authorisation:
+    """The headers that authorise requests.
+
+    :param credentials: whose token they hold.
+    :param expiry: when it expires, as the credentials said when they got it.
+    :param expires: the same, in seconds of the epoch.
+    :param renew_at: when another one is fetched, in seconds of the epoch.
+    """
+
+    headers: Mapping[str, str]
+    credentials: Credentials
+    expiry: datetime | None
+    expires: float
+    renew_at: float
+
+    def is_refused(self, refused: Authorisation | None, anew: bool) -> bool:
+        """Return whether it is what was refused, or, if that was fresh, has a token of the same credentials."""
+        return refused is not None and (self is refused or (anew and self.credentials is refused.credentials))
 
 
 class Token:
-    """The token of one set of credentials: fetched in a thread, once for all callers, and renewed before it expires.
+    """The token of one set of credentials: fetched once for all threads that share it, and renewed before it expires.
 
-    One fetch serves a thousand waits. All callers that wait for a fetch get its error, and the next caller starts
-    another. As long as the token at hand is valid, a renewal that fails is tried again later.
+    Threads that wait for a fetch get its token, or its error, and the next one starts another. As long as the token at
+    hand is valid, a renewal that fails is tried again later.
 
     :param credentials: the credentials; anonymous ones send no header.
     :param timeout: seconds that one request for it may take.
@@ -36,82 +61,140 @@ class Token:
         self.credentials = credentials
         self._timeout = timeout
         self._reload = reload
-        self.renewable = not isinstance(credentials, AnonymousCredentials)
-        self._headers: dict[str, str] | None = None if self.renewable else {}
-        self._renew_at = self._expires = float("inf")
-        self._fetching: asyncio.Task[None] | None = None
-        #: What the last fetch asked a token service with.
-        self.last_request = TokenRequest(requests.Session(), timeout)
+        self._lock = threading.Lock()
+        self._failure: ServiceError | None = None
+        self._not_replaced: Authorisation | None = None
+        #: The authorisation at hand, also for a signal handler, which must not wait for the lock.
+        self.held: Authorisation | None = None
+        if isinstance(credentials, AnonymousCredentials):
+            self._hold()
 
-    async def headers(self) -> Mapping[str, str]:
-        """Return the headers that authorise a request.
+    def fetch_first(self) -> None:
+        """Fetch a token if there has been none yet; an error is left for the next request to meet."""
+        if self.held is None:
+            with suppress(ServiceError):
+                self.get()
 
-        :raises google.auth.exceptions.GoogleAuthError: when no token can be fetched.
+    def get(self, refused: Authorisation | None = None, *, anew: bool = False) -> Authorisation:
+        """Return what authorises a request; fetch a token if there is none, or it soon expires or was refused.
+
+        :param refused: what the service has refused.
+        :param anew: whether that was fresh, so that the credentials are read anew.
+        :return: ``refused`` itself when there is nothing else.
+        :raises NoTokenError: when no token can be fetched.
+        :raises ServiceError: when the credentials cannot be read anew.
         """
-        if self._headers is None or time.time() >= self._renew_at:
-            held = self._headers
+        if found := self.at_hand(refused, anew=anew):
+            return found
+        failure = self._failure
+        with self._lock:
+            with suppress(*TOKEN_ERRORS):
+                if self._renewed_elsewhere():
+                    self._hold()
+            if found := self.at_hand(refused, anew=anew):
+                return found
+            if self._failure not in (None, failure):
+                raise self._failure
+            held = self.held
             try:
-                await self.renew(held)
-            except (*TOKEN_ERRORS, ServiceError):
-                if held is None or time.time() >= self._expires:
+                return self._fetch(refused if anew else None)
+            except ServiceError as error:
+                if held is None or held.is_refused(refused, anew) or time.time() >= held.expires:
+                    self._failure = error
                     raise
-                self._renew_at = time.time() + RENEW_AGAIN
-        return self._headers or {}
+                held.renew_at = time.time() + RENEW_AGAIN
+                return held
 
-    async def renew(self, refused: Mapping[str, str] | None, *, anew: bool = False) -> None:
-        """Fetch a token, unless another caller has replaced the refused one meanwhile.
+    def at_hand(self, refused: Authorisation | None = None, *, anew: bool = False) -> Authorisation | None:
+        """Return what :meth:`get` returns, or None if that would fetch a token, or wait for a thread that does."""
+        held = self.held
+        if held is None or isinstance(held.credentials, AnonymousCredentials):
+            return held
+        if anew and refused is self._not_replaced:
+            return refused
+        due = time.time() >= held.renew_at or held.expiry != held.credentials.expiry
+        return None if due or held.is_refused(refused, anew) else held
 
-        :param refused: the headers that are no longer valid, as :meth:`headers` returned them.
-        :param anew: whether the credentials are read anew first; when they are the same, no token is fetched.
-        :raises google.auth.exceptions.GoogleAuthError: when no token can be fetched.
-        """
-        if self._headers is not refused:
-            return
-        if self._fetching is None:
-            self._fetching = asyncio.create_task(sync_to_async(self._fetch, thread_sensitive=False)(anew))
-            self._fetching.add_done_callback(self._fetched)
-        await asyncio.shield(self._fetching)
+    def _renewed_elsewhere(self) -> bool:
+        """Return whether the credentials have another token than the one at hand, from a request of a user's."""
+        held, credentials = self.held, self.credentials
+        return credentials.token is not None and not (
+            held and held.credentials is credentials and held.expiry == credentials.expiry
+        )
 
-    async def close(self) -> None:
-        """Wait for a fetch under way: its thread cannot be stopped."""
-        if self._fetching:
-            await asyncio.wait({self._fetching})
-
-    def _fetched(self, fetching: asyncio.Task[None]) -> None:
-        self._fetching = None
-        if not fetching.cancelled():
-            fetching.exception()  # read here too, since all callers may have been cancelled
-
-    def _fetch(self, anew: bool) -> None:
-        if anew:
-            if not self._replaced():
-                return
-        else:
+    def _fetch(self, refused: Authorisation | None) -> Authorisation:
+        """Fetch a token; when its credentials are refused, or were before, read them anew."""
+        if refused is None or refused.credentials is not self.credentials:
             try:
-                self._refresh()
-            except TOKEN_ERRORS as error:
-                if not is_refusal(error, self.last_request) or not self._replaced():
+                return self._refresh()
+            except NoTokenError as error:
+                if error.rpc_code is not Code.UNAUTHENTICATED or not self._replaced():
                     raise
-            else:
-                return
-        self._refresh()
+        elif not self._replaced():
+            self._not_replaced = refused
+            return refused
+        return self._refresh()
 
     def _replaced(self) -> bool:
         """Read the credentials anew; return whether they differ."""
         credentials = self._reload()
-        if credentials is not None:
-            self.credentials = credentials
+        self.credentials = credentials or self.credentials
         return credentials is not None
 
-    def _refresh(self) -> None:
-        fetched = time.time()
-        credentials = self.credentials
+    def _refresh(self) -> Authorisation:
+        # An error that the caller is handling already is the context of ours, not its cause.
+        handled = sys.exception()
         with requests.Session() as session:
-            self.last_request = TokenRequest(session, self._timeout)
-            credentials.refresh(self.last_request)
+            request = TokenRequest(session, self._timeout)
+            try:
+                if not isinstance(self.credentials, AnonymousCredentials):
+                    self.credentials.refresh(request)
+                return self._hold()
+            except TOKEN_ERRORS as error:
+                failure, cause = no_token(error, request, handled), public_cause(error)
+        # Raised here, so that no error with a secret is the context of this one.
+        raise failure from cause
+
+    def _hold(self) -> Authorisation:
+        """Hold the token that the credentials have from now on."""
+        credentials, now = self.credentials, time.time()
         headers: dict[str, str] = {}
         credentials.apply(headers)
         expires = credentials.expiry.replace(tzinfo=UTC).timestamp() if credentials.expiry else float("inf")
-        self._renew_at = max(expires - RENEW_BEFORE, fetched + 0.9 * (expires - fetched))
-        self._expires = expires
-        self._headers = headers
+        renew_at = max(expires - RENEW_BEFORE, now + 0.9 * (expires - now))
+        self._failure = None
+        self.held = Authorisation(headers, credentials, credentials.expiry, expires, renew_at)
+        return self.held
+
+
+class HeldToken:
+    """The token that another one holds at the moment of a request: it is neither fetched nor waited for.
+
+    :param token: returns the other; None as long as there is none.
+    """
+
+    def __init__(self, token: Callable[[], Token | None]) -> None:
+        self._token = token
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """The credentials of the other."""
+        token = self._token()
+        return token.credentials if token else None
+
+    def get(self, refused: Authorisation | None = None, *, anew: bool = False) -> Authorisation:  # noqa: ARG002
+        """Return what authorises a request.
+
+        :raises NoTokenError: when nothing does, or it was refused.
+        """
+        token = self._token()
+        held = token.held if token else None
+        if held is None:
+            raise _no_time("there is no token at hand, and no time to fetch one")
+        if refused and not isinstance(held.credentials, AnonymousCredentials):
+            raise _no_time("the token at hand was refused, and there is no time to fetch another")
+        return held
+
+
+def _no_time(reason: str) -> NoTokenError:
+    return NoTokenError(reason, Code.UNAUTHENTICATED, None, False)

@@ -79,7 +79,7 @@ def public_cause(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def is_refusal(error: BaseException, request: TokenRequest) -> bool:
+def _is_refusal(error: BaseException, request: TokenRequest) -> bool:
     """Return whether a token service has refused the credentials, rather than not responded.
 
     :param error: one of ``TOKEN_ERRORS``.
@@ -90,30 +90,38 @@ def is_refusal(error: BaseException, request: TokenRequest) -> bool:
     return request.refused or not any(isinstance(link, TransportError) for link in chain(error))
 
 
-def token_error(
-    request: rest.Request[Any], error: BaseException, token_request: TokenRequest, handled: BaseException | None = None
-) -> ServiceError:
-    """Return the error for a request that was not sent because no token could be fetched.
+class NoTokenError(ServiceError):
+    """No token could be fetched; many requests can wait for one, so the message is the reason only."""
+
+    def of(self, request: rest.Request[Any]) -> ServiceError:
+        """Return the error of one request, which was not sent."""
+        return typed(ServiceError(f"{request} was not sent: no access token: {self}", self.rpc_code, sent=False))
+
+
+def no_token(error: BaseException, token_request: TokenRequest, handled: BaseException | None = None) -> NoTokenError:
+    """Return what an error of google-auth means.
 
     :param error: one of ``TOKEN_ERRORS``. Only its message is kept in it: google-auth also keeps the response, which
-        can hold a token and shows in a traceback. Many waits can share one error.
+        can hold a token and shows in a traceback.
     :param token_request: what google-auth has asked with.
+    :param handled: an error that was being handled before, which is no cause.
     """
     service = f" (token service: {token_request.host})" if token_request.host else ""
-    if isinstance(error, OSError):
-        if isinstance(error, ConnectionError | TimeoutError):
-            message = f"{request} was not sent: no access token: {redact_urls(str(error))}{service}"
-            return ServiceError(message, Code.UNAVAILABLE, sent=False)
-        return no_authorities(request, error)
-    if not isinstance(error, GoogleAuthError):
-        message = f"{request} was not sent: the response of the token service cannot be read{service}"
-        return ServiceError(message, Code.UNAVAILABLE, sent=False)
-    refused = is_refusal(error, token_request)
-    for link in chain(error, handled):
-        if isinstance(link, GoogleAuthError):
-            link.args = (_reason(link),)
-    message = f"{request} was not sent: no access token: {redact_urls(error.args[0])}{service}"
-    return ServiceError(message, Code.UNAUTHENTICATED if refused else Code.UNAVAILABLE, sent=False)
+    code = Code.UNAVAILABLE
+    if isinstance(error, ConnectionError | TimeoutError):
+        message = f"{redact_urls(str(error))}{service}"
+    elif isinstance(error, OSError):
+        message, code = str(error), Code.FAILED_PRECONDITION  # The certificate authorities cannot be read.
+    elif not isinstance(error, GoogleAuthError):
+        message = f"the response of the token service cannot be read{service}"
+    else:
+        if _is_refusal(error, token_request):
+            code = Code.UNAUTHENTICATED
+        for link in chain(error, handled):
+            if isinstance(link, GoogleAuthError):
+                link.args = (_reason(link),)
+        message = f"{redact_urls(error.args[0])}{service}"
+    return NoTokenError(message, code, None, False)
 
 
 def credentials_error(connection: str, source: str, error: Exception) -> ServiceError:

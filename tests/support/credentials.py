@@ -25,7 +25,7 @@ ROBOT = "robot@emulator.iam.gserviceaccount.com"
 FIRST, SECOND = "first@p.iam.gserviceaccount.com", "second@p.iam.gserviceaccount.com"
 TARGET = "target@p.iam.gserviceaccount.com"
 OTHER_SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
-#: Seconds that a token lives, and when each hook renews it. google-auth does so 225 s before the end.
+#: Seconds that a token lives; hooks renew it in the last tenth, google-auth itself 225 s before the end.
 LIFETIME = 900
 
 

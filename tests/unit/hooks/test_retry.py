@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 
 import pytest
 from google.api_core import exceptions
 
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.hooks.dai import DaiHook
+from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
+from tests.support.authentication import FORMS, Form
 from tests.support.connections import Connect
 from tests.support.emulators import methods
+from tests.support.event_loop import run
 from tests.support.hooks import CALLS, MakeHook
 from tests.support.log import Log
 from tests.support.payloads import NAME, creative
@@ -122,6 +126,76 @@ def test_a_page_of_a_front_end_is_an_outage_once_the_api_has_responded(
     CALLS[method][0](hook)
 
     assert methods(emulator) == [method] * 3
+
+
+@pytest.mark.usefixtures("fake_time")
+@pytest.mark.parametrize("form", FORMS)
+class TestFrontEndInBothHooks:
+    """Get and cancel, of the synchronous and of the asynchronous hook."""
+
+    @pytest.fixture
+    def drive(self, emulator: DaiEmulator, connect: Connect, form: str) -> Form:
+        connect(is_anonymous=True, num_retries=2)
+        emulator.start_ingest(NAME)
+        return partial(FORMS[form], api_endpoint=emulator.endpoint)
+
+    @pytest.mark.parametrize("status", [302, 401, 403, 404, 405, 501])
+    @pytest.mark.parametrize("call", ["get_operation", "cancel_operation"])
+    @pytest.mark.parametrize("before", ["get_operation", "cancel_operation"])
+    def test_a_page_is_an_outage_once_the_api_has_responded(
+        self, drive: Form, emulator: DaiEmulator, before: str, call: str, status: int
+    ) -> None:
+        def stumble() -> None:
+            emulator.forget_requests()
+            emulator.inject(Fault(status=status, html=True, times=2))
+
+        drive((before, NAME), stumble, (call, NAME))
+
+        assert methods(emulator) == [f"operations.{call.partition('_')[0]}"] * 3
+
+    @pytest.mark.parametrize("call", ["get_operation", "cancel_operation"])
+    def test_pages_that_do_not_end_are_an_outage_too(self, drive: Form, emulator: DaiEmulator, call: str) -> None:
+        def break_down() -> None:
+            emulator.inject(Fault(status=403, html=True, times=None))
+
+        with pytest.raises(exceptions.ServiceUnavailable, match="from a front end or a proxy") as caught:
+            drive(("get_operation", NAME), break_down, (call, NAME))
+
+        assert isinstance(caught.value, ServiceError)
+        assert caught.value.from_front_end
+        assert len(emulator.requests) == 4
+
+    @pytest.mark.parametrize("call", ["get_operation", "cancel_operation"])
+    def test_a_page_counts_as_it_is_before_the_api_has_responded(
+        self, drive: Form, emulator: DaiEmulator, call: str
+    ) -> None:
+        emulator.inject(Fault(status=403, html=True, times=None))
+
+        with pytest.raises(exceptions.PermissionDenied, match="from a front end or a proxy"):
+            drive((call, NAME))
+
+        assert len(emulator.requests) == 1
+
+    def test_a_wait_knows_of_the_response_to_an_earlier_call(self, drive: Form, emulator: DaiEmulator) -> None:
+        def stumble() -> None:
+            emulator.inject(Fault("operations.get", status=403, html=True, times=3))
+
+        *_, ended = drive(("cancel_operation", NAME), stumble, ("wait_for_operation", NAME))
+
+        assert ended.state == "CANCELLED"
+
+
+def test_the_hook_for_a_thread_knows_that_the_api_has_responded(emulator: DaiEmulator, connect: Connect) -> None:
+    connect(is_anonymous=True)
+    emulator.start_ingest(NAME)
+
+    async def main() -> None:
+        async with DaiAsyncHook(api_endpoint=emulator.endpoint) as hook:
+            assert not (await hook.synchronous_hook()).responded
+            await hook.get_operation(NAME)
+            assert (await hook.synchronous_hook()).responded
+
+    run(main())
 
 
 def test_a_page_of_a_front_end_is_no_reason_to_send_a_start_again(hook: DaiHook, emulator: DaiEmulator) -> None:

@@ -21,6 +21,7 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.emulator import DaiEmulator, SelfSigned
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS, AiohttpTransport
+from airflow_dai_provider.transport.shared_token import Token
 from tests.support.authorities import write_authority
 from tests.support.connections import Connect
 from tests.support.emulators import bearers
@@ -109,7 +110,7 @@ def test_there_are_never_more_connections_than_allowed(emulator: DaiEmulator) ->
     name = emulator.start_ingest()
 
     async def main() -> None:
-        transport = await AiohttpTransport(Endpoint(emulator.endpoint), AnonymousCredentials(), 10.0).open()
+        transport = await AiohttpTransport(Endpoint(emulator.endpoint), Token(AnonymousCredentials(), 5.0), 10.0).open()
         try:
             for _ in range(2):
                 await asyncio.gather(*(transport.call(rest.get_operation(name)) for _ in range(4 * MAX_CONNECTIONS)))
@@ -123,7 +124,7 @@ def test_there_are_never_more_connections_than_allowed(emulator: DaiEmulator) ->
 
 def test_a_closed_session_refuses_calls(emulator: DaiEmulator) -> None:
     async def main() -> None:
-        transport = AiohttpTransport(Endpoint(emulator.endpoint), AnonymousCredentials(), 10.0)
+        transport = AiohttpTransport(Endpoint(emulator.endpoint), Token(AnonymousCredentials(), 5.0), 10.0)
         with pytest.raises(RuntimeError, match="not open"):
             await transport.call(rest.get_operation(NAME))
         await transport.close()
@@ -136,7 +137,9 @@ def test_a_request_that_was_not_sent_is_marked_so() -> None:
     """A create may be repeated then; the asynchronous hook has none yet, but the rule is the same for both."""
 
     async def main(port: int) -> ServiceError:
-        transport = await AiohttpTransport(Endpoint(f"http://127.0.0.1:{port}"), AnonymousCredentials(), 5.0).open()
+        transport = await AiohttpTransport(
+            Endpoint(f"http://127.0.0.1:{port}"), Token(AnonymousCredentials(), 5.0), 5.0
+        ).open()
         try:
             with pytest.raises(ServiceError) as caught:
                 await transport.call(rest.create_creative({}))
@@ -161,7 +164,7 @@ def test_a_token_that_does_not_expire_is_kept(emulator: DaiEmulator) -> None:
     name = emulator.start_ingest()
 
     async def main() -> None:
-        transport = await AiohttpTransport(Endpoint(emulator.endpoint), credentials, 10.0).open()
+        transport = await AiohttpTransport(Endpoint(emulator.endpoint), Token(credentials, 10.0), 10.0).open()
         for _ in range(3):
             await transport.call(rest.get_operation(name))
         await transport.close()

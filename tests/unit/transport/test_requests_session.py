@@ -24,6 +24,7 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.transport import deadline as deadline_module
 from airflow_dai_provider.transport.requests_session import RequestsTransport
+from airflow_dai_provider.transport.shared_token import Token
 from tests.support.connections import Connect
 from tests.support.emulators import bearers
 from tests.support.hooks import MakeHook
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def bare(emulator: DaiEmulator) -> Iterator[RequestsTransport]:
     """Give an anonymous transport to the emulator, with no repeats around it."""
-    transport = RequestsTransport(Endpoint(emulator.endpoint), AnonymousCredentials(), 5.0)
+    transport = RequestsTransport(Endpoint(emulator.endpoint), Token(AnonymousCredentials(), 5.0), 5.0)
     yield transport
     transport.close()
 
@@ -100,16 +101,15 @@ def test_the_context_manager_closes_the_connection(connect: Connect, tiny_server
     assert server.hung_up.wait(5)
 
 
-def test_close_hangs_up_on_the_token_server_too(tokens: TokenServer, emulator: DaiEmulator, tiny_server: Serve) -> None:
+def test_nothing_stays_open_to_the_token_server(tokens: TokenServer, emulator: DaiEmulator, tiny_server: Serve) -> None:
     server = tiny_server(tokens.respond)
     credentials = Credentials.from_service_account_info(service_account_key(server.endpoint), scopes=["s"])
-    transport = RequestsTransport(Endpoint(emulator.endpoint), credentials, 5.0)
-    transport.call(rest.get_operation(emulator.start_ingest()))
-    assert not server.hung_up.is_set()
+    transport = RequestsTransport(Endpoint(emulator.endpoint), Token(credentials, 5.0), 5.0)
 
-    transport.close()
+    transport.call(rest.get_operation(emulator.start_ingest()))
 
     assert server.hung_up.wait(5)
+    transport.close()
 
 
 def test_nothing_is_left_open(emulator: DaiEmulator, connect: Connect) -> None:
@@ -374,7 +374,7 @@ def test_a_request_that_no_server_accepted_was_not_sent(bare: RequestsTransport,
 
 def test_a_refused_tunnel_is_marked_as_not_sent(tiny_server: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", tiny_server(lambda exchange: exchange.answer(502)).endpoint)
-    transport = RequestsTransport(Endpoint("https://dai.example"), AnonymousCredentials(), 5.0)
+    transport = RequestsTransport(Endpoint("https://dai.example"), Token(AnonymousCredentials(), 5.0), 5.0)
 
     with pytest.raises(ServiceError, match="got no response from https://dai.example: .*502") as caught:
         transport.call(rest.create_creative(creative(SIGNED_URL)))

@@ -254,7 +254,9 @@ def test_a_busy_token_server_is_retried(
     assert slept == [0.5, 1.0, 2.0, 4.0, 8.0]
 
 
-@pytest.mark.parametrize("body", [b"<html>Sign in</html>", {}, [], {"access_token": None}], ids=str)
+@pytest.mark.parametrize(
+    "body", [b"<html>Sign in</html>", {}, [], {"access_token": None}, {"access_token": 5}], ids=str
+)
 def test_a_token_endpoint_that_returns_nonsense(
     keyed_hook: DaiHook, emulator: DaiEmulator, tokens: TokenServer, body: object
 ) -> None:

@@ -19,6 +19,7 @@ from airflow_dai_provider.hooks.dai import DaiAsyncHook
 from airflow_dai_provider.transport import google_errors
 from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS, AiohttpTransport
 from airflow_dai_provider.transport.session_pool import lease
+from airflow_dai_provider.transport.shared_token import Token
 from tests.support.clock import Clock
 from tests.support.connections import Connect
 from tests.support.emulators import bearers
@@ -293,7 +294,7 @@ class Makes:
         self.gate.wait()
         if self.error:
             raise self.error
-        return AiohttpTransport(self.endpoint, AnonymousCredentials(), 5.0)
+        return AiohttpTransport(self.endpoint, Token(AnonymousCredentials(), 5.0), 5.0)
 
 
 @pytest.fixture

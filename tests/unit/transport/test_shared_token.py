@@ -176,11 +176,13 @@ def test_a_renewal_that_fails_ends_the_poll(revoking_server: RevokingServer, tok
     assert len(revoking_server.seen) == 2
 
 
-@pytest.mark.parametrize("body", [b"<html>Sign in</html>", {}, [], {"access_token": None}], ids=str)
+@pytest.mark.parametrize(
+    "body", [b"<html>Sign in</html>", {}, [], {"access_token": None}, {"access_token": 5}], ids=str
+)
 def test_a_token_service_that_returns_nonsense(connect_key: Connect, tokens: TokenServer, body: object) -> None:
     """A captive portal, for example; whatever it says, the error is one of the service's classes."""
     tokens.refusal = (200, body)
-    connect_key(num_retries=0)
+    connect_key(num_retries=1)
     with pytest.raises(exceptions.GoogleAPICallError, match=f"operations.get of {NAME}"):
         look()
 

@@ -1,0 +1,38 @@
+"""A run that all callers on an event loop share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class SharedRuns(Generic[T]):
+    """Runs of coroutines, one at a time for each key. All callers of one get its result or error, the next starts one.
+
+    A caller that is cancelled does not cancel it.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[Hashable, asyncio.Task[T]] = {}
+
+    async def run(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Wait for the run with this key, which is started if there is none."""
+        running = self._running.get(key)
+        if running is None:
+            running = self._running[key] = asyncio.create_task(start())
+            running.add_done_callback(partial(self._finished, key))
+        return await asyncio.shield(running)
+
+    async def close(self) -> None:
+        """Wait for all that runs: a thread cannot be stopped."""
+        if self._running:
+            await asyncio.wait(self._running.values())
+
+    def _finished(self, key: Hashable, run: asyncio.Task[T]) -> None:
+        del self._running[key]
+        if not run.cancelled():
+            run.exception()  # read here too, since all callers may have been cancelled
