@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -37,12 +38,12 @@ def first_poke_time(sensor: Any, context: Any) -> datetime | None:
     return date
 
 
-async def task_instance_state(ti: Any, try_number_key: str) -> str | None:
+async def task_instance_state(ti: Any, started_key: str) -> str | None:
     """Return the state of a task instance, from the triggerer.
 
     :param ti: what Airflow has set as the trigger's ``task_instance``.
-    :param try_number_key: the XCom with the number of the try that has started the ingest. Airflow tells the triggerer
-        no try number.
+    :param started_key: the XCom whose ``try_number`` is that of the try that has started the ingest. Airflow tells the
+        triggerer no try number.
     :return: the state; None for one without a state, and for one that is gone; before Airflow 3.3 also where it is a
         later try that is deferred, which waits for an ingest of its own.
     """
@@ -51,10 +52,10 @@ async def task_instance_state(ti: Any, try_number_key: str) -> str | None:
     # Imported here, since operators ask this module too, and their DAG files are parsed often.
     from asgiref.sync import sync_to_async
 
-    return await sync_to_async(_state, thread_sensitive=False)(ti, try_number_key)
+    return await sync_to_async(_state, thread_sensitive=False)(ti, started_key)
 
 
-def _state(ti: Any, try_number_key: str) -> str | None:
+def _state(ti: Any, started_key: str) -> str | None:
     try:
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
     except ImportError:
@@ -64,15 +65,16 @@ def _state(ti: Any, try_number_key: str) -> str | None:
     )
     key = ti.task_id if ti.map_index is None or ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
     state = states.get(ti.run_id, {}).get(key)
-    if state is None or (state == "deferred" and not HAS_TASK_STATE_STORE and _of_later_try(ti, try_number_key)):
+    if state is None or (state == "deferred" and not HAS_TASK_STATE_STORE and _of_later_try(ti, started_key)):
         return None
     return str(getattr(state, "value", state))
 
 
-def _of_later_try(ti: Any, try_number_key: str) -> bool:
+def _of_later_try(ti: Any, started_key: str) -> bool:
     """Return whether another try than this one has started the ingest that the task waits for."""
     index = -1 if ti.map_index is None else ti.map_index
-    return run_xcom(ti.dag_id, ti.run_id, ti.task_id, index, try_number_key) not in (None, ti.try_number)
+    started = run_xcom(ti.dag_id, ti.run_id, ti.task_id, index, started_key)
+    return isinstance(started, Mapping) and started.get("try_number") not in (None, ti.try_number)
 
 
 def _state_in_database(ti: Any) -> str | None:

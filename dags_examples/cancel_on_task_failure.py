@@ -16,7 +16,7 @@ with DAG("cancel_on_task_failure", schedule=None, params={"media_url": "https://
         with DaiHook() as hook:
             operation = hook.create_creative({"adSystem": "example", "mediaFiles": [media]})
         ti.xcom_push("operation_name", operation.name)
-        ti.xcom_push("operation_try_number", ti.try_number)  # a late callback then spares the next try's ingest
+        ti.xcom_push("operation_started", {"try_number": ti.try_number})  # a late callback spares the next try's ingest
         raise RuntimeError("The ad server refused the ad.")
 
     ingest_and_publish()

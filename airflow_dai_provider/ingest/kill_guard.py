@@ -7,9 +7,8 @@ the guard is armed with it at once. All other places hold copies, each for a rea
 copy                                                   reader
 =====================================================  ==============================================================
 the cancel request that the guard has prepared         the signal handler of a kill, which may ask nothing of Airflow
-XCom ``operation_name`` (``operation_pushed_at`` has   other tasks, callbacks in other processes, and the guard of the
-the time by this name, ``operation_endpoint`` the      process that resumes the task after a deferral
-endpoint)
+XCom ``operation_name`` (``operation_started`` has     other tasks, callbacks in other processes, and the guard of the
+the endpoint, and the time by this name)               process that resumes the task after a deferral
 the task state store                                   the next try: Airflow clears the XComs before it starts
 the argument of the trigger, and of its event          the triggerer
 ``operation_name`` of ``execute_complete``             the resumed task, which refuses the event of another operation

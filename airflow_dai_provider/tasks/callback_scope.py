@@ -16,14 +16,13 @@ from airflow.providers.common.compat.sdk import AirflowException, Context
 
 from airflow_dai_provider.tasks.failures import describe_error
 from airflow_dai_provider.tasks.xcom import (
-    XCOM_CLEAR_NUMBER,
-    XCOM_PUSHED_AT,
-    XCOM_TRY_NUMBER,
+    XCOM_STARTED,
     Endpoints,
     NoXComsError,
     clear_number_of,
     pull,
     pull_operations,
+    pull_started,
 )
 from airflow_dai_provider.version_compat import CALLBACK_HAS_RUN_OF_ITS_TIME
 
@@ -82,12 +81,13 @@ def operations_started_by_task_instance(context: Context, log: Any, endpoints: E
     """
     ti = _task_instance(context)
     names = pull_operations(ti, ti.task_id, ti.map_index, endpoints)
-    pushed_by = pull(ti, ti.task_id, XCOM_TRY_NUMBER, ti.map_index) if names else []
-    if pushed_by and pushed_by[0] != ti.try_number:
+    pushed_by = pull(ti, ti.task_id, XCOM_STARTED, ti.map_index) if names else []
+    numbers = [started.get("try_number") for started in pushed_by if isinstance(started, Mapping)]
+    if numbers and numbers[0] not in (None, ti.try_number):
         log.info(
             "Leaving %s alone: try %s has started it, and this callback belongs to try %s.",
             ", ".join(map(str, names)),
-            pushed_by[0],
+            numbers[0],
             ti.try_number,
         )
         return []
@@ -213,10 +213,10 @@ def _without_late(names: list[object], context: Context, task_id: str, log: Any)
     """
     ti = _task_instance(context)
     ended = _end_of_run(context)
-    times = _by_name(ti, task_id, XCOM_PUSHED_AT, names)
+    times = _by_name(ti, task_id, "pushed_at", names)
     late = [name for name in names if isinstance(name, str) and times.get(name, 0.0) > ended]
     if CALLBACK_HAS_RUN_OF_ITS_TIME and late and (cleared := clear_number_of(context)) is not None:
-        numbers = _by_name(ti, task_id, XCOM_CLEAR_NUMBER, late)
+        numbers = _by_name(ti, task_id, "clear_number", late)
         late = [name for name in late if numbers.get(name, cleared + 1) > cleared]
     return _leave_alone(
         late, names, f"{task_id} has started it after the end of the run, so probably after it was cleared", log
@@ -237,7 +237,7 @@ def _without_later_runs(names: list[object], context: Context, task_id: str, log
     cleared = clear_number_of(context)
     if cleared is None:
         return names
-    numbers = _by_name(_task_instance(context), task_id, XCOM_CLEAR_NUMBER, names)
+    numbers = _by_name(_task_instance(context), task_id, "clear_number", names)
     later = [name for name in names if isinstance(name, str) and numbers.get(name, cleared) > cleared]
     return _leave_alone(later, names, f"{task_id} has started it after the run was cleared", log)
 
@@ -248,21 +248,20 @@ def _leave_alone(left: list[Any], names: list[object], why: str, log: Any) -> li
     return [name for name in names if name not in left]
 
 
-def _by_name(ti: Any, task_id: str, key: str, names: list[Any]) -> dict[object, float]:
+def _by_name(ti: Any, task_id: str, field: str, names: list[Any]) -> dict[object, float]:
     """Return the numbers that a task has pushed with the names of its operations.
 
+    :param field: of the XCom ``operation_started``.
     :raises AirflowException: when they cannot be read; the message names the operations.
     """
-    numbers: dict[object, float] = {}
     try:
-        for pushed in pull(ti, task_id, key, None) if names else ():
-            numbers |= pushed if isinstance(pushed, dict) else {}
+        values = pull_started(ti, task_id, None, field) if names else {}
     except NoXComsError:
         raise
     except Exception as error:
         started = ", ".join(map(str, names))
         raise AirflowException(f"{describe_error(error)}, so {started} may still run") from error
-    return {name: number for name, number in numbers.items() if isinstance(number, int | float)}
+    return {name: numbers[-1] for name, numbers in values.items() if isinstance(numbers[-1], int | float)}
 
 
 def _task_instance(context: Context) -> Any:

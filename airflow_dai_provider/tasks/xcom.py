@@ -12,14 +12,10 @@ from airflow_dai_provider.tasks.failures import describe_error
 
 #: The name(s) of the operation(s) that a task has started: a string, or a list of them.
 XCOM_OPERATION_NAME = "operation_name"
-#: The number of the try that has started them.
-XCOM_TRY_NUMBER = "operation_try_number"
-#: When they were pushed: ``{operation name: seconds of the epoch}``.
-XCOM_PUSHED_AT = "operation_pushed_at"
-#: Where they run: ``{operation name: base URL of the service}``. A name that a user's own code has pushed has none.
-XCOM_ENDPOINT = "operation_endpoint"
-#: How often the run was cleared by then: ``{operation name: int}``.
-XCOM_CLEAR_NUMBER = "operation_clear_number"
+#: Where and when they were started: ``{"endpoint": base URL of the service, "try_number": int, "clear_number": how often
+#: the run was cleared by then, "pushed_at": {operation name: seconds of the epoch}}``. A user's own code can leave out
+#: each of them.
+XCOM_STARTED = "operation_started"
 #: The finished operation, of a task that has waited: ``Operation.to_dict()``.
 XCOM_OPERATION = "operation"
 #: The report of a sweep.
@@ -36,23 +32,26 @@ class NoXComsError(AirflowException):
 Endpoints = dict[object, set[str]]
 
 
-def push_operation(
-    ti: Any, name: str, now: float, endpoint: str | None = None, clear_number: int | None = None
+def push_operations(
+    ti: Any, pushed_at: Mapping[str, float], endpoint: str | None = None, clear_number: int | None = None, *, many: bool
 ) -> None:
-    """Push an operation that a task has started.
+    """Push the operations that a task has started.
 
-    :param now: seconds of the epoch.
-    :param endpoint: base URL of the service that runs it.
+    :param pushed_at: for each operation by its name, when it is pushed, in seconds of the epoch.
+    :param endpoint: base URL of the service that runs them.
     :param clear_number: of the run, from :func:`clear_number_of`.
+    :param many: whether the names are pushed as a list.
     """
-    # Before the name: where it cannot be pushed, the name alone would stand for an operation at any endpoint.
-    if endpoint:
-        ti.xcom_push(XCOM_ENDPOINT, {name: endpoint})
-    ti.xcom_push(XCOM_OPERATION_NAME, name)
-    ti.xcom_push(XCOM_TRY_NUMBER, ti.try_number)
-    ti.xcom_push(XCOM_PUSHED_AT, {name: now})
-    if clear_number is not None:
-        ti.xcom_push(XCOM_CLEAR_NUMBER, {name: clear_number})
+    # Before the names: where it cannot be pushed, a name alone would stand for an operation at any endpoint.
+    started = {
+        "endpoint": endpoint,
+        "try_number": ti.try_number,
+        "clear_number": clear_number,
+        "pushed_at": dict(pushed_at),
+    }
+    ti.xcom_push(XCOM_STARTED, started)
+    names = list(pushed_at)
+    ti.xcom_push(XCOM_OPERATION_NAME, names if many else names[0])
 
 
 def clear_number_of(context: Context) -> int | None:
@@ -70,9 +69,8 @@ def pull_operations(ti: Any, task_id: str, map_index: int | None, endpoints: End
     """
     if started := [name for value in pull(ti, task_id, XCOM_OPERATION_NAME, map_index) for name in as_list(value)]:
         if endpoints is not None:
-            for pushed in pull(ti, task_id, XCOM_ENDPOINT, map_index):
-                for name, endpoint in pushed.items() if isinstance(pushed, Mapping) else ():
-                    endpoints.setdefault(name, set()).add(str(endpoint))
+            for name, endpoint in pull_started(ti, task_id, map_index, "endpoint").items():
+                endpoints.setdefault(name, set()).update(map(str, endpoint))
         return started
     try:
         returned = pull(ti, task_id, XCOM_RETURN_VALUE, map_index)
@@ -80,6 +78,22 @@ def pull_operations(ti: Any, task_id: str, map_index: int | None, endpoints: End
         # An object whose class Airflow does not restore here, so no name.
         return []
     return [value for value in returned if is_operation_name(value)]
+
+
+def pull_started(ti: Any, task_id: str, map_index: int | None, field: str) -> dict[object, list[Any]]:
+    """Return by name what the XCom ``operation_started`` tells of operations; what has an unexpected form tells nothing.
+
+    :param map_index: None for every map index; several can have started operations of one name, at different endpoints.
+    :param field: one of ``endpoint``, ``try_number``, ``clear_number`` and ``pushed_at``.
+    """
+    values: dict[object, list[Any]] = {}
+    for started in pull(ti, task_id, XCOM_STARTED, map_index):
+        pushed_at = started.get("pushed_at") if isinstance(started, Mapping) else None
+        for name, seconds in pushed_at.items() if isinstance(pushed_at, Mapping) else ():
+            value = seconds if field == "pushed_at" else started.get(field)
+            if value is not None:
+                values.setdefault(name, []).append(value)
+    return values
 
 
 def elsewhere(name: object, endpoint: str, endpoints: Endpoints) -> str | None:

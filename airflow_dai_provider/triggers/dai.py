@@ -25,7 +25,7 @@ from airflow_dai_provider.tasks.events import (
     unpack_names,
 )
 from airflow_dai_provider.tasks.failures import check_expected_states, log_failure
-from airflow_dai_provider.tasks.xcom import XCOM_TRY_NUMBER
+from airflow_dai_provider.tasks.xcom import XCOM_STARTED
 from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL, task_instance_state
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class DaiOperationTrigger(BaseTrigger):
         """
         described = describe_names(self._left())
         try:
-            if await task_instance_state(self.task_instance, XCOM_TRY_NUMBER) == "deferred":
+            if await task_instance_state(self.task_instance, XCOM_STARTED) == "deferred":
                 self.log.info("Leaving %s alone: its task is still deferred.", described)
                 return
             self.log.info("The task that waits for %s was killed.", described)

@@ -11,7 +11,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, task
 from airflow.triggers.base import BaseTrigger
 
-from airflow_dai_provider.tasks.xcom import XCOM_TRY_NUMBER, push_operation
+from airflow_dai_provider.tasks.xcom import XCOM_STARTED, push_operations
 from airflow_dai_provider.version_compat import (
     HAS_TASK_STATE_STORE,
     TRIGGERS_HAVE_ON_KILL,
@@ -51,7 +51,7 @@ def test_no_test_is_skipped_that_this_airflow_could_run() -> None:
 
 def test_a_trigger_without_a_task_instance_has_no_state() -> None:
     with pytest.raises(LookupError, match="no task instance"):
-        asyncio.run(task_instance_state(None, XCOM_TRY_NUMBER))
+        asyncio.run(task_instance_state(None, XCOM_STARTED))
 
 
 def test_a_trigger_reads_the_state_of_each_task_instance(run_dag: RunDag, airflow_2: bool) -> None:
@@ -63,12 +63,12 @@ def test_a_trigger_reads_the_state_of_each_task_instance(run_dag: RunDag, airflo
 
         @task
         def mapped(number: int, ti: Ti = None) -> int:
-            push_operation(ti, f"operations/{number}", 0.0)
+            push_operations(ti, {f"operations/{number}": 0.0}, many=False)
             return number
 
         @task
         def starts(ti: Ti = None) -> None:
-            push_operation(ti, "operations/a", 0.0)
+            push_operations(ti, {"operations/a": 0.0}, many=False)
 
         @task
         def waits() -> None:
@@ -81,7 +81,7 @@ def test_a_trigger_reads_the_state_of_each_task_instance(run_dag: RunDag, airflo
                 ti = SimpleNamespace(
                     dag_id="states", task_id=task_id, run_id=dag_run.run_id, map_index=map_index, try_number=try_number
                 )
-                return asyncio.run(task_instance_state(ti, XCOM_TRY_NUMBER))
+                return asyncio.run(task_instance_state(ti, XCOM_STARTED))
 
             states = {
                 "done": state("done"),

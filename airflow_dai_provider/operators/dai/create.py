@@ -23,7 +23,7 @@ from airflow_dai_provider.tasks.deferral import defer_wait, resumption
 from airflow_dai_provider.tasks.events import read_event
 from airflow_dai_provider.tasks.failures import check_final_state, refused_parameters, task_errors
 from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
-from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, push_operation
+from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, push_operations
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE, is_resumed
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ class DaiCreateCreativeOperator(BaseOperator):
     """Start the ingest of a creative, wait until it has finished, and cancel it when the task fails before that.
 
     As soon as the service has responded, the name of the operation is pushed to the XCom ``operation_name``. Beside it,
-    ``operation_endpoint``, ``operation_try_number``, ``operation_pushed_at`` and ``operation_clear_number`` tell the
-    callbacks where and when it was started. When the response is lost, the operator searches the service's list for its
+    ``operation_started`` tells the callbacks where and when it was started. When the response is lost, the operator searches the service's list for its
     ingest, and never starts a second one.
 
     It cancels the ingest when the task is killed (``cancel_on_kill``), and when the task fails and is not retried, also
@@ -256,7 +255,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         # The guard first, since a kill can come while the XComs are pushed.
         with task_errors():
             self._guard.arm(hook, name, ", ".join(sorted(map(redact_urls, media_urls(self.creative)))))
-        push_operation(context["ti"], name, self._clock(), hook.endpoint.url, clear_number_of(context))
+        push_operations(context["ti"], {name: self._clock()}, hook.endpoint.url, clear_number_of(context), many=False)
 
     def _wait(self, hook: DaiHook, name: str, adopted: float | None = None) -> Operation:
         """Wait until the ingest has finished, in this process or in the triggerer."""

@@ -51,7 +51,7 @@ with DAG("mapped_task_callback", schedule=None, params={"operations": ["operatio
     @task(on_failure_callback=DaiCancelOperationNotifier())
     def ingest(operation: str, ti=None, params=None) -> None:
         ti.xcom_push("operation_name", operation)
-        ti.xcom_push("operation_try_number", ti.try_number)
+        ti.xcom_push("operation_started", {"try_number": ti.try_number})
         if ti.map_index == params["failing"]:
             raise RuntimeError("the original failure")
 

@@ -52,7 +52,8 @@ class TestRetry:
         name = execute(context, deferrable=deferrable)
         assert slow.states() == {name: "SUCCEEDED"}
         assert slow.cancel_requested(name) == 0
-        assert (ti.pushed["ingest", -1, "operation_name"], ti.pushed["ingest", -1, "operation_try_number"]) == (name, 2)
+        assert ti.pushed["ingest", -1, "operation_name"] == name
+        assert ti.pushed["ingest", -1, "operation_started"]["try_number"] == 2
         assert store.kept == {}
 
     def test_the_next_try_reattaches_without_waiting(self, slow: DaiEmulator, context: Any, ti: Ti) -> None:
@@ -376,7 +377,7 @@ class TestLeftToTheNextTry:
         second = execute(context)
         assert slow.states()[second] == "SUCCEEDED"
 
-    @pytest.mark.parametrize("key", ["operation_name", "operation_try_number", "operation_endpoint"])
+    @pytest.mark.parametrize("key", ["operation_name", "operation_started"])
     @pytest.mark.parametrize("fault", [OSError("disk"), ValueError("not JSON"), TimeoutError("slow")], ids=repr)
     def test_a_fault_of_the_xcom_backend_is_retried_with_the_same_ingest(
         self, slow: DaiEmulator, context: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch, key: str, fault: Exception

@@ -180,7 +180,7 @@ class TestStartedOperations:
         emulator.start_ingest(A)
         ti = make_ti(try_number=1)
         ti.xcom_push("operation_name", A)
-        ti.xcom_push("operation_try_number", 2)
+        ti.xcom_push("operation_started", {"try_number": 2})
         DaiCancelOperationNotifier().notify(context(ti=ti))
         assert emulator.state(A) == "RUNNING"
         assert log.ours == [
@@ -353,7 +353,7 @@ class TestRun:
         def ingest_and_fail(number: int = 0, ti: Ti = None) -> None:
             name = emulator.start_ingest(f"operations/{number}-of-try-{ti.try_number}")
             ti.xcom_push("operation_name", name)
-            ti.xcom_push("operation_try_number", ti.try_number)
+            ti.xcom_push("operation_started", {"try_number": ti.try_number})
             if number < 2:
                 raise RuntimeError("boom")
 
@@ -463,37 +463,43 @@ class TestRun:
         assert emulator.states() == {"operations/5-of-try-1": "RUNNING"}
 
 
+OTHER = "https://other.example.com"
+
+
 class TestAnotherEndpoint:
     """A name is known only together with its endpoint: elsewhere another operation can have it."""
 
     @pytest.mark.parametrize("of_dag", [False, True], ids=["task", "dag"])
     @pytest.mark.parametrize(
-        ("endpoints", "cancelled"),
+        ("started", "cancelled"),
         [
-            pytest.param(lambda here: {A: here, B: here}, {A, B}, id="here"),
-            pytest.param(lambda here: {A: here, B: "https://other.example.com"}, {A}, id="one-elsewhere"),
-            pytest.param(lambda _: dict.fromkeys((A, B), "https://other.example.com"), set(), id="all-elsewhere"),
+            pytest.param(lambda here: {"endpoint": here, "pushed_at": {A: 1, B: 1}}, {A, B}, id="here"),
+            pytest.param(lambda _: {"endpoint": OTHER, "pushed_at": {B: 1}}, {A}, id="one-elsewhere"),
+            pytest.param(lambda _: {"endpoint": OTHER, "pushed_at": {A: 1, B: 1}}, set(), id="all-elsewhere"),
+            pytest.param(lambda _: {"endpoint": OTHER}, {A, B}, id="without-names"),
+            pytest.param(lambda _: {"endpoint": OTHER, "pushed_at": A}, {A, B}, id="without-a-dict-of-names"),
             pytest.param(lambda _: "nonsense", {A, B}, id="pushed-by-other-code"),
             pytest.param(lambda _: None, {A, B}, id="not-pushed"),
         ],
     )
     def test_an_operation_at_another_endpoint_is_left_alone(
-        self, emulator: DaiEmulator, context: Any, ti: Ti, log: Log, of_dag: bool, endpoints: Any, cancelled: set[str]
+        self, emulator: DaiEmulator, context: Any, ti: Ti, log: Log, of_dag: bool, started: Any, cancelled: set[str]
     ) -> None:
         ti.xcom_push("operation_name", [emulator.start_ingest(name) for name in (A, B)])
-        ti.xcom_push("operation_endpoint", endpoints(emulator.endpoint))
+        ti.xcom_push("operation_started", started(emulator.endpoint))
         call(DaiCancelOperationNotifier(), context(**({"reason": "failed"} if of_dag else {})))
         assert {name for name in (A, B) if emulator.cancel_requested(name)} == cancelled
         for name in {A, B} - cancelled:
-            words = f"{name} may still run: it was started at https://other.example.com, and the endpoint is"
+            words = f"{name} may still run: it was started at {OTHER}, and the endpoint is"
             assert words in log.text
 
     def test_the_same_name_at_two_endpoints_is_cancelled_here(
         self, emulator: DaiEmulator, context: Any, ti: Ti
     ) -> None:
-        for index, endpoint in enumerate((emulator.endpoint, "https://other.example.com")):
+        for index, endpoint in enumerate((emulator.endpoint, OTHER)):
             ti.of_other_task("start_ingest", "operation_name", A, index)
-            ti.of_other_task("start_ingest", "operation_endpoint", {A: endpoint}, index)
+            started = {"endpoint": endpoint, "pushed_at": {A: 1.0}}
+            ti.of_other_task("start_ingest", "operation_started", started, index)
         emulator.start_ingest(A)
         call(DaiCancelOperationNotifier(), context(reason="failed"))
         assert emulator.cancel_requested(A) == 1

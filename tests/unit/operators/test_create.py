@@ -45,8 +45,13 @@ class TestStart:
         assert slow.states() == {name: "SUCCEEDED"}
         assert count(slow, CREATE) == 1
         assert slow.cancel_requested(name) == 0
-        assert (ti.pushed["ingest", -1, "operation_name"], ti.pushed["ingest", -1, "operation_try_number"]) == (name, 1)
-        assert ti.pushed["ingest", -1, "operation_pushed_at"] == {name: began}
+        assert ti.pushed["ingest", -1, "operation_name"] == name
+        assert ti.pushed["ingest", -1, "operation_started"] == {
+            "endpoint": slow.endpoint,
+            "try_number": 1,
+            "clear_number": None,
+            "pushed_at": {name: began},
+        }
         pushed = ti.pushed["ingest", -1, XCOM_OPERATION]
         assert (pushed["name"], pushed["state"]) == (name, "SUCCEEDED")
         assert pushed["ingest"]["gv_registry_id"]
@@ -242,7 +247,7 @@ class TestCallback:
 
     def test_it_cancels_what_a_lost_worker_has_pushed(self, slow: DaiEmulator, context: Any, ti: Ti) -> None:
         name = slow.start_ingest()
-        ti.pushed = {("ingest", -1, "operation_name"): name, ("ingest", -1, "operation_try_number"): 1}
+        ti.pushed = {("ingest", -1, "operation_name"): name, ("ingest", -1, "operation_started"): {"try_number": 1}}
         task = make()  # in the dag processor: read from the DAG file, never executed
         (callback,) = task.on_failure_callback
         callback({**context, "task": task, "dag": DAG("a_dag", schedule=None)})
@@ -250,7 +255,7 @@ class TestCallback:
 
     def test_it_leaves_the_ingest_of_the_next_try_running(self, slow: DaiEmulator, context: Any, ti: Ti) -> None:
         name = slow.start_ingest()
-        ti.pushed = {("ingest", -1, "operation_name"): name, ("ingest", -1, "operation_try_number"): 2}
+        ti.pushed = {("ingest", -1, "operation_name"): name, ("ingest", -1, "operation_started"): {"try_number": 2}}
         task = make()
         (callback,) = task.on_failure_callback
         callback({**context, "task": task, "dag": DAG("a_dag", schedule=None)})
@@ -329,7 +334,7 @@ class TestCallback:
                 self.api_endpoint = slow.endpoint
 
         name = slow.start_ingest()
-        ti.pushed = {("ingest", -1, "operation_name"): name, ("ingest", -1, "operation_try_number"): 1}
+        ti.pushed = {("ingest", -1, "operation_name"): name, ("ingest", -1, "operation_started"): {"try_number": 1}}
         with DAG("ours", schedule=None) as dag:
             task = Ours(
                 task_id="ingest", creative=creative(), gcp_conn_id="no", impersonation_chain=["no"], api_endpoint="no"

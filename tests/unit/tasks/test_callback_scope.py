@@ -20,7 +20,7 @@ from airflow_dai_provider.tasks.callback_scope import (
     operations_started,
     operations_started_by_task_instance,
 )
-from airflow_dai_provider.tasks.xcom import NoXComsError, push_operation
+from airflow_dai_provider.tasks.xcom import NoXComsError, push_operations
 from tests.support.dag_runs import RunDag
 from tests.support.deadlines import Triggerer, deadline_context, deadlines, install_triggerer
 from tests.support.log import Log
@@ -51,7 +51,7 @@ def test_the_operation_of_another_try_is_left_alone(
     ti = make_ti(try_number=try_number)
     ti.xcom_push("operation_name", A)
     if pushed_by:
-        ti.xcom_push("operation_try_number", pushed_by)
+        ti.xcom_push("operation_started", {"try_number": pushed_by})
     of_task, of_dag = contexts(ti)
     assert operations_started_by_task_instance(of_task, LOGGER) == names
     assert operations_started(of_task, [ti.task_id], LOGGER) == (names, [])
@@ -207,11 +207,9 @@ class TestUnreadable:
         problem = f"Cannot read the operations started by {ti.task_id}: {words}"
         assert operations_started(contexts(ti)[0], None, LOGGER) == ([], [problem])
 
-    @pytest.mark.parametrize("key", ["operation_pushed_at", "operation_clear_number"])
-    def test_an_operation_whose_time_cannot_be_read_is_named(
-        self, ti: Ti, monkeypatch: pytest.MonkeyPatch, key: str
-    ) -> None:
-        push_operation(ti, A, 2e9, 1)
+    def test_an_operation_whose_time_cannot_be_read_is_named(self, ti: Ti, monkeypatch: pytest.MonkeyPatch) -> None:
+        unreadable = "operation_started"
+        push_operations(ti, {A: 2e9}, clear_number=1, many=False)
         pull = type(ti).xcom_pull
 
         def broken(self: Any, task_ids: Any, key: str, **arguments: Any) -> Any:
@@ -219,14 +217,13 @@ class TestUnreadable:
                 raise OSError("away")
             return pull(self, task_ids, key, **arguments)
 
-        unreadable = key
         monkeypatch.setattr(type(ti), "xcom_pull", broken)
         monkeypatch.setattr(callback_scope, "CALLBACK_HAS_RUN_OF_ITS_TIME", True)
         run = SimpleNamespace(end_date=datetime(2026, 11, 22, tzinfo=UTC), clear_number=1)
         context: Any = {"ti": ti, "reason": "timed_out", "dag_run": run}
         names, (problem,) = operations_started(context, [ti.task_id], LOGGER)
         assert names == []
-        assert f"could not read the XCom '{key}': OSError('away'), so {A} may still run" in problem
+        assert f"could not read the XCom '{unreadable}': OSError('away'), so {A} may still run" in problem
 
     def test_a_task_that_has_started_nothing_costs_two_reads(self, ti: Ti, monkeypatch: pytest.MonkeyPatch) -> None:
         read: list[str] = []
@@ -409,7 +406,7 @@ class TestClearedRun:
         times = {"before": end - 60, "skew": end + CLOCK_SKEW - 0.1, "after": end + CLOCK_SKEW + 0.1}
         for index, (label, time) in enumerate(times.items()):
             started = replace(ti, task_id="mapped", map_index=index)
-            push_operation(started, f"operations/{label}", time)
+            push_operations(started, {f"operations/{label}": time}, many=False)
         context: Any = {"ti": ti, "reason": "task_failure", "dag_run": dag_run}
         taken = [f"operations/{label}" for label, is_taken in name_is_taken.items() if is_taken]
         assert operations_started(context, ["mapped"], LOGGER) == (taken, [])
@@ -431,7 +428,7 @@ class TestClearedRun:
     ) -> None:
         """A task can be starting its ingest when ``dagrun_timeout`` ends the run."""
         monkeypatch.setattr(callback_scope, "CALLBACK_HAS_RUN_OF_ITS_TIME", of_its_time)
-        push_operation(ti, A, self.ENDED.timestamp() + 60, clear_number=pushed)
+        push_operations(ti, {A: self.ENDED.timestamp() + 60}, clear_number=pushed, many=False)
         dag_run = SimpleNamespace(end_date=self.ENDED, clear_number=run)
         context: Any = {"ti": ti, "reason": "timed_out", "dag_run": dag_run}
         taken = its_own and of_its_time
@@ -447,7 +444,7 @@ class TestClearedRun:
         self, make_ti: type[Ti], log: Log, pushed: int | None, run: int | None, reached: bool, map_index: int
     ) -> None:
         ti = make_ti(task_id="publish", map_index=map_index)
-        push_operation(replace(ti, task_id="start"), A, 12.5, clear_number=pushed)
+        push_operations(replace(ti, task_id="start"), {A: 12.5}, clear_number=pushed, many=False)
         context: Any = {"ti": ti, "dag_run": SimpleNamespace(clear_number=run)}
         assert operations_started(context, ["start"], LOGGER) == ([A] if reached else [], [])
         assert log.ours == ([] if reached else [f"Leaving {A} alone: start has started it after the run was cleared."])
@@ -456,11 +453,11 @@ class TestClearedRun:
     def test_an_operation_without_a_time_is_reached(self, ti: Ti, pushed_at: Any) -> None:
         ti.of_other_task("plain", "operation_name", ["operations/a", {"name": "operations/b"}])
         if pushed_at is not None:
-            ti.of_other_task("plain", "operation_pushed_at", pushed_at)
+            ti.of_other_task("plain", "operation_started", {"pushed_at": pushed_at})
         context: Any = {"ti": ti, "reason": "task_failure", "dag_run": SimpleNamespace(end_date=self.ENDED)}
         assert operations_started(context, ["plain"], LOGGER) == (["operations/a", {"name": "operations/b"}], [])
 
     def test_the_callback_of_a_task_ignores_the_end_of_the_run(self, ti: Ti) -> None:
-        push_operation(ti, "operations/a", self.ENDED.timestamp() + 60)
+        push_operations(ti, {"operations/a": self.ENDED.timestamp() + 60}, many=False)
         context: Any = {"ti": ti, "dag_run": SimpleNamespace(end_date=self.ENDED)}
         assert operations_started(context, [ti.task_id], LOGGER) == (["operations/a"], [])

@@ -50,7 +50,7 @@ all_three = pytest.mark.parametrize("make", [cancel, sensor, create])
 def resume(ti: Ti) -> Callable[[Any], Any]:
     """Give a function that resumes a task as Airflow does after the deferral has timed out."""
     ti.xcom_push("operation_name", NAME)
-    ti.xcom_push("operation_try_number", ti.try_number)
+    ti.xcom_push("operation_started", {"try_number": ti.try_number})
 
     def run(task: Any) -> Any:
         from tests.support.airflow_versions import IS_AIRFLOW_2

@@ -14,7 +14,7 @@ from airflow_dai_provider.tasks.xcom import (
     clear_number_of,
     pull,
     pull_operations,
-    push_operation,
+    push_operations,
 )
 from tests.support.airflow_versions import VERSION
 from tests.support.dag_runs import RunDag
@@ -25,20 +25,32 @@ A, B = "operations/a", "operations/b"
 
 def test_the_name_is_pushed_with_its_try_time_and_endpoint(make_ti: type[Ti]) -> None:
     ti = make_ti(try_number=2)
-    push_operation(ti, A, 12.5, "https://x")
+    push_operations(ti, {A: 12.5}, "https://x", many=False)
     assert {key: value for (_, _, key), value in ti.pushed.items()} == {
         "operation_name": A,
-        "operation_try_number": 2,
-        "operation_pushed_at": {A: 12.5},
-        "operation_endpoint": {A: "https://x"},
+        "operation_started": {
+            "endpoint": "https://x",
+            "try_number": 2,
+            "clear_number": None,
+            "pushed_at": {A: 12.5},
+        },
     }
-    first, second, *_ = (key for _, _, key in ti.pushed)
-    assert (first, second) == ("operation_endpoint", "operation_name"), "A name alone would be one at any endpoint."
+    keys = [key for _, _, key in ti.pushed]
+    assert keys == ["operation_started", "operation_name"], "A name alone would be one at any endpoint."
+
+
+def test_many_names_are_pushed_as_a_list_beside_one_record(ti: Ti) -> None:
+    push_operations(ti, {A: 12.5, B: 13.5}, "https://x", 1, many=True)
+    assert ti.pushed[ti.task_id, -1, "operation_name"] == [A, B]
+    assert ti.pushed[ti.task_id, -1, "operation_started"]["pushed_at"] == {A: 12.5, B: 13.5}
+    push_operations(ti, {A: 12.5}, "https://x", many=True)
+    assert ti.pushed[ti.task_id, -1, "operation_name"] == [A]
 
 
 def test_the_clear_number_of_the_run_is_pushed_where_airflow_tells_it(ti: Ti) -> None:
-    push_operation(ti, A, 12.5, clear_number=clear_number_of({"dag_run": SimpleNamespace(clear_number=3)}))  # type: ignore[arg-type,typeddict-item]
-    assert ti.pushed[ti.task_id, -1, "operation_clear_number"] == {A: 3}
+    context: Any = {"dag_run": SimpleNamespace(clear_number=3)}
+    push_operations(ti, {A: 12.5}, clear_number=clear_number_of(context), many=False)
+    assert ti.pushed[ti.task_id, -1, "operation_started"]["clear_number"] == 3
     for dag_run in (None, SimpleNamespace(), SimpleNamespace(clear_number=None), {"clear_number": 3}):
         assert clear_number_of({"dag_run": dag_run}) is None  # type: ignore[typeddict-item]
 
