@@ -25,6 +25,8 @@ CANCELLED_CODE = 1
 
 #: The most characters of a name; a request line is no longer than 8 KiB on most servers.
 _MAX_NAME = 2_000
+#: Why an ingest can fail. A failure without a reason has the first one.
+FAILURE_REASONS = ("REASON_UNSPECIFIED", "DOWNLOAD_ERROR", "INTERNAL_ERROR", "INVALID_MEDIA")
 #: The most characters of a word such as a state or a reason.
 _MAX_WORD = 100
 #: The most characters of a media file's URL in a message.

@@ -7,6 +7,7 @@ the result of a cleared task, cancels nothing, and does not defer.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.api.retry import PERMANENT
+from airflow_dai_provider.ingest.verdict import may_start_again
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation
 from airflow_dai_provider.tasks.failures import log_failure, task_error
 
@@ -124,19 +126,21 @@ def reattach_or_cancel(
     hook: DaiHook,
     *,
     digest: str,
+    retry_on: Collection[str],
     settle: bool,
     log: Any,
 ) -> Operation | None:
-    """Return the ingest of an earlier try if this try can use it: it runs, or has succeeded between two tries.
+    """Return the ingest of an earlier try if this try can use it: it runs, or has finished between two tries.
 
     Otherwise a new ingest may be started, since the earlier one certainly does not run, or a user has decided so. An
-    ingest of another creative is cancelled if it runs. What has succeeded is the result of a retry only: a clear starts
-    anew, which ``max_tries`` tells.
+    ingest of another creative is cancelled if it runs. What has succeeded, or failed for good, is the result of a retry
+    only: a clear starts anew, which ``max_tries`` tells. One that was cancelled is started anew by a retry too.
 
     The service can refuse to tell about the earlier ingest, or to cancel it. Then nothing is started, and the task
     fails for good and says so. If it is cleared after that, and the service still refuses, a new ingest is started.
 
     :param digest: of what this try would submit.
+    :param retry_on: failure reasons after which a retry starts a new ingest.
     :param settle: whether the task will not wait: its ingest is watched for a while first, since a kill of an earlier
         try can have cancelled it just now.
     :param log: receives what was found.
@@ -167,7 +171,8 @@ def reattach_or_cancel(
         if cleared:
             store.try_to_save(replace(earlier, max_tries=store.max_tries, refused=False), log)
         return operation
-    if operation.state is OperationState.SUCCEEDED and earlier.digest == digest and not cleared:
+    is_result = operation.state is not OperationState.CANCELLED and not may_start_again(operation, retry_on)
+    if is_result and earlier.digest == digest and not cleared:
         log.info("%s; an earlier try started it. It is the result of this try.", operation)
         return operation
     log.info("%s; an earlier try started it. Starting a new ingest.", operation)

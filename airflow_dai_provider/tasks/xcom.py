@@ -12,9 +12,9 @@ from airflow_dai_provider.tasks.failures import describe_error
 
 #: The name(s) of the operation(s) that a task has started: a string, or a list of them.
 XCOM_OPERATION_NAME = "operation_name"
-#: Where and when they were started: ``{"endpoint": base URL of the service, "try_number": int, "clear_number": how often
-#: the run was cleared by then, "pushed_at": {operation name: seconds of the epoch}}``. A user's own code can leave out
-#: each of them.
+#: Where and when they were started: ``{"endpoint": base URL of the service, "try_number": int, "clear_number": int,
+#: "pushed_at": {operation name: seconds of the epoch}}``; the clear number is how often the run was cleared by then. A
+#: user's own code can leave out each of them.
 XCOM_STARTED = "operation_started"
 #: The finished operation, of a task that has waited: ``Operation.to_dict()``.
 XCOM_OPERATION = "operation"
@@ -81,7 +81,9 @@ def pull_operations(ti: Any, task_id: str, map_index: int | None, endpoints: End
 
 
 def pull_started(ti: Any, task_id: str, map_index: int | None, field: str) -> dict[object, list[Any]]:
-    """Return by name what the XCom ``operation_started`` tells of operations; what has an unexpected form tells nothing.
+    """Return by name what the XCom ``operation_started`` tells of operations.
+
+    What has an unexpected form, as code of a user can push it, tells nothing.
 
     :param map_index: None for every map index; several can have started operations of one name, at different endpoints.
     :param field: one of ``endpoint``, ``try_number``, ``clear_number`` and ``pushed_at``.

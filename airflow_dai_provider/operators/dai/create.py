@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,13 @@ from airflow_dai_provider.api.redaction import redact_urls, url_secrets
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, reattach_or_cancel
 from airflow_dai_provider.ingest.start import start_ingest
+from airflow_dai_provider.ingest.verdict import check_ingest, check_retry_on
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.deferral import defer_wait, resumption
 from airflow_dai_provider.tasks.events import read_event
-from airflow_dai_provider.tasks.failures import check_final_state, refused_parameters, task_errors
+from airflow_dai_provider.tasks.failures import refused_parameters, task_errors
 from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, push_operations
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE, is_resumed
@@ -42,8 +43,8 @@ class DaiCreateCreativeOperator(BaseOperator):
     """Start the ingest of a creative, wait until it has finished, and cancel it when the task fails before that.
 
     As soon as the service has responded, the name of the operation is pushed to the XCom ``operation_name``. Beside it,
-    ``operation_started`` tells the callbacks where and when it was started. When the response is lost, the operator searches the service's list for its
-    ingest, and never starts a second one.
+    ``operation_started`` tells the callbacks where and when it was started. When the response is lost, the operator
+    searches the service's list for its ingest, and never starts a second one.
 
     It cancels the ingest when the task is killed (``cancel_on_kill``), and when the task fails and is not retried, also
     when its worker is lost (``cancel_on_failure``; then by a failure callback that the operator adds to its own. For a
@@ -65,6 +66,9 @@ class DaiCreateCreativeOperator(BaseOperator):
     :param cancel_on_kill: whether the ingest is cancelled when a user marks or clears the task, or a time limit ends
         it.
     :param cancel_on_failure: whether the ingest is cancelled when the task fails and is not retried.
+    :param retry_on: reasons of a failed ingest (``INTERNAL_ERROR``, ``DOWNLOAD_ERROR``, ``INVALID_MEDIA``,
+        ``REASON_UNSPECIFIED``) after which Airflow's retries of the task start it again; without them, a failed ingest
+        fails the task for good.
     :param poll_interval: the most seconds between two polls; the first ones are quicker.
     :param timeout: seconds to wait at most; then the task fails.
     :param deferrable: whether to wait in the triggerer, which holds no worker slot.
@@ -99,6 +103,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         wait_for_completion: bool = True,
         cancel_on_kill: bool = True,
         cancel_on_failure: bool = True,
+        retry_on: str | Collection[str] | None = None,
         poll_interval: float = 30.0,
         timeout: float = 3600.0,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
@@ -114,6 +119,7 @@ class DaiCreateCreativeOperator(BaseOperator):
             self.wait_for_completion = check_flag("wait_for_completion", wait_for_completion)
             self.cancel_on_kill = check_flag("cancel_on_kill", cancel_on_kill)
             self.cancel_on_failure = check_flag("cancel_on_failure", cancel_on_failure)
+            self.retry_on = check_retry_on(retry_on)
             self.poll_interval = check_seconds("poll_interval", poll_interval)
             self.timeout = check_seconds("timeout", timeout)
             self.deferrable = check_flag("deferrable", deferrable)
@@ -219,6 +225,7 @@ class DaiCreateCreativeOperator(BaseOperator):
                     store,
                     hook,
                     digest=self._digest(),
+                    retry_on=self.retry_on,
                     settle=not self.wait_for_completion,
                     log=self.log,
                 )
@@ -291,7 +298,7 @@ class DaiCreateCreativeOperator(BaseOperator):
                 name = self._start(context, hook)
                 return self._finish(context, self._wait(hook, name))
         context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict())
-        check_final_state(operation, frozenset({OperationState.SUCCEEDED}))
+        check_ingest(operation, self.retry_on)
         IngestStore(context).try_to_delete(operation.name, self.log)
         return operation.name
 
