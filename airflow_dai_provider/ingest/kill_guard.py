@@ -215,10 +215,9 @@ class IngestGuard:
             return [self._operation_name], endpoints
         if self._resumed and (started := operations_started_by_task_instance(context, self._log, endpoints)):
             return [str(name) for name in started], endpoints
-        if earlier := IngestStore(context).load():
-            # An earlier try has left it to this one, which has failed before it could reattach.
-            return [earlier.operation_name], {earlier.operation_name: {earlier.endpoint}}
-        return [], endpoints
+        # An earlier try has left them to this one, which has failed before it could reattach.
+        saved = IngestStore(context).load()
+        return [one.operation_name for one in saved], {one.operation_name: {one.endpoint} for one in saved}
 
 
 def _next_try_reattaches(context: Context, failure: BaseException, names: list[str]) -> bool:
@@ -231,4 +230,4 @@ def _next_try_reattaches(context: Context, failure: BaseException, names: list[s
         saved = IngestStore(context).load()
     except AirflowException:
         return False
-    return saved is not None and names == [saved.operation_name]
+    return set(names) <= {one.operation_name for one in saved}

@@ -7,13 +7,16 @@ tells the name, so it is searched for an ingest of the same media that is not ol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.many_wait import MAX_NAMED, some_of
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
 from airflow_dai_provider.api.retry import PERMANENT
@@ -35,42 +38,81 @@ class IngestMayHaveStartedError(AirflowFailException):
     """An ingest may have started, but its name could not be recovered."""
 
 
-def recover_ingest(
-    hook: DaiHook,
-    urls: Collection[str],
-    sent: datetime,
-    failure: str,
-    sleep: Callable[[float], None],
-    log: Any,
-    known: Collection[str] = (),
-) -> Operation:
-    """Return the ingest that a request without a response has started.
-
-    It is the only one of these media URLs that was created since then. A second ingest is never started instead.
+@dataclass(frozen=True)
+class LostStart:
+    """A request to start an ingest that got no response.
 
     :param urls: the media URLs that were submitted.
     :param sent: when the request was sent, an aware time.
     :param failure: a sentence that says how the request failed.
-    :param log: receives what was found.
-    :param known: names of operations that earlier requests have started.
-    :raises IngestMayHaveStartedError: when there is none, or more than one, or the operations cannot be listed; the
-        message names the URLs.
     """
-    media = ", ".join(sorted(map(redact_urls, urls)))
-    log.warning("%s An ingest of %s may have started. Searching the operations for it.", failure, media)
+
+    urls: frozenset[str]
+    sent: datetime
+    failure: str
+
+    @property
+    def media(self) -> str:
+        """The media URLs, without their signatures."""
+        return ", ".join(sorted(map(redact_urls, self.urls)))
+
+    def matches(self, operation: Operation, earlier: timedelta) -> bool:
+        """Return whether an operation is an ingest of this media that was created since the request, or just before."""
+        ingest = operation.ingest
+        return bool(
+            ingest
+            and ingest.signed_creative_url in self.urls
+            and ingest.create_time
+            and ingest.create_time >= self.sent - earlier
+        )
+
+
+def recover_ingest(
+    hook: DaiHook, lost: LostStart, sleep: Callable[[float], None], log: Any, known: Collection[str] = ()
+) -> Operation:
+    """Return the ingest that a request without a response has started.
+
+    :raises IngestMayHaveStartedError: as :func:`recover_ingests`.
+    """
+    found, errors = recover_ingests(hook, {"": lost}, sleep, log, known)
+    if errors:
+        raise errors[""]
+    return found[""]
+
+
+def recover_ingests(
+    hook: DaiHook,
+    lost: Mapping[str, LostStart],
+    sleep: Callable[[float], None],
+    log: Any,
+    known: Collection[str] = (),
+) -> tuple[dict[str, Operation], dict[str, IngestMayHaveStartedError]]:
+    """Return the ingests that requests without a response have started. A second ingest is never started instead.
+
+    Such an ingest is the only one of the media URLs of its request that was created since then. Where two requests
+    could both have started it, it is that of neither.
+
+    :param lost: the requests, by any key. No other request for the same media may be under way.
+    :param log: receives what was found.
+    :param known: names of operations that other requests have started.
+    :return: by the key of a request, the ingest; or the error when there is none, or more than one, or the operations
+        cannot be listed. Its message names the URLs.
+    :raises IngestMayHaveStartedError: when the search is interrupted.
+    """
+    for one in list(lost.values())[:MAX_NAMED]:
+        log.warning("%s An ingest of %s may have started. Searching the operations for it.", one.failure, one.media)
+    if len(lost) > MAX_NAMED:
+        log.warning("Searching the operations for %s other ingests too.", f"{len(lost) - MAX_NAMED:,}")
     # A front end's page in answer to the list says nothing: the same endpoint has taken the request to create.
     hook.responded = True
-    reason = ""
+    found: dict[str, Operation] = {}
+    reasons = dict.fromkeys(lost, "")
     for pause in PAUSES:
         try:
             sleep(pause)
-            near = {
-                operation.name: operation
-                for operation in hook.list_operations(page_size=LIST_PAGE_SIZE)
-                if operation.name not in known and _created_since(operation, urls, sent - DOUBT)
-            }
+            near = _matching(hook, {key: lost[key] for key in reasons}, {*known, *(one.name for one in found.values())})
         except Exception as error:
-            reason = f"the operations cannot be listed: {describe_error(error)}"
+            reasons = dict.fromkeys(reasons, f"the operations cannot be listed: {describe_error(error)}")
             if not isinstance(error, ServiceError) or error.rpc_code in PERMANENT:
                 break
             log.warning("%s", describe_error(error))
@@ -78,28 +120,59 @@ def recover_ingest(
         except BaseException as interruption:
             # A time limit, or a kill before Airflow 3. Raised as it is, it would let Airflow retry the task, and the
             # next try would start a second ingest.
-            raise _unknown(failure, media, f"the search was interrupted: {interruption}.") from interruption
-        found = [operation for operation in near.values() if _created_since(operation, urls, sent - CLOCK_SKEW)]
-        if len(found) > 1:
-            reason = f"several operations match: {', '.join(sorted(operation.name for operation in found))}."
+            why = f"the search was interrupted: {interruption}."
+            raise may_have_started([lost[key] for key in reasons], why) from interruption
+        since = {key: [one for one in near[key] if lost[key].matches(one, CLOCK_SKEW)] for key in reasons}
+        claims = Counter(operation.name for operations in since.values() for operation in operations)
+        for key, operations in since.items():
+            if len(operations) == 1 and claims[operations[0].name] == 1:
+                log.info("Found %s by its media URL and create time. Adopting it.", operations[0])
+                found[key] = operations[0]
+                del reasons[key]
+            else:
+                reasons[key] = _reason(operations, near[key])
+        # Several operations, of which each has an owner among the requests, can still be told apart by none.
+        if all(len(since[key]) > 1 for key in reasons):
             break
-        for operation in found:
-            log.info("Found %s by its media URL and create time. Adopting it.", operation)
-            return operation
-        reason = f"no operation matched within {sum(PAUSES):g} s."
-        if near:
-            reason += f" {', '.join(sorted(near))} was created too early, and is probably that of another start."
-    raise _unknown(failure, media, reason)
+    return found, {key: may_have_started([lost[key]], reason) for key, reason in reasons.items()}
 
 
-def _unknown(failure: str, media: str, reason: str) -> IngestMayHaveStartedError:
+def _matching(hook: DaiHook, lost: Mapping[str, LostStart], known: Collection[str]) -> dict[str, list[Operation]]:
+    """Return by key the listed operations that a request could have started, also if they were created too early."""
+    near: dict[str, dict[str, Operation]] = {key: {} for key in lost}
+    keys: dict[str | None, list[str]] = {}
+    for key, one in lost.items():
+        for url in one.urls:
+            keys.setdefault(url, []).append(key)
+    for operation in hook.list_operations(page_size=LIST_PAGE_SIZE):
+        url = operation.ingest.signed_creative_url if operation.ingest else None
+        for key in keys.get(url, ()):
+            if operation.name not in known and lost[key].matches(operation, DOUBT):
+                near[key][operation.name] = operation
+    return {key: list(operations.values()) for key, operations in near.items()}
+
+
+def _reason(since: list[Operation], near: list[Operation]) -> str:
+    if len(since) > 1:
+        return f"several operations match: {', '.join(sorted(operation.name for operation in since))}."
+    if since:
+        return f"{since[0].name} can be that of another request of this task as well."
+    reason = f"no operation matched within {sum(PAUSES):g} s."
+    if near:
+        names = ", ".join(sorted(operation.name for operation in near))
+        reason += f" {names} was created too early, and is probably that of another start."
+    return reason
+
+
+def may_have_started(lost: Collection[LostStart], reason: str) -> IngestMayHaveStartedError:
+    """Return the error for requests that may have started ingests under unknown names.
+
+    :param reason: a sentence that says why the names are unknown.
+    """
+    first = next(iter(lost))
+    media = some_of(sorted({one.media for one in lost}))
     return IngestMayHaveStartedError(
-        f"{failure} An ingest of {media} may run under an unknown name: {reason} No second ingest was started, and the "
-        "task is not retried, since a retry could start one. Check which operations run before you clear the task, or "
-        "let the sweep cancel the ingest."
+        f"{first.failure} An ingest of {media} may run under an unknown name: {reason} No second ingest was started, "
+        "and the task is not retried, since a retry could start one. Check which operations run before you clear the "
+        "task, or let the sweep cancel the ingest."
     )
-
-
-def _created_since(operation: Operation, urls: Collection[str], since: datetime) -> bool:
-    ingest = operation.ingest
-    return bool(ingest and ingest.signed_creative_url in urls and ingest.create_time and ingest.create_time >= since)

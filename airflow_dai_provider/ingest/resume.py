@@ -8,6 +8,7 @@ the result of a cleared task, cancels nothing, and does not defer.
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
 
-#: The key in the task state store; its value has the fields of :class:`StartedIngest`.
+#: The key in the task state store; its value has the fields of :class:`StartedIngest`, or is a list of such.
 KEY = "dai_ingest"
 #: The most seconds between two polls of an ingest before this try reattaches to it.
 POLL_INTERVAL = 5.0
@@ -79,8 +80,8 @@ class IngestStore:
         """Whether Airflow has a task state store, so that the next try can load what this one saves."""
         return self._store is not None
 
-    def load(self) -> StartedIngest | None:
-        """Return the ingest that the last try has saved, or None.
+    def load(self) -> list[StartedIngest]:
+        """Return the ingests that the last try has saved.
 
         :raises AirflowException: when the store cannot be read; without it, a try could start a second ingest.
         """
@@ -88,36 +89,50 @@ class IngestStore:
             saved = self._store.get(KEY) if self.available else None
         except Exception as error:
             raise AirflowException(f"Cannot read the task state store: {redact_urls(str(error))}") from error
-        match saved:
-            case {"operation_name": str(name), "endpoint": str(endpoint), "digest": str(digest), **more}:
-                tries, refused = more.get("max_tries"), more.get("refused") is True
-                try:
-                    return StartedIngest(
-                        check_operation_name(name), endpoint, digest, tries if isinstance(tries, int) else None, refused
-                    )
-                except InvalidNameError:
-                    return None
-        return None
+        read = map(_read, saved if isinstance(saved, list) else [saved])
+        return [ingest for ingest in read if ingest]
 
-    def save(self, ingest: StartedIngest) -> None:
-        """Save an ingest for the next try."""
-        if self.available:
-            self._store.set(KEY, asdict(ingest))
-
-    def try_to_save(self, ingest: StartedIngest, log: Any) -> None:
-        """Save an ingest for the next try; when that fails, say so: the task can do without."""
+    def try_to_save(self, ingests: StartedIngest | list[StartedIngest], log: Any) -> None:
+        """Save an ingest, or many, for the next try; when that fails, say so: the task can do without."""
+        many = isinstance(ingests, list)
         try:
-            self.save(ingest)
+            if self.available:
+                self._store.set(KEY, [asdict(one) for one in ingests] if many else asdict(ingests))
         except Exception as error:
-            log_failure(log, f"Could not save {ingest.operation_name} for the next try", error)
+            what = f"{len(ingests):,} ingests" if many else ingests.operation_name
+            log_failure(log, f"Could not save {what} for the next try", error)
 
-    def try_to_delete(self, name: str, log: Any) -> None:
-        """Delete the saved ingest; when that fails, say so: the next try finds that it has finished."""
+    def try_to_delete(self, what: str, log: Any) -> None:
+        """Delete what is saved; when that fails, say so: the next try finds that it has finished."""
         try:
             if self.available:
                 self._store.delete(KEY)
         except Exception as error:
-            log_failure(log, f"Could not delete {name} from the task state store", error)
+            log_failure(log, f"Could not delete {what} from the task state store", error)
+
+
+def _read(saved: object) -> StartedIngest | None:
+    match saved:
+        case {"operation_name": str(name), "endpoint": str(endpoint), "digest": str(digest), **more}:
+            tries, refused = more.get("max_tries"), more.get("refused") is True
+            with suppress(InvalidNameError):
+                return StartedIngest(
+                    check_operation_name(name), endpoint, digest, tries if isinstance(tries, int) else None, refused
+                )
+    return None
+
+
+def saved_here(store: IngestStore, endpoint: str, log: Any) -> list[StartedIngest]:
+    """Return the ingests that an earlier try has started at this endpoint.
+
+    Others can be neither polled nor cancelled here, where another operation can have the same name.
+    """
+    saved = store.load()
+    for earlier in saved:
+        if earlier.endpoint != endpoint:
+            message = "%s may still run at %s: an earlier try started it there. Starting a new ingest at %s."
+            log.warning(message, earlier.operation_name, earlier.endpoint, endpoint)
+    return [earlier for earlier in saved if earlier.endpoint == endpoint]
 
 
 def reattach_or_cancel(

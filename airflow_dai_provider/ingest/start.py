@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowException
 from airflow_dai_provider.api.creative import media_urls
 from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.retry import may_have_acted
-from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError, recover_ingest
+from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError, LostStart, recover_ingest
 from airflow_dai_provider.ingest.resume import IngestStore
 from airflow_dai_provider.tasks.failures import log_failure
 
@@ -44,9 +44,8 @@ def start_ingest(
     sent = datetime.fromtimestamp(clock(), UTC)
 
     def recover(failure: str) -> Operation:
-        return recover_ingest(
-            hook, media_urls(creative), sent, failure, sleep, log, _known(store, hook.endpoint.url, log)
-        )
+        lost = LostStart(media_urls(creative), sent, failure)
+        return recover_ingest(hook, lost, sleep, log, _known(store, hook.endpoint.url, log))
 
     try:
         # A killed task starts nothing more; but what it has started it looks for, and cancels.
@@ -77,10 +76,10 @@ def start_ingest(
 
 
 def _known(store: IngestStore, endpoint: str, log: Any) -> set[str]:
-    """Return the operation of an earlier try at this endpoint, which is saved until this one has started its own."""
+    """Return the operations of an earlier try at this endpoint, which are saved until this one has started its own."""
     try:
         earlier = store.load()
     except AirflowException as error:
         log.warning("%s", error)
         return set()
-    return {earlier.operation_name} if earlier and earlier.endpoint == endpoint else set()
+    return {one.operation_name for one in earlier if one.endpoint == endpoint}

@@ -14,7 +14,7 @@ from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.api.redaction import redact_urls, url_secrets
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
-from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, reattach_or_cancel
+from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, reattach_or_cancel, saved_here
 from airflow_dai_provider.ingest.start import start_ingest
 from airflow_dai_provider.ingest.verdict import check_ingest, check_retry_on
 from airflow_dai_provider.metrics import count_finished
@@ -209,18 +209,13 @@ class DaiCreateCreativeOperator(BaseOperator):
         with task_errors():
             endpoint = hook.endpoint.url
         store = IngestStore(context)
-        earlier = store.load()
-        if earlier and earlier.endpoint != endpoint:
-            # It can be neither polled nor cancelled at this endpoint, where another operation can have its name.
-            message = "%s may still run at %s: an earlier try started it there. Starting a new ingest at %s."
-            self.log.warning(message, earlier.operation_name, earlier.endpoint, endpoint)
-            earlier = None
         found = None
-        if earlier:
+        saved = saved_here(store, endpoint, self.log)
+        for earlier in saved:
             # Guarded before it is polled: if the poll fails, no other try or guard knows of it.
             self._adopt(context, hook, earlier.operation_name)
             with task_errors():
-                found = reattach_or_cancel(
+                usable = reattach_or_cancel(
                     earlier,
                     store,
                     hook,
@@ -229,8 +224,11 @@ class DaiCreateCreativeOperator(BaseOperator):
                     settle=not self.wait_for_completion,
                     log=self.log,
                 )
+            found = usable or found
         if found is None:
             self._guard.disarm()
+        elif len(saved) > 1:
+            self._adopt(context, hook, found.name)
         return found
 
     def _start(self, context: Context, hook: DaiHook) -> str:
