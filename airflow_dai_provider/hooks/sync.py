@@ -72,25 +72,28 @@ class DaiHook(DaiBaseHook):
         self._call(rest.cancel_operation(name))
         metrics.count_cancel_requested()
 
-    def prepare_cancellation(self, name: str, *, timeout: float) -> Callable[[], None]:
-        """Prepare a cancel request that can be sent from a signal handler.
+    def prepare_cancellation(self) -> Callable[[str, float], None]:
+        """Prepare cancel requests that can be sent from a signal handler, one at a time.
 
-        It has a session of its own, and takes the token that this hook holds when it is sent. A signal handler can
-        interrupt any code, so by then nothing is looked up, no token is fetched, and nothing is retried. A hook that
-        has no token yet fetches one now.
+        They have a session of their own, and take the token that this hook holds when they are sent. A signal handler
+        can interrupt any code, so by then nothing is looked up, no token is fetched, nothing is logged or counted, and
+        nothing is retried. A hook that has no token yet fetches one now.
 
-        :param name: ``operations/...``.
-        :param timeout: seconds that the request may take in all.
-        :return: sends the request; raises ``google.api_core.exceptions.GoogleAPICallError`` as a call of the hook does.
-        :raises InvalidNameError: for a name that cannot be one.
+        :return: sends the request for a name, in so many seconds; raises
+            ``google.api_core.exceptions.GoogleAPICallError`` as a call of the hook does, and InvalidNameError for a name
+            that cannot be one.
         """
-        request = rest.cancel_operation(name)
         endpoint = self.endpoint
         # The task can be killed before the first call has fetched a token. An error is left for that call to meet.
         with suppress(ServiceError):
             self.shared_token().fetch_first()
-        transport = RequestsTransport(endpoint, HeldToken(lambda: self._token), timeout)
-        return lambda: transport.call(request)
+        transport = RequestsTransport(endpoint, HeldToken(lambda: self._token), self.timeout)
+
+        def send(name: str, timeout: float) -> None:
+            transport.timeout = timeout
+            transport.call(rest.cancel_operation(name))
+
+        return send
 
     def get_operation(self, name: str, *, retry: bool = True) -> Operation:
         """Return the latest state of an operation.

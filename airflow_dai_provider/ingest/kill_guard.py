@@ -1,12 +1,12 @@
-"""Cancel a task's own ingest when the task is killed or fails.
+"""Cancel a task's own ingests when the task is killed or fails.
 
 The service names an ingest in its response to ``creatives.create``. That response is the only source of the name, and
-the guard is armed with it at once. All other places hold copies, each for a reader that cannot reach another one:
+the guard is armed with it at once, of many ingests by the thread that has read the response. All other places hold copies, each for a reader that cannot reach another one:
 
 =====================================================  ==============================================================
 copy                                                   reader
 =====================================================  ==============================================================
-the cancel request that the guard has prepared         the signal handler of a kill, which may ask nothing of Airflow
+the names in the guard, for its prepared requests      the signal handler of a kill, which may ask nothing of Airflow
 XCom ``operation_name`` (``operation_started`` has     other tasks, callbacks in other processes, and the guard of the
 the endpoint, and the time by this name)               process that resumes the task after a deferral
 the task state store                                   the next try: Airflow clears the XComs before it starts
@@ -21,15 +21,19 @@ can have it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 
+from airflow_dai_provider.api.many_wait import MAX_NAMED, some_of
+from airflow_dai_provider.api.names import check_operation_name
+from airflow_dai_provider.ingest.kill_switch import KILL_TIMEOUT, KillSwitch
 from airflow_dai_provider.ingest.resume import IngestStore
 from airflow_dai_provider.tasks.callback_scope import operations_started_by_task_instance
-from airflow_dai_provider.tasks.cancel_requests import request_cancellation
+from airflow_dai_provider.tasks.cancel_requests import request_cancellation, request_cancellations
 from airflow_dai_provider.tasks.failures import describe_error, sentences
 from airflow_dai_provider.tasks.xcom import Endpoints, elsewhere
 from airflow_dai_provider.version_compat import KILLS_DEFERRED_PROCESS
@@ -39,16 +43,16 @@ if TYPE_CHECKING:
 
     from airflow_dai_provider.hooks.dai import DaiHook
 
-#: Seconds that the cancel request may take in all when a task is killed. Airflow 3 ends the process 5 s after the kill,
-#: so it has to be over before that.
-KILL_TIMEOUT = 3.6
+#: Seconds for the cancel requests of a list after a failure; each of a single ingest is retried as any request is.
+FAILURE_TIMEOUT = 60.0
+_KILLED = "its task was killed"
 
 
 class IngestGuard:
-    """Guard one ingest at a time, until it has finished, is cancelled, or is meant to run on.
+    """Guard the ingests of a task until they have finished, are cancelled, or are meant to run on.
 
-    :param on_kill: whether a killed task cancels its ingest.
-    :param on_failure: whether a task that fails, and is not retried, cancels its ingest.
+    :param on_kill: whether a killed task cancels its ingests.
+    :param on_failure: whether a task that fails, and is not retried, cancels its ingests.
     :param log: receives what was requested, and what may still run.
     """
 
@@ -56,22 +60,28 @@ class IngestGuard:
         self._on_kill = on_kill
         self._on_failure = on_failure
         self._log = log
-        self._operation_name: str | None = None
-        self._about = ""
-        self._cancel_now: Callable[[], None] | None = None
+        # By name, what the messages say of each guarded ingest; and those of them that a kill has to cancel. Threads
+        # and the signal handler share both: each takes a name out with pop(), so that one of them sends its request.
+        self._ingests: dict[str, str] = {}
+        self._to_kill: dict[str, None] = {}
+        # What became of the requests of threads, which log nothing.
+        self._sent_by_threads: list[tuple[str, Exception | None]] = []
+        self._switch: KillSwitch | None = None
         self._hook: DaiHook | None = None
         self._disarmed = False
         self._resumed = False
         self._entered = False
         self._context: Context | None = None
-        #: Whether this process runs the task; otherwise it knows nothing of its ingest.
+        #: The guarded ingests that have finished meanwhile.
+        self.finished: Collection[str] = ()
+        #: Whether this process runs the task; otherwise it knows nothing of its ingests.
         self.running = False
         #: Whether the task was killed. On Airflow 3 its code runs on until the process is ended.
         self.killed = False
 
     @property
     def should_cancel(self) -> bool:
-        """Whether an error has to cancel the ingest: it may run, and the task may cancel it."""
+        """Whether an error has to cancel the ingests: they may run, and the task may cancel them."""
         return not self._disarmed and self._on_failure and (self._on_kill or not self.killed)
 
     def begin(self, context: Context, *, resumed: bool = False) -> None:
@@ -88,25 +98,60 @@ class IngestGuard:
         left_by_earlier_try = context["ti"].try_number > 1 and IngestStore(context).available
         self._disarmed = not (resumed or left_by_earlier_try)
 
+    def prepare(self, hook: DaiHook, number: int) -> None:
+        """Prepare for a kill before the first ingest is started: a signal handler must not start threads.
+
+        :param hook: the hook that starts the ingests.
+        :param number: how many ingests there can be.
+        """
+        if self._on_kill and (self._switch is None or self._hook is not hook):
+            self._end_threads()
+            self._switch = KillSwitch(hook, number)
+        self._hook = hook
+
     def arm(self, hook: DaiHook, name: str, media: str = "") -> None:
         """Guard an ingest from now on.
 
         :param media: its media files, for the messages.
         """
-        self._about = f" It is the ingest of {media}; the connection is {hook.gcp_conn_id}." if media else ""
-        self._operation_name = name
-        self._hook = hook
-        self._disarmed = False
-        if self._on_kill:
-            self._cancel_now = hook.prepare_cancellation(name, timeout=KILL_TIMEOUT)
+        self.prepare(hook, 1)
+        self._add(hook, check_operation_name(name), media)
         if self.killed:
             # The kill came while the service was starting this ingest, so it found nothing to cancel.
             self.kill()
 
+    def arm_in_thread(self, hook: DaiHook, name: str, media: str) -> None:
+        """Guard one of many ingests from now on; called by the thread that has started it, after :meth:`prepare`.
+
+        :param hook: of this thread, which has a token.
+        """
+        self._add(hook, name, media)
+        # A kill sets the flag before it reads the names, and this adds the name before it reads the flag: one of the
+        # two sees the other. Nothing is logged here: the signal handler can have interrupted a writer of the log.
+        if self.killed and self._take(name):
+            try:
+                hook.prepare_cancellation()(name, KILL_TIMEOUT)
+            except Exception as error:
+                self._sent_by_threads.append((name, error))
+            else:
+                self._sent_by_threads.append((name, None))
+
+    def _add(self, hook: DaiHook, name: str, media: str) -> None:
+        about = f" It is the ingest of {media}; the connection is {hook.gcp_conn_id}." if media else ""
+        self._ingests[name] = about
+        if self._on_kill:
+            self._to_kill[name] = None
+        self._disarmed = False
+
+    def _take(self, name: str) -> bool:
+        """Return whether the caller has to send the request of a kill for this ingest."""
+        return self._to_kill.pop(name, self) is not self and name not in self.finished
+
     def disarm(self) -> None:
-        """Guard the ingest no longer: it has finished, or is meant to run on, and a late kill must not cancel it."""
+        """Guard nothing any longer: all have finished, or are meant to run on, and a late kill must not cancel them."""
         self._disarmed = True
-        self._cancel_now = None
+        self._to_kill.clear()
+        self._ingests.clear()
 
     def kill_or_time_out(self, make_hook: Callable[[], DaiHook]) -> None:
         """Do what a kill requires, or a time limit that has passed while the task was deferred.
@@ -122,40 +167,60 @@ class IngestGuard:
             raise error
 
     def kill(self) -> None:
-        """Request the cancellation, from a signal handler.
-
-        The signal can interrupt the task anywhere. If the task is waiting for a response of Airflow, another request to
-        Airflow from here would deadlock; if it is inside a request to the service, the locks of its session are held.
-        Therefore nothing is looked up here and nothing is shared with the task: the request was prepared when the guard
-        was armed, with a session of its own and a token at hand, and is sent once, without retries.
-        """
+        """Request the cancellations, from a signal handler."""
         self.killed = True
-        self._send_prepared("its task was killed")
+        self._send_prepared(_KILLED)
 
     def _send_prepared(self, reason: str) -> None:
-        """Send the prepared cancel request, if there is one."""
-        cancel, self._cancel_now = self._cancel_now, None
-        if cancel is None:
+        """Send the prepared cancel requests, if there are any."""
+        names = [name for name in list(self._to_kill) if self._take(name)]
+        if self._switch is None or not names:
             return
-        try:
-            cancel()
-        except Exception as error:
-            why = sentences(f"{reason}, but {describe_error(error)}")
-            self._log.error("%s may still run: %s%s", self._operation_name, why, self._about)
-        else:
-            self._log.info("Requested the cancellation of %s: %s.", self._operation_name, reason)
+        errors = self._switch.cancel(names)
+        self._tell(names, errors, reason)
+        if not errors:
             self._disarmed = True
+
+    def tell_of_threads(self) -> None:
+        """Log what the threads have requested during a kill."""
+        sent, self._sent_by_threads = self._sent_by_threads, []
+        if sent:
+            errors = {name: error for name, error in sent if error}
+            self._tell([name for name, _ in sent], errors, _KILLED)
+
+    def _tell(self, names: Sequence[str], errors: Mapping[str, Exception], reason: str) -> None:
+        """Log what was requested, and name what may still run."""
+        requested = [name for name in names if name not in errors]
+        if requested:
+            self._log.info("Requested the cancellation of %s: %s.", some_of(requested), reason)
+        others: dict[str, list[str]] = {}
+        for number, (name, error) in enumerate(errors.items()):
+            why = sentences(f"{reason}, but {describe_error(error)}")
+            if number < MAX_NAMED:
+                self._log.error("%s may still run: %s%s", name, why, self._ingests.get(name, ""))
+            else:
+                others.setdefault(type(error).__name__, []).append(name)
+        for kind, more in others.items():
+            self._log.error(
+                "%s may still run: %s, but the requests have failed too (%s).", ", ".join(more), reason, kind
+            )
+
+    def _end_threads(self) -> None:
+        self._to_kill.clear()
+        if self._switch:
+            self._switch.close()
+            self._switch = None
 
     @contextmanager
     def cancel_on_error(self, context: Context, make_hook: Callable[[], DaiHook]) -> Iterator[None]:
-        """Cancel the ingest when the block raises, unless the next try reattaches to it; the error is raised again."""
+        """Cancel the ingests when the block raises, unless the next try reattaches to them; the error is raised again."""
         self._entered = True
         try:
             yield
         except TaskDeferred:
             if KILLS_DEFERRED_PROCESS:
                 # The process can be killed although the task waits in the triggerer, whose trigger guards it now.
-                self._cancel_now = None
+                self._end_threads()
             raise
         except BaseException as error:
             # Airflow kills a task after a time limit, so what holds for a kill holds for a time limit.
@@ -165,19 +230,19 @@ class IngestGuard:
             raise
         # A late kill has nothing to cancel. But the guard is not disarmed: a task that does not wait can still fail
         # after execute, for example in post_execute, and its failure callback then has to cancel the ingest.
-        self._cancel_now = None
+        self._end_threads()
 
     def _cancel_after(self, failure: BaseException, context: Context, make_hook: Callable[[], DaiHook]) -> None:
-        """Request the cancellation after an error, or leave the ingest to the next try. Never raise."""
+        """Request the cancellations after an error, or leave the ingests to the next try. Never raise."""
         names: list[str] = []
-        # Without a hook for this ingest the prepared request is left: perhaps only Airflow is unavailable.
+        # Without a hook for these ingests the prepared requests are left: perhaps only Airflow is unavailable.
         connected = False
         try:
             names, endpoints = self._names(context)
             if names and not self.killed and _next_try_reattaches(context, failure, names):
-                self._log.info("Leaving %s to the next try.", ", ".join(names))
+                self._log.info("Leaving %s to the next try.", some_of(names))
                 # Airflow 3 also kills a task after a time limit, and when its callbacks are slow.
-                self._cancel_now = None
+                self._to_kill.clear()
                 return
             if names:
                 # The hook of the task has a token; one that is made now has to ask for it, and for the connection.
@@ -185,34 +250,52 @@ class IngestGuard:
                     hook.connect()
                     hook.responded = True  # to the start of the ingest
                     connected = True
-                    here = hook.endpoint.url
-                    if why := next(filter(None, (elsewhere(name, here, endpoints) for name in names)), None):
-                        message = "%s may still run: it was not cancelled: %s%s"
-                        self._log.error(message, ", ".join(names), why, self._about)
-                    else:
-                        for name in names:
-                            request_cancellation(hook, name, self._log)
+                    self._request(hook, names, endpoints)
             self.disarm()
         except Exception as error:
-            ingest = ", ".join(names) or "An ingest of this task"
             why = sentences(describe_error(error))
-            self._log.error("%s may still run: it could not be cancelled: %s%s", ingest, why, self._about)
+            about = self._ingests.get(names[0], "") if len(names) == 1 else ""
+            what = some_of(names) if names else "An ingest of this task"
+            self._log.error("%s may still run: it could not be cancelled: %s%s", what, why, about)
             if not connected:
                 self._send_prepared("its task has failed")
 
-    def started_here(self, context: Context, make_hook: Callable[[], DaiHook]) -> str | None:
-        """Return the operation that a resumed task waits for, unless it was started at another endpoint."""
+    def _request(self, hook: DaiHook, names: list[str], endpoints: Endpoints) -> None:
+        """Request the cancellation of all that runs at the endpoint of the hook."""
+        here: list[str] = []
+        for name in names:
+            if why := elsewhere(name, hook.endpoint.url, endpoints):
+                about = self._ingests.get(name, "")
+                self._log.error("%s may still run: it was not cancelled: %s%s", name, why, about)
+            else:
+                here.append(name)
+        if len(here) == 1:
+            request_cancellation(hook, here[0], self._log)
+        elif here:
+            with hook.workers(len(here)) as workers:
+                _, errors = request_cancellations(
+                    workers,
+                    here,
+                    timeout=FAILURE_TIMEOUT,
+                    clock=time.monotonic,
+                    sleep=time.sleep,
+                    log=self._log,
+                )
+            self._tell([], errors, "its task has failed")
+
+    def started_here(self, context: Context, make_hook: Callable[[], DaiHook]) -> list[str]:
+        """Return the operations that a resumed task waits for, without those that were started at another endpoint."""
         endpoints: Endpoints = {}
         names = operations_started_by_task_instance(context, self._log, endpoints)
         with make_hook() as hook:
-            return next((str(name) for name in names if not elsewhere(name, hook.endpoint.url, endpoints)), None)
+            return [str(name) for name in names if not elsewhere(name, hook.endpoint.url, endpoints)]
 
     def _names(self, context: Context) -> tuple[list[str], Endpoints]:
-        """Return the operation of this try, and where it runs; after a deferral both are read from the XComs."""
+        """Return the operations of this try, and where they run; after a deferral both are read from the XComs."""
         endpoints: Endpoints = {}
-        if self._operation_name:
-            # The hook that it was armed with is at its endpoint.
-            return [self._operation_name], endpoints
+        if self._ingests:
+            # The hook that the guard was armed with is at their endpoint.
+            return [name for name in self._ingests if name not in self.finished], endpoints
         if self._resumed and (started := operations_started_by_task_instance(context, self._log, endpoints)):
             return [str(name) for name in started], endpoints
         # An earlier try has left them to this one, which has failed before it could reattach.

@@ -91,13 +91,20 @@ class Workers(Generic[S]):
         return chain.from_iterable(self.batches(names, request, retry_timeout=retry_timeout))
 
     def batches(
-        self, names: Iterable[str], request: Callable[[S, str], T], *, retry_timeout: float = 0.0, seconds: float = 0.0
+        self,
+        names: Iterable[str],
+        request: Callable[[S, str], T],
+        *,
+        retry_timeout: float = 0.0,
+        seconds: float = 0.0,
+        until: float = float("inf"),
     ) -> Iterator[list[Outcome[T]]]:
         """Do the same, and yield several outcomes at a time.
 
         Jobs that have not begun are dropped when the iterator is closed.
 
         :param seconds: after the first outcome of a batch, how long to wait for others.
+        :param until: when to wait no longer for any outcome, in seconds of ``time.monotonic``.
         """
         done: SimpleQueue[Outcome[T]] = SimpleQueue()
 
@@ -110,16 +117,31 @@ class Workers(Generic[S]):
         for name in names:
             self._jobs.put(job(name))
             left += 1
-        return self._collect(done, left, seconds)
+        return self._collect(done, left, seconds, until)
 
-    def _collect(self, done: SimpleQueue[Outcome[T]], left: int, seconds: float) -> Iterator[list[Outcome[T]]]:
+    def assist(self, session: S, until: float) -> None:
+        """Do jobs in the calling thread too, until none is left or the time is up.
+
+        :param session: one for this thread only.
+        :param until: in seconds of ``time.monotonic``.
+        """
+        with suppress(Empty):
+            while time.monotonic() < until and (job := self._jobs.get_nowait()):
+                job(session)
+
+    def _collect(
+        self, done: SimpleQueue[Outcome[T]], left: int, seconds: float, until: float
+    ) -> Iterator[list[Outcome[T]]]:
         try:
             while left:
-                outcomes = [done.get()]
-                until = time.monotonic() + seconds
+                try:
+                    outcomes = [done.get(timeout=_seconds_to(until))]
+                except Empty:
+                    return
+                end = min(time.monotonic() + seconds, until)
                 with suppress(Empty):
                     while len(outcomes) < left:
-                        outcomes.append(done.get(timeout=max(0.0, until - time.monotonic())))
+                        outcomes.append(done.get(timeout=_seconds_to(end)))
                 left -= len(outcomes)
                 yield outcomes
         finally:
@@ -152,3 +174,8 @@ class Workers(Generic[S]):
             return Outcome(name, None, failure)
         session.retry_timeout = retry_timeout
         return Outcome(name, result, None)
+
+
+def _seconds_to(until: float) -> float | None:
+    """Return how long to wait, or None for no limit."""
+    return None if until == float("inf") else max(0.0, until - time.monotonic())

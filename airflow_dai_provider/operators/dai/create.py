@@ -184,10 +184,9 @@ class DaiCreateCreativeOperator(BaseOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume the task after a deferral, under the same guard as ``execute``."""
         self._guard.begin(context, resumed=True)
-        started = partial(self._guard.started_here, context, self._make_hook)
         with (
             self._guard.cancel_on_error(context, self._make_hook),
-            resumption(self, next_method, next_kwargs, started) as resumed,
+            resumption(self, next_method, next_kwargs, partial(self._started, context)) as resumed,
         ):
             return super().resume_execution(*resumed, context)
 
@@ -197,6 +196,10 @@ class DaiCreateCreativeOperator(BaseOperator):
         A kill before ``execute`` has begun counts too: ``execute`` then starts nothing.
         """
         self._guard.kill_or_time_out(self._make_hook)
+
+    def _started(self, context: Context) -> str | None:
+        """Return the operation that the resumed task waits for."""
+        return next(iter(self._guard.started_here(context, self._make_hook)), None)
 
     def _make_hook(self) -> DaiHook:
         from airflow_dai_provider.hooks.dai import DaiHook
@@ -228,6 +231,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         if found is None:
             self._guard.disarm()
         elif len(saved) > 1:
+            self._guard.disarm()
             self._adopt(context, hook, found.name)
         return found
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -395,7 +396,7 @@ def test_a_prepared_cancellation_takes_the_token_that_is_held_when_it_is_sent(ro
 
     with DaiHook(quota_project_id="billed-project") as hook:
         hook.get_operation(NAME)
-        cancel = hook.prepare_cancellation(NAME, timeout=2)
+        cancel = partial(hook.prepare_cancellation(), NAME, 2)
         clock.advance(LIFETIME - 50)
         hook.get_operation(NAME)
         clock.advance(500)  # the first token is dead by now
@@ -417,7 +418,7 @@ def test_a_prepared_cancellation_whose_token_is_dead_fetches_none(
     robot.start_ingest(NAME)
     with DaiHook() as hook:
         hook.get_operation(NAME)
-        cancel = hook.prepare_cancellation(NAME, timeout=2)
+        cancel = partial(hook.prepare_cancellation(), NAME, 2)
         if by == "expiry":
             clock.advance(LIFETIME)
         else:
@@ -437,7 +438,7 @@ def test_a_prepared_cancellation_impersonates(google: tuple[DaiEmulator, list[st
 
     with DaiHook(impersonation_chain=[FIRST, TARGET]) as hook:
         hook.get_operation(NAME)
-        hook.prepare_cancellation(NAME, timeout=2)()
+        hook.prepare_cancellation()(NAME, 2)
 
     assert (last_of(emulator).method, last_of(emulator).account) == ("operations.cancel", TARGET)
     assert emulator.tokens_issued == 2
@@ -447,7 +448,7 @@ def test_a_cancellation_that_is_prepared_before_the_first_request_has_a_token(ro
     """A second try takes the first one's ingest before it has asked for anything, and can be killed right then."""
     robot.start_ingest(NAME)
     with DaiHook() as hook:
-        hook.prepare_cancellation(NAME, timeout=2)()
+        hook.prepare_cancellation()(NAME, 2)
     assert robot.cancel_requested(NAME) == 1
     assert last_of(robot).account == ROBOT
 

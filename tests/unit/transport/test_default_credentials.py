@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -110,7 +111,7 @@ def test_a_sensor_that_cancels_when_killed_defers_although_it(machine: DaiEmulat
 def test_a_cancel_is_prepared_before_there_are_credentials(machine: DaiEmulator, stumble: dict[str, Any]) -> None:
     machine.inject(Fault("metadata", times=None, **stumble))
     with DaiHook() as hook:
-        cancel = hook.prepare_cancellation(NAME, timeout=1)
+        cancel = partial(hook.prepare_cancellation(), NAME, 1)
         with pytest.raises(exceptions.GoogleAPICallError, match="no access token"):
             cancel()
         machine.clear_faults()

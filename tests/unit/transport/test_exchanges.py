@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -157,7 +158,7 @@ def test_all_addresses_share_one_deadline(
     hook = make_hook(api_endpoint=six_addresses, timeout=3)
     if last:
         hook.get_operation(NAME)
-    send = hook.prepare_cancellation(NAME, timeout=3) if prepared else lambda: hook.cancel_operation(NAME)
+    send = partial(hook.prepare_cancellation(), NAME, 3) if prepared else lambda: hook.cancel_operation(NAME)
     began = time.monotonic()
     send()
     assert time.monotonic() - began < (0.2 if last else 2.5)

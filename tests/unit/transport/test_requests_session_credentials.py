@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import traceback
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,7 @@ def test_a_prepared_cancellation_uses_the_current_token(
     """In a signal handler there is no time to fetch one, and the session of the task may be in use."""
     name = emulator.start_ingest()
     keyed_hook.get_operation(name)
-    cancel = keyed_hook.prepare_cancellation(name, timeout=2)
+    cancel = partial(keyed_hook.prepare_cancellation(), name, 2)
     keyed_hook.get_credentials().expiry = datetime.now(UTC).replace(tzinfo=None)  # so that the hook renews it
     keyed_hook.get_operation(name)
 
@@ -115,7 +116,7 @@ def test_a_prepared_cancellation_is_neither_retried_nor_given_a_new_token(
     ):
         emulator.inject(Fault("operations.cancel", status=status))
         with tokens.fails(error, words):
-            keyed_hook.prepare_cancellation(name, timeout=2)()
+            keyed_hook.prepare_cancellation()(name, 2)
 
     assert methods(emulator) == ["operations.get"] + 2 * ["operations.cancel"]
     assert len(tokens.issued) == 1
@@ -124,7 +125,7 @@ def test_a_prepared_cancellation_is_neither_retried_nor_given_a_new_token(
 
 def test_a_prepared_cancellation_needs_no_credentials(hook: DaiHook, emulator: DaiEmulator) -> None:
     name = emulator.start_ingest()
-    hook.prepare_cancellation(name, timeout=2)()
+    hook.prepare_cancellation()(name, 2)
 
     assert emulator.cancel_requested(name) == 1
     assert bearers(emulator) == [None]
@@ -132,7 +133,7 @@ def test_a_prepared_cancellation_needs_no_credentials(hook: DaiHook, emulator: D
 
 def test_a_prepared_cancellation_refuses_an_invalid_name(hook: DaiHook) -> None:
     with pytest.raises(InvalidNameError):
-        hook.prepare_cancellation("creatives/x", timeout=2)
+        hook.prepare_cancellation()("creatives/x", 2)
 
 
 @pytest.mark.parametrize("call", ["get", "cancel", "create"])
