@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any, NoReturn, Self
 
 from airflow_dai_provider.api.names import InvalidNameError, check_creative_name
-from airflow_dai_provider.api.redaction import redact_urls, short_repr
+from airflow_dai_provider.api.redaction import redact_json, redact_urls, short_repr
 from airflow_dai_provider.api.storable import MAX_MESSAGE, is_storable_number, storable_object, storable_text
 
 #: The fields of the metadata of an ingest.
@@ -252,8 +252,8 @@ class Operation(_NoXCom):
             "error_message": self.error_message,
             "creative_name": self.creative_name,
             "ingest": ingest.to_dict() if ingest else None,
-            "response": _redacted(self.response),
-            "metadata": _redacted(self.metadata),
+            "response": redact_json(self.response),
+            "metadata": redact_json(self.metadata),
         }
 
     @classmethod
@@ -327,14 +327,3 @@ def _read_time(value: object) -> datetime | None:
     except ValueError:
         return None
     return time if time is None or time.tzinfo else time.replace(tzinfo=UTC)
-
-
-def _redacted(value: Any) -> Any:
-    """Return a JSON value after :func:`redact_urls` was applied to every string in it."""
-    if isinstance(value, str):
-        return redact_urls(value)
-    if isinstance(value, dict):
-        return {redact_urls(key): _redacted(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_redacted(item) for item in value]
-    return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 # Starts at the slashes: a pattern for the scheme would take quadratic time on a long word.
 _URL = re.compile(r"://(?:(?P<user>[^\s/?#]*)@)?(?P<rest>[^\s?#]*)(?:[?#](?P<query>\S*))?")
@@ -16,6 +17,17 @@ _QUERY = re.compile(r"(?P<mark>[?&#])(?P<query>[^\s=?&#]*=\S*)")
 def redact_urls(text: str) -> str:
     """Return a text with user, query and fragment removed from every URL."""
     return _QUERY.sub(r"\g<mark>...", _URL.sub(r"://\g<rest>", text))
+
+
+def redact_json(value: Any) -> Any:
+    """Return a JSON value after :func:`redact_urls` was applied to every string in it."""
+    if isinstance(value, str):
+        return redact_urls(value)
+    if isinstance(value, Mapping):
+        return {redact_urls(key) if isinstance(key, str) else key: redact_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact_json(item) for item in value]
+    return value
 
 
 def url_secrets(value: object) -> Iterator[str]:

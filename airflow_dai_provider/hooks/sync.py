@@ -80,8 +80,8 @@ class DaiHook(DaiBaseHook):
         nothing is retried. A hook that has no token yet fetches one now.
 
         :return: sends the request for a name, in so many seconds; raises
-            ``google.api_core.exceptions.GoogleAPICallError`` as a call of the hook does, and InvalidNameError for a name
-            that cannot be one.
+            ``google.api_core.exceptions.GoogleAPICallError`` as a call of the hook does, and InvalidNameError for what
+            cannot be a name.
         """
         endpoint = self.endpoint
         # The task can be killed before the first call has fetched a token. An error is left for that call to meet.

@@ -1,7 +1,8 @@
 """Cancel a task's own ingests when the task is killed or fails.
 
 The service names an ingest in its response to ``creatives.create``. That response is the only source of the name, and
-the guard is armed with it at once, of many ingests by the thread that has read the response. All other places hold copies, each for a reader that cannot reach another one:
+the guard is armed with it at once, of many ingests by the thread that has read the response. All other places hold
+copies, each for a reader that cannot reach another one:
 
 =====================================================  ==============================================================
 copy                                                   reader
@@ -199,11 +200,9 @@ class IngestGuard:
             if number < MAX_NAMED:
                 self._log.error("%s may still run: %s%s", name, why, self._ingests.get(name, ""))
             else:
-                others.setdefault(type(error).__name__, []).append(name)
+                others.setdefault(str(getattr(error, "rpc_code", type(error).__name__)), []).append(name)
         for kind, more in others.items():
-            self._log.error(
-                "%s may still run: %s, but the requests have failed too (%s).", ", ".join(more), reason, kind
-            )
+            self._log.error("%s may still run: %s, but with the error %s.", ", ".join(more), reason, kind)
 
     def _end_threads(self) -> None:
         self._to_kill.clear()
@@ -213,7 +212,7 @@ class IngestGuard:
 
     @contextmanager
     def cancel_on_error(self, context: Context, make_hook: Callable[[], DaiHook]) -> Iterator[None]:
-        """Cancel the ingests when the block raises, unless the next try reattaches to them; the error is raised again."""
+        """Cancel the ingests when the block raises, unless the next try reattaches to them; raise the error again."""
         self._entered = True
         try:
             yield

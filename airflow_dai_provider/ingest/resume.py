@@ -34,10 +34,15 @@ if TYPE_CHECKING:
 KEY = "dai_ingest"
 #: The most seconds between two polls of an ingest before this try reattaches to it.
 POLL_INTERVAL = 5.0
+#: Seconds within which a guard of an earlier try can cancel the ingest that this try has reattached to: it acts within
+#: seconds, and the cancellation is seen one or two polls later. A cancellation that comes after that is meant for this
+#: try.
+LATE_GUARD = 180.0
 #: Seconds for which a task that does not wait watches the ingest of an earlier try.
 SETTLE_SECONDS = 20.0
 
-_TOLD = (
+#: The end of the message for an ingest of an earlier try about which the service does not tell.
+TOLD = (
     "{name}, which an earlier try started, may still run, so no second ingest was started. Check it, and then clear "
     "the task: it starts a new ingest if the service still refuses"
 )
@@ -180,7 +185,7 @@ def reattach_or_cancel(
             log.warning("%s may still run: %s The task was cleared after it had said so. Starting anew.", name, error)
             return None
         store.try_to_save(replace(earlier, max_tries=store.max_tries, refused=True), log)
-        raise task_error(error.rpc_code, str(error), _TOLD.format(name=name)) from error
+        raise task_error(error.rpc_code, str(error), TOLD.format(name=name)) from error
     if not operation.done:
         log.info("%s; an earlier try started it. Reattaching to it.", operation)
         if cleared:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 
-from airflow.providers.common.compat.sdk import AirflowException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.operation import FAILURE_REASONS, Operation, OperationState
 from airflow_dai_provider.api.parameters import template_hint
 from airflow_dai_provider.api.redaction import short_repr
-from airflow_dai_provider.tasks.failures import check_final_state, sentences
+from airflow_dai_provider.api.retry import PERMANENT
+from airflow_dai_provider.tasks.failures import (
+    UnexpectedStateError,
+    check_final_state,
+    decisive_code,
+    sentences,
+    task_error,
+)
+
+#: The end of the message before Airflow 3.3.
+RESUBMITS = "Some ingests have succeeded, and a retry would start them again: Airflow before 3.3 saves nothing for it"
 
 
 class IngestFailedError(AirflowException):
@@ -50,3 +63,59 @@ def check_ingest(operation: Operation, retry_on: Collection[str]) -> None:
     if may_start_again(operation, retry_on):
         raise IngestFailedError(sentences(operation, "By retry_on, a retry of the task starts the ingest again"))
     check_final_state(operation, frozenset({OperationState.SUCCEEDED}))
+
+
+def check_ingests(
+    operations: Collection[Operation],
+    not_started: Mapping[str, ServiceError],
+    not_polled: Mapping[str, ServiceError],
+    *,
+    retry_on: Collection[str],
+    resubmits: bool,
+) -> None:
+    """Check that each creative of a list has been ingested; say in one error what was not.
+
+    :param operations: those that have finished.
+    :param not_started: by media file, the errors of the creatives that were not started. After UNKNOWN, an ingest may
+        run under an unknown name, so the task is not retried.
+    :param not_polled: by name, the errors of operations whose end is not known.
+    :param resubmits: whether a retry would start again what has succeeded.
+    :raises UnexpectedStateError: when some have not succeeded, and a retry cannot help.
+    :raises AirflowFailException: when some could not be started or polled, and a retry cannot help.
+    :raises IngestFailedError: when Airflow may retry the task.
+    """
+    failed = [one for one in operations if one.state is not OperationState.SUCCEEDED]
+    if not (failed or not_started or not_polled):
+        return
+    succeeded = len(operations) - len(failed)
+    parts = [f"{succeeded:,} of {len(operations) + len(not_started) + len(not_polled):,} ingests have succeeded"]
+    if failed:
+        parts.append(f"Finished otherwise: {_counted(map(_end, failed))}: {some_of(failed, '; ')}")
+    for what, errors in (("Not started", not_started), ("Not polled", not_polled)):
+        if errors:
+            named = some_of((f"{name}: {str(error).rstrip('.')}" for name, error in errors.items()), "; ")
+            parts.append(f"{what}: {_counted(error.rpc_code for error in errors.values())}: {named}")
+    message = sentences(*parts)
+    errors = [*not_started.values(), *not_polled.values()]
+    in_doubt = any(error.rpc_code is Code.UNKNOWN for error in not_started.values())
+    retry_helps = any(error.rpc_code not in PERMANENT for error in errors) or any(
+        may_start_again(one, retry_on) for one in failed
+    )
+    if retry_helps and not in_doubt and Code.UNIMPLEMENTED not in {error.rpc_code for error in errors}:
+        if not (resubmits and succeeded):
+            raise IngestFailedError(message)
+        raise AirflowFailException(sentences(message, RESUBMITS))
+    if in_doubt:
+        raise AirflowFailException(message)
+    if errors:
+        raise task_error(decisive_code([error.rpc_code for error in errors]), message)
+    raise UnexpectedStateError(message)
+
+
+def _end(operation: Operation) -> str:
+    reason = operation.ingest.reason if operation.ingest else ""
+    return reason if reason and operation.state is OperationState.FAILED else operation.state.value
+
+
+def _counted(ends: Iterable[str]) -> str:
+    return ", ".join(f"{count:,} {end}" for end, count in Counter(ends).most_common())

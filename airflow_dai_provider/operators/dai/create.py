@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf, mask_secret
 
-from airflow_dai_provider.api.creative import check_creative, creative_digest, media_urls
+from airflow_dai_provider.api.creative import InvalidCreativeError, check_creative, creative_digest, media_urls
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.parameters import check_flag, check_seconds
-from airflow_dai_provider.api.redaction import redact_urls, url_secrets
+from airflow_dai_provider.api.redaction import redact_json, redact_urls, url_secrets
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
-from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, reattach_or_cancel, saved_here
+from airflow_dai_provider.ingest.resume import LATE_GUARD, IngestStore, StartedIngest, reattach_or_cancel, saved_here
 from airflow_dai_provider.ingest.start import start_ingest
 from airflow_dai_provider.ingest.verdict import check_ingest, check_retry_on
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
+from airflow_dai_provider.operators.dai.create_many import CreateMany, fail_for_good_once_one_has_succeeded
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.deferral import defer_wait, resumption
 from airflow_dai_provider.tasks.events import read_event
 from airflow_dai_provider.tasks.failures import refused_parameters, task_errors
+from airflow_dai_provider.tasks.one_or_many import check_each, one_or_many
 from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, push_operations
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE, is_resumed
@@ -32,11 +35,6 @@ if TYPE_CHECKING:
 
     from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
-
-#: Seconds within which a guard of an earlier try can cancel the ingest that this try has reattached to: it acts within
-#: seconds, and the cancellation is seen one or two polls later. A cancellation that comes after that is meant for this
-#: try.
-LATE_GUARD = 180.0
 
 
 class DaiCreateCreativeOperator(BaseOperator):
@@ -98,7 +96,7 @@ class DaiCreateCreativeOperator(BaseOperator):
     def __init__(
         self,
         *,
-        creative: Mapping[str, Any] | XComArg,
+        creative: Mapping[str, Any] | Sequence[Mapping[str, Any]] | XComArg,
         dynamic_creative_info: Mapping[str, Any] | XComArg | None = None,
         wait_for_completion: bool = True,
         cancel_on_kill: bool = True,
@@ -113,7 +111,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.creative: Any = creative  # JSON objects, once they are rendered
+        self.creative: Any = creative  # a JSON object or a list of them, once it is rendered
         self.dynamic_creative_info: Any = dynamic_creative_info
         with refused_parameters():
             self.wait_for_completion = check_flag("wait_for_completion", wait_for_completion)
@@ -133,6 +131,11 @@ class DaiCreateCreativeOperator(BaseOperator):
             self.on_failure_callback = [callback, *_callbacks(self.on_failure_callback)]
             if not HAS_TASK_STATE_STORE:
                 self.on_retry_callback = [callback, *_callbacks(self.on_retry_callback)]
+
+    #: Of a list: the creatives as they are submitted, beside the field without signatures, which people can see.
+    _signed: list[Any] | None = None
+    _shown: object = None
+    _many: CreateMany | None = None
 
     @cached_property
     def _guard(self) -> IngestGuard:
@@ -155,18 +158,29 @@ class DaiCreateCreativeOperator(BaseOperator):
             # A task whose template fails has started nothing either.
             self._guard.begin(context, resumed=is_resumed(context["ti"]))
         super()._do_render_template_fields(parent, template_fields, context, *args, **kwargs)
-        if parent is self:  # and not a part of a field
-            for secret in url_secrets(self.creative):
-                mask_secret(secret)
+        if parent is not self:  # but a part of a field
+            return
+        with suppress(ValueError):  # which execute raises again
+            creatives, several = one_or_many("creative", self.creative)
+            if several:
+                # Masked value by value, a thousand signatures take a minute. Airflow stores what the field holds now.
+                self._signed, self.creative = creatives, redact_json(creatives)
+                self._shown = self.creative
+                return
+        for secret in url_secrets(self.creative):
+            mask_secret(secret)
 
-    def execute(self, context: Context) -> str:
-        """Start the ingest, or reattach to that of an earlier try; wait if told to; return the operation's name."""
+    def execute(self, context: Context) -> str | list[str]:
+        """Start the ingests, or reattach to those of an earlier try; wait if told to; return the name, or the list."""
         self._guard.begin(context)
-        with self._guard.cancel_on_error(context, self._make_hook):
+        with fail_for_good_once_one_has_succeeded(self), self._guard.cancel_on_error(context, self._make_hook):
             with task_errors():
-                # Guarded, since an earlier try can have left its ingest to this one.
-                check_creative(self.creative, self.dynamic_creative_info)
+                # Guarded, since an earlier try can have left its ingests to this one.
+                creatives, several = self._checked_creatives()
                 check_rendered_fields(self, self._given)
+            if several:
+                self._many = CreateMany(self, context, creatives)
+                return self._many.execute()
             with self._make_hook() as hook:
                 if (found := self._reattach(context, hook)) and found.done:
                     return self._finish(context, found)
@@ -176,18 +190,29 @@ class DaiCreateCreativeOperator(BaseOperator):
                 return name
 
     def execute_complete(
-        self, context: Context, event: Any = None, adopted: float | None = None, operation_name: str | None = None
-    ) -> str:
-        """Finish the task when the wait in the triggerer is over; return the operation's name."""
+        self,
+        context: Context,
+        event: Any = None,
+        adopted: float | None = None,
+        operation_name: str | None = None,
+        adopted_indexes: Sequence[int] = (),
+    ) -> str | list[str]:
+        """Finish the task when the wait in the triggerer is over; return the operation's name, or the list of names."""
+        if self._many:
+            return self._many.complete(event, adopted, adopted_indexes)
         return self._finish(context, read_event(event, operation_name), adopted)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume the task after a deferral, under the same guard as ``execute``."""
         self._guard.begin(context, resumed=True)
         with (
+            fail_for_good_once_one_has_succeeded(self),
             self._guard.cancel_on_error(context, self._make_hook),
             resumption(self, next_method, next_kwargs, partial(self._started, context)) as resumed,
         ):
+            with task_errors():
+                creatives, several = self._checked_creatives()
+            self._many = CreateMany(self, context, creatives, resumed=True) if several else None
             return super().resume_execution(*resumed, context)
 
     def on_kill(self) -> None:
@@ -197,9 +222,20 @@ class DaiCreateCreativeOperator(BaseOperator):
         """
         self._guard.kill_or_time_out(self._make_hook)
 
-    def _started(self, context: Context) -> str | None:
-        """Return the operation that the resumed task waits for."""
-        return next(iter(self._guard.started_here(context, self._make_hook)), None)
+    def _started(self, context: Context) -> str | list[str] | None:
+        """Return the operations that the resumed task waits for."""
+        names = self._guard.started_here(context, self._make_hook)
+        return names if one_or_many("creative", self.creative)[1] else next(iter(names), None)
+
+    def _checked_creatives(self) -> tuple[list[Mapping[str, Any]], bool]:
+        """Return what to submit, and whether a list was given; every invalid creative is named with its index."""
+        submitted = self._signed if self.creative is self._shown else self.creative
+
+        def checked(creative: Mapping[str, Any]) -> Mapping[str, Any]:
+            check_creative(creative, self.dynamic_creative_info)
+            return creative
+
+        return check_each("creative", submitted, checked, InvalidCreativeError)
 
     def _make_hook(self) -> DaiHook:
         from airflow_dai_provider.hooks.dai import DaiHook

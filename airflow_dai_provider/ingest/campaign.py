@@ -1,0 +1,201 @@
+"""The ingests of a list of creatives: start them side by side, and know of each creative what became of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_dai_provider.api.creative import creative_digest, media_urls
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.operation import Operation, OperationState
+from airflow_dai_provider.api.operation_list import to_dicts
+from airflow_dai_provider.api.redaction import redact_urls
+from airflow_dai_provider.api.retry import may_have_acted
+from airflow_dai_provider.ingest.recovery import LostStart, may_have_started, recover_ingests
+
+if TYPE_CHECKING:
+    from airflow_dai_provider.hooks.dai import DaiHook
+    from airflow_dai_provider.ingest.kill_guard import IngestGuard
+    from airflow_dai_provider.transport.threads import Workers
+
+#: Seconds from the first response of several until their names are pushed, which takes a while too.
+PUSH_INTERVAL = 0.5
+#: After an interruption, the seconds beyond one request's timeout to wait for the responses to those under way.
+DRAIN_SECONDS = 5.0
+
+_INTERRUPTED = "the task was interrupted before this was attempted"
+_CODES = list(Code)
+
+
+class Campaign:
+    """The creatives of a list. Equal ones are one ingest, which stands at each of their places.
+
+    :param creatives: checked ones, in the order of the input.
+    :param dynamic_creative_info: of each of them.
+    """
+
+    def __init__(self, creatives: Sequence[Mapping[str, Any]], dynamic_creative_info: Mapping[str, Any] | None) -> None:
+        self._info = dynamic_creative_info
+        #: The digest of each creative, in the order of the input; by digest, the creatives.
+        self.digests = [creative_digest(creative, dynamic_creative_info) for creative in creatives]
+        self.creatives = dict(zip(self.digests, creatives, strict=True))
+        #: By digest, the operations of those that have started, and the errors of those that have not. After UNKNOWN,
+        #: an ingest may run under an unknown name.
+        self.names: dict[str, str] = {}
+        self.errors: dict[str, ServiceError] = {}
+        self._stop_reason: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.creatives)
+
+    @property
+    def started(self) -> list[str]:
+        """The operations that have started, in the order of the input."""
+        names = dict(self.names)  # threads add to it
+        return list(dict.fromkeys(names[digest] for digest in self.creatives if digest in names))
+
+    @property
+    def missing(self) -> list[str]:
+        """The digests of the creatives that have not started."""
+        return [digest for digest in self.creatives if digest not in self.names]
+
+    def media(self, digest: str) -> list[str]:
+        """Return the media URLs of a creative, without their signatures."""
+        return sorted(map(redact_urls, media_urls(self.creatives[digest])))
+
+    def start(
+        self,
+        hook: DaiHook,
+        workers: Workers[DaiHook],
+        guard: IngestGuard,
+        *,
+        progress: Callable[[], None],
+        known: Collection[str],
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
+        log: Any,
+    ) -> None:
+        """Start each creative that has not started; one that is refused does not keep the others from it.
+
+        When responses are lost, their ingests are searched for after all others have responded: by then each ingest of
+        the same media that this task has started is known by its name.
+
+        :param workers: threads that end their work by :meth:`stopped`.
+        :param guard: is armed with each ingest by the thread that has started it.
+        :param progress: called at the latest a second after a response, and at the end; pushes the names.
+        :param known: operations that are not taken for those of lost responses.
+        :param clock: gives seconds of the epoch.
+        :raises IngestMayHaveStartedError: when an interruption leaves ingests that may run under unknown names.
+        """
+        missing = self.missing
+        lost: dict[str, LostStart] = {}
+        under_way: dict[str, LostStart] = {}
+        for digest in missing:
+            self.errors.pop(digest, None)
+
+        def start_one(own: DaiHook, digest: str) -> None:
+            urls = media_urls(self.creatives[digest])
+            under_way[digest] = sent = LostStart(
+                urls, datetime.fromtimestamp(clock(), UTC), "No response came in time."
+            )
+            try:
+                operation = own.create_creative(self.creatives[digest], self._info)
+            except ServiceError as error:
+                if may_have_acted(error):
+                    lost[digest] = LostStart(urls, sent.sent, str(error))
+                raise
+            else:
+                guard.arm_in_thread(own, operation.name, ", ".join(self.media(digest)))
+                self.names[digest] = operation.name
+            finally:
+                del under_way[digest]
+
+        def finish() -> None:
+            guard.tell_of_threads()
+            if lost:
+                found, doubts = recover_ingests(hook, lost, sleep, log, {*known, *self.names.values()})
+                for digest, operation in found.items():
+                    self.names[digest] = operation.name
+                    guard.arm(hook, operation.name, ", ".join(self.media(digest)))
+                for digest, doubt in doubts.items():
+                    self.errors[digest] = ServiceError(str(doubt), Code.UNKNOWN)
+            progress()
+
+        try:
+            for outcomes in workers.batches(
+                missing, start_one, retry_timeout=hook.retry_timeout, seconds=PUSH_INTERVAL
+            ):
+                for digest, _, error in outcomes:
+                    if error and digest not in lost:
+                        self.errors[digest] = error
+                        if error.rpc_code is Code.UNIMPLEMENTED:
+                            self._stop_reason = f"the server does not support the method: {error}"
+                guard.tell_of_threads()
+                progress()
+        except BaseException as interruption:
+            # A time limit, a kill before Airflow 3, or an XCom that could not be pushed. The requests under way go on:
+            # their ingests are made known to the guard and the next try, and then the interruption goes on.
+            self._stop_reason = _INTERRUPTED
+            _drain(under_way, hook.timeout + DRAIN_SECONDS, interruption)
+            finish()
+            raise
+        finish()
+
+    def stopped(self) -> str | None:
+        """Return the reason to start nothing more, or None."""
+        return self._stop_reason
+
+    def rows(
+        self, finished: Mapping[str, Operation], errors: Mapping[str, ServiceError] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return for each creative, in the order of the input, what became of it.
+
+        :param finished: by name, the operations that have finished.
+        :param errors: by name, the errors of those that could not be polled.
+        :return: ``Operation.to_dict()``, or its first fields, with ``media_files``.
+        """
+        names = [self.names.get(digest) for digest in self.digests]
+        dicts = to_dicts([finished.get(name) if name else None for name in names])
+        rows = []
+        for digest, name, done in zip(self.digests, names, dicts, strict=True):
+            error = (errors or {}).get(name) if name else self.errors.get(digest)
+            row = done or {
+                "name": name,
+                "state": OperationState.RUNNING.value if name and not error else None,
+                "done": False,
+                "error_code": _CODES.index(error.rpc_code) + 1 if error else None,
+                "error_message": str(error) if error else None,
+            }
+            rows.append(row | {"media_files": self.media(digest)})
+        return rows
+
+    def load(self, rows: object) -> bool:
+        """Take from the rows of an earlier process what has started; return whether they are those of this list."""
+        if not isinstance(rows, list) or len(rows) != len(self.digests):
+            return False
+        for digest, row in zip(self.digests, rows, strict=True):
+            match row:
+                case {"name": str(name)}:
+                    self.names[digest] = name
+                case {"name": None, "error_code": int(code), "error_message": str(message)}:
+                    self.errors[digest] = ServiceError(message, _CODES[code - 1])
+                case _:
+                    return False
+        return True
+
+
+def _drain(under_way: Mapping[str, LostStart], seconds: float, interruption: BaseException) -> None:
+    """Wait for the responses to requests that are under way.
+
+    :raises IngestMayHaveStartedError: when some do not come in time, or the wait is interrupted too.
+    """
+    until = time.monotonic() + seconds
+    try:
+        while under_way and time.monotonic() < until:
+            time.sleep(0.02)
+    except BaseException as again:
+        interruption = again
+    if left := list(under_way.values()):
+        raise may_have_started(left, f"the task was interrupted: {interruption}.") from interruption

@@ -1,0 +1,312 @@
+"""The ingests of a list of creatives that one task starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout
+
+from airflow_dai_provider.api.many_wait import ManyWait
+from airflow_dai_provider.api.operation import Operation, OperationState
+from airflow_dai_provider.api.polling import WaitTimeoutError
+from airflow_dai_provider.ingest.campaign import Campaign
+from airflow_dai_provider.ingest.resume import LATE_GUARD, IngestStore, StartedIngest, saved_here
+from airflow_dai_provider.ingest.resume_many import reattach_or_cancel_many
+from airflow_dai_provider.ingest.verdict import RESUBMITS, check_ingests
+from airflow_dai_provider.metrics import count_finished
+from airflow_dai_provider.tasks.cancel_requests import KILLED
+from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait
+from airflow_dai_provider.tasks.events import describe_names, read_many_event
+from airflow_dai_provider.tasks.failures import describe_error, sentences, task_errors
+from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, pull, push_operations
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_dai_provider.api.errors import ServiceError
+    from airflow_dai_provider.hooks.dai import DaiHook
+    from airflow_dai_provider.operators.dai.create import DaiCreateCreativeOperator
+    from airflow_dai_provider.transport.threads import Workers
+
+_SUCCEEDED = frozenset({OperationState.SUCCEEDED})
+
+
+class CreateMany:
+    """Start an ingest for each of many creatives, side by side, wait if told to, and report all of it.
+
+    :param task: the operator.
+    :param creatives: checked ones, in the order of the input.
+    :param resumed: whether the task has waited in the triggerer.
+    """
+
+    def __init__(
+        self,
+        task: DaiCreateCreativeOperator,
+        context: Context,
+        creatives: Sequence[Mapping[str, Any]],
+        *,
+        resumed: bool = False,
+    ) -> None:
+        self._task = task
+        self._context = context
+        self._guard = task._guard
+        self._campaign = Campaign(creatives, task.dynamic_creative_info)
+        self._store = IngestStore(context)
+        self._resumed = resumed
+        self._pushed_at: dict[str, float] = {}
+        #: By name, the ingests that have finished; by digest, those of an earlier try, and when this one took them.
+        self._finished: dict[str, Operation] = {}
+        self._adopted: set[str] = set()
+        self._adopted_at: float | None = None
+
+    def execute(self) -> list[str]:
+        """Start the ingests, or reattach to those of an earlier try; wait if told to; return the names."""
+        task, campaign = self._task, self._campaign
+        if not campaign.digests:
+            task.log.info("The list of creatives is empty.")
+        with task._make_hook() as hook, self._workers(hook) as workers:
+            self._reattach(hook, workers)
+            if campaign.missing:
+                self._start(hook, workers)
+            if task.wait_for_completion:
+                return self._finish(*self._wait(hook, workers))
+        if campaign.errors:
+            # A start that was refused does not cancel the others, which are meant to run on.
+            self._guard.disarm()
+            self._check({})
+        return self._names()
+
+    def complete(self, event: Any, adopted_at: float | None, adopted: Sequence[int]) -> list[str]:
+        """Finish the task when the wait in the triggerer is over; return the names."""
+        campaign = self._campaign
+        self._load()
+        self._adopted_at = adopted_at
+        self._adopted = {campaign.digests[index] for index in adopted}
+        return self._finish(*read_many_event(event, campaign.started))
+
+    def _load(self) -> None:
+        """Read what the process before the deferral has started."""
+        ti = self._context["ti"]
+        rows = pull(ti, ti.task_id, XCOM_OPERATION, ti.map_index)
+        if not (rows and self._campaign.load(rows[0])):
+            raise AirflowException(
+                f"The XCom '{XCOM_OPERATION}' is not that of the {len(self._campaign.digests):,} creatives of this "
+                "task: was it replaced, or have the templates rendered to others since the task was deferred?"
+            )
+
+    @contextmanager
+    def _workers(self, hook: DaiHook) -> Iterator[Workers[DaiHook]]:
+        """Yield the threads, beside those of the guard, all of which run before the first request."""
+        number = len(self._campaign)
+        with task_errors():
+            stopped, hook.stopped = hook.stopped, self._stopped
+            try:
+                workers = hook.workers(number)
+            finally:
+                hook.stopped = stopped
+            with workers:
+                self._guard.prepare(hook, number)
+                yield workers
+
+    def _stopped(self) -> str | None:
+        """Return the reason to start nothing more; polls go on when the task is killed."""
+        if not self._starting:
+            return None
+        return KILLED if self._guard.killed else self._campaign.stopped()
+
+    def _reattach(self, hook: DaiHook, workers: Workers[DaiHook]) -> None:
+        """Take over what an earlier try has started, if this one can go on with it."""
+        task, campaign, guard = self._task, self._campaign, self._guard
+        saved = saved_here(self._store, hook.endpoint.url, task.log)
+        if not saved:
+            guard.disarm()
+            return
+        # Guarded before they are polled: if the poll fails, no other try or guard knows of them.
+        media = {digest: ", ".join(campaign.media(digest)) for digest in campaign.creatives}
+        for one in saved:
+            guard.arm(hook, one.operation_name, media.get(one.digest, ""))
+        self._push([one.operation_name for one in saved], hook)
+        usable, self._finished = reattach_or_cancel_many(
+            saved,
+            self._store,
+            hook,
+            workers,
+            digests=campaign.creatives.keys(),
+            retry_on=task.retry_on,
+            settle=not task.wait_for_completion,
+            clock=task._clock,
+            sleep=task._sleep,
+            log=task.log,
+        )
+        hook.responded = True
+        guard.disarm()
+        guard.finished = self._finished
+        for digest, name in usable.items():
+            campaign.names[digest] = name
+            if name not in self._finished:
+                guard.arm(hook, name, media[digest])
+        self._adopted, self._adopted_at = set(usable), task._clock()
+        self._progress(hook)
+
+    def _start(self, hook: DaiHook, workers: Workers[DaiHook]) -> None:
+        """Start what has not started, and save the names for guards and the next try."""
+        task, campaign = self._task, self._campaign
+        known = {one.operation_name for one in self._store.load() if one.endpoint == hook.endpoint.url}
+        self._starting = True
+        try:
+            campaign.start(
+                hook,
+                workers,
+                self._guard,
+                progress=lambda: self._progress(hook),
+                known=known,
+                clock=task._clock,
+                sleep=task._sleep,
+                log=task.log,
+            )
+        finally:
+            self._starting = False
+        hook.responded = hook.responded or bool(campaign.names)
+        refused = f"; {len(campaign.errors):,} were not started" if campaign.errors else ""
+        task.log.info("%s of %s ingests have started%s.", f"{len(campaign.started):,}", f"{len(campaign):,}", refused)
+
+    _starting = False
+
+    def _progress(self, hook: DaiHook) -> None:
+        """Push the names, and save them for the next try."""
+        campaign = self._campaign
+        names = dict(campaign.names)
+        if len(names) == len(self._pushed_at) and all(name in self._pushed_at for name in names.values()):
+            return
+        try:
+            self._push(campaign.started, hook)
+        finally:
+            # Also when the XCom could not be pushed: the next try then reattaches.
+            endpoint, max_tries = hook.endpoint.url, self._store.max_tries
+            saved = [StartedIngest(name, endpoint, digest, max_tries) for digest, name in names.items()]
+            self._store.try_to_save(saved, self._task.log)
+
+    def _push(self, names: Sequence[str], hook: DaiHook) -> None:
+        now = self._task._clock()
+        self._pushed_at = {name: self._pushed_at.get(name, now) for name in names}
+        number = clear_number_of(self._context)
+        push_operations(self._context["ti"], self._pushed_at, hook.endpoint.url, number, many=True)
+
+    def _wait(self, hook: DaiHook, workers: Workers[DaiHook]) -> tuple[dict[str, Operation], dict[str, ServiceError]]:
+        """Wait until the ingests have finished, in this process or in the triggerer."""
+        task, names = self._task, self._campaign.started
+        # A resumed task reads from here what has started, and what has not.
+        self._push_rows({})
+        wait = hook.make_wait(describe_names(names), timeout=task.timeout, poll_interval=task.poll_interval)
+        many = ManyWait(names, wait)
+        for name in names:
+            if name in self._finished:
+                many.finish(self._finished[name])
+        self._finished = self._guard.finished = many.finished
+        if many.left and task.deferrable and self._can_defer(names):
+            # Imported here, since DAG files are parsed often and few of their tasks defer.
+            from airflow_dai_provider.triggers.dai import DaiOperationTrigger
+
+            adopted = [index for index, digest in enumerate(self._campaign.digests) if digest in self._adopted]
+            defer_wait(
+                task,
+                hook,
+                DaiOperationTrigger,
+                names,
+                poll_interval=task.poll_interval,
+                expected_states=_SUCCEEDED,
+                resume_with={"adopted": self._adopted_at, "adopted_indexes": adopted},
+                cancel_on_kill=task.cancel_on_kill,
+            )
+        hook.wait_for_many(workers, many, _SUCCEEDED)
+        return many.finished, many.failed
+
+    def _can_defer(self, names: list[str]) -> bool:
+        try:
+            check_deferrable(names)
+        except ValueError as error:
+            self._task.log.warning("Waiting in the worker: %s", error)
+            return False
+        return True
+
+    def _finish(self, finished: dict[str, Operation], errors: dict[str, ServiceError]) -> list[str]:
+        """Report how the ingests have finished, and check that they have succeeded.
+
+        :param finished: by name, those that have finished.
+        :param errors: by name, the errors of those that cannot be polled.
+        """
+        task, campaign = self._task, self._campaign
+        self._finished = self._guard.finished = finished
+        if again := self._cancelled_by_an_earlier_try(finished):
+            message = "An earlier try started and cancelled %s of the ingests. Starting new ones."
+            task.log.warning(message, f"{len(again):,}")
+            for digest in again:
+                del campaign.names[digest]
+            self._adopted_at = None
+            with task._make_hook() as hook, self._workers(hook) as workers:
+                self._start(hook, workers)
+                return self._finish(*self._wait(hook, workers))
+        if not errors:
+            self._guard.disarm()
+        for operation in finished.values():
+            count_finished(operation.state)
+        self._push_rows(finished, errors)
+        self._check(errors)
+        self._store.try_to_delete("the ingests", task.log)
+        return self._names()
+
+    def _cancelled_by_an_earlier_try(self, finished: Mapping[str, Operation]) -> list[str]:
+        """Return what a guard of the earlier try has cancelled after this one had reattached to it."""
+        if self._adopted_at is None or self._task._clock() >= self._adopted_at + LATE_GUARD:
+            return []
+        names = {digest: self._campaign.names[digest] for digest in self._adopted}
+        cancelled = OperationState.CANCELLED
+        return [digest for digest, name in names.items() if name in finished and finished[name].state is cancelled]
+
+    def _check(self, errors: Mapping[str, ServiceError]) -> None:
+        campaign = self._campaign
+        not_started = {", ".join(campaign.media(digest)): error for digest, error in campaign.errors.items()}
+        check_ingests(
+            [self._finished[name] for name in campaign.started if name in self._finished],
+            not_started,
+            errors,
+            retry_on=self._task.retry_on,
+            resubmits=not self._store.available,
+        )
+
+    def _push_rows(self, finished: Mapping[str, Operation], errors: Mapping[str, ServiceError] | None = None) -> None:
+        self._context["ti"].xcom_push(XCOM_OPERATION, self._campaign.rows(finished, errors))
+
+    def _names(self) -> list[str]:
+        return [self._campaign.names[digest] for digest in self._campaign.digests]
+
+    @property
+    def retry_resubmits(self) -> bool:
+        """Whether a retry would start again what has succeeded: before Airflow 3.3 nothing is saved for it."""
+        if self._store.available or self._guard.killed:
+            return False
+        if self._resumed and not self._finished:
+            # The wait in the triggerer has failed, and says nothing of single ingests.
+            with suppress(AirflowException), self._task._make_hook() as hook:
+                self._load()
+                names = self._campaign.started
+                many = ManyWait(names, hook.make_wait(describe_names(names), timeout=1.0, responded=True))
+                self._finished = many.finished
+                with suppress(WaitTimeoutError), self._workers(hook) as workers:
+                    hook.poll_many(workers, many)
+        return any(operation.state is OperationState.SUCCEEDED for operation in self._finished.values())
+
+
+@contextmanager
+def fail_for_good_once_one_has_succeeded(task: DaiCreateCreativeOperator) -> Iterator[None]:
+    """Let no failure lead to a retry that would start again what has succeeded."""
+    try:
+        yield
+    except AirflowFailException:
+        raise
+    except (AirflowException, AirflowTaskTimeout) as error:
+        if not (task._many and task._many.retry_resubmits):
+            raise
+        raise AirflowFailException(sentences(describe_error(error), RESUBMITS)) from error
