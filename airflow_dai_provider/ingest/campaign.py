@@ -13,7 +13,8 @@ from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.operation_list import to_dicts
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.api.retry import may_have_acted
-from airflow_dai_provider.ingest.recovery import LostStart, may_have_started, recover_ingests
+from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError, LostStart, may_have_started, recover_ingests
+from airflow_dai_provider.tasks.failures import sentences
 
 if TYPE_CHECKING:
     from airflow_dai_provider.hooks.dai import DaiHook
@@ -140,6 +141,11 @@ class Campaign:
             self._stop_reason = _INTERRUPTED
             _drain(under_way, hook.timeout + DRAIN_SECONDS, interruption)
             finish()
+            for error in self.errors.values():
+                if error.rpc_code is Code.UNKNOWN:
+                    # After an interruption Airflow would retry the task, and the next try would start a second ingest.
+                    message = sentences(error, f"The task was interrupted: {interruption}")
+                    raise IngestMayHaveStartedError(message) from interruption
             raise
         finish()
 

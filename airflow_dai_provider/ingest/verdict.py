@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
@@ -67,8 +67,8 @@ def check_ingest(operation: Operation, retry_on: Collection[str]) -> None:
 
 def check_ingests(
     operations: Collection[Operation],
-    not_started: Mapping[str, ServiceError],
-    not_polled: Mapping[str, ServiceError],
+    not_started: Collection[tuple[str, ServiceError]],
+    not_polled: Collection[tuple[str, ServiceError]],
     *,
     retry_on: Collection[str],
     resubmits: bool,
@@ -76,9 +76,9 @@ def check_ingests(
     """Check that each creative of a list has been ingested; say in one error what was not.
 
     :param operations: those that have finished.
-    :param not_started: by media file, the errors of the creatives that were not started. After UNKNOWN, an ingest may
-        run under an unknown name, so the task is not retried.
-    :param not_polled: by name, the errors of operations whose end is not known.
+    :param not_started: the media files and the errors of the creatives that were not started. After UNKNOWN, an ingest
+        may run under an unknown name, so the task is not retried.
+    :param not_polled: the names and the errors of operations whose end is not known.
     :param resubmits: whether a retry would start again what has succeeded.
     :raises UnexpectedStateError: when some have not succeeded, and a retry cannot help.
     :raises AirflowFailException: when some could not be started or polled, and a retry cannot help.
@@ -93,22 +93,20 @@ def check_ingests(
         parts.append(f"Finished otherwise: {_counted(map(_end, failed))}: {some_of(failed, '; ')}")
     for what, errors in (("Not started", not_started), ("Not polled", not_polled)):
         if errors:
-            named = some_of((f"{name}: {str(error).rstrip('.')}" for name, error in errors.items()), "; ")
-            parts.append(f"{what}: {_counted(error.rpc_code for error in errors.values())}: {named}")
+            named = some_of((f"{name}: {str(error).rstrip('.')}" for name, error in errors), "; ")
+            parts.append(f"{what}: {_counted(error.rpc_code for _, error in errors)}: {named}")
     message = sentences(*parts)
-    errors = [*not_started.values(), *not_polled.values()]
-    in_doubt = any(error.rpc_code is Code.UNKNOWN for error in not_started.values())
-    retry_helps = any(error.rpc_code not in PERMANENT for error in errors) or any(
-        may_start_again(one, retry_on) for one in failed
-    )
-    if retry_helps and not in_doubt and Code.UNIMPLEMENTED not in {error.rpc_code for error in errors}:
+    codes = [error.rpc_code for _, error in (*not_started, *not_polled)]
+    in_doubt = any(error.rpc_code is Code.UNKNOWN for _, error in not_started)
+    retry_helps = any(code not in PERMANENT for code in codes) or any(may_start_again(one, retry_on) for one in failed)
+    if retry_helps and not in_doubt and Code.UNIMPLEMENTED not in codes:
         if not (resubmits and succeeded):
             raise IngestFailedError(message)
         raise AirflowFailException(sentences(message, RESUBMITS))
     if in_doubt:
         raise AirflowFailException(message)
-    if errors:
-        raise task_error(decisive_code([error.rpc_code for error in errors]), message)
+    if codes:
+        raise task_error(decisive_code(codes), message)
     raise UnexpectedStateError(message)
 
 

@@ -267,11 +267,11 @@ class CreateMany:
 
     def _check(self, errors: Mapping[str, ServiceError]) -> None:
         campaign = self._campaign
-        not_started = {", ".join(campaign.media(digest)): error for digest, error in campaign.errors.items()}
+        not_started = [(", ".join(campaign.media(digest)), error) for digest, error in campaign.errors.items()]
         check_ingests(
             [self._finished[name] for name in campaign.started if name in self._finished],
             not_started,
-            errors,
+            list(errors.items()),
             retry_on=self._task.retry_on,
             resubmits=not self._store.available,
         )
