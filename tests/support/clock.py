@@ -51,7 +51,11 @@ def fake_time(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Clock:
     """Let hooks, notifiers, operators and deferrals live on the clock, without chance."""
     from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
     from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
-    from airflow_dai_provider.operators.dai import DaiCancelStrayOperationsOperator, DaiCreateCreativeOperator
+    from airflow_dai_provider.operators.dai import (
+        DaiCancelStrayOperationsOperator,
+        DaiCreateCreativeOperator,
+        DaiDeleteCreativeOperator,
+    )
     from airflow_dai_provider.sensors.dai import DaiOperationSensor
     from airflow_dai_provider.tasks import deferral
 
@@ -63,6 +67,7 @@ def fake_time(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Clock:
     for waiting in (DaiHook, DaiAsyncHook, DaiCancelOperationNotifier, *operators):
         monkeypatch.setattr(waiting, "_sleep", staticmethod(sleep if waiting is DaiAsyncHook else clock.sleep))
         monkeypatch.setattr(waiting, "_clock", staticmethod(clock))
+    monkeypatch.setattr(DaiDeleteCreativeOperator, "_sleep", staticmethod(clock.sleep))
     monkeypatch.setattr(DaiOperationSensor, "_clock", staticmethod(clock))
     for polling in (DaiHook, DaiAsyncHook, DaiCancelStrayOperationsOperator):
         monkeypatch.setattr(polling, "_random", staticmethod(lambda: 0.0))
