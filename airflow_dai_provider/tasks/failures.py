@@ -30,8 +30,8 @@ _ADVICE = {
     Code.PERMISSION_DENIED: "The account of the connection has no access: Google must have allow-listed it for DAI.",
     Code.UNAUTHENTICATED: "The service, or the token service, refused the credentials of the connection.",
     Code.NOT_FOUND: (
-        "The service does not know it. Check the name and the endpoint. Finished operations expire, and creatives can be "
-        "deleted."
+        "The service does not know it. Check the name and the endpoint. Finished operations expire, and creatives can "
+        "be deleted."
     ),
 }
 

@@ -284,7 +284,7 @@ class TestParameters:
         words = "Invalid creative name .*: expected a string 'creatives/'"
         with pytest.raises(AirflowFailException, match=f"^{words}"):
             execute(name)
-        with pytest.raises(AirflowFailException, match=rf"1 of 2 values of creative_name .* creative_name\[1\]: {words}"):
+        with pytest.raises(AirflowFailException, match=rf"1 of 2 values .* creative_name\[1\]: {words}"):
             execute([valid, name])
         assert emulator.requests == []
 
