@@ -185,7 +185,9 @@ class TestMany:
 
     def test_only_unknown_ones_without_missing_ok_name_the_parameter(self, emulator: DaiEmulator, execute: Any) -> None:
         names = make(emulator, 2)
-        with pytest.raises(AirflowFailException, match=r"1 of 3 creatives could not be deleted \(1 NOT_FOUND\): creatives/gv-unknown: .*missing_ok=True"):
+        with pytest.raises(
+            AirflowFailException, match=r"1 of 3 creatives could not be deleted \(1 NOT_FOUND\): .*missing_ok=True"
+        ):
             execute([*names, UNKNOWN], missing_ok=False)
         assert emulator.creatives() == []
 
