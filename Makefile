@@ -49,8 +49,8 @@ peers: $(READY) ## Run the hooks through a stock nginx (installs Debian's packag
 		apt-get -qq update && apt-get -qq install --yes --no-install-recommends nginx-light >/dev/null; }
 	@$(BIN)/pytest tests/peers $(ARGS)
 
-bench: $(READY) ## Measure what a poll costs, how many waits a triggerer bears, how soon a finish is noticed
-	@$(BIN)/python tests/benchmarks
+bench: $(READY) ## Measure polls, waits, and a campaign on a real Airflow (ARGS="--only campaign --small" for less)
+	@$(BIN)/python tests/benchmarks $(ARGS)
 
 long: $(READY) ## Run e2e and soak on 3.3 and 2.11, peers and bench; the results go to .airflow/long.md
 	@$(BIN)/python tests/long.py

@@ -54,6 +54,7 @@ class Control:
         self._calls: dict[str, dict[str, Callable[[bytes, Mapping[str, str]], object]]] = {
             "": {"GET": self._summary},
             "/ingests": {"GET": self._ingests, "POST": self._start_ingest},
+            "/creatives": {"GET": lambda *_: {"creatives": emulator.creatives()}},
             "/requests": {"GET": self._requests, "DELETE": lambda *_: emulator.forget_requests()},
             "/faults": {"GET": self._faults, "POST": self._inject, "DELETE": lambda *_: emulator.clear_faults()},
             "/tokens": {"GET": lambda *_: self._show("authentication", "tokens_issued")},

@@ -120,6 +120,10 @@ class Ingest:
         finished, state = self._finish()
         return state if now >= finished else State.RUNNING
 
+    def has_creative(self, now: float) -> bool:
+        """Return whether the creative exists at a time: the ingest has succeeded, and it was not deleted."""
+        return self.state(now) is State.SUCCEEDED and not self.creative_deleted
+
     def request_cancel(self, now: float) -> None:
         """Record a cancel request; only the first one has an effect, and only while the ingest runs."""
         if self.cancelled_at is None and self.state(now) is State.RUNNING:

@@ -144,6 +144,10 @@ class DaiEmulator(HttpServer):
         """Return the state of every ingest ever started, by the name of its operation."""
         return self._store.states()
 
+    def creatives(self) -> list[str]:
+        """Return the names of the creatives that exist: of ingests that have succeeded, and not deleted since."""
+        return self._store.creatives()
+
     def cancel_requested(self, name: str) -> int:
         """Return how many cancel requests have reached the service for an operation.
 

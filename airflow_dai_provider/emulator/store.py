@@ -48,11 +48,13 @@ class Store:
         self._serials = itertools.count(1)
         # Deleted ones stay, marked: their ingest goes on, and tests ask for its state.
         self._ingests: dict[str, Ingest] = {}
+        self._by_creative: dict[str, Ingest] = {}
 
     def reset(self) -> None:
         """Remove every operation and creative."""
         with self._lock:
             self._ingests.clear()
+            self._by_creative.clear()
 
     def start(self, name: str | None, creative: dict[str, object], creative_url: str, plan: Plan) -> dict[str, object]:
         """Start an ingest under a name (None for a new one), and return its operation.
@@ -67,7 +69,7 @@ class Store:
                 raise wrong_value("name", name, "a name that no ingest of this emulator has had")
             now = self._clock()
             ingest = Ingest(name, f"gv-{label}", creative, creative_url, plan, created=now, serial=serial)
-            self._ingests[name] = ingest
+            self._ingests[name] = self._by_creative[ingest.creative_name] = ingest
             return ingest.to_json(now)
 
     # The methods of the API: each takes parts of the request, returns the JSON of the response, and raises ApiError.
@@ -157,6 +159,12 @@ class Store:
         with self._lock:
             return self._known(name).state(self._clock())
 
+    def creatives(self) -> list[str]:
+        """Return the names of the creatives that exist."""
+        with self._lock:
+            now = self._clock()
+            return [name for name, ingest in self._by_creative.items() if ingest.has_creative(now)]
+
     def cancel_requests(self, name: str) -> int:
         """Return the number of cancel requests for one operation, or raise UnknownOperationError."""
         with self._lock:
@@ -174,8 +182,8 @@ class Store:
         return ingest
 
     def _ingest_of_creative(self, name: str) -> Ingest:
-        ingest = next((ingest for ingest in self._ingests.values() if ingest.creative_name == name), None)
-        if ingest is None or ingest.creative_deleted or ingest.state(self._clock()) is not State.SUCCEEDED:
+        ingest = self._by_creative.get(name)
+        if ingest is None or not ingest.has_creative(self._clock()):
             raise _not_found("Creative", name)
         return ingest
 

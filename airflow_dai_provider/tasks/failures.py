@@ -27,11 +27,14 @@ _IN_WORDS = (ServiceError, ValueError, WaitTimeoutError, AirflowException)
 _ADVICE = {
     Code.UNIMPLEMENTED: (
         "This server does not support the method, and a retry cannot help. Check the endpoint; if it is right, only "
-        "the administrator of the service can stop the operation before it finishes by itself."
+        "the administrator of the service can do this."
     ),
     Code.PERMISSION_DENIED: "The account of the connection has no access: Google must have allow-listed it for DAI.",
     Code.UNAUTHENTICATED: "The service, or the token service, refused the credentials of the connection.",
-    Code.NOT_FOUND: "The service does not know it. Check the name and the endpoint. Finished operations expire.",
+    Code.NOT_FOUND: (
+        "The service does not know it. Check the name and the endpoint. Finished operations expire, and creatives can "
+        "be deleted."
+    ),
 }
 
 
@@ -40,7 +43,7 @@ class InvalidParameterError(AirflowFailException, ValueError):
 
 
 class OperationNotFoundError(AirflowFailException):
-    """The service does not know the operation."""
+    """The service does not know the operation, or the creative."""
 
 
 class UnexpectedStateError(AirflowFailException):

@@ -1,5 +1,5 @@
 """
-The benchmarks: ``python tests/benchmarks [--only TOPIC] [--out FILE]``.
+The benchmarks: ``python tests/benchmarks [--only TOPIC] [--small] [--out FILE]``.
 
 Every limit is on a ratio to something measured in the same run. The exit code is 1 if a limit is missed.
 """
@@ -27,13 +27,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks", description="Measure, and compare the results with limits.")
     parser.add_argument("--only", choices=TOPICS, action="append", help="one topic; may be repeated")
     parser.add_argument("--out", type=Path, default=Path(".airflow/benchmarks.json"), help="the JSON file to write")
+    parser.add_argument("--small", action="store_true", help="campaigns with a tenth of their operations")
     options = parser.parse_args()
     raise_on_signals()
     started = time.monotonic()
     topics = {}
     with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as env:
         bench = Bench(
-            Path(folder), env, lambda text: print(f"[{time.monotonic() - started:4.0f} s] {text}", flush=True)
+            Path(folder),
+            env,
+            lambda text: print(f"[{time.monotonic() - started:4.0f} s] {text}", flush=True),
+            options.small,
         )
         for name in options.only or TOPICS:
             topics[name] = TOPICS[name](bench)

@@ -68,11 +68,17 @@ class Bench:
     :param work: a folder for files.
     :param env: the environment of the processes, with the address of the server.
     :param say: prints progress.
+    :param small: whether campaigns have a tenth of their operations, to see that they run.
     """
 
     work: Path
     env: Mapping[str, str]
     say: Callable[[str], None]
+    small: bool = False
+
+    def reduced(self, number: int) -> int:
+        """Return a number of operations, or a tenth of it."""
+        return number // 10 if self.small else number
 
     def run(self, scenario: str, **arguments: Any) -> Any:
         """Run a scenario in a new process and return its result."""

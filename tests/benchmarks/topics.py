@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from statistics import mean, median
 from typing import Any
 
+from campaigns import campaign
 from load_topics import poll, scale
 from processes import Bench, ScenarioError, running_script
 from report import Limit, Topic, milli, times
@@ -136,4 +137,4 @@ def sync(bench: Bench) -> Topic:
     return topic
 
 
-TOPICS = {"poll": poll, "scale": scale, "notice": notice, "import": imports, "sync": sync}
+TOPICS = {"poll": poll, "scale": scale, "notice": notice, "import": imports, "sync": sync, "campaign": campaign}

@@ -203,7 +203,7 @@ CASES = {
 
 
 def test_each_example_has_a_case() -> None:
-    by_themselves = {"cancel_on_run_failure", "cancel_on_deadline"}
+    by_themselves = {"cancel_on_run_failure", "cancel_on_deadline", "ingest_campaign", "pull_campaign"}
     assert {case.example for case in CASES.values()} | by_themselves == {path.stem for path in FILES}
 
 

@@ -25,6 +25,7 @@ from airflow_dai_provider.operators.dai import (
     DaiCancelOperationOperator,
     DaiCancelStrayOperationsOperator,
     DaiCreateCreativeOperator,
+    DaiDeleteCreativeOperator,
 )
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from tests.support.airflow_versions import deadline_names
@@ -37,7 +38,13 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 SNIPPETS = [code for language, code in BLOCKS if language == "python"]
 COMMANDS = [line for language, code in BLOCKS if not language for line in code.splitlines() if line.strip()]
-TASKS = (DaiCancelOperationOperator, DaiOperationSensor, DaiCreateCreativeOperator, DaiCancelStrayOperationsOperator)
+TASKS = (
+    DaiCancelOperationOperator,
+    DaiOperationSensor,
+    DaiCreateCreativeOperator,
+    DaiDeleteCreativeOperator,
+    DaiCancelStrayOperationsOperator,
+)
 
 
 def names() -> dict[str, Any]:

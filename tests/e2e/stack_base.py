@@ -13,6 +13,7 @@ import sys
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,14 @@ class AirflowStack:
         if worker:
             kill(*[other for other in processes_of(*self._sessions) if other.pid == process.ppid()])
         kill(process)
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of all processes so far, with that of children that have ended."""
+        seconds = 0.0
+        for process in processes_of(*self._sessions):
+            with suppress(psutil.NoSuchProcess):
+                seconds += sum(process.cpu_times()[:4])
+        return seconds
 
     def check_alive(self) -> None:
         """Raise StackError if a component has exited by itself."""

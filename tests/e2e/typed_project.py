@@ -15,6 +15,7 @@ from airflow_dai_provider.operators.dai import (
     DaiCancelOperationOperator,
     DaiCancelStrayOperationsOperator,
     DaiCreateCreativeOperator,
+    DaiDeleteCreativeOperator,
 )
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
@@ -52,6 +53,12 @@ with DAG("typed", schedule=None, on_failure_callback=DaiCancelOperationNotifier(
     DaiCancelOperationOperator.partial(task_id="cancel_all", missing_ok=True).expand(operation_name=running())
     ingest = DaiCreateCreativeOperator(task_id="ingest", creative=CREATIVE, deferrable=True, timeout=3600)
     DaiOperationSensor.partial(task_id="wait_all").expand(operation_name=[ingest.output])
+    DaiCancelOperationOperator(task_id="cancel_list", operation_name=["operations/a", "operations/b"])
+    DaiOperationSensor(task_id="wait_list", operation_name=["operations/a", "operations/b"])
+    DaiCreateCreativeOperator(task_id="ingest_list", creative=[CREATIVE, CREATIVE])
+    DaiDeleteCreativeOperator(task_id="delete", creative_name="creatives/a")
+    DaiDeleteCreativeOperator(task_id="delete_list", creative_name=["creatives/a", "creatives/b"])
+    DaiDeleteCreativeOperator.partial(task_id="delete_mapped").expand(creative_name=["creatives/a"])
     DaiCancelStrayOperationsOperator(task_id="sweep", older_than=timedelta(hours=6), dry_run=True)
 
 

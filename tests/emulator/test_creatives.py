@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import pytest
+import requests
 from emulator_testing import Client, Clock, assert_error
 
 from airflow_dai_provider.emulator import DaiEmulator, Plan
@@ -38,6 +39,21 @@ def test_creative_exists_until_it_is_deleted(client: Client, clock: Clock, creat
     assert_error(client.get(name), 404, "NOT_FOUND", name)
     assert_error(client.delete(name), 404, "NOT_FOUND", name)
     assert client.operation(operation["name"])["response"]["name"] == name
+
+
+def test_the_creatives_that_exist_can_be_listed(emulator: DaiEmulator, client: Client, clock: Clock) -> None:
+    control = f"{emulator.control_endpoint}/creatives"
+    for seconds, outcome in ((5, "success"), (5, "success"), (5, "INVALID_MEDIA"), (50, "success")):
+        emulator.start_ingest(seconds=seconds, outcome=outcome)
+    assert emulator.creatives() == []
+    clock.advance(10)
+    kept, deleted = emulator.creatives()
+    client.delete(deleted)
+    assert emulator.creatives() == [kept]
+    assert requests.get(control, timeout=5).json() == {"creatives": [kept]}
+    emulator.reset()
+    assert emulator.creatives() == []
+    assert_error(client.get(kept), 404, "NOT_FOUND", kept)
 
 
 def test_creative_needs_the_success_of_its_ingest(emulator: DaiEmulator, client: Client, clock: Clock) -> None:

@@ -2,6 +2,7 @@
 
 from airflow_dai_provider.operators.dai.cancel import DaiCancelOperationOperator
 from airflow_dai_provider.operators.dai.create import DaiCreateCreativeOperator
+from airflow_dai_provider.operators.dai.delete import DaiDeleteCreativeOperator
 from airflow_dai_provider.operators.dai.sweep import DaiCancelStrayOperationsOperator
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, XCOM_REPORT
 
@@ -11,4 +12,5 @@ __all__ = [
     "DaiCancelOperationOperator",
     "DaiCancelStrayOperationsOperator",
     "DaiCreateCreativeOperator",
+    "DaiDeleteCreativeOperator",
 ]

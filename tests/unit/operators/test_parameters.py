@@ -13,6 +13,7 @@ from airflow_dai_provider.operators.dai import (
     DaiCancelOperationOperator,
     DaiCancelStrayOperationsOperator,
     DaiCreateCreativeOperator,
+    DaiDeleteCreativeOperator,
 )
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from airflow_dai_provider.tasks.failures import InvalidParameterError
@@ -22,12 +23,14 @@ from tests.support.task_instance import Ti
 TASKS: dict[type[Any], dict[str, Any]] = {
     DaiCancelOperationOperator: {"operation_name": NAME},
     DaiCreateCreativeOperator: {"creative": creative()},
+    DaiDeleteCreativeOperator: {"creative_name": "creatives/my-ad"},
     DaiCancelStrayOperationsOperator: {"older_than": 60},
     DaiOperationSensor: {"operation_name": NAME},
 }
 FLAGS = {
     DaiCancelOperationOperator: ("wait_for_completion", "missing_ok", "deferrable"),
     DaiCreateCreativeOperator: ("wait_for_completion", "cancel_on_kill", "cancel_on_failure", "deferrable"),
+    DaiDeleteCreativeOperator: ("missing_ok",),
     DaiCancelStrayOperationsOperator: ("include_undated", "wait_for_completion", "dry_run"),
     DaiOperationSensor: (
         *("missing_ok", "cancel_on_kill", "deferrable"),

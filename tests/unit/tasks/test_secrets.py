@@ -10,7 +10,11 @@ from collections.abc import Callable
 import pytest
 
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
-from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCancelStrayOperationsOperator
+from airflow_dai_provider.operators.dai import (
+    DaiCancelOperationOperator,
+    DaiCancelStrayOperationsOperator,
+    DaiDeleteCreativeOperator,
+)
 from airflow_dai_provider.tasks.failures import log_failure
 from airflow_dai_provider.triggers import dai
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
@@ -26,6 +30,12 @@ ENDPOINT = "https://dai.invalid"
 
 def cancel(ti: Ti) -> None:
     operator = DaiCancelOperationOperator(task_id="cancel", operation_name=NAME, api_endpoint=ENDPOINT)
+    operator.execute({"ti": ti})  # type: ignore[typeddict-item]
+
+
+def delete(ti: Ti) -> None:
+    names = ["creatives/a", "creatives/b"]
+    operator = DaiDeleteCreativeOperator(task_id="delete", creative_name=names, api_endpoint=ENDPOINT)
     operator.execute({"ti": ti})  # type: ignore[typeddict-item]
 
 
@@ -46,7 +56,7 @@ def kill(_: Ti) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("act", [cancel, sweep, notify, kill])
+@pytest.mark.parametrize("act", [cancel, delete, sweep, notify, kill])
 @pytest.mark.usefixtures("fake_time", "few_authorities")
 @pytest.mark.parametrize("fault", ["503", "closed"])
 def test_the_password_of_a_proxy_is_never_logged(

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -245,7 +246,7 @@ def test_a_prepared_cancellation_does_not_wait_for_a_fetch(
     emulator.start_ingest(NAME)
     with DaiHook() as hook:
         get(hook)
-        cancel = hook.prepare_cancellation(NAME, timeout=2)
+        cancel = partial(hook.prepare_cancellation(), NAME, 2)
         tokens.gate = gate = Gate()
         emulator.inject(Fault("operations.get", status=401))
         locked: list[bool] = []
