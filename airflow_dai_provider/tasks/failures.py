@@ -101,7 +101,7 @@ def check_many(
     :param expected: the final states to accept, or None for every final state.
     :param errors: by name, the errors of the other operations.
     :param total: the number of all operations.
-    :param failed: what could not be done, such as "could not be cancelled".
+    :param failed: what could not be done, such as "operations could not be cancelled".
     :param consequence: a sentence on the operations with an error, for the message.
     :raises UnexpectedStateError: when some have finished in another state, and there are no errors.
     :raises AirflowFailException: when there are errors, after which no retry can help.
@@ -120,7 +120,7 @@ def check_many(
         return
     codes = Counter[str](error.rpc_code for error in errors.values())
     named = some_of((f"{name}: {str(error).rstrip('.')}" for name, error in errors.items()))
-    parts.append(f"{len(errors):,} of {total:,} operations {failed} ({_counted(codes)}): {named}")
+    parts.append(f"{len(errors):,} of {total:,} {failed} ({_counted(codes)}): {named}")
     raise task_error(decisive_code([error.rpc_code for error in errors.values()]), sentences(*parts), consequence)
 
 
