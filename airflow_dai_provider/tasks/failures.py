@@ -93,7 +93,6 @@ def check_many(
     *,
     total: int,
     failed: str,
-    what: str = "operations",
     consequence: str = "",
 ) -> None:
     """Check how many operations have finished, and what could not be done for others; say all of it in one error.
