@@ -106,8 +106,8 @@ class TestSelection:
 
     @pytest.mark.parametrize(
         "spare",
-        [NAME, [NAME], (NAME, "operations/b"), {NAME}, {"operations/b", NAME}],
-        ids=["a name", "a list", "a tuple", "a set", "a set of two"],
+        [NAME, [NAME], (NAME, "operations/b"), {NAME}, {"operations/b", NAME}, f"['{NAME}']"],
+        ids=["a name", "a list", "a tuple", "a set", "a set of two", "a text"],
     )
     def test_names_to_spare(self, spare: Any) -> None:
         assert judge(operation(), spare=spare) is PassedOver.SPARED
