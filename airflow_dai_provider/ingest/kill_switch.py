@@ -90,11 +90,11 @@ class KillSwitch:
         batches = self._threads.batches(names, lambda session, name: session.cancel(name, until), until=until)
         self._threads.assist(self._own, until)
         for outcomes in batches:
-            for name, _, error in outcomes:
-                if error is None:
+            for name, _, failure in outcomes:
+                if failure is None:
                     del errors[name]
                 else:
-                    errors[name] = error
+                    errors[name] = failure
         return errors
 
     def close(self) -> None:

@@ -145,8 +145,8 @@ def _matching(hook: DaiHook, lost: Mapping[str, LostStart], known: Collection[st
         for url in one.urls:
             keys.setdefault(url, []).append(key)
     for operation in hook.list_operations(page_size=LIST_PAGE_SIZE):
-        url = operation.ingest.signed_creative_url if operation.ingest else None
-        for key in keys.get(url, ()):
+        media_url = operation.ingest.signed_creative_url if operation.ingest else None
+        for key in keys.get(media_url, ()):
             if operation.name not in known and lost[key].matches(operation, DOUBT):
                 near[key][operation.name] = operation
     return {key: list(operations.values()) for key, operations in near.items()}

@@ -99,12 +99,14 @@ class IngestStore:
 
     def try_to_save(self, ingests: StartedIngest | list[StartedIngest], log: Any) -> None:
         """Save an ingest, or many, for the next try; when that fails, say so: the task can do without."""
-        many = isinstance(ingests, list)
         try:
             if self.available:
-                self._store.set(KEY, [asdict(one) for one in ingests] if many else asdict(ingests))
+                if isinstance(ingests, StartedIngest):
+                    self._store.set(KEY, asdict(ingests))
+                else:
+                    self._store.set(KEY, [asdict(ingest) for ingest in ingests])
         except Exception as error:
-            what = f"{len(ingests):,} ingests" if many else ingests.operation_name
+            what = ingests.operation_name if isinstance(ingests, StartedIngest) else f"{len(ingests):,} ingests"
             log_failure(log, f"Could not save {what} for the next try", error)
 
     def try_to_delete(self, what: str, log: Any) -> None:

@@ -56,7 +56,7 @@ def reattach_or_cancel_many(
         errors |= {name: error for name, error in refused.items() if error.rpc_code is not Code.NOT_FOUND}
     _check_refusals(errors, by_name, cleared, store, log)
     if settle and running:
-        limits = {"timeout": SETTLE_SECONDS, "poll_interval": POLL_INTERVAL, "responded": True}
+        limits: dict[str, Any] = {"timeout": SETTLE_SECONDS, "poll_interval": POLL_INTERVAL, "responded": True}
         settling = ManyWait(running, hook.make_wait(describe_names(running), **limits))
         try:
             hook.wait_for_many(workers, settling)

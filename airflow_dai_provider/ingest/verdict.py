@@ -90,10 +90,10 @@ def check_ingests(
     succeeded = len(operations) - len(failed)
     parts = [f"{succeeded:,} of {len(operations) + len(not_started) + len(not_polled):,} ingests have succeeded"]
     if failed:
-        parts.append(f"Finished otherwise: {_counted(map(_end, failed))}: {some_of(failed, '; ')}")
+        parts.append(f"Finished otherwise: {_counted(map(_end, failed))}: {some_of(failed)}")
     for what, errors in (("Not started", not_started), ("Not polled", not_polled)):
         if errors:
-            named = some_of((f"{name}: {str(error).rstrip('.')}" for name, error in errors), "; ")
+            named = some_of((f"{name}: {str(error).rstrip('.')}" for name, error in errors))
             parts.append(f"{what}: {_counted(error.rpc_code for _, error in errors)}: {named}")
     message = sentences(*parts)
     codes = [error.rpc_code for _, error in (*not_started, *not_polled)]

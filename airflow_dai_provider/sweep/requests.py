@@ -70,10 +70,10 @@ def wait_for_requested(hook: DaiHook, workers: Workers[DaiHook], report: SweepRe
         report.seen(name, operation)
         if operation.done:
             count_finished(operation.state)
-    for name, error in many.errors.items():
-        report.poll_failed(name, _failure(error))
-    for name, error in many.failed.items():
-        report.failed(name, _failure(error))
+    for name, failing in many.errors.items():
+        report.poll_failed(name, _failure(failing))
+    for name, believed in many.failed.items():
+        report.failed(name, _failure(believed))
     if isinstance(verdict, ServiceError) and not verdict.sent:
         for name in report.requested:
             report.poll_failed(name, _failure(verdict))

@@ -93,7 +93,6 @@ def check_many(
     *,
     total: int,
     failed: str,
-    what: str = "operations",
     consequence: str = "",
 ) -> None:
     """Check how many operations have finished, and what could not be done for others; say all of it in one error.
@@ -102,8 +101,7 @@ def check_many(
     :param expected: the final states to accept, or None for every final state.
     :param errors: by name, the errors of the other operations.
     :param total: the number of all operations.
-    :param failed: what could not be done, such as "could not be cancelled".
-    :param what: what the names of the errors stand for.
+    :param failed: what could not be done, such as "operations could not be cancelled".
     :param consequence: a sentence on the operations with an error, for the message.
     :raises UnexpectedStateError: when some have finished in another state, and there are no errors.
     :raises AirflowFailException: when there are errors, after which no retry can help.
@@ -122,7 +120,7 @@ def check_many(
         return
     codes = Counter[str](error.rpc_code for error in errors.values())
     named = some_of((f"{name}: {str(error).rstrip('.')}" for name, error in errors.items()))
-    parts.append(f"{len(errors):,} of {total:,} {what} {failed} ({_counted(codes)}): {named}")
+    parts.append(f"{len(errors):,} of {total:,} {failed} ({_counted(codes)}): {named}")
     raise task_error(decisive_code([error.rpc_code for error in errors.values()]), sentences(*parts), consequence)
 
 

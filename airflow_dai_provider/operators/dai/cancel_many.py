@@ -186,7 +186,7 @@ class CancelMany:
                 self._expected if task.wait_for_completion else None,
                 errors,
                 total=len(self._names),
-                failed="could not be cancelled or polled" if task.wait_for_completion else "could not be cancelled",
+                failed=f"operations could not be {'cancelled or polled' if task.wait_for_completion else 'cancelled'}",
                 consequence="They may still run" if errors else "",
             )
 

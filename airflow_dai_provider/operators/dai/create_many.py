@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import WaitTimeoutError
+from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.ingest.campaign import Campaign
 from airflow_dai_provider.ingest.resume import LATE_GUARD, IngestStore, StartedIngest, saved_here
 from airflow_dai_provider.ingest.resume_many import reattach_or_cancel_many
@@ -19,7 +20,7 @@ from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait
 from airflow_dai_provider.tasks.events import describe_names, read_many_event
-from airflow_dai_provider.tasks.failures import describe_error, sentences, task_errors
+from airflow_dai_provider.tasks.failures import sentences, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, pull, push_operations
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ class CreateMany:
         # A resumed task reads from here what has started, and what has not.
         self._push_rows({})
         wait = hook.make_wait(describe_names(names), timeout=task.timeout, poll_interval=task.poll_interval)
-        many = ManyWait(names, wait)
+        many = ManyWait(names, wait, _SUCCEEDED)
         for name in names:
             if name in self._finished:
                 many.finish(self._finished[name])
@@ -220,7 +221,7 @@ class CreateMany:
                 resume_with={"adopted": self._adopted_at, "adopted_indexes": adopted},
                 cancel_on_kill=task.cancel_on_kill,
             )
-        hook.wait_for_many(workers, many, _SUCCEEDED)
+        hook.wait_for_many(workers, many)
         return many.finished, many.failed
 
     def _can_defer(self, names: list[str]) -> bool:
@@ -309,4 +310,4 @@ def fail_for_good_once_one_has_succeeded(task: DaiCreateCreativeOperator) -> Ite
     except (AirflowException, AirflowTaskTimeout) as error:
         if not (task._many and task._many.retry_resubmits):
             raise
-        raise AirflowFailException(sentences(describe_error(error), RESUBMITS)) from error
+        raise AirflowFailException(sentences(redact_urls(str(error)), RESUBMITS)) from error

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.many_wait import MAX_LISTED
 from airflow_dai_provider.api.names import InvalidNameError, check_creative_name
 from airflow_dai_provider.api.parameters import check_flag
 from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
 from airflow_dai_provider.api.retry import THROTTLED
-from airflow_dai_provider.tasks.cancel_requests import KILLED, MAX_LISTED, PAUSE
+from airflow_dai_provider.tasks.cancel_requests import KILLED, PAUSE
 from airflow_dai_provider.tasks.failures import accept_missing, check_many, refused_parameters, task_errors
 from airflow_dai_provider.tasks.one_or_many import check_each, given_form
 from airflow_dai_provider.tasks.task_state import TaskState
@@ -170,8 +171,8 @@ class DaiDeleteCreativeOperator(BaseOperator):
             if not several:
                 raise errors[left[0]]
             told = {name: errors[name] for name in left if name in errors}
-            failed = "could not be deleted"
-            check_many((), None, told, total=total, failed=failed, what="creatives", consequence=consequence)
+            failed = "creatives could not be deleted"
+            check_many((), None, told, total=total, failed=failed, consequence=consequence)
 
 
 def _delete_one(hook: DaiHook, name: str) -> None:
