@@ -163,8 +163,8 @@ class TestMany:
         assert execute([UNKNOWN, name]) == [UNKNOWN, name]
         assert count(emulator, DELETE) == 3
         assert log.ours[-2:] == [
-            f"Deleted {name}.",
             f"{UNKNOWN} does not exist. Nothing is left to delete, and missing_ok is set.",
+            f"Deleted {name}.",
         ]
 
     def test_every_one_is_attempted_before_the_task_fails(self, emulator: DaiEmulator, execute: Any) -> None:
