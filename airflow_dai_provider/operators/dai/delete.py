@@ -173,8 +173,7 @@ class DaiDeleteCreativeOperator(BaseOperator):
             if not several:
                 raise errors[left[0]]
             told = {name: errors[name] for name in left if name in errors}
-            failed = "creatives could not be deleted"
-            check_many((), None, told, total=total, failed=failed, consequence=consequence)
+            check_many((), None, told, total=total, failed="creatives could not be deleted", consequence=consequence)
 
 
 def _delete_one(hook: DaiHook, name: str) -> None:
