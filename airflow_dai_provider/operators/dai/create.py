@@ -57,7 +57,8 @@ class DaiCreateCreativeOperator(BaseOperator):
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/creatives/create
 
     :param creative: the JSON object ``Creative`` (templated): ``{"adSystem": str, "mediaFiles": [{"uri": str,
-        "delivery": "DELIVERY_PROGRESSIVE", "mimeType": str}], ...}``.
+        "delivery": "DELIVERY_PROGRESSIVE", "mimeType": str}], ...}``; or a list of up to 10,000. All are checked before
+        the first is sent. They are started side by side; one that is refused cancels none of the others.
     :param dynamic_creative_info: ``{"dynamicGroupId": str, "activeDuration": "3.5s"}``, or None (templated).
     :param wait_for_completion: whether to wait until the ingest has finished; any final state but SUCCEEDED fails the
         task.
@@ -73,7 +74,9 @@ class DaiCreateCreativeOperator(BaseOperator):
     :param gcp_conn_id: the Google Cloud connection (templated).
     :param impersonation_chain: service account(s) to impersonate (templated).
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own (templated).
-    :return: the operation's name. When the task has waited, the XCom ``operation`` has ``Operation.to_dict()``.
+    :return: the operation's name. When the task has waited, the XCom ``operation`` has ``Operation.to_dict()``. Of a
+        list both are lists in its order, and each dict has ``media_files`` too: the media URLs, without signatures. An
+        ingest that was not started has ``"name": None``, ``"state": None``, and its error.
     :raises AirflowFailException: for a permanent error: a creative that the service would refuse, an ingest that fails
         or is cancelled by someone else, a lost response, UNIMPLEMENTED, PERMISSION_DENIED.
     :raises AirflowException: when the service stays unavailable, or the ingest has not finished in time.
