@@ -45,6 +45,8 @@ class ManyWait:
         self.errors: dict[str, ServiceError] = {}
         #: Seconds that the wait has lasted, as of the last round or failed poll.
         self.waited = 0.0
+        #: Whether the service has responded in the last round.
+        self.responded = False
         self._waits: dict[str, Wait] = {}
         self._begin_round()
 
@@ -101,15 +103,18 @@ class ManyWait:
         self._error = error
         return False
 
-    def after_round(self, now: float) -> tuple[float, str | None, bool]:
+    def after_round(self, now: float, *, complete: bool = True) -> tuple[float, str | None, bool]:
         """Decide after a round when the next one begins.
 
+        :param complete: whether it was a round of all; one of those whose polls fail says nothing of the service.
         :return: the seconds until then, the line for the log, if there is one, and whether the service has responded.
         :raises ServiceError: when the service has been unavailable for too long.
         :raises WaitTimeoutError: when the time is up; the message names some that have not finished.
         """
+        self._responded = self._responded or not complete
         responded, error, soonest = self._responded, self._error, self._soonest
         self._begin_round()
+        self.responded = responded
         self.waited = now - self.wait.started
         try:
             if error and not responded:

@@ -73,14 +73,15 @@ def _check_name(name: object, kind: str, collection: str, *, multi_segment: bool
         f"expected a string '{collection}/' followed by {'one or more segments' if multi_segment else 'one segment'}"
         r" (none of them empty, '.' or '..'; no whitespace, control character, '?', '#', '\' or scheme)"
     )
-    raise InvalidNameError(f"Invalid {kind} name {short_repr(name)}: {expected}.{_hint(name)}")
+    raise InvalidNameError(f"Invalid {kind} name {short_repr(name)}: {expected}.{_hint(name, kind)}")
 
 
-def _hint(name: object) -> str:
+def _hint(name: object, kind: str) -> str:
     if is_missing_name(name):
-        return missing_hint("name")
+        unmade = " An ingest that has not succeeded has no creative: leave it out." if kind == "creative" else ""
+        return f"{missing_hint('name')}{unmade}"
     if isinstance(name, Mapping) and "name" in name:
-        return " An operation's dict was given: pass its 'name'."
+        return f" An operation's dict was given: pass its '{'creative_name' if kind == 'creative' else 'name'}'."
     if isinstance(name, list | tuple):
         return " One name is expected here; the operators, the sensor and the trigger take a list too."
     if isinstance(name, str) and name.startswith(("LazyXComSequence(", "LazySelectSequence(")):

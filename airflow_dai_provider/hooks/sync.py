@@ -243,34 +243,36 @@ class DaiHook(DaiBaseHook):
         :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
         """
         while many.left:
-            seconds, line, _ = self._poll_round(workers, many)
+            seconds, line, _ = self._poll_round(workers, many, list(many.left))
             if line:
                 self.log.info("%s", line)
             if many.left:
                 self._sleep(seconds)
         self.log.info("%s.", many.progress)
 
-    def poll_many(self, workers: Workers[Self], many: ManyWait) -> str:
-        """Poll each of many operations, and bear with failed polls as :meth:`poll` does.
+    def poll_many(self, workers: Workers[Self], many: ManyWait, *, patient: bool = True) -> None:
+        """Poll each of many operations until the service has told about it, as :meth:`poll` does for one.
 
-        :return: how many have finished, and how.
+        :param patient: whether to poll again those whose poll has failed.
         :raises WaitTimeoutError: when the time is up.
         :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
         """
-        while many.left:
-            seconds, line, responded = self._poll_round(workers, many)
-            if responded:
-                break
-            if line:
-                self.log.warning("%s", line)
-            self._sleep(seconds)
-        return many.progress
+        names, told = list(many.left), ""
+        while names:
+            seconds, line, responded = self._poll_round(workers, many, names)
+            # Those about which the service has told wait for the next poll, however long the others take.
+            names = list(many.errors if responded else many.left) if patient else []
+            if names:
+                if line and many.progress != told:
+                    self.log.warning("%s", line)
+                    told = many.progress
+                self._sleep(seconds)
 
-    def _poll_round(self, workers: Workers[Self], many: ManyWait) -> tuple[float, str | None, bool]:
-        """Poll each operation that has not finished, once; return what :meth:`ManyWait.after_round` decides."""
+    def _poll_round(self, workers: Workers[Self], many: ManyWait, names: list[str]) -> tuple[float, str | None, bool]:
+        """Poll each of these operations once; return what :meth:`ManyWait.after_round` decides."""
+        complete = len(names) == len(many.left)
         # Not retried: the next round is the retry.
-        calls = workers.call(list(many.left), lambda hook, name: hook.get_operation(name, retry=False))
-        for name, operation, error in calls:
+        for name, operation, error in workers.call(names, lambda hook, name: hook.get_operation(name, retry=False)):
             if error:
                 if error.rpc_code is Code.CANCELLED and not error.sent:
                     raise typed(error)
@@ -281,7 +283,7 @@ class DaiHook(DaiBaseHook):
         if not many.left:
             return 0.0, None, True
         try:
-            return many.after_round(self._clock())
+            return many.after_round(self._clock(), complete=complete)
         except ServiceError as verdict:
             raise typed(verdict) from None
 

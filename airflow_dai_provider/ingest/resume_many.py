@@ -44,7 +44,7 @@ def reattach_or_cancel_many(
     """
     by_name = {one.operation_name: one for one in saved}
     cleared = {name for name, one in by_name.items() if one.max_tries not in (None, store.max_tries)}
-    many = _poll_each(hook, workers, list(by_name), sleep)
+    many = _poll_each(hook, workers, list(by_name))
     errors = {name: error for name, error in many.failed.items() if error.rpc_code is not Code.NOT_FOUND}
     running = [name for name in many.left if by_name[name].digest in digests]
     if others := [name for name in many.left if by_name[name].digest not in digests]:
@@ -80,14 +80,11 @@ def reattach_or_cancel_many(
     return usable, results
 
 
-def _poll_each(hook: DaiHook, workers: Workers[DaiHook], names: list[str], sleep: Callable[[float], None]) -> ManyWait:
+def _poll_each(hook: DaiHook, workers: Workers[DaiHook], names: list[str]) -> ManyWait:
     """Poll each operation until the service has told about it; bear an outage as a wait does."""
     # The API has responded here before: to the try that has started them.
     many = ManyWait(names, hook.make_wait(describe_names(names), poll_interval=POLL_INTERVAL, responded=True))
     hook.poll_many(workers, many)
-    while many.errors:
-        sleep(POLL_INTERVAL)
-        hook.poll_many(workers, many)
     return many
 
 

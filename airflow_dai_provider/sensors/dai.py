@@ -21,14 +21,14 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_dai_provider.api.errors import ServiceError
-from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.api.polling import FIRST_INTERVAL, MAX_OUTAGE, WaitTimeoutError, describe_poll
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.metrics import count_finished
-from airflow_dai_provider.tasks.deferral import defer_wait, resumption
-from airflow_dai_provider.tasks.events import read_event
+from airflow_dai_provider.sensors.many import ManyPokes
+from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait, resumption
+from airflow_dai_provider.tasks.events import describe_names, read_event, read_many_event
 from airflow_dai_provider.tasks.failures import (
     UnexpectedStateError,
     accept_missing,
@@ -37,6 +37,7 @@ from airflow_dai_provider.tasks.failures import (
     refused_parameters,
     task_errors,
 )
+from airflow_dai_provider.tasks.one_or_many import check_operation_names, given_form
 from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.version_compat import first_poke_time
 
@@ -130,7 +131,7 @@ class DaiOperationSensor(BaseSensorOperator):
             self.missing_ok = check_flag("missing_ok", missing_ok)
             self.cancel_on_kill = check_flag("cancel_on_kill", cancel_on_kill)
             self.deferrable = check_flag("deferrable", deferrable)
-        self.operation_name: Any = operation_name  # a string, once it is rendered
+        self.operation_name: Any = operation_name  # a string or a list, once it is rendered
         self.expected_states = expected_states
         self.gcp_conn_id = gcp_conn_id
         self.impersonation_chain = impersonation_chain
@@ -143,6 +144,10 @@ class DaiOperationSensor(BaseSensorOperator):
     #: The wait that the pokes of this process belong to, and the sentence on its last failed poll when its time was up.
     _wait: Wait | None = None
     _last_failure = ""
+    #: What the last poll has found, until the log is told of it; not set before the first one.
+    _last_poll: Operation | str
+    #: The pokes of this process, where a list was given.
+    _many: ManyPokes | None = None
 
     #: Replaced in tests. The clock is the epoch's, as the first poke can have been in another process.
     _clock: Callable[[], float] = staticmethod(time.time)
@@ -154,24 +159,27 @@ class DaiOperationSensor(BaseSensorOperator):
 
         return DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
 
-    def execute(self, context: Context) -> dict[str, Any] | None:
-        """Wait until the operation has finished; return its dict, or None if the service does not know it."""
+    def execute(self, context: Context) -> Any:
+        """Wait until the operations have finished; return the dict, or None if the service does not know it.
+
+        :return: of a list, the list of them.
+        """
         try:
             if self.deferrable:
                 return self._defer(context)
             # Unwrapped: Airflow 2 wraps execute in a check, which takes a second call for one from outside a task.
-            result: dict[str, Any] | None = unwrap(BaseSensorOperator.execute)(self, context)
+            return unwrap(BaseSensorOperator.execute)(self, context)
         except AirflowSkipException as skip:
             if failure := self._permanent_error_behind(skip):
                 raise failure from failure.__cause__
             raise self._timed_out(skip) if skip.__cause__ is None else skip from skip.__cause__
         except AirflowSensorTimeout as timeout:
             raise self._timed_out(timeout) from timeout
-        else:
-            return result
         finally:
             if self._guard:
                 self._guard.disarm()
+            if self._many:
+                self._many.close()
             if hook := self.__dict__.pop("hook", None):
                 hook.close()
 
@@ -184,14 +192,18 @@ class DaiOperationSensor(BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Poll until the service responds, mostly once.
 
-        When the operation has finished, its dict (or None if it is unknown) is the sensor's result.
+        When each operation has finished, its dict (or None if it is unknown), or the list of them, is the sensor's
+        result.
         """
         check_expected_states(self.expected_states)
         result = PokeReturnValue(is_done=True)
-        with self._accept_missing(), task_errors(f"{self.operation_name} may still run"):
-            name = check_operation_name(self.operation_name)
-            check_rendered_fields(self, self._given)
-            self._arm(name)
+        with task_errors():
+            names, several = self._read_names()
+        if several:
+            return self._poke_many(context, names)
+        (name,) = names
+        with self._accept_missing(), task_errors(f"{name} may still run"):
+            self._arm(names)
             if self._wait is None:
                 self._wait = self._begin_wait(name, context)
             try:
@@ -201,13 +213,41 @@ class DaiOperationSensor(BaseSensorOperator):
                 self._last_failure = f"{error}."
                 result.is_done = False
                 return result
-            self._arm(name)
+            self._arm(names)
             if operation.done:
                 result.xcom_value = self._accept(operation)
             else:
                 self._last_poll = operation
                 result.is_done = False
         return result
+
+    def _poke_many(self, context: Context, names: list[str]) -> PokeReturnValue:
+        """Poll each of many operations that has not finished."""
+        many = self._many = self._many or ManyPokes(self, context, names)
+        done = not names
+        with task_errors(many.consequence):
+            if self._wait is None:
+                self._wait = self._begin_wait(describe_names(many.names), context)
+            self._arm(many.names)
+            try:
+                done = done or many.poke(self.hook, self._wait)
+                self._last_failure = ""
+            except WaitTimeoutError as error:
+                self._last_failure = "" if many.responded else f"{error}."
+            self._arm(many.names)
+        if self._guard:
+            self._guard.finished = set(many.names).difference(many.left)
+        if done:
+            return PokeReturnValue(is_done=True, xcom_value=many.result())
+        self._last_poll = many.progress
+        return PokeReturnValue(is_done=False)
+
+    def _read_names(self) -> tuple[list[str], bool]:
+        """Return the operations of the rendered field, and whether a list was given."""
+        names, several = check_operation_names(self.operation_name)
+        self.operation_name = given_form(names, several=several)
+        check_rendered_fields(self, self._given)
+        return names, several
 
     def _begin_wait(self, name: str, context: Context) -> Wait:
         """Return the wait of this process; in reschedule mode it goes on from the first poke."""
@@ -230,7 +270,7 @@ class DaiOperationSensor(BaseSensorOperator):
     def _max_outage(self) -> float | None:
         return None if self.silent_fail else MAX_OUTAGE
 
-    def _arm(self, name: str) -> None:
+    def _arm(self, names: list[str]) -> None:
         """Arm the guard before the first poll, which can take a minute when the service is unavailable.
 
         If the connection cannot be looked up now, the poll that follows meets the same error, and the wait decides
@@ -239,7 +279,9 @@ class DaiOperationSensor(BaseSensorOperator):
         if self.cancel_on_kill and not self._guard:
             guard = IngestGuard(on_kill=True, on_failure=False, log=self.log)
             try:
-                guard.arm(self.hook, name)
+                guard.prepare(self.hook, len(names))
+                for name in names:
+                    guard.arm(self.hook, name)
             except ServiceError:
                 return
             self._guard = guard
@@ -247,8 +289,11 @@ class DaiOperationSensor(BaseSensorOperator):
                 # The kill came before there was a guard, while the hook was being made.
                 guard.kill()
 
-    def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any] | None:  # noqa: ARG002
-        """Finish the task when the wait in the triggerer is over; return the operation's dict, or None if unknown."""
+    def execute_complete(self, context: Context, event: Any = None) -> Any:
+        """Finish the task when the wait in the triggerer is over; return what :meth:`execute` does."""
+        if isinstance(self.operation_name, list):
+            many = ManyPokes(self, context, self.operation_name)
+            return many.conclude(*read_many_event(event, many.names, many.consequence))
         result = None
         with self._accept_missing():
             result = self._accept(read_event(event, self.operation_name, f"{self.operation_name} may still run"))
@@ -257,12 +302,14 @@ class DaiOperationSensor(BaseSensorOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume the task after a deferral; errors mean the same as in poke mode."""
         try:
+            with task_errors():
+                names, several = self._read_names()
             with resumption(
                 self,
                 next_method,
                 next_kwargs,
-                self.operation_name,
-                consequence=f"{self.operation_name} may still run",
+                list(dict.fromkeys(names)) if several else names[0],
+                consequence=f"{describe_names(self.operation_name)} may still run",
                 timeout_error=AirflowSensorTimeout,
             ) as resumed:
                 # Not the method of the sensor base: with soft_fail it turns every error into a skip.
@@ -270,13 +317,18 @@ class DaiOperationSensor(BaseSensorOperator):
         except AirflowException as error:
             self._raise_as_in_poke_mode(error)
 
-    def _defer(self, context: Context) -> dict[str, Any] | None:
-        """Poll once, and defer unless the operation has finished."""
+    def _defer(self, context: Context) -> Any:
+        """Poll once, and defer unless each operation has finished."""
+        names: list[str] = []
+        several = False
         try:
+            with task_errors():
+                names, several = self._read_names()
+                if several:
+                    check_deferrable(names)
             first = self.poke(context)
             if first.is_done:
-                result: dict[str, Any] | None = first.xcom_value
-                return result
+                return first.xcom_value
         except AirflowException as error:
             if not self.silent_fail or isinstance(error, AirflowFailException):
                 self._raise_as_in_poke_mode(error)
@@ -290,8 +342,9 @@ class DaiOperationSensor(BaseSensorOperator):
             self,
             self.hook,
             DaiOperationTrigger,
-            self.operation_name,
+            list(dict.fromkeys(names)) if several else names[0],
             poll_interval=max(self._longest_interval(), FIRST_INTERVAL),
+            expected_states=check_expected_states(self.expected_states) if several else None,
             max_outage=self._max_outage,
             responded="_last_poll" in vars(self),
             cancel_on_kill=self.cancel_on_kill,
@@ -325,9 +378,8 @@ class DaiOperationSensor(BaseSensorOperator):
         """Log the last poll, and return the timeout of the sensor base with what it leaves behind."""
         if last_poll := self.__dict__.pop("_last_poll", None):
             self.log.info("%s.", last_poll)
-        return type(error)(
-            " ".join(filter(None, (str(error), self._last_failure, f"{self.operation_name} may still run.")))
-        )
+        left = self._many.consequence if self._many else f"{self.operation_name} may still run"
+        return type(error)(" ".join(filter(None, (str(error), self._last_failure, f"{left}."))))
 
     def _permanent_error_behind(self, skip: AirflowSkipException) -> AirflowException | None:
         """Return the permanent error that the sensor base has turned into a skip, and that must fail the task."""

@@ -195,8 +195,8 @@ def _poll_once_more(
 def _poll_many_once_more(hook: DaiHook, names: list[str], timeout: float) -> tuple[dict[str, Any] | None, str]:
     many = ManyWait(names, hook.make_wait(describe_names(names), timeout=timeout, responded=True))
     with hook.workers(len(names)) as workers:
-        progress = hook.poll_many(workers, many)
-    return (None, f"The last poll found: {progress}") if many.left else (many_event(names, many), "")
+        hook.poll_many(workers, many)
+    return (None, f"The last poll found: {many.progress}") if many.left else (many_event(names, many), "")
 
 
 def _timed_out(task: WaitingTask, timeout_error: type[AirflowException], *words: str) -> BaseException:

@@ -112,8 +112,8 @@ def check_many(
     if unexpected:
         states = _counted(Counter(map(_end, unexpected)))
         allowed = ", ".join(sorted(expected or ()))
-        text = f"{len(unexpected):,} of {total:,} operations are {states}, but this task accepts only {allowed}"
-        parts.append(f"{text}: {some_of(unexpected)}")
+        text = f"{len(unexpected):,} of {total:,} operations have finished unexpectedly"
+        parts.append(f"{text} ({states}; this task accepts only {allowed}): {some_of(unexpected)}")
     if not errors:
         if unexpected:
             raise UnexpectedStateError(sentences(*parts))

@@ -137,7 +137,7 @@ class CancelMany:
         already = set(finished)
         with task_errors(), hook.workers(len(names)) as workers:
             # What this poll shows in another state than CANCELLED had finished before, or in the same moment.
-            hook.poll_many(workers, many)
+            hook.poll_many(workers, many, patient=False)
             already |= {one.name for one in many.finished.values() if one.state is not OperationState.CANCELLED}
             if many.left and task.deferrable:
                 # Imported here, since DAG files are parsed often and few of their tasks defer.

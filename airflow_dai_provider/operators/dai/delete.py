@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
@@ -13,7 +13,7 @@ from airflow_dai_provider.api.many_wait import MAX_LISTED
 from airflow_dai_provider.api.names import InvalidNameError, check_creative_name
 from airflow_dai_provider.api.parameters import check_flag
 from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
-from airflow_dai_provider.api.retry import PERMANENT
+from airflow_dai_provider.api.retry import THROTTLED
 from airflow_dai_provider.tasks.cancel_requests import KILLED, PAUSE
 from airflow_dai_provider.tasks.failures import accept_missing, check_many, refused_parameters, task_errors
 from airflow_dai_provider.tasks.one_or_many import check_each, given_form
@@ -106,7 +106,7 @@ class DaiDeleteCreativeOperator(BaseOperator):
         gone = {*deleted, *missing} if self.missing_ok else deleted
         if len(gone) < len(left):
             earlier.save(sorted({*deleted_before, *deleted}))
-            self._fail([name for name in left if name not in gone], errors, several=several)
+            self._fail([name for name in left if name not in gone], errors, len(set(names)), several=several)
         if deleted_before:
             earlier.delete()
         return given_form(names, several=several)
@@ -118,8 +118,8 @@ class DaiDeleteCreativeOperator(BaseOperator):
     def _delete(self, hook: DaiHook, names: list[str]) -> tuple[set[str], dict[str, ServiceError]]:
         """Delete creatives, side by side and in rounds; each is attempted before this returns.
 
-        After a transient error a creative is attempted again, as long as a round has deleted another one. One that the
-        service does not know is attempted once more, since it can have been made just now.
+        What the service was too busy for is attempted again, as long as a round has deleted another one. A creative
+        that the service does not know is attempted once more, since it can have been made just now.
 
         :return: what was deleted, and the last error of each of the others. After UNIMPLEMENTED some have none.
         """
@@ -144,7 +144,7 @@ class DaiDeleteCreativeOperator(BaseOperator):
                         self.log.warning("%s", error)
                     if error.rpc_code is Code.UNIMPLEMENTED:
                         return deleted, errors
-                left, pause = [name for name, error in errors.items() if error.rpc_code not in PERMANENT], PAUSE
+                left, pause = _with_code(errors, THROTTLED), PAUSE
                 if not left or len(deleted) == before:
                     left, pause = [name for name in _unknown(errors) if name not in asked_twice], NOT_FOUND_GRACE
                     asked_twice.update(left)
@@ -164,20 +164,14 @@ class DaiDeleteCreativeOperator(BaseOperator):
         failed = total - len(deleted) - len(missing)
         self.log.info(message, *(f"{number:,}" for number in (len(deleted), total, len(missing), failed)))
 
-    def _fail(self, left: list[str], errors: dict[str, ServiceError], *, several: bool) -> None:
+    def _fail(self, left: list[str], errors: dict[str, ServiceError], total: int, *, several: bool) -> None:
         """Fail the task for the creatives that were not deleted."""
         consequence = f"{_describe(left)} may still exist"
         with accept_missing(self.log, "", missing_ok=False), task_errors(consequence):
             if not several:
                 raise errors[left[0]]
-            check_many(
-                (),
-                None,
-                {name: errors[name] for name in left if name in errors},
-                total=len(left),
-                failed="creatives could not be deleted",
-                consequence=consequence,
-            )
+            told = {name: errors[name] for name in left if name in errors}
+            check_many((), None, told, total=total, failed="creatives could not be deleted", consequence=consequence)
 
 
 def _delete_one(hook: DaiHook, name: str) -> None:
@@ -186,7 +180,11 @@ def _delete_one(hook: DaiHook, name: str) -> None:
 
 def _unknown(errors: dict[str, ServiceError]) -> list[str]:
     """Return the creatives that the service does not know."""
-    return [name for name, error in errors.items() if error.rpc_code is Code.NOT_FOUND]
+    return _with_code(errors, {Code.NOT_FOUND})
+
+
+def _with_code(errors: dict[str, ServiceError], codes: Collection[Code]) -> list[str]:
+    return [name for name, error in errors.items() if error.rpc_code in codes]
 
 
 def _describe(names: list[str]) -> str:

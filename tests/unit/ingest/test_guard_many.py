@@ -50,9 +50,8 @@ class TestKill:
         operator.on_kill()
         assert cancelled(slow) == [1, 1, 1]
         (line,) = [line for line in log.ours if line.endswith(": its task was killed.")]
-        assert sorted(line.removesuffix(": its task was killed.").rpartition(" of ")[2].split(", ")) == sorted(
-            slow.states()
-        )
+        assert line.startswith("Requested the cancellation of operations/")
+        assert all(name in line for name in slow.states())
         assert log.errors == []
 
     def test_what_has_finished_is_not_cancelled(

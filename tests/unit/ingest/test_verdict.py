@@ -32,7 +32,7 @@ def failing(reason: str) -> str:
         ("DOWNLOAD_ERROR", 1),
         (["INVALID_MEDIA", "REASON_UNSPECIFIED"], 1),
         ("INTERNAL_ERROR", 2),
-        ({"DOWNLOAD_ERROR", "INTERNAL_ERROR"}, 2),
+        pytest.param({"DOWNLOAD_ERROR", "INTERNAL_ERROR"}, 2, id="a set"),
     ],
     ids=str,
 )

@@ -200,11 +200,11 @@ class TestMany:
         assert not isinstance(raised.value, AirflowFailException)
         assert emulator.creatives() == names[:2]
 
-    def test_what_failed_is_attempted_again_as_long_as_others_are_deleted(
+    def test_what_the_service_was_too_busy_for_is_attempted_again_as_long_as_others_are_deleted(
         self, emulator: DaiEmulator, execute: Any
     ) -> None:
         names = make(emulator, 3)
-        emulator.inject(fault(names[1], status=503, times=7))  # six are the retries of one call
+        emulator.inject(fault(names[1], status=429, times=7))  # six are the retries of one call
         assert execute(names) == names
         assert emulator.creatives() == []
 
@@ -303,6 +303,7 @@ class TestParameters:
         [
             (None, "the upstream task has pushed no name"),
             ("", "the upstream task has pushed no name"),
+            (None, "has no creative: leave it out"),
             ("None", "the upstream task has pushed no name"),
             ({"name": "operations/x", "creative_name": "creatives/x"}, "pass its 'creative_name'"),
         ],

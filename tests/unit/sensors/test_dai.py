@@ -322,7 +322,9 @@ class TestPermanentError:
 
     @MODES
     @pytest.mark.parametrize("soft_fail", [False, True], ids=["plain", "soft_fail"])
-    @pytest.mark.parametrize("name", [None, "", "None", {"name": NAME}, [NAME], 5, "operations/../x", "x"], ids=repr)
+    @pytest.mark.parametrize(
+        "name", [None, "", "None", {"name": NAME}, [NAME, None], 5, "operations/../x", "x"], ids=repr
+    )
     def test_an_invalid_name_fails_without_a_request(
         self, emulator: DaiEmulator, execute: Any, mode: str, soft_fail: bool, name: Any
     ) -> None:

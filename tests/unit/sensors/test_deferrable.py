@@ -257,19 +257,24 @@ def outcome(call: Callable[[], Any]) -> tuple[str, str]:
         return "fail", str(failure)
     except AirflowException as error:
         return "error", str(error)
+    if isinstance(result, list):
+        (result,) = result
     return ("None", "") if result is None else (result["state"], "")
 
 
+@pytest.mark.parametrize("form", ["one", "list"])
 @pytest.mark.parametrize(("mode", "label", "flag"), CASES)
 def test_each_mode_has_the_same_result(
-    emulator: DaiEmulator, context: Any, clock: Clock, mode: str, label: str, flag: str
+    emulator: DaiEmulator, context: Any, clock: Clock, mode: str, label: str, flag: str, form: str
 ) -> None:
     row = TABLE[label]
     if row.ingest is not None:
         emulator.start_ingest(NAME, **row.ingest)
     for fault in row.faults:
         emulator.inject(Fault(**fault))
-    options = {**row.options, **({} if flag == "plain" else {flag: True})}
+    options = {"operation_name": NAME, **row.options, **({} if flag == "plain" else {flag: True})}
+    if form == "list":
+        options["operation_name"] = [options["operation_name"]]
 
     became, words = outcome(lambda: MODES[mode](lambda: make_sensor(**options), context, clock))
 
