@@ -123,7 +123,8 @@ class ManyWait:
             seconds, line = self.wait.after_poll(self.progress, now)
         except WaitTimeoutError as timeout:
             last = f"; the last poll failed: {error}" if error and not responded else ""
-            message = f"{self.progress} within {self.wait.timeout:g} s; not finished: {some_of(self.left)}{last}"
+            number = f"{len(self.left):,} of {self.total:,} operations"
+            message = f"{number} have not finished within {self.wait.timeout:g} s: {some_of(self.left)}{last}"
             raise WaitTimeoutError(message) from timeout
         return min(seconds, soonest), ". ".join(filter(None, (recovered, line))), True
 

@@ -19,8 +19,8 @@ Event = Callable[[Play], Iterator[None] | None]
 
 
 def stray(play: Play) -> None:
-    """Note the first ingest as the one that must not be left running."""
-    play.strays = [play.ingest().name]
+    """Note the first ingest, or those of a list, as what must not be left running."""
+    play.strays = [started.name for started in play.ingests()]
 
 
 def raises(play: Play) -> None:
@@ -124,7 +124,7 @@ def raised_and_retried(play: Play) -> None:
     # Longer than one try waits, so that it still runs when the next polls it; shorter than two tries wait.
     play.start(seconds=8 * SOON)
     play.happens(at=play.ingest().created + 6 * SOON)
-    play.healthy = [play.ingest().name]
+    play.healthy = [started.name for started in play.ingests()]
     play.log_says(LEFT_TO_NEXT_TRY)
     play.task_is("success", tries=2)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from messages import OTHER_CREATIVE, REQUESTED, TASK_KILLED
 
-REQUEST = re.compile(REQUESTED + r" (operations/\S+?)(\.|:)(?=\s|$)(.*)")
+REQUEST = re.compile(REQUESTED + r" (operations/\S+?(?:; operations/\S+?)*)(\.|:)(?=\s|$)(.*)")
 #: A log line of Airflow 2, and one of Airflow 3 that is not JSON.
 PLAIN_2 = re.compile(r"^\[(\S+)\] \{(\S+?)(?::\d+)?\} \w+ - (.*)$")
 PLAIN_3 = re.compile(r"^(\S+) \[\w+ *\] (.*?) *\[([\w.]+)\] ")
@@ -50,7 +50,8 @@ def _cancellations_in(path: Path) -> Iterator[Cancellation]:
         if guard == "operator" and any(OTHER_CREATIVE in line and found[1] in line for line in lines):
             guard = "next try"
         if guard != "another":
-            yield Cancellation(time, guard, found[1])
+            for operation in found[1].split("; "):
+                yield Cancellation(time, guard, operation)
 
 
 def _guard(path: Path, logger: str, reason: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-NOT_FINISHED = "has not finished within"
+NOT_FINISHED = "not finished within"
 LEFT_TO_NEXT_TRY = "to the next try"
 LEFT_ALONE = "alone: "
 STILL_DEFERRED = "its task is still deferred"

@@ -79,6 +79,7 @@ class Play:
         self.row = row
         self.guards = guards
         self.dag_id = f"{dag}__{guards}"
+        self._number = 3 if dag.startswith("list_") else 1
         self.run_id = ""
         self.url = f"https://media.example.com/{row}/{guards}/"
         #: The time of the row's event, in epoch seconds.
@@ -98,6 +99,11 @@ class Play:
         """Wait until the first ingest of the play has started, or a later one, and return it."""
         self._wait(f"ingest {number}", lambda: len(self.service.ingests(self.url)) > number)
         return self.service.ingests(self.url)[number]
+
+    def ingests(self) -> list[Started]:
+        """Wait until all ingests of the task have started, one or those of a list, and return them."""
+        self._wait(f"{self._number} ingests", lambda: len(self.service.ingests(self.url)) >= self._number)
+        return self.service.ingests(self.url)[: self._number]
 
     def waits(self, state: str = "running", task: str = "ingest") -> Started:
         """Wait until the ingest has started and its task waits for it, and return the ingest."""

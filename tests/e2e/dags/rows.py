@@ -42,6 +42,11 @@ def ingest(url: str = "{{ params.url }}", **kwargs: Any) -> DaiCreateCreativeOpe
     return DaiCreateCreativeOperator(task_id="ingest", creative=creative(url), **{**defaults, **kwargs})
 
 
+def ingests(**kwargs: Any) -> DaiCreateCreativeOperator:
+    creatives = [creative(f"{{{{ params.url }}}}&number={number}") for number in range(3)]
+    return DaiCreateCreativeOperator(task_id="ingest", creative=creatives, **{"poll_interval": 2, **kwargs})
+
+
 @task
 def work(params: dict) -> None:
     """Fail, skip or sleep while the ingest runs."""
@@ -98,6 +103,17 @@ for guards in ("own", "rings"):
         ingest(deferrable=True, execution_timeout=timedelta(seconds=2 * SOON))
     with dag("defers_and_run_times_out", guards, dagrun_timeout=timedelta(seconds=3 * SOON)):
         ingest(deferrable=True)
+
+    with dag("list_waits", guards):
+        ingests()
+    with dag("list_raises", guards):
+        ingests(timeout=SOON)
+    with dag("list_raises_with_retry", guards):
+        ingests(timeout=6 * SOON, retries=1, retry_delay=timedelta(seconds=1))
+    with dag("list_times_out", guards):
+        ingests(execution_timeout=timedelta(seconds=2 * SOON))
+    with dag("list_defers", guards):
+        ingests(deferrable=True)
 
     with dag("then_work", guards):
         ingest(**NO_WAIT) >> work()
