@@ -99,7 +99,7 @@ def unpack(text: str) -> Any:
     """
     try:
         return json.loads(zlib.decompress(base64.b85decode(text)))
-    except zlib.error as error:
+    except (ValueError, zlib.error) as error:
         raise ValueError(f"expected a compressed JSON value, got {short_repr(text)}") from error
 
 

@@ -385,7 +385,9 @@ class DaiHook(DaiBaseHook):
                 raise last
             retries = retries or self.make_retry(request.retryable_codes, started)
             seconds, line = retries.after(last, self._clock())
-            self.log.warning("%s", line)
+            if not self.pace:
+                # The threads of siblings log nothing: who has started them tells of each kind of error once.
+                self.log.warning("%s", line)
             metrics.count_retry()
             self._sleep(seconds)
             if reason := self.stopped():

@@ -120,6 +120,8 @@ def read_many_event(
         errors = {name: ServiceError(text, Code(code)) for name, (code, text) in result["errors"].items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise AirflowException(f"The trigger has fired an event that cannot be read: {error}") from error
+    if running := [operation for operation in finished.values() if not operation.done]:
+        raise AirflowException(f"The trigger has fired an event that cannot be read: {some_of(running)}.")
     if missing := [name for name in names if name not in finished and name not in errors]:
         raise AirflowException(f"The trigger has fired an event without {some_of(missing)}.")
     return finished, errors

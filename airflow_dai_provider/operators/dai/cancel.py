@@ -156,7 +156,10 @@ class DaiCancelOperationOperator(BaseOperator):
         with task_errors():
             names, several = check_operation_names(self.operation_name)
         self.operation_name = given_form(names, several=several)
-        waited_for = list(dict.fromkeys(names)) if several else names[0]
+
+        def waited_for() -> str | list[str]:
+            return CancelMany(self, context, names).waited_for if several else names[0]
+
         consequence = f"{describe_names(self.operation_name)} may still run"
         with resumption(self, next_method, next_kwargs, waited_for, consequence=consequence) as resumed:
             return super().resume_execution(*resumed, context)

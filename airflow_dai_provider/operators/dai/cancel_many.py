@@ -55,6 +55,19 @@ class CancelMany:
         self._names = list(dict.fromkeys(names))
         self._expected = check_expected_states(task.expected_states)
         self._state = TaskState(context, KEY, task.log)
+        #: The cancellations that the service has accepted, in this try or an earlier one.
+        self._requested: set[str] = set()
+        self._requested_now: set[str] = set()
+        #: What had finished before its cancellation was requested.
+        self._already: set[str] = set()
+        #: The cancellations that the service has refused for good.
+        self._refused: dict[str, ServiceError] = {}
+
+    @property
+    def waited_for(self) -> list[str]:
+        """The operations that a deferred task has waited for, as far as the task state store tells."""
+        self._load()
+        return [name for name in self._names if name not in self._refused]
 
     def execute(self) -> None:
         """Request the cancellations, and wait if told to."""
@@ -63,38 +76,36 @@ class CancelMany:
             task.log.info("The list of operations is empty: there is nothing to cancel.")
         finished: dict[str, Operation] = {}
         errors: dict[str, ServiceError] = {}
-        already: set[str] = set()
         if self._names:
             from airflow_dai_provider.hooks.dai import DaiHook
 
-            what = describe_names(self._names)
             with (
-                task_errors(f"{what} may still run"),
+                task_errors(f"{describe_names(self._names)} may still run"),
                 DaiHook(task.gcp_conn_id, task.impersonation_chain, task.api_endpoint) as hook,
             ):
                 hook.stopped = task._stopped
                 finished, errors = self._request(hook)
-                already = set(finished)
                 self._fail_early(errors)
-            if task.wait_for_completion:
-                finished, already = self._wait(hook, finished, errors)
-        self._conclude(finished, errors, already)
+                if task.wait_for_completion:
+                    finished = self._wait(hook, finished, errors)
+        self._conclude(finished, errors)
 
     def complete(self, event: Any, already: Collection[str] = (), errors: Errors | None = None) -> list[str]:
         """Finish the task when the wait in the triggerer is over; return the names."""
-        refused = _from_json(errors or {})
-        waited_for = [name for name in self._names if name not in refused]
-        finished, unpolled = read_many_event(event, waited_for)
-        self._conclude(finished, refused | unpolled, already)
+        if errors is None:
+            # Airflow has ended the deferral, and has not kept these arguments.
+            self._load()
+        else:
+            self._already, self._refused = set(already), _from_json(errors)
+        finished, unpolled = read_many_event(event, [name for name in self._names if name not in self._refused])
+        self._conclude(finished, self._refused | unpolled)
         return self._given
 
     def _request(self, hook: DaiHook) -> tuple[dict[str, Operation], dict[str, ServiceError]]:
         """Request each cancellation that no earlier try has settled."""
         task = self._task
-        settled = self._state.load() or {}
-        refused = _from_json(settled.get("refused", {}))
-        requested = set(settled.get("requested", ()))
-        left = [name for name in self._names if name not in refused and name not in requested]
+        self._load()
+        left = [name for name in self._names if name not in self._refused and name not in self._requested]
         if len(left) < len(self._names):
             message = "An earlier try has settled %s of %s cancellations; requesting the others."
             task.log.info(message, f"{len(self._names) - len(left):,}", f"{len(self._names):,}")
@@ -108,37 +119,49 @@ class CancelMany:
                 sleep=task._sleep,
                 log=task.log,
             )
-        refused |= {name: error for name, error in errors.items() if error.rpc_code in PERMANENT}
-        done = requested | {name for name in left if name not in errors}
+        self._refused |= {name: error for name, error in errors.items() if error.rpc_code in PERMANENT}
+        self._requested_now = set(left).difference(errors)
+        self._requested |= self._requested_now
+        self._already |= set(finished)
         if errors:
-            self._state.save({"requested": sorted(done), "refused": _to_json(refused)})
-        return finished, refused | errors
+            self._save()
+        return finished, self._refused | errors
+
+    def _load(self) -> None:
+        settled = self._state.load() or {}
+        self._requested = set(settled.get("requested", ()))
+        self._already = set(settled.get("already", ()))
+        self._refused = _from_json(settled.get("refused", {}))
+
+    def _save(self) -> None:
+        requested, already = sorted(self._requested), sorted(self._already)
+        self._state.save({"requested": requested, "already": already, "refused": _to_json(self._refused)})
 
     def _fail_early(self, errors: dict[str, ServiceError]) -> None:
-        """Fail at once where a retry is going to cancel what still runs."""
+        """Fail at once when the task was killed, or where a retry is going to cancel what still runs."""
         ti = self._context["ti"]
         codes = {error.rpc_code for error in errors.values()}
-        if codes and decisive_code(codes) not in PERMANENT and ti.try_number <= ti.max_tries:
+        retried = codes and decisive_code(codes) not in PERMANENT and ti.try_number <= ti.max_tries
+        if errors and (retried or self._task._stopped()):
             self._check({}, errors)
 
     def _wait(
         self, hook: DaiHook, finished: dict[str, Operation], errors: dict[str, ServiceError]
-    ) -> tuple[dict[str, Operation], set[str]]:
-        """Wait until the operations without an error have finished, in this process or in the triggerer.
-
-        :return: those that have finished, and those that had finished before the request.
-        """
+    ) -> dict[str, Operation]:
+        """Wait until the operations without an error have finished, in this process or in the triggerer."""
         task = self._task
         names = [name for name in self._names if name not in errors]
         wait = hook.make_wait(describe_names(names), timeout=task.timeout, poll_interval=task.poll_interval)
         many = ManyWait(names, wait, self._expected)
         for operation in finished.values():
             many.finish(operation)
-        already = set(finished)
-        with task_errors(), hook.workers(len(names)) as workers:
+        with hook.workers(len(names)) as workers:
             # What this poll shows in another state than CANCELLED had finished before, or in the same moment.
             hook.poll_many(workers, many, patient=False)
-            already |= {one.name for one in many.finished.values() if one.state is not OperationState.CANCELLED}
+            otherwise = {one.name for one in many.finished.values() if one.state is not OperationState.CANCELLED}
+            self._already |= otherwise & self._requested_now
+            if many.left:
+                self._save()
             if many.left and task.deferrable:
                 # Imported here, since DAG files are parsed often and few of their tasks defer.
                 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
@@ -150,15 +173,13 @@ class CancelMany:
                     names,
                     poll_interval=task.poll_interval,
                     expected_states=self._expected,
-                    resume_with={"already": sorted(already), "errors": _to_json(errors)},
+                    resume_with={"already": sorted(self._already), "errors": _to_json(errors)},
                 )
             hook.wait_for_many(workers, many)
         errors |= many.failed
-        return many.finished, already
+        return many.finished
 
-    def _conclude(
-        self, finished: dict[str, Operation], errors: dict[str, ServiceError], already: Collection[str]
-    ) -> None:
+    def _conclude(self, finished: dict[str, Operation], errors: dict[str, ServiceError]) -> None:
         """Report how the operations have finished, and check it."""
         task = self._task
         if task.wait_for_completion:
@@ -167,7 +188,7 @@ class CancelMany:
             dicts = to_dicts([finished.get(name) for name in self._given])
             for one in dicts:
                 if one:
-                    one["already_finished"] = one["name"] in already
+                    one["already_finished"] = one["name"] in self._already
             self._context["ti"].xcom_push(XCOM_OPERATION, dicts)
         self._check(finished, errors)
         self._state.delete()

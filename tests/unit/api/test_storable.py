@@ -12,9 +12,11 @@ from airflow_dai_provider.api.storable import (
     MAX_LEVELS,
     MAX_MESSAGE,
     STORED_LEVELS,
+    pack,
     storable,
     storable_object,
     storable_text,
+    unpack,
 )
 from tests.support.payloads import NAME, URL, metadata
 
@@ -123,3 +125,17 @@ def test_an_operation_with_a_name_that_cannot_be_shown_cannot_be_read(name: str)
 def test_a_code_of_more_than_64_bits_cannot_be_read(code: int) -> None:
     with pytest.raises(InvalidOperationError, match="expected 'code' to be of type int"):
         Operation.from_api({"name": NAME, "done": True, "error": {"code": code}})
+
+
+@pytest.mark.parametrize(
+    "value", [None, [], {}, 0, "", "\u65e5 \ud83d", ["operations/a"] * 3, {"a": [1, 2.5, None, True]}]
+)
+def test_a_packed_value_is_a_text_of_ascii_and_comes_back(value: Any) -> None:
+    assert pack(value).isascii()
+    assert unpack(pack(value)) == value
+
+
+@pytest.mark.parametrize("text", ["", "a", "operations/a", "\u65e5", "\0", '"', pack([1])[:-1], pack([1])[1:]])
+def test_a_text_that_was_not_packed_is_refused_with_what_was_given(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a compressed JSON value, got"):
+        unpack(text)
