@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import Operation, OperationState
-from airflow_dai_provider.api.polling import Wait, WaitTimeoutError
+from airflow_dai_provider.api.polling import FIRST_INTERVAL, Wait, WaitTimeoutError
+from airflow_dai_provider.api.retry import PERMANENT, THROTTLED, TRANSIENT
 
 #: The most operations that a message names.
 MAX_NAMED = 10
@@ -19,9 +20,10 @@ MAX_LISTED = 20
 class ManyWait:
     """The wait for many operations, in rounds: each polls all that have not finished.
 
-    Rounds come as the polls of :class:`Wait` do. The service counts as unavailable when it has responded for no
-    operation in a round. An error of one operation alone is believed when a wait for that one would believe it, and
-    ends the wait for that one only.
+    Rounds come as the polls of :class:`Wait` do; between two of them, those whose polls have failed are polled again.
+    The service counts as unavailable when it has responded for no operation in a round. An error of one operation alone
+    is believed when a wait for that one would believe it, and ends the wait for that one only; but UNIMPLEMENTED holds
+    for all. A poll that was not sent, because the service has asked for a pause, says nothing of its operation.
 
     The log is told of an end that is not expected when it is seen, and of each end where there are few operations.
 
@@ -48,12 +50,30 @@ class ManyWait:
         #: Whether the service has responded in the last round.
         self.responded = False
         self._waits: dict[str, Wait] = {}
+        #: Those whose polls had failed when the service responded last.
+        self._suspects: set[str] = set()
+        #: How many errors of each rpc code are believed.
+        self._told: Counter[Code] = Counter()
+        self._next_round = float("-inf")
         self._begin_round()
 
     def _begin_round(self) -> None:
         self._responded = False
         self._error: ServiceError | None = None
         self._soonest = float("inf")
+        #: By name, the errors that are believed if the service has responded for others.
+        self._doubted: dict[str, ServiceError] = {}
+
+    def due(self, now: float) -> list[str]:
+        """Return the operations to poll now.
+
+        Those come first whose polls have failed, the longest ago before all: otherwise the pauses of a busy service
+        could always hit the same ones.
+        """
+        failing = list(self.errors)
+        if failing and now < self._next_round - 0.001:
+            return failing
+        return [*failing, *(name for name in self.left if name not in self.errors)]
 
     def after_poll(self, operation: Operation) -> int | None:
         """Note what a poll has found; return the level at which the log is to be told of it, if it is."""
@@ -77,31 +97,50 @@ class ManyWait:
     def fail(self, name: str, error: ServiceError) -> None:
         """Note an operation that cannot be polled, and is polled no more."""
         self.left.pop(name, None)
+        self._waits.pop(name, None)
+        self.errors.pop(name, None)
         self.failed[name] = error
 
     def after_error(self, name: str, error: ServiceError, now: float) -> bool:
-        """Note a poll that has failed; return whether its error is believed, which ends the wait for this one."""
+        """Note a poll that has failed; return whether the log is to be told of it.
+
+        :raises ServiceError: UNIMPLEMENTED, when it is believed.
+        """
+        self.errors[name] = error
+        self.waited = now - self.wait.started
+        if error.rpc_code in THROTTLED and not error.sent:
+            self._soonest = min(self._soonest, error.retry_after or FIRST_INTERVAL)
+            self._error = self._error or error
+            return False
         wait = self._waits.get(name) or Wait(
             name,
             started=self.wait.started,
             poll_interval=self.wait.poll_interval,
             max_outage=None if self.wait.max_outage == float("inf") else self.wait.max_outage,
-            responded=self.wait.responded,
+            responded=self.wait.responded or self._responded,
             jitter=self.wait.jitter,
         )
         self._waits[name] = wait
-        self.errors[name] = error
-        self.waited = now - self.wait.started
+        self._error = error
         try:
             seconds, _ = wait.after_error(error, now)
         except ServiceError as verdict:
-            del self._waits[name], self.errors[name]
+            if verdict.rpc_code is Code.UNIMPLEMENTED:
+                raise
+            if verdict.rpc_code in TRANSIENT:
+                self._doubted[name] = verdict
+                return False
+            self._responded = self._responded or self._is_response(error)
             self.fail(name, verdict)
-            return True
-        self._responded = self._responded or error.rpc_code is Code.NOT_FOUND
+            self._told[verdict.rpc_code] += 1
+            return self._told[verdict.rpc_code] <= MAX_LISTED
+        self._responded = self._responded or self._is_response(error)
         self._soonest = min(self._soonest, seconds)
-        self._error = error
         return False
+
+    @staticmethod
+    def _is_response(error: ServiceError) -> bool:
+        return error.rpc_code in PERMANENT and error.sent and not error.from_front_end
 
     def after_round(self, now: float, *, complete: bool = True) -> tuple[float, str | None, bool]:
         """Decide after a round when the next one begins.
@@ -111,11 +150,17 @@ class ManyWait:
         :raises ServiceError: when the service has been unavailable for too long.
         :raises WaitTimeoutError: when the time is up; the message names some that have not finished.
         """
-        self._responded = self._responded or not complete
-        responded, error, soonest = self._responded, self._error, self._soonest
+        complete = complete and not self.left.keys() <= self._suspects
+        responded, error, soonest = self._responded or not complete, self._error, self._soonest
+        believed = self._doubted if responded else {}
         self._begin_round()
+        for name, verdict in believed.items():
+            self.fail(name, verdict)
+        failed = f"Could not poll {some_of(believed.values())}" if believed else None
         self.responded = responded
         self.waited = now - self.wait.started
+        if not self.left:
+            return 0.0, failed, responded
         try:
             if error and not responded:
                 return *self.wait.after_error(error, now), False
@@ -126,7 +171,13 @@ class ManyWait:
             number = f"{len(self.left):,} of {self.total:,} operations"
             message = f"{number} have not finished within {self.wait.timeout:g} s: {some_of(self.left)}{last}"
             raise WaitTimeoutError(message) from timeout
-        return min(seconds, soonest), ". ".join(filter(None, (recovered, line))), True
+        if complete:
+            self._suspects = set(self.errors)
+            self._next_round = now + seconds
+        else:
+            line = ""
+        until_round = max(self._next_round - now, FIRST_INTERVAL)
+        return min(seconds, soonest, until_round), ". ".join(filter(None, (recovered, failed, line))), True
 
     @property
     def progress(self) -> str:

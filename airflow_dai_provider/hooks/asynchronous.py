@@ -232,19 +232,31 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         """
         async with self._holding():
             while many.left:
-                names = iter(list(many.left))
-                # Not a coroutine for each operation: to start thousands would hold up the event loop.
-                await asyncio.gather(*(self._poll_each(names, many) for _ in range(MAX_CONNECTIONS)))
+                names = many.due(self._clock())
+                complete = len(names) == len(many.left)
+                await self._poll_round(names, many)
                 if not many.left:
                     break
                 try:
-                    seconds, line, _ = many.after_round(self._clock())
+                    seconds, line, _ = many.after_round(self._clock(), complete=complete)
                 except ServiceError as verdict:
                     raise typed(verdict) from None
                 if line:
                     self.log.info("%s", line)
-                await self._sleep(seconds)
+                if many.left:
+                    await self._sleep(seconds)
         self.log.info("%s.", many.progress)
+
+    async def _poll_round(self, names: list[str], many: ManyWait) -> None:
+        each = iter(names)
+        # Not a coroutine for each operation: to start thousands would hold up the event loop.
+        polls = [asyncio.create_task(self._poll_each(each, many)) for _ in range(min(MAX_CONNECTIONS, len(names)))]
+        try:
+            await asyncio.gather(*polls)
+        finally:
+            for poll in polls:
+                poll.cancel()
+            await asyncio.gather(*polls, return_exceptions=True)
 
     async def _poll_each(self, names: Iterator[str], many: ManyWait) -> None:
         for name in names:

@@ -217,7 +217,7 @@ class DaiHook(DaiCallingHook):
         :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
         """
         while many.left:
-            seconds, line, _ = self._poll_round(workers, many, list(many.left))
+            seconds, line, _ = self._poll_round(workers, many, many.due(self._clock()))
             if line:
                 self.log.info("%s", line)
             if many.left:

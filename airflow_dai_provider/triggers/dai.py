@@ -25,6 +25,7 @@ from airflow_dai_provider.tasks.events import (
     unpack_names,
 )
 from airflow_dai_provider.tasks.failures import check_expected_states, log_failure
+from airflow_dai_provider.tasks.one_or_many import check_operation_names
 from airflow_dai_provider.tasks.xcom import XCOM_STARTED
 from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL, task_instance_state
 
@@ -146,7 +147,8 @@ class DaiOperationTrigger(BaseTrigger):
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({kill}, timeout=left)
         if not kill.done():
-            self.log.error("%s may still run: no response to the cancellation in time.", some_of(self._left()))
+            with suppress(ValueError):
+                self.log.error("%s may still run: no response to the cancellation in time.", some_of(self._left()))
 
     async def _wait(self, names: Any) -> dict[str, Any]:
         """Wait, and return the payload of the event."""
@@ -165,6 +167,7 @@ class DaiOperationTrigger(BaseTrigger):
                 operation = await hook.wait_for_operation(names, **limits)
                 self.log.info("%s.", operation)
                 return operation_event(names, operation)
+            check_operation_names(names)
             wait = hook.make_wait(describe_names(names), **limits)
             self._many = ManyWait(names, wait, check_expected_states(self.expected_states))
             await hook.wait_for_many(self._many)
@@ -182,8 +185,9 @@ class DaiOperationTrigger(BaseTrigger):
 
         Airflow also kills a trigger that another triggerer has taken over, so the state of the task decides.
         """
-        described = describe_names(self._left())
+        described = "What this trigger waits for"
         try:
+            described = describe_names(self._left())
             if await task_instance_state(self.task_instance, XCOM_STARTED) == "deferred":
                 self.log.info("Leaving %s alone: its task is still deferred.", described)
                 return

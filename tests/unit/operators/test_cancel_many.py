@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -218,11 +217,12 @@ def test_a_timeout_names_what_has_not_finished(
 ) -> None:
     three.start_ingest("operations/d", cancel="ignored")
     began = clock.now
-    with pytest.raises(AirflowException, match="3 of 4 finished: 3 cancelled within 90 s") as caught:
+    with pytest.raises(
+        AirflowException, match="1 of 4 operations have not finished within 90 s: operations/d"
+    ) as caught:
         execute(context, [A, "operations/d", B, C], wait_for_completion=True, deferrable=deferrable, timeout=90)
     assert not isinstance(caught.value, AirflowFailException)
-    assert "not finished: operations/d" in str(caught.value)
-    assert not re.search(rf"finished: .*{A}", str(caught.value))
+    assert A not in str(caught.value)
     assert "may still run" in str(caught.value)
     assert clock.now - began == pytest.approx(90)
 
@@ -455,7 +455,7 @@ def test_a_retry_after_a_wait_that_failed_knows_what_completed_in_spite_of_the_c
     emulator.start_ingest(C, cancel_seconds=100)
     context["ti"].max_tries = 1
     options = {"wait_for_completion": True, "deferrable": deferrable, "timeout": 60}
-    with pytest.raises(AirflowException, match="2 of 3 finished"):
+    with pytest.raises(AirflowException, match="1 of 3 operations have not finished"):
         execute(context, **options)
     clock.advance(300)
     retry(context)
