@@ -14,6 +14,7 @@ from airflow_dai_provider.api.operation_list import to_dicts
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.api.retry import may_have_acted
 from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError, LostStart, may_have_started, recover_ingests
+from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.failures import sentences
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ class Campaign:
                 urls, datetime.fromtimestamp(clock(), UTC), "No response came in time."
             )
             try:
+                # Looked at after this request is under way, as an interruption does both in the other order: so it
+                # either waits for this request, or this request is not sent.
+                self._check_stopped(guard)
                 operation = own.create_creative(self.creatives[digest], self._info)
             except ServiceError as error:
                 if may_have_acted(error):
@@ -149,6 +153,10 @@ class Campaign:
             raise
         finish()
 
+    def _check_stopped(self, guard: IngestGuard) -> None:
+        if reason := KILLED if guard.killed else self._stop_reason:
+            raise ServiceError(reason, Code.CANCELLED, sent=False)
+
     def stopped(self) -> str | None:
         """Return the reason to start nothing more, or None."""
         return self._stop_reason
@@ -173,6 +181,8 @@ class Campaign:
                 "done": False,
                 "error_code": _CODES.index(error.rpc_code) + 1 if error else None,
                 "error_message": str(error) if error else None,
+                "creative_name": None,
+                "ingest": None,
             }
             rows.append(row | {"media_files": self.media(digest)})
         return rows

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_dai_provider.hooks.dai import DaiHook
+    from airflow_dai_provider.transport.threads import Workers
 
 #: Seconds for the cancel requests of a list after a failure; each of a single ingest is retried as any request is.
 FAILURE_TIMEOUT = 60.0
@@ -69,6 +70,7 @@ class IngestGuard:
         self._sent_by_threads: list[tuple[str, Exception | None]] = []
         self._switch: KillSwitch | None = None
         self._hook: DaiHook | None = None
+        self._workers: Workers[DaiHook] | None = None
         self._disarmed = False
         self._resumed = False
         self._entered = False
@@ -99,12 +101,14 @@ class IngestGuard:
         left_by_earlier_try = context["ti"].try_number > 1 and IngestStore(context).available
         self._disarmed = not (resumed or left_by_earlier_try)
 
-    def prepare(self, hook: DaiHook, number: int) -> None:
+    def prepare(self, hook: DaiHook, number: int, workers: Workers[DaiHook] | None = None) -> None:
         """Prepare for a kill before the first ingest is started: a signal handler must not start threads.
 
         :param hook: the hook that starts the ingests.
         :param number: how many ingests there can be.
+        :param workers: the threads that start and poll them, which rest during a kill.
         """
+        self._workers = workers or self._workers
         if self._on_kill and (self._switch is None or self._hook is not hook):
             self._end_threads()
             self._switch = KillSwitch(hook, number)
@@ -177,7 +181,11 @@ class IngestGuard:
         names = [name for name in list(self._to_kill) if self._take(name)]
         if self._switch is None or not names:
             return
+        if self._workers:
+            self._workers.hold(KILL_TIMEOUT)
         errors = self._switch.cancel(names)
+        if self._workers:
+            self._workers.hold(0.0)
         self._tell(names, errors, reason)
         if not errors:
             self._disarmed = True

@@ -16,6 +16,8 @@ from airflow_dai_provider.api.retry import PERMANENT, Pace
 
 #: The most calls under way at a time, and so the most connections.
 CONCURRENCY = 64
+#: Seconds between two looks whether a pause is over.
+_HELD = 0.05
 
 
 class Session(AbstractContextManager[Any], Protocol):
@@ -54,6 +56,7 @@ class Workers(Generic[S]):
     def __init__(self, sessions: Sequence[S], *, stopped: Callable[[], str | None]) -> None:
         self._sessions = sessions
         self._stopped = stopped
+        self._held_until = float("-inf")
         self._jobs: SimpleQueue[Callable[[S], None] | None] = SimpleQueue()
         self._closed = False
         pace = Pace()
@@ -125,6 +128,10 @@ class Workers(Generic[S]):
             left += 1
         return self._collect(done, dropped, left, seconds, until)
 
+    def hold(self, seconds: float) -> None:
+        """Begin no job for so many seconds, for example while a signal handler needs the processor; 0 goes on."""
+        self._held_until = time.monotonic() + seconds
+
     def assist(self, session: S, until: float) -> None:
         """Do jobs in the calling thread too, until none is left or the time is up.
 
@@ -157,6 +164,8 @@ class Workers(Generic[S]):
     def _work(self, session: S) -> None:
         with session:
             while job := self._jobs.get():
+                while time.monotonic() < self._held_until:
+                    time.sleep(_HELD)
                 job(session)
 
     def _outcome(self, session: S, name: str, request: Callable[[S, str], T], retry_timeout: float) -> Outcome[T]:

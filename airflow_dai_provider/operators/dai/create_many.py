@@ -108,7 +108,7 @@ class CreateMany:
             finally:
                 hook.stopped = stopped
             with workers:
-                self._guard.prepare(hook, number)
+                self._guard.prepare(hook, number, workers)
                 yield workers
 
     def _stopped(self) -> str | None:
@@ -178,11 +178,11 @@ class CreateMany:
     def _progress(self, hook: DaiHook) -> None:
         """Push the names, and save them for the next try."""
         campaign = self._campaign
-        names = dict(campaign.names)
-        if len(names) == len(self._pushed_at) and all(name in self._pushed_at for name in names.values()):
+        names, started = dict(campaign.names), campaign.started
+        if started == list(self._pushed_at):
             return
         try:
-            self._push(campaign.started, hook)
+            self._push(started, hook)
         finally:
             # Also when the XCom could not be pushed: the next try then reattaches.
             endpoint, max_tries = hook.endpoint.url, self._store.max_tries

@@ -18,7 +18,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.ingest.resume import KEY
-from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
+from airflow_dai_provider.operators.dai.create_one import CreateOne
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE
 from tests.support.clock import Clock
@@ -455,7 +455,7 @@ def test_a_retry_reattaches_on_a_real_airflow_3_3(slow: DaiEmulator, run_dag: Ru
 def test_what_has_succeeded_between_two_tries_is_the_result_on_a_real_airflow(
     slow: DaiEmulator, run_dag: RunDag, monkeypatch: pytest.MonkeyPatch, clock: Clock, deferrable: bool
 ) -> None:
-    push = DaiCreateCreativeOperator._adopt
+    push = CreateOne._adopt
     failures = [OSError("disk")]
 
     def adopt(*args: Any) -> None:
@@ -464,7 +464,7 @@ def test_what_has_succeeded_between_two_tries_is_the_result_on_a_real_airflow(
             clock.advance(100)
             raise failures.pop()
 
-    monkeypatch.setattr(DaiCreateCreativeOperator, "_adopt", adopt)
+    monkeypatch.setattr(CreateOne, "_adopt", adopt)
     with DAG("succeeded_between", schedule=None, start_date=timezone.datetime(2026, 1, 1)) as dag:
         make(retries=1, retry_delay=0, deferrable=deferrable)
     run = run_dag(dag)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -180,3 +181,28 @@ def test_threads_end_when_an_iterator_is_closed_after_them(sessions: list[Sessio
     for thread in workers._threads:
         thread.join(10)
         assert not thread.is_alive()
+
+
+def test_the_calling_thread_can_do_jobs_too(sessions: list[Session]) -> None:
+    own = Session()
+    with Workers[Session]([], stopped=lambda: None) as workers:
+        batches = workers.batches(NAMES, lambda session, _: session is own, until=time.monotonic() + 10)
+        workers.assist(own, time.monotonic() + 10)
+        assert all(outcome.result for batch in batches for outcome in batch)
+    assert not any(session.closed for session in sessions)
+
+
+def test_outcomes_are_not_waited_for_when_the_time_is_up(sessions: list[Session]) -> None:
+    release = threading.Event()
+    with Workers(sessions, stopped=lambda: None) as workers:
+        batches = workers.batches(NAMES, lambda *_: release.wait(10), until=time.monotonic() + 0.05)
+        assert list(batches) == []
+        release.set()
+
+
+def test_no_job_begins_while_the_threads_are_held(sessions: list[Session]) -> None:
+    with Workers(sessions, stopped=lambda: None) as workers:
+        workers.hold(30)
+        assert list(workers.batches(NAMES, lambda *_: None, until=time.monotonic() + 0.2)) == []
+        workers.hold(0)
+        assert len(list(workers.call(NAMES, lambda *_: None))) == len(NAMES)

@@ -1,0 +1,206 @@
+"""A retry of a task with a list of creatives keeps what succeeded, reattaches to what runs, and starts the rest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
+
+from airflow_dai_provider.api.creative import creative_digest
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.ingest.resume import KEY
+from airflow_dai_provider.ingest.verdict import IngestFailedError
+from airflow_dai_provider.tasks.failures import UnexpectedStateError
+from tests.support.clock import Clock
+from tests.support.emulators import MakeEmulator, cancel_from_outside, count
+from tests.support.ingests import CANCEL, CREATE, GET, SECRET, both, execute, make, resume
+from tests.support.log import Log
+from tests.support.payloads import creative
+from tests.support.task_instance import Store, Ti
+
+pytestmark = pytest.mark.usefixtures("_time")
+
+
+def url(number: int, **plan: Any) -> str:
+    return f"https://media.example.com/{number}.mp4?{SECRET}" + "".join(
+        f"&{key}={value}" for key, value in plan.items()
+    )
+
+
+def creatives(number: int, **plan: Any) -> list[dict[str, Any]]:
+    return [creative(url(index, **plan)) for index in range(number)]
+
+
+THREE = creatives(3)
+
+
+def fail_first_try(context: Any, ti: Ti, **options: Any) -> None:
+    ti.max_tries = 1
+    with pytest.raises(AirflowException, match="within 10 s"):
+        execute(context, timeout=10, **{"creative": THREE, **options})
+    ti.try_number = 2
+    ti.pushed.clear()  # as Airflow does
+
+
+@both
+def test_the_next_try_reattaches_to_all_that_run(
+    slow: DaiEmulator, context: Any, ti: Ti, store: Store, log: Log, deferrable: bool
+) -> None:
+    fail_first_try(context, ti, deferrable=deferrable)
+    assert {saved["operation_name"] for saved in store.kept[KEY]} == set(slow.states())
+    names = execute(context, creative=THREE, deferrable=deferrable)
+    assert sorted(names) == sorted(slow.states())
+    assert count(slow, CREATE) == 3
+    assert count(slow, CANCEL) == 0
+    assert ti.pushed["ingest", -1, "operation_name"] == names
+    assert ti.pushed["ingest", -1, "operation_started"]["try_number"] == 2
+    assert store.kept == {}
+    assert "Of 3 ingests that an earlier try started, this one goes on with: 3 running. Starting 0." in log.ours
+
+
+@both
+@pytest.mark.parametrize(("retry_on", "creates"), [(None, 290), ("INTERNAL_ERROR", 300)])
+def test_a_retry_sends_exactly_the_right_requests(
+    slow: DaiEmulator, context: Any, ti: Ti, store: Store, retry_on: Any, creates: int, deferrable: bool
+) -> None:
+    """500 have succeeded, 200 run, 10 have failed, and 290 were never started."""
+    plans = [{"seconds": 1}] * 500 + [{"seconds": 40}] * 200 + [{"seconds": 1, "outcome": "INTERNAL_ERROR"}] * 10
+    plans += [{"seconds": 1}] * 290
+    every = [creative(url(number, **plan)) for number, plan in enumerate(plans)]
+    fail_first_try(context, ti, creative=every[:710])
+    assert Counter(slow.states().values()) == {"SUCCEEDED": 500, "RUNNING": 200, "FAILED": 10}
+    assert len(store.kept[KEY]) == 710
+    before = len(slow.requests)
+    with pytest.raises(UnexpectedStateError if retry_on is None else IngestFailedError, match="10 INTERNAL_ERROR: "):
+        execute(context, creative=every, retry_on=retry_on, deferrable=deferrable)
+    called = Counter(request.method for request in slow.requests[before:])
+    assert called[CREATE] == creates
+    assert called[CANCEL] == 0
+    assert Counter(slow.states().values())["SUCCEEDED"] == 990
+    names = [row["name"] for row in ti.pushed["ingest", -1, "operation"]]
+    assert len(set(names)) == 1000
+
+
+def test_a_refused_start_is_started_by_the_retry(slow: DaiEmulator, context: Any, ti: Ti, clock: Clock) -> None:
+    ti.max_tries = 1
+    slow.inject(Fault(CREATE, status=429, times=None, lasts=1000))
+    with pytest.raises(IngestFailedError, match="Not started: 3 RESOURCE_EXHAUSTED"):
+        execute(context, creative=THREE, wait_for_completion=False)
+    clock.advance(2000)
+    ti.try_number = 2
+    assert sorted(execute(context, creative=THREE)) == sorted(slow.states())
+
+
+def test_after_a_clear_what_has_finished_is_started_anew(slow: DaiEmulator, context: Any, ti: Ti, clock: Clock) -> None:
+    mixed = [creative(url(0, seconds=5)), creative(url(1, seconds=500))]
+    fail_first_try(context, ti, creative=mixed)
+    ti.max_tries = 3
+    first, second = execute(context, creative=mixed, timeout=900)
+    assert Counter(slow.states().values()) == {"SUCCEEDED": 3}
+    assert count(slow, CREATE) == 3
+    assert list(slow.states()).index(second) < list(slow.states()).index(first)
+
+
+def test_what_is_no_longer_in_the_list_is_cancelled_first(slow: DaiEmulator, context: Any, ti: Ti, log: Log) -> None:
+    fail_first_try(context, ti)
+    other = creative(url(7))
+    names = execute(context, creative=[THREE[0], other])
+    assert Counter(slow.states().values()) == {"SUCCEEDED": 2, "CANCELLED": 2}
+    assert all(slow.states()[name] == "SUCCEEDED" for name in names)
+    assert "with other creatives" in log.text
+    assert count(slow, CREATE) == 4
+
+
+@pytest.mark.parametrize("to_list", [True, False])
+def test_a_list_takes_over_from_a_single_creative_and_back(
+    slow: DaiEmulator, context: Any, ti: Ti, to_list: bool
+) -> None:
+    fail_first_try(context, ti, creative=THREE[0] if to_list else THREE)
+    result = execute(context, creative=THREE if to_list else THREE[1])
+    states = Counter(slow.states().values())
+    assert states == ({"SUCCEEDED": 3} if to_list else {"SUCCEEDED": 1, "CANCELLED": 2})
+    assert count(slow, CREATE) == 3
+    assert slow.states()[result[1] if to_list else result] == "SUCCEEDED"
+
+
+def test_what_was_cancelled_between_the_tries_is_started_anew(
+    slow: DaiEmulator, context: Any, ti: Ti, clock: Clock
+) -> None:
+    fail_first_try(context, ti)
+    victim = next(iter(slow.states()))
+    cancel_from_outside(slow, victim)
+    clock.advance(5)
+    names = execute(context, creative=THREE)
+    assert victim not in names
+    assert count(slow, CREATE) == 4
+
+
+@both
+def test_what_a_late_guard_cancels_after_the_reattachment_is_started_anew(
+    slow: DaiEmulator, context: Any, ti: Ti, log: Log, between_polls: Any, deferrable: bool
+) -> None:
+    fail_first_try(context, ti)
+    victim = next(iter(slow.states()))
+    if deferrable:
+        with pytest.raises(TaskDeferred) as deferred:
+            make(creative=THREE, deferrable=True).execute(context)
+        cancel_from_outside(slow, victim)
+        names = resume(deferred.value, context, creative=THREE)
+    else:
+        between_polls(lambda: cancel_from_outside(slow, victim))
+        names = execute(context, creative=THREE)
+    assert victim not in names
+    assert count(slow, CREATE) == 4
+    assert "An earlier try started and cancelled 1 of the ingests. Starting new ones." in log.ours
+
+
+def test_what_the_service_no_longer_knows_is_started_anew(slow: DaiEmulator, context: Any, ti: Ti) -> None:
+    fail_first_try(context, ti)
+    slow.inject(Fault(GET, rpc_status="NOT_FOUND", times=None, name=next(iter(slow.states())), lasts=12))
+    assert len(execute(context, creative=THREE)) == 3
+    assert count(slow, CREATE) == 4
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 404, "html": True}], ids=str)
+def test_an_outage_is_borne(slow: DaiEmulator, context: Any, ti: Ti, fault: Any) -> None:
+    fail_first_try(context, ti)
+    slow.inject(Fault(GET, times=20, **fault))
+    assert sorted(execute(context, creative=THREE)) == sorted(slow.states())
+    assert count(slow, CREATE) == 3
+
+
+@pytest.mark.parametrize("rpc_status", ["PERMISSION_DENIED", "UNIMPLEMENTED"])
+def test_a_refused_poll_starts_nothing_until_the_task_is_cleared_again(
+    slow: DaiEmulator, context: Any, ti: Ti, store: Store, log: Log, rpc_status: str
+) -> None:
+    fail_first_try(context, ti)
+    first = next(iter(slow.states()))
+    slow.inject(Fault(GET, rpc_status=rpc_status, times=None, name=first))
+    four = [*THREE, creative(url(7))]
+    for _ in range(2):
+        with pytest.raises(AirflowFailException, match=f"{rpc_status}.*{first}, which an earlier try.*clear the task"):
+            execute(context, creative=four, wait_for_completion=False)
+    assert count(slow, CREATE) == 3
+    ti.max_tries = 3  # as a clear sets it
+    execute(context, creative=four, wait_for_completion=False)
+    assert f"{first} may still run. The task was cleared after it had said so. Starting anew." in log.ours
+
+
+def test_a_store_of_another_endpoint_is_told_of_and_left_alone(
+    slow: DaiEmulator, make_emulator: MakeEmulator, context: Any, ti: Ti, log: Log
+) -> None:
+    fail_first_try(context, ti)
+    new = make_emulator(ingest_seconds=5)
+    assert len(execute(context, creative=THREE)) == 3
+    assert count(new, CREATE) == 3
+    assert count(slow, CANCEL) == 0
+    assert all(f"{name} may still run at {slow.endpoint}" in log.text for name in slow.states())
+
+
+def test_the_store_holds_one_entry_for_each(slow: DaiEmulator, context: Any, store: Store) -> None:
+    execute(context, creative=[*THREE, THREE[0]], wait_for_completion=False)
+    assert {saved["digest"] for saved in store.kept[KEY]} == {creative_digest(one, None) for one in THREE}
+    assert len(store.kept[KEY]) == 3
+    assert {saved["operation_name"] for saved in store.kept[KEY]} == set(slow.states())
