@@ -19,7 +19,8 @@ from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
 from airflow_dai_provider.api.retry import Retry, as_outage
-from airflow_dai_provider.hooks.sync import DaiHook, judge
+from airflow_dai_provider.hooks.calls import judge
+from airflow_dai_provider.hooks.sync import DaiHook
 from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS, AiohttpTransport
 from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.session_pool import lease

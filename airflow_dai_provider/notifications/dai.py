@@ -17,7 +17,8 @@ from airflow_dai_provider.notifications.rendering import RenderingNotifier
 from airflow_dai_provider.tasks.callback_scope import CallbackKind, callback_kind, operations_started, run_of_deadline
 from airflow_dai_provider.tasks.cancel_requests import PAUSE, TIME_IS_UP, problems_of, request_cancellations
 from airflow_dai_provider.tasks.failures import describe_error, log_failure, refused_parameters
-from airflow_dai_provider.tasks.xcom import Endpoints, as_list, elsewhere
+from airflow_dai_provider.tasks.one_or_many import one_or_many
+from airflow_dai_provider.tasks.xcom import Endpoints, elsewhere
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -144,25 +145,33 @@ class DaiCancelOperationNotifier(RenderingNotifier):
         """Return the valid names, each once and in order, and the problems with the others."""
         started: list[object] = []
         problems = [*self.render_problems.get("operation_name", ()), *self.render_problems.get("ingest_task_ids", ())]
+        given: list[object] = []
+        try:
+            given = _given("operation_name", self.operation_name)
+        except ValueError as error:
+            problems.append(str(error))
         if self.ingest_task_ids is not None or self.operation_name is None:
-            task_ids = None if self.ingest_task_ids is None else [str(one) for one in _given(self.ingest_task_ids)]
             try:
+                task_ids = None if self.ingest_task_ids is None else self._task_ids()
                 started, unreadable = operations_started(context, task_ids, self.log, endpoints)
                 problems += unreadable
             except Exception as error:
                 problems.append(describe_error(error))
         names: list[str] = []
-        for name in _given(self.operation_name) + started:
+        for name in given + started:
             try:
                 names.append(check_operation_name(name))
             except InvalidNameError as error:
                 problems.append(str(error))
         return list(dict.fromkeys(names)), problems
 
+    def _task_ids(self) -> list[str]:
+        return [str(task_id) for task_id in _given("ingest_task_ids", self.ingest_task_ids)]
+
     def _source(self, context: Context) -> str:
         """Return where no operation was found."""
         if self.ingest_task_ids is not None:
-            return f"{', '.join(map(str, _given(self.ingest_task_ids))) or 'no task'} has started none"
+            return f"{', '.join(self._task_ids()) or 'no task'} has started none"
         if self.operation_name is not None:
             return "operation_name is empty"
         return f"{callback_kind(context).value} has started none"
@@ -223,6 +232,9 @@ class DaiCancelOperationNotifier(RenderingNotifier):
                 return self.timeout if until is None else max(until - self._clock(), PAUSE)
 
 
-def _given(values: object) -> list[object]:
-    """Return one value or several as a list, without values that have rendered to nothing."""
-    return [value for value in as_list(values) if not is_missing_name(value)]
+def _given(field: str, values: object) -> list[object]:
+    """Return one value or several as a list, without values that have rendered to nothing.
+
+    :raises ValueError: as :func:`one_or_many`.
+    """
+    return [value for value in one_or_many(field, values)[0] if not is_missing_name(value)]

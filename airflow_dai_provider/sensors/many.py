@@ -106,7 +106,7 @@ class ManyPokes:
         missing = [name for name, error in errors.items() if error.rpc_code is Code.NOT_FOUND]
         if missing and sensor.missing_ok:
             sensor.log.info("The service does not know %s, and missing_ok is set.", some_of(missing))
-            errors = {name: error for name, error in errors.items() if name not in missing}
+            errors = {name: error for name, error in errors.items() if error.rpc_code is not Code.NOT_FOUND}
         with sensor._accept_missing():
             check_many(
                 finished.values(),
@@ -122,8 +122,9 @@ class ManyPokes:
     def _load(self) -> list[Operation]:
         """Return what earlier pokes have seen to have finished."""
         saved = self._state.load() if self._sensor.reschedule else None
+        names = frozenset(self.names)
         try:
-            return [one for one in from_dicts(saved or []) if one and one.name in self.names]
+            return [one for one in from_dicts(saved or []) if one and one.name in names]
         except InvalidOperationError as error:
             self._sensor.log.warning("Polling all operations again: %s", error)
             return []

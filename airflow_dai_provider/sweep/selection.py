@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Self
 
-from airflow_dai_provider.api.names import check_operation_name
+from airflow_dai_provider.api.names import InvalidNameError
 from airflow_dai_provider.api.operation import Ingest, Operation
 from airflow_dai_provider.api.parameters import (
     MAX_SECONDS,
@@ -18,7 +18,7 @@ from airflow_dai_provider.api.parameters import (
     template_hint,
 )
 from airflow_dai_provider.api.redaction import short_repr
-from airflow_dai_provider.tasks.xcom import as_list
+from airflow_dai_provider.tasks.one_or_many import check_operation_names
 
 
 class PassedOver(StrEnum):
@@ -154,8 +154,8 @@ def _check_spare(value: object) -> frozenset[str]:
     if value is None:
         return frozenset()
     try:
-        return frozenset(check_operation_name(name) for name in as_list(value))
-    except ValueError as error:
+        return frozenset(check_operation_names(value, "spare")[0])
+    except InvalidNameError as error:
         raise ValueError(f"Invalid spare: {error}") from error
 
 

@@ -245,7 +245,8 @@ def _without_later_runs(names: list[object], context: Context, task_id: str, log
 def _leave_alone(left: list[Any], names: list[object], why: str, log: Any) -> list[object]:
     for name in left:
         log.warning("Leaving %s alone: %s.", name, why)
-    return [name for name in names if name not in left]
+    late = frozenset(left)
+    return [name for name in names if not (isinstance(name, str) and name in late)]
 
 
 def _by_name(ti: Any, task_id: str, field: str, names: list[Any]) -> dict[object, float]:

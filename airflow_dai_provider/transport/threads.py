@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from itertools import chain
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from airflow_dai_provider.api.errors import Code, ServiceError
@@ -55,6 +55,7 @@ class Workers(Generic[S]):
         self._sessions = sessions
         self._stopped = stopped
         self._jobs: SimpleQueue[Callable[[S], None] | None] = SimpleQueue()
+        self._closed = False
         pace = Pace()
         for session in sessions:
             session.stopped = stopped
@@ -68,7 +69,7 @@ class Workers(Generic[S]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._drop_jobs()
+        self._closed = True
         for _thread in self._threads:
             self._jobs.put(None)
         if kind is None:
@@ -107,9 +108,14 @@ class Workers(Generic[S]):
         :param until: when to wait no longer for any outcome, in seconds of ``time.monotonic``.
         """
         done: SimpleQueue[Outcome[T]] = SimpleQueue()
+        dropped = Event()
 
         def job(name: str) -> Callable[[S], None]:
-            return lambda session: done.put(self._outcome(session, name, request, retry_timeout))
+            def run(session: S) -> None:
+                if not (self._closed or dropped.is_set()):
+                    done.put(self._outcome(session, name, request, retry_timeout))
+
+            return run
 
         for session in self._sessions:
             session.retry_timeout = retry_timeout
@@ -117,7 +123,7 @@ class Workers(Generic[S]):
         for name in names:
             self._jobs.put(job(name))
             left += 1
-        return self._collect(done, left, seconds, until)
+        return self._collect(done, dropped, left, seconds, until)
 
     def assist(self, session: S, until: float) -> None:
         """Do jobs in the calling thread too, until none is left or the time is up.
@@ -130,7 +136,7 @@ class Workers(Generic[S]):
                 job(session)
 
     def _collect(
-        self, done: SimpleQueue[Outcome[T]], left: int, seconds: float, until: float
+        self, done: SimpleQueue[Outcome[T]], dropped: Event, left: int, seconds: float, until: float
     ) -> Iterator[list[Outcome[T]]]:
         try:
             while left:
@@ -145,12 +151,8 @@ class Workers(Generic[S]):
                 left -= len(outcomes)
                 yield outcomes
         finally:
-            self._drop_jobs()
-
-    def _drop_jobs(self) -> None:
-        with suppress(Empty):
-            while True:
-                self._jobs.get_nowait()
+            # Not taken out of the queue: after an exception, this can run long after the end of the threads was put in.
+            dropped.set()
 
     def _work(self, session: S) -> None:
         with session:

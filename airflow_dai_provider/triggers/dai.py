@@ -108,7 +108,7 @@ class DaiOperationTrigger(BaseTrigger):
                 "max_outage": self.max_outage,
                 "responded": self.responded,
                 "cancel_on_kill": self.cancel_on_kill,
-                "expected_states": self.expected_states and sorted(self.expected_states),
+                "expected_states": self.expected_states and sorted(map(str, self.expected_states)),
                 "gcp_conn_id": self.gcp_conn_id,
                 "impersonation_chain": self.impersonation_chain,
                 "api_endpoint": self.api_endpoint,

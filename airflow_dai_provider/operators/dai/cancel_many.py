@@ -200,7 +200,7 @@ class CancelMany:
             if missing:
                 message = "The service does not know %s of %s operations. Nothing is left to cancel there, and %s"
                 task.log.info(message, f"{len(missing):,}", f"{len(self._names):,}", "missing_ok is set.")
-            errors = {name: error for name, error in errors.items() if name not in missing}
+            errors = {name: error for name, error in errors.items() if error.rpc_code is not Code.NOT_FOUND}
         with task._accept_missing():
             check_many(
                 finished.values(),

@@ -10,30 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf, mask_secret
 
-from airflow_dai_provider.api.creative import InvalidCreativeError, check_creative, creative_digest, media_urls
-from airflow_dai_provider.api.operation import OperationState
+from airflow_dai_provider.api.creative import InvalidCreativeError, check_creative
 from airflow_dai_provider.api.parameters import check_flag, check_seconds
-from airflow_dai_provider.api.redaction import redact_json, redact_urls, url_secrets
+from airflow_dai_provider.api.redaction import redact_json, url_secrets
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
-from airflow_dai_provider.ingest.resume import LATE_GUARD, IngestStore, StartedIngest, reattach_or_cancel, saved_here
-from airflow_dai_provider.ingest.start import start_ingest
-from airflow_dai_provider.ingest.verdict import check_ingest, check_retry_on
-from airflow_dai_provider.metrics import count_finished
+from airflow_dai_provider.ingest.verdict import check_retry_on
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
 from airflow_dai_provider.operators.dai.create_many import CreateMany, fail_for_good_once_one_has_succeeded
-from airflow_dai_provider.tasks.cancel_requests import KILLED
-from airflow_dai_provider.tasks.deferral import defer_wait, resumption
-from airflow_dai_provider.tasks.events import read_event
+from airflow_dai_provider.operators.dai.create_one import CreateOne
+from airflow_dai_provider.tasks.deferral import resumption
 from airflow_dai_provider.tasks.failures import refused_parameters, task_errors
 from airflow_dai_provider.tasks.one_or_many import check_each, one_or_many
 from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
-from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, push_operations
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE, is_resumed
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
-    from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
 
 
@@ -57,7 +50,8 @@ class DaiCreateCreativeOperator(BaseOperator):
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/creatives/create
 
     :param creative: the JSON object ``Creative`` (templated): ``{"adSystem": str, "mediaFiles": [{"uri": str,
-        "delivery": "DELIVERY_PROGRESSIVE", "mimeType": str}], ...}``.
+        "delivery": "DELIVERY_PROGRESSIVE", "mimeType": str}], ...}``; or a list of up to 10,000. All are checked before
+        the first is sent. They are started side by side; one that is refused cancels none of the others.
     :param dynamic_creative_info: ``{"dynamicGroupId": str, "activeDuration": "3.5s"}``, or None (templated).
     :param wait_for_completion: whether to wait until the ingest has finished; any final state but SUCCEEDED fails the
         task.
@@ -73,7 +67,9 @@ class DaiCreateCreativeOperator(BaseOperator):
     :param gcp_conn_id: the Google Cloud connection (templated).
     :param impersonation_chain: service account(s) to impersonate (templated).
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own (templated).
-    :return: the operation's name. When the task has waited, the XCom ``operation`` has ``Operation.to_dict()``.
+    :return: the operation's name. When the task has waited, the XCom ``operation`` has ``Operation.to_dict()``. Of a
+        list both are lists in its order, and each dict has ``media_files`` too: the media URLs, without signatures. An
+        ingest that was not started has ``"name": None``, ``"state": None``, and its error.
     :raises AirflowFailException: for a permanent error: a creative that the service would refuse, an ingest that fails
         or is cancelled by someone else, a lost response, UNIMPLEMENTED, PERMISSION_DENIED.
     :raises AirflowException: when the service stays unavailable, or the ingest has not finished in time.
@@ -181,13 +177,7 @@ class DaiCreateCreativeOperator(BaseOperator):
             if several:
                 self._many = CreateMany(self, context, creatives)
                 return self._many.execute()
-            with self._make_hook() as hook:
-                if (found := self._reattach(context, hook)) and found.done:
-                    return self._finish(context, found)
-                name, adopted = (found.name, self._clock()) if found else (self._start(context, hook), None)
-                if self.wait_for_completion:
-                    return self._finish(context, self._wait(hook, name, adopted), adopted)
-                return name
+            return CreateOne(self, context).execute()
 
     def execute_complete(
         self,
@@ -200,7 +190,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         """Finish the task when the wait in the triggerer is over; return the operation's name, or the list of names."""
         if self._many:
             return self._many.complete(event, adopted, adopted_indexes)
-        return self._finish(context, read_event(event, operation_name), adopted)
+        return CreateOne(self, context).complete(event, operation_name, adopted)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume the task after a deferral, under the same guard as ``execute``."""
@@ -242,106 +232,6 @@ class DaiCreateCreativeOperator(BaseOperator):
 
         with task_errors():
             return DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
-
-    def _reattach(self, context: Context, hook: DaiHook) -> Operation | None:
-        """Return the operation of an earlier try if this one can go on with it."""
-        with task_errors():
-            endpoint = hook.endpoint.url
-        store = IngestStore(context)
-        found = None
-        saved = saved_here(store, endpoint, self.log)
-        for earlier in saved:
-            # Guarded before it is polled: if the poll fails, no other try or guard knows of it.
-            self._adopt(context, hook, earlier.operation_name)
-            with task_errors():
-                usable = reattach_or_cancel(
-                    earlier,
-                    store,
-                    hook,
-                    digest=self._digest(),
-                    retry_on=self.retry_on,
-                    settle=not self.wait_for_completion,
-                    log=self.log,
-                )
-            found = usable or found
-        if found is None:
-            self._guard.disarm()
-        elif len(saved) > 1:
-            self._guard.disarm()
-            self._adopt(context, hook, found.name)
-        return found
-
-    def _start(self, context: Context, hook: DaiHook) -> str:
-        """Start the ingest, and save its name for guards and the next try."""
-        store = IngestStore(context)
-        with task_errors():
-            operation = start_ingest(
-                hook,
-                self.creative,
-                self.dynamic_creative_info,
-                stopped=lambda: KILLED if self._guard.killed else None,
-                store=store,
-                adopt=lambda name: self._adopt(context, hook, name),
-                clock=self._clock,
-                sleep=self._sleep,
-                log=self.log,
-            )
-        try:
-            self._adopt(context, hook, operation.name)
-        finally:
-            # Also when the XCom could not be pushed: the next try then reattaches.
-            started = StartedIngest(operation.name, hook.endpoint.url, self._digest(), store.max_tries)
-            store.try_to_save(started, self.log)
-        self.log.info("%s.", operation)
-        return operation.name
-
-    def _adopt(self, context: Context, hook: DaiHook, name: str) -> None:
-        """Make an ingest this try's own: arm the guard with its name, and push the name to XCom."""
-        # The guard first, since a kill can come while the XComs are pushed.
-        with task_errors():
-            self._guard.arm(hook, name, ", ".join(sorted(map(redact_urls, media_urls(self.creative)))))
-        push_operations(context["ti"], {name: self._clock()}, hook.endpoint.url, clear_number_of(context), many=False)
-
-    def _wait(self, hook: DaiHook, name: str, adopted: float | None = None) -> Operation:
-        """Wait until the ingest has finished, in this process or in the triggerer."""
-        if not self.deferrable:
-            with task_errors():
-                return hook.wait_for_operation(name, timeout=self.timeout, poll_interval=self.poll_interval)
-        # Imported here, since DAG files are parsed often and few of their tasks defer.
-        from airflow_dai_provider.triggers.dai import DaiOperationTrigger
-
-        return defer_wait(
-            self,
-            hook,
-            DaiOperationTrigger,
-            name,
-            poll_interval=self.poll_interval,
-            resume_with={"adopted": adopted, "operation_name": name},
-            cancel_on_kill=self.cancel_on_kill,
-        )
-
-    def _finish(self, context: Context, operation: Operation, adopted: float | None = None) -> str:
-        """Report how the ingest has finished, and check that it has succeeded.
-
-        :param adopted: when this try has reattached to the ingest of an earlier one, in seconds of the epoch.
-        """
-        self._guard.disarm()
-        self.log.info("%s.", operation)
-        count_finished(operation.state)
-        cancelled = operation.state is OperationState.CANCELLED
-        if cancelled and adopted is not None and self._clock() < adopted + LATE_GUARD:
-            # A guard of the earlier try can act after this one has reattached to the same ingest.
-            self.log.warning("An earlier try started and cancelled it. Starting a new ingest.")
-            with self._make_hook() as hook:
-                name = self._start(context, hook)
-                return self._finish(context, self._wait(hook, name))
-        context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict())
-        check_ingest(operation, self.retry_on)
-        IngestStore(context).try_to_delete(operation.name, self.log)
-        return operation.name
-
-    def _digest(self) -> str:
-        return creative_digest(self.creative, self.dynamic_creative_info)
 
 
 def _callbacks(given: Any) -> Sequence[Any]:

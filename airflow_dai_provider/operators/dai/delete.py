@@ -102,7 +102,7 @@ class DaiDeleteCreativeOperator(BaseOperator):
             hook.stopped = lambda: KILLED if self._killed else None
             deleted, errors = self._delete(hook, left)
         missing = _unknown(errors)
-        self._report(deleted, missing, len(left))
+        self._report(left, deleted, missing)
         gone = {*deleted, *missing} if self.missing_ok else deleted
         if len(gone) < len(left):
             earlier.save(sorted({*deleted_before, *deleted}))
@@ -152,17 +152,19 @@ class DaiDeleteCreativeOperator(BaseOperator):
                     self._sleep(pause)
         return deleted, errors
 
-    def _report(self, deleted: set[str], missing: list[str], total: int) -> None:
+    def _report(self, names: list[str], deleted: set[str], missing: list[str]) -> None:
         """Log what was deleted, and what the service does not know."""
-        if total <= MAX_LISTED:
-            for name in deleted:
-                self.log.info("Deleted %s.", name)
-            for name in missing if self.missing_ok else ():
-                self.log.info("%s does not exist. Nothing is left to delete, and missing_ok is set.", name)
+        if len(names) <= MAX_LISTED:
+            for name in names:
+                if name in deleted:
+                    self.log.info("Deleted %s.", name)
+                elif name in missing and self.missing_ok:
+                    self.log.info("%s does not exist. Nothing is left to delete, and missing_ok is set.", name)
             return
+        failed = len(names) - len(deleted) - len(missing)
+        numbers = (len(deleted), len(names), len(missing), failed)
         message = "Deleted %s of %s creatives; %s did not exist, %s failed."
-        failed = total - len(deleted) - len(missing)
-        self.log.info(message, *(f"{number:,}" for number in (len(deleted), total, len(missing), failed)))
+        self.log.info(message, *(f"{number:,}" for number in numbers))
 
     def _fail(self, left: list[str], errors: dict[str, ServiceError], total: int, *, several: bool) -> None:
         """Fail the task for the creatives that were not deleted."""

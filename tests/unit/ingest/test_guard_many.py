@@ -201,7 +201,7 @@ class TestKill:
 class TestFailure:
     @both
     def test_a_timeout_cancels_all(self, slow: DaiEmulator, context: Any, deferrable: bool) -> None:
-        with pytest.raises(AirflowException, match="0 of 3 finished.*within 10 s"):
+        with pytest.raises(AirflowException, match="3 of 3 operations have not finished within 10 s"):
             execute(context, creative=THREE, timeout=10, deferrable=deferrable)
         assert cancelled(slow) == [1, 1, 1]
 

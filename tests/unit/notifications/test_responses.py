@@ -390,3 +390,20 @@ def test_what_the_time_did_not_suffice_for_is_named(
     assert 0 < len(running) < 200
     assert {line.split(" ")[0] for line in log.errors} == running
     assert all(name in str(raised.value) for name in running)
+
+
+@pytest.mark.parametrize(
+    "given", ['["operations/a", "operations/b"]', "['operations/a', 'operations/b']", ("operations/a", "operations/b")]
+)
+def test_a_text_that_a_template_has_made_of_a_list_is_a_list(emulator: DaiEmulator, given: Any) -> None:
+    for name in (A, B, C):
+        emulator.start_ingest(name)
+    DaiCancelOperationNotifier(given).notify({})
+    assert [emulator.state(name) for name in (A, B, C)] == ["CANCELLED", "CANCELLED", "RUNNING"]
+
+
+@pytest.mark.parametrize("given", ["[operations/a", [[A]]])
+def test_what_is_no_list_of_names_is_a_problem(emulator: DaiEmulator, given: Any) -> None:
+    with pytest.raises(AirflowException, match="Invalid operation_name"):
+        DaiCancelOperationNotifier(given).notify({})
+    assert emulator.requests == []

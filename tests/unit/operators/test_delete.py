@@ -163,8 +163,8 @@ class TestMany:
         assert execute([UNKNOWN, name]) == [UNKNOWN, name]
         assert count(emulator, DELETE) == 3
         assert log.ours[-2:] == [
-            f"Deleted {name}.",
             f"{UNKNOWN} does not exist. Nothing is left to delete, and missing_ok is set.",
+            f"Deleted {name}.",
         ]
 
     def test_every_one_is_attempted_before_the_task_fails(self, emulator: DaiEmulator, execute: Any) -> None:
@@ -256,7 +256,9 @@ def test_a_killed_task_sends_no_other_request(
         monkeypatch.setattr(sleeper, "_sleep", lambda *_: operator.on_kill())
     with pytest.raises(AirflowException, match="may still exist|missing_ok"):
         operator.execute({"ti": ti})  # type: ignore[arg-type]
-    assert methods(emulator) == [DELETE] * number
+    asked = [request.name for request in emulator.requests]
+    assert asked
+    assert len(asked) == len(set(asked)) <= number  # none twice; some threads may not have begun
     assert emulator.creatives() == names
 
 

@@ -106,14 +106,14 @@ class TestSelection:
 
     @pytest.mark.parametrize(
         "spare",
-        [NAME, [NAME], (NAME, "operations/b"), {NAME}, {"operations/b", NAME}],
-        ids=["a name", "a list", "a tuple", "a set", "a set of two"],
+        [NAME, [NAME], (NAME, "operations/b"), {NAME}, {"operations/b", NAME}, f"['{NAME}']"],
+        ids=["a name", "a list", "a tuple", "a set", "a set of two", "a text"],
     )
     def test_names_to_spare(self, spare: Any) -> None:
         assert judge(operation(), spare=spare) is PassedOver.SPARED
         assert isinstance(judge(operation("operations/a/b"), spare=spare), Stray)
 
-    @pytest.mark.parametrize("spare", [None, [], (), set()], ids=repr)
+    @pytest.mark.parametrize("spare", [None, [], (), set(), "[]"], ids=repr)
     def test_nothing_to_spare(self, spare: Any) -> None:
         assert isinstance(judge(operation(), spare=spare), Stray)
 
@@ -131,7 +131,7 @@ BAD = {
     ),
     "spare": (
         ["", "None", "x", ["operations/a", None], ["['operations/a', 'operations/b']"], 5, {"name": NAME}, b"x"]
-        + ["['operations/a']", [["operations/a"]], "creatives/a"],
+        + ["['operations/a', 5]", "creatives/a"],
         "Invalid operation name .*: expected a string 'operations/'",
     ),
     "include_undated": (["True", 1, 0, None, "", "{{ params.x }}"], "expected True or False"),

@@ -167,3 +167,16 @@ def test_an_interruption_waits_for_no_call_and_leaves_its_session_open(sessions:
     assert not finished.is_set()
     release.set()
     assert finished.wait(10)
+
+
+def test_threads_end_when_an_iterator_is_closed_after_them(sessions: list[Session]) -> None:
+    """An exception in the loop over the outcomes keeps the iterator alive in its traceback."""
+    outcomes: Any = None
+    with pytest.raises(KeyboardInterrupt), Workers(sessions, stopped=lambda: None) as workers:  # noqa: PT012
+        outcomes = workers.call(NAMES, lambda _, name: name)
+        next(outcomes)
+        raise KeyboardInterrupt
+    del outcomes
+    for thread in workers._threads:
+        thread.join(10)
+        assert not thread.is_alive()

@@ -1,0 +1,124 @@
+"""How the synchronous hook calls the service: retries, pauses, and siblings that work side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from random import random
+from typing import Any, Self, TypeVar
+
+from airflow_dai_provider import metrics
+from airflow_dai_provider.api import rest
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.polling import Wait
+from airflow_dai_provider.api.retry import Pace, Retry, as_outage
+from airflow_dai_provider.hooks.base import DaiBaseHook
+from airflow_dai_provider.transport.google_errors import typed
+from airflow_dai_provider.transport.threads import CONCURRENCY, Workers
+
+T = TypeVar("T")
+
+
+class DaiCallingHook(DaiBaseHook):
+    """Send requests with retries, and again once the service allows it.
+
+    The parameters are those of :class:`airflow_dai_provider.hooks.dai.DaiHook`.
+    """
+
+    #: Replaced in tests, which replace nothing but time and randomness.
+    _sleep: Callable[[float], None] = staticmethod(time.sleep)
+    _clock: Callable[[], float] = staticmethod(time.monotonic)
+    _random: Callable[[], float] = staticmethod(random)
+
+    #: Whether the API has responded to this hook: the endpoint is right, and the account has access.
+    responded = False
+    #: Gives the reason to send no other request, also no retry, or None: a killed task sets it, and a callback whose
+    #: time is up. A sibling has the same.
+    stopped: Callable[[], str | None] = staticmethod(lambda: None)
+    #: The pause that the service has asked for, where the hook is one of several siblings that work side by side.
+    pace: Pace | None = None
+
+    def workers(self, number: int, most: int = CONCURRENCY) -> Workers[Self]:
+        """Return threads that work on many operations, each with a sibling of this hook; use them as a context manager.
+
+        :param number: how many operations there are.
+        :param most: how many requests may be under way at a time.
+        :raises google.api_core.exceptions.GoogleAPICallError: when the connection gives no credentials.
+        """
+        self.connect()
+        return Workers([self.sibling() for _ in range(max(1, min(number, most)))], stopped=self.stopped)
+
+    def make_retry(self, retryable_codes: frozenset[Code], started: float) -> Retry:
+        """Return the retries of a call that began at ``started``."""
+        return Retry(
+            retryable_codes,
+            # The default, as long as the connection could not be looked up.
+            num_retries=max(0, self.num_retries) if self.looked_up else 5,
+            retry_timeout=self.retry_timeout,
+            started=started,
+            jitter=self._random,
+        )
+
+    def connect(self) -> None:
+        """Look up the connection and fetch a token, with the retries of a request; the first call would do it too.
+
+        :raises google.api_core.exceptions.GoogleAPICallError: when the connection gives no credentials. When no token
+            can be fetched, the next call raises the error.
+        """
+        request = rest.list_operations(page_size=1)
+        self._retried(request, lambda: self.shared_token().fetch_first())
+
+    def _call(self, request: rest.Request[T], *, retry: bool = True) -> T:
+        """Send a request, and again after errors that allow it; raise the last ServiceError."""
+        return self._retried(request, lambda: self._send(request), retry=retry)
+
+    def _retried(self, request: rest.Request[Any], attempt: Callable[[], T], *, retry: bool = True) -> T:
+        self._check_stopped(request)
+        started = self._clock()
+        retries: Retry | None = None
+        while True:
+            self._keep_pace(request, started + self.retry_timeout if retry else started)
+            try:
+                return attempt()
+            except ServiceError as error:
+                last = typed(as_outage(error, self.responded, request.retryable_codes))
+                if self.pace:
+                    self.pace.note(error, self._clock())
+            if not retry:
+                raise last
+            retries = retries or self.make_retry(request.retryable_codes, started)
+            seconds, line = retries.after(last, self._clock())
+            if not self.pace:
+                # The threads of siblings log nothing: who has started them tells of each kind of error once.
+                self.log.warning("%s", line)
+            metrics.count_retry()
+            self._sleep(seconds)
+            if reason := self.stopped():
+                raise typed(ServiceError(f"{last}; it was not retried: {reason}", last.rpc_code, None, last.sent))
+
+    def _keep_pace(self, request: rest.Request[Any], until: float) -> None:
+        """Wait as long as the service has asked a sibling to wait; raise when that is too long for this call."""
+        while self.pace and (delay := self.pace.delay(now := self._clock())):
+            if now + delay >= until:
+                message = f"{request} was not sent: the service has asked for a pause, of which {delay:.0f} s are left"
+                raise typed(ServiceError(message, Code.RESOURCE_EXHAUSTED, delay, sent=False))
+            self._sleep(delay)
+            self._check_stopped(request)
+
+    def _check_stopped(self, request: rest.Request[Any]) -> None:
+        if reason := self.stopped():
+            raise typed(ServiceError(f"{request} was not sent: {reason}", Code.CANCELLED, sent=False))
+
+    def _send(self, request: rest.Request[T]) -> T:
+        """Send a request once."""
+        result = self._get_transport().call(request)
+        self.responded = True
+        return result
+
+
+def judge(wait: Wait, error: ServiceError, now: float) -> tuple[float, str | None]:
+    """Decide as :meth:`Wait.after_error` when to poll again; raise its errors as those of a hook."""
+    try:
+        return wait.after_error(error, now)
+    except ServiceError as verdict:
+        raise typed(verdict) from error.__cause__
