@@ -13,6 +13,7 @@ from airflow_dai_provider.api.retry import (
     THROTTLED,
     THROTTLED_OR_UNAVAILABLE,
     TRANSIENT,
+    Pace,
     Retry,
 )
 
@@ -100,3 +101,31 @@ def test_each_error_counts_whatever_it_is() -> None:
     assert [retry.after(error(code), 1000)[0] for code in (Code.UNAVAILABLE, Code.ABORTED)] == [0.5, 1]
     with pytest.raises(ServiceError):
         retry.after(error(), 1000)
+
+
+# The pause that those who work side by side share
+
+
+@pytest.mark.parametrize(
+    ("failing", "seconds"),
+    [
+        (error(Code.RESOURCE_EXHAUSTED), FIRST_BACKOFF),
+        (error(Code.RESOURCE_EXHAUSTED, retry_after=7), 7),
+        (error(Code.RESOURCE_EXHAUSTED, retry_after=0), FIRST_BACKOFF),
+        (error(Code.UNAVAILABLE, retry_after=20), 20),
+        (error(Code.UNAVAILABLE), 0),
+        (error(Code.PERMISSION_DENIED), 0),
+    ],
+)
+def test_an_error_that_asks_for_a_pause_holds_all(failing: ServiceError, seconds: float) -> None:
+    pace = Pace()
+    assert pace.delay(1000) == 0
+    pace.note(failing, 1000)
+    assert [pace.delay(now) for now in (1000, 1000 + seconds / 2, 1000 + seconds, 2000)] == [seconds, seconds / 2, 0, 0]
+
+
+def test_the_longest_pause_counts() -> None:
+    pace = Pace()
+    for now, seconds in ((1000, 5), (1001, 30), (1002, 1)):
+        pace.note(error(Code.RESOURCE_EXHAUSTED, retry_after=seconds), now)
+    assert pace.delay(1002) == 29

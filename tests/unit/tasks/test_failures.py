@@ -16,6 +16,8 @@ from airflow_dai_provider.tasks.failures import (
     UnexpectedStateError,
     check_expected_states,
     check_final_state,
+    check_many,
+    decisive_code,
     task_errors,
 )
 from airflow_dai_provider.transport import google_errors as api
@@ -170,3 +172,51 @@ def test_other_exceptions_pass_unchanged(kind: type[Exception]) -> None:
 def test_nothing_happens_without_an_error() -> None:
     with task_errors():
         pass
+
+
+# Many
+
+
+@pytest.mark.parametrize(
+    ("codes", "decisive"),
+    [
+        (["PERMISSION_DENIED"], "PERMISSION_DENIED"),
+        (["NOT_FOUND", "PERMISSION_DENIED"], "PERMISSION_DENIED"),
+        (["NOT_FOUND", "PERMISSION_DENIED", "UNAVAILABLE"], "UNAVAILABLE"),
+        (["UNAVAILABLE", "UNIMPLEMENTED"], "UNIMPLEMENTED"),
+        (["NOT_FOUND", "CANCELLED"], "CANCELLED"),
+        (["NOT_FOUND", "NOT_FOUND"], "NOT_FOUND"),
+    ],
+)
+def test_the_error_that_a_retry_can_heal_decides(codes: list[str], decisive: str) -> None:
+    for given in (codes, codes[::-1]):
+        assert decisive_code([Code(code) for code in given]) == decisive
+
+
+def many(errors: dict[str, ServiceError], *states: str, expected: Any = None) -> None:
+    operations = [operation(state) for state in states]
+    check_many(operations, check_expected_states(expected), errors, total=50, failed="operations could not be polled")
+
+
+def test_many_that_have_finished_as_expected_pass() -> None:
+    many({}, "SUCCEEDED", "CANCELLED", expected=["SUCCEEDED", "CANCELLED"])
+    many({}, "SUCCEEDED", "FAILED", "CANCELLED")
+    many({})
+
+
+def test_unexpected_ends_of_many_are_permanent_and_counted() -> None:
+    with pytest.raises(UnexpectedStateError, match="2 of 50 operations") as caught:
+        many({}, "FAILED", "SUCCEEDED", "FAILED", expected="SUCCEEDED")
+    assert "2 FAILED" in str(caught.value)
+
+
+@pytest.mark.parametrize(("code", "permanent"), [("UNAVAILABLE", False), ("PERMISSION_DENIED", True)])
+def test_errors_of_many_are_counted_named_and_told_with_the_unexpected_ends(code: str, permanent: bool) -> None:
+    errors = {f"operations/{number}": ServiceError(f"no {number}.", Code(code)) for number in range(12)}
+    with pytest.raises(AirflowException) as caught:
+        many(errors, "FAILED", expected="SUCCEEDED")
+    message = str(caught.value)
+    assert isinstance(caught.value, AirflowFailException) is permanent
+    assert f"12 of 50 operations could not be polled (12 {code}): operations/0: no 0; operations/1: no 1" in message
+    assert "operations/9: no 9; and 2 more" in message
+    assert "1 of 50 operations" in message

@@ -173,7 +173,7 @@ def test_a_pause_holds_every_request(emulator: DaiEmulator, make_trigger: MakeTr
     times = [request.time for request in emulator.requests]
     refused = times[100]
     under_way = [time for time in times[101:] if time < refused + 20]
-    assert len(under_way) < MAX_CONNECTIONS, "Only what was under way when the service asked for the pause."
+    assert len(under_way) < 2 * MAX_CONNECTIONS, "Only what was under way, or sent before the response was read."
 
 
 # Its kill
