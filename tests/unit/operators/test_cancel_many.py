@@ -146,11 +146,6 @@ def test_names_that_no_trigger_can_keep_are_refused_before_anything_is_sent(thre
     assert three.requests == []
 
 
-def test_ten_thousand_names_of_the_usual_form_can_be_deferred() -> None:
-    """Names such as the emulator's; 32 random hexadecimal digits are more than MySQL can keep."""
-    deferral.check_deferrable([f"operations/ingest-{number}" for number in range(10_000)])
-
-
 # How they finish
 
 
@@ -589,9 +584,6 @@ def test_an_event_in_which_one_still_runs_is_refused(three: DaiEmulator, context
     result["finished"][0] |= {"state": "RUNNING", "done": False, "error_code": None, "error_message": None}
     with pytest.raises(AirflowException, match="cannot be read"):
         resume(deferred.value, context, [A], event | {"operations": pack(result)})
-
-
-# Ten thousand
 
 
 def test_the_xcom_of_ten_thousand_operations_is_plain_json_in_their_order(

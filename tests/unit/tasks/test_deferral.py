@@ -31,6 +31,7 @@ from airflow_dai_provider.tasks.deferral import (
     BACKSTOP,
     FAILED_DEFERRAL,
     TRIGGER_TIMEOUTS,
+    check_deferrable,
     defer_wait,
     resumption,
 )
@@ -332,3 +333,8 @@ for make in (DaiCancelOperationOperator, DaiOperationSensor):
 def test_without_a_configuration_tasks_wait_in_the_worker() -> None:
     assert not DaiCancelOperationOperator(task_id="a", operation_name="operations/a").deferrable
     assert not DaiOperationSensor(task_id="b", operation_name="operations/a").deferrable
+
+
+def test_ten_thousand_names_of_the_usual_form_can_be_deferred() -> None:
+    """Names such as the emulator's; 32 random hexadecimal digits are more than MySQL can keep."""
+    check_deferrable([f"operations/ingest-{number}" for number in range(10_000)])
