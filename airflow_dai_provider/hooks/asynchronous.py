@@ -14,7 +14,7 @@ from asgiref.sync import sync_to_async
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
@@ -27,9 +27,6 @@ from airflow_dai_provider.transport.session_pool import lease
 from airflow_dai_provider.transport.shared_token import Token
 
 T = TypeVar("T")
-
-#: The most seconds that a request waits because the service has asked for a pause; a wait polls again later.
-MAX_PAUSE = 30.0
 
 
 class DaiAsyncHook(GoogleBaseAsyncHook):
@@ -290,18 +287,8 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
             await self._sleep(seconds)
 
     async def _send(self, request: rest.Request[T]) -> T:
-        """Send a request once, when the service has not asked another one to wait."""
-        transport = await self._open()
-        while delay := transport.pace.delay(self._clock()):
-            if delay > MAX_PAUSE:
-                message = f"{request} was not sent: the service has asked for a pause, of which {delay:.0f} s are left"
-                raise typed(ServiceError(message, Code.RESOURCE_EXHAUSTED, delay, sent=False))
-            await self._sleep(delay)
-        try:
-            result = await transport.call(request)
-        except ServiceError as error:
-            transport.pace.note(error, self._clock())
-            raise
+        """Send a request once."""
+        result = await (await self._open()).call(request)
         self.responded = True
         return result
 
@@ -318,7 +305,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         hook = self._get_sync_hook()
 
         def make() -> AiohttpTransport:
-            return AiohttpTransport(hook.endpoint, hook.shared_token(), hook.timeout)
+            return AiohttpTransport(hook.endpoint, hook.shared_token(), hook.timeout, self._clock, self._sleep)
 
         # Looks up the connection. Not thread-sensitive, so that a thousand waits that start together do not queue for
         # one thread.

@@ -110,6 +110,8 @@ class Campaign:
             except ServiceError as error:
                 if may_have_acted(error):
                     lost[digest] = LostStart(urls, sent.sent, str(error))
+                if error.rpc_code is Code.UNIMPLEMENTED:
+                    self._stop_reason = f"the server does not support the method: {error}"
                 raise
             else:
                 guard.arm_in_thread(own, operation.name, ", ".join(self.media(digest)))
@@ -135,8 +137,6 @@ class Campaign:
                 for digest, _, error in outcomes:
                     if error and digest not in lost:
                         self.errors[digest] = error
-                        if error.rpc_code is Code.UNIMPLEMENTED:
-                            self._stop_reason = f"the server does not support the method: {error}"
                 guard.tell_of_threads()
                 progress()
         except BaseException as interruption:

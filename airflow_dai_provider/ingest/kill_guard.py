@@ -110,7 +110,7 @@ class IngestGuard:
         """
         self._workers = workers or self._workers
         if self._on_kill and (self._switch is None or self._hook is not hook):
-            self._end_threads()
+            self.close()
             self._switch = KillSwitch(hook, number)
         self._hook = hook
 
@@ -212,7 +212,8 @@ class IngestGuard:
         for kind, more in others.items():
             self._log.error("%s may still run: %s, but with the error %s.", ", ".join(more), reason, kind)
 
-    def _end_threads(self) -> None:
+    def close(self) -> None:
+        """Prepare for no kill any longer, and end the threads."""
         self._to_kill.clear()
         if self._switch:
             self._switch.close()
@@ -227,17 +228,19 @@ class IngestGuard:
         except TaskDeferred:
             if KILLS_DEFERRED_PROCESS:
                 # The process can be killed although the task waits in the triggerer, whose trigger guards it now.
-                self._end_threads()
+                self.close()
             raise
         except BaseException as error:
             # Airflow kills a task after a time limit, so what holds for a kill holds for a time limit.
             timed_out = isinstance(error, AirflowTaskTimeout) and self._on_kill and not self._disarmed
             if timed_out or self.should_cancel:
                 self._cancel_after(error, context, make_hook)
+            if self._disarmed or not self._to_kill:
+                self.close()
             raise
         # A late kill has nothing to cancel. But the guard is not disarmed: a task that does not wait can still fail
         # after execute, for example in post_execute, and its failure callback then has to cancel the ingest.
-        self._end_threads()
+        self.close()
 
     def _cancel_after(self, failure: BaseException, context: Context, make_hook: Callable[[], DaiHook]) -> None:
         """Request the cancellations after an error, or leave the ingests to the next try. Never raise."""

@@ -84,7 +84,14 @@ def _poll_each(hook: DaiHook, workers: Workers[DaiHook], names: list[str]) -> Ma
     """Poll each operation until the service has told about it; bear an outage as a wait does."""
     # The API has responded here before: to the try that has started them.
     many = ManyWait(names, hook.make_wait(describe_names(names), poll_interval=POLL_INTERVAL, responded=True))
-    hook.poll_many(workers, many)
+    try:
+        hook.poll_many(workers, many)
+    except ServiceError as error:
+        if error.rpc_code is not Code.UNIMPLEMENTED:
+            raise
+        # It holds for all of them.
+        for name in list(many.left):
+            many.fail(name, error)
     return many
 
 

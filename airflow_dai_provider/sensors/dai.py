@@ -178,6 +178,7 @@ class DaiOperationSensor(BaseSensorOperator):
         finally:
             if self._guard:
                 self._guard.disarm()
+                self._guard.close()
             if self._many:
                 self._many.close()
             if hook := self.__dict__.pop("hook", None):

@@ -32,7 +32,7 @@ def one_or_many(field: str, value: Any) -> tuple[list[Any], bool]:
         value = _read_text(field, value)
     if not is_several(value):
         return [value], False
-    values = list(value[:] if isinstance(value, Sequence) else value)
+    values = list(_slice(value))
     if len(values) > MAX_MANY:
         raise ValueError(f"Invalid {field}: expected at most {MAX_MANY:,} values, got {len(values):,}.")
     for index, one in enumerate(values):
@@ -81,6 +81,14 @@ def check_each(
 def given_form(values: Sequence[T], *, several: bool) -> T | list[T]:
     """Return the values in the form in which they were given: one, or a list."""
     return list(values) if several else values[0]
+
+
+def _slice(values: Any) -> Any:
+    """Return all values in one request to Airflow, where each would be one."""
+    try:
+        return values[:]
+    except (TypeError, KeyError):
+        return values
 
 
 def _read_text(field: str, text: str) -> list[Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,8 @@ _NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError, aioht
 
 #: The most connections of one session; a request waits for a free one.
 MAX_CONNECTIONS = 50
+#: The most seconds that a request waits because the service has asked for a pause; a wait polls again later.
+MAX_PAUSE = 30.0
 #: Seconds that an idle connection stays open: longer than the default interval between two polls.
 KEEP_ALIVE = 90.0
 
@@ -61,10 +64,19 @@ class AiohttpTransport:
     :param endpoint: where the service is.
     :param token: gives what authorises a request; fetched in a thread, which all requests that need it await.
     :param timeout: seconds that one request may take.
+    :param clock: gives seconds.
+    :param sleep: waits for seconds.
     :raises ValueError: when a token would leave this machine over plain HTTP.
     """
 
-    def __init__(self, endpoint: Endpoint, token: Token, timeout: float) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        token: Token,
+        timeout: float,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Any] = asyncio.sleep,
+    ) -> None:
         refuse_plain_http(endpoint, token.credentials)
         self.endpoint = endpoint
         self.token = token
@@ -74,8 +86,10 @@ class AiohttpTransport:
         self._proxy: str | None = None
         # A request waits here, before its time begins to run.
         self._free = asyncio.Semaphore(MAX_CONNECTIONS)
-        #: The pause that the service has asked for, which the hooks that share the session keep.
-        self.pace = Pace()
+        # The pause that the service has asked for, which all requests of the session keep.
+        self._pace = Pace()
+        self._clock = clock
+        self._sleep = sleep
 
     async def open(self) -> Self:
         """Open the session; certificates are read in a thread.
@@ -163,13 +177,27 @@ class AiohttpTransport:
                 raise not_sent(request, error) from None
         try:
             async with self._free:
+                # Here, since many requests can wait for a free connection when one of them is asked to wait.
+                await self._keep_pace(request)
                 response = await self._exchange(request, headers)
         except _EXCHANGE_ERRORS as error:
             failure, cause = self._transport_error(request, error), public_cause(error)
         else:
-            return rest.read_response(request, response, datetime.now(UTC))
+            try:
+                return rest.read_response(request, response, datetime.now(UTC))
+            except ServiceError as refusal:
+                self._pace.note(refusal, self._clock())
+                raise
         # Raised here, so that no error with a secret is the context of this one.
         raise failure from cause
+
+    async def _keep_pace(self, request: rest.Request[Any]) -> None:
+        """Wait as long as the service has asked another request to wait; raise when that is too long."""
+        while delay := self._pace.delay(self._clock()):
+            if delay > MAX_PAUSE:
+                message = f"{request} was not sent: the service has asked for a pause, of which {delay:.0f} s are left"
+                raise ServiceError(message, Code.RESOURCE_EXHAUSTED, delay, sent=False)
+            await self._sleep(delay)
 
     async def _exchange(self, request: rest.Request[Any], headers: Mapping[str, str]) -> rest.Response:
         if self._session is None:

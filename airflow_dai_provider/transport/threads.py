@@ -73,6 +73,9 @@ class Workers(Generic[S]):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._closed = True
+        if kind is not None:
+            for session in self._sessions:
+                session.stopped = lambda: "the work was broken off"
         for _thread in self._threads:
             self._jobs.put(None)
         if kind is None:
