@@ -103,7 +103,8 @@ class TestConcurrency:
         strays("a", "b")
         before = threading.enumerate()
         sweep()
-        assert not [one.name for one in threading.enumerate() if one.name.startswith("dai-worker") and one not in before]
+        left = [one for one in threading.enumerate() if one not in before]
+        assert not [thread.name for thread in left if thread.name.startswith("dai-worker")]
 
     def test_only_the_main_thread_asks_airflow_for_the_connection(
         self, emulator: DaiEmulator, strays: Any, sweep: Any, monkeypatch: pytest.MonkeyPatch
