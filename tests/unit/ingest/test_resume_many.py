@@ -181,7 +181,7 @@ def test_a_refused_poll_starts_nothing_until_the_task_is_cleared_again(
     slow.inject(Fault(GET, rpc_status=rpc_status, times=None, name=None if rpc_status == "UNIMPLEMENTED" else first))
     four = [*THREE, creative(url(7))]
     for _ in range(2):
-        with pytest.raises(AirflowFailException, match=f"{rpc_status}.*{first}.*, which an earlier try.*clear the task"):
+        with pytest.raises(AirflowFailException, match=f"{rpc_status}.*{first}.*which an earlier try.*clear the task"):
             execute(context, creative=four, wait_for_completion=False)
     assert count(slow, CREATE) == 3
     ti.max_tries = 3  # as a clear sets it
