@@ -73,7 +73,7 @@ class KillSwitch:
             from airflow_dai_provider.transport.threads import Workers
 
             helpers = [_Session(hook) for _ in range(min(number, CONCURRENCY) - 1)]
-            self._threads = Workers(helpers, stopped=self._stopped)
+            self._threads = Workers(helpers, stopped=self._stopped, thread_name="dai-kill")
 
     def cancel(self, names: Sequence[str]) -> dict[str, Exception]:
         """Request the cancellations, in the time that a kill leaves; return the errors."""

@@ -51,9 +51,12 @@ class Workers(Generic[S]):
 
     :param sessions: hooks that are ready to use, one for each call under way at a time.
     :param stopped: the reason to begin no other call and no retry, or None.
+    :param thread_name: of each thread.
     """
 
-    def __init__(self, sessions: Sequence[S], *, stopped: Callable[[], str | None]) -> None:
+    def __init__(
+        self, sessions: Sequence[S], *, stopped: Callable[[], str | None], thread_name: str = "dai-worker"
+    ) -> None:
         self._sessions = sessions
         self._stopped = stopped
         self._held_until = float("-inf")
@@ -64,7 +67,7 @@ class Workers(Generic[S]):
             session.stopped = stopped
             session.pace = pace
         # Daemons: the process of a killed task ends without waiting for a request that is under way.
-        self._threads = [Thread(target=self._work, args=(one,), name="dai-worker", daemon=True) for one in sessions]
+        self._threads = [Thread(target=self._work, args=(one,), name=thread_name, daemon=True) for one in sessions]
         for thread in self._threads:
             thread.start()
 
