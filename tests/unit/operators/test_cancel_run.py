@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator
+from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from tests.support.connections import define_connection
 from tests.support.dag_runs import RunDag
 from tests.support.emulators import MakeEmulator, count
@@ -61,6 +62,34 @@ class TestRun:
         assert [run.xcom("cancel", map_index=index) for index in range(3)] == names
         assert set(emulator.states().values()) == {"CANCELLED"}
         assert run.tries("cancel[3]") == 1
+
+    @pytest.mark.parametrize("native", [False, True], ids=["text", "native"])
+    @pytest.mark.parametrize("given", ["the output", "a template"])
+    def test_the_output_of_a_mapped_task_is_a_list(
+        self, emulator: DaiEmulator, run_dag: RunDag, given: str, native: bool
+    ) -> None:
+        names = [emulator.start_ingest(f"operations/ad-{number}") for number in range(3)]
+        with DAG(
+            f"operator_of_mapped_{given[-4:]}_{native}", schedule=None, render_template_as_native_obj=native
+        ) as dag:
+
+            @task
+            def start(name: str) -> str:
+                return name
+
+            started = start.expand(name=names)
+            template = "{{ ti.xcom_pull(task_ids='start') | list }}"
+            operations: Any = started if given == "the output" else template
+            cancel = DaiCancelOperationOperator(
+                task_id="cancel", operation_name=operations, wait_for_completion=True, poll_interval=0.1
+            )
+            wait = DaiOperationSensor(task_id="wait", operation_name=cancel.output)
+            started >> cancel >> wait
+        run = run_dag(dag)
+        assert run.state == "success"
+        assert run.xcom("cancel") == names
+        assert [one["name"] for one in run.xcom("cancel", "operation")] == names
+        assert [one["state"] for one in run.xcom("wait")] == ["CANCELLED"] * 3
 
     def test_unimplemented_spends_no_retry(self, emulator: DaiEmulator, run_dag: RunDag) -> None:
         emulator.start_ingest(NAME)
