@@ -102,7 +102,7 @@ def test_a_restart_of_the_triggerer_keeps_the_deadline(airflow: Stack, emulator:
     assert time.monotonic() - deferred < 50
     log = log_of(airflow, "deferred_sensor_with_timeout", run, "wait")
     assert "AirflowSensorTimeout" in log
-    assert f"{timed} {NOT_FINISHED} 20 s" in log
+    assert f"{timed} has {NOT_FINISHED} 20 s" in log
     assert airflow.wait_for_run("deferred_sensor_that_cancels", waiting_run) == "success"
     assert emulator.state(waiting) == "SUCCEEDED"
     assert emulator.cancel_requested(timed) == emulator.cancel_requested(waiting) == 0
