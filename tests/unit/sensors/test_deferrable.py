@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -18,7 +16,6 @@ from airflow.providers.common.compat.sdk import (
     AirflowSensorTimeout,
     AirflowSkipException,
     AirflowTaskTimeout,
-    BaseSensorOperator,
     TaskDeferred,
 )
 
@@ -31,7 +28,6 @@ from tests.support.clock import Clock
 from tests.support.emulators import methods
 from tests.support.event_loop import fire
 from tests.support.log import Log
-from tests.support.task_instance import Ti
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException
@@ -39,27 +35,11 @@ except ImportError:
     from airflow.exceptions import AirflowRescheduleException
 
 
+pytestmark = pytest.mark.usefixtures("sensor_time")
+
 NAME = "operations/my-ingest"
 POKE_INTERVAL = 10.0
 TIMEOUT = 100.0
-
-
-@pytest.fixture(autouse=True)
-def _time(monkeypatch: pytest.MonkeyPatch, few_authorities: None, fake_time: Clock) -> None:
-    """Let Airflow's sensor base see the test's clock, as hooks and deferrals do."""
-    base = sys.modules[BaseSensorOperator.__module__]
-    monkeypatch.setattr(base, "time", SimpleNamespace(sleep=fake_time.sleep, monotonic=fake_time))
-    monkeypatch.setattr(base, "timezone", SimpleNamespace(utcnow=lambda: datetime.fromtimestamp(fake_time.now, UTC)))
-
-
-@pytest.fixture
-def context(ti: Ti, clock: Clock, monkeypatch: pytest.MonkeyPatch, airflow_2: bool) -> dict[str, Any]:
-    """Give a context whose task began now, for a sensor in reschedule mode to ask."""
-    began = datetime.fromtimestamp(clock.now, UTC)
-    if airflow_2:
-        monkeypatch.setattr(sys.modules[BaseSensorOperator.__module__], "_orig_start_date", lambda **_: began)
-    ti.get_first_reschedule_date = lambda _: began
-    return {"ti": ti}
 
 
 def make_sensor(**options: Any) -> DaiOperationSensor:

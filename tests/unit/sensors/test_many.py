@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,31 +18,22 @@ from tests.support.clock import Clock
 from tests.support.emulators import count
 from tests.support.event_loop import fire
 from tests.support.log import Log
-from tests.support.task_instance import Store, Ti
+from tests.support.task_instance import Store
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException
 except ImportError:
     from airflow.exceptions import AirflowRescheduleException
 
+pytestmark = pytest.mark.usefixtures("sensor_time")
+
 GET, CANCEL = "operations.get", "operations.cancel"
 A, B, C = NAMES = [f"operations/{letter}" for letter in "abc"]
 
 
-@pytest.fixture(autouse=True)
-def _time(monkeypatch: pytest.MonkeyPatch, few_authorities: None, fake_time: Clock) -> None:
-    base = sys.modules[BaseSensorOperator.__module__]
-    monkeypatch.setattr(base, "time", SimpleNamespace(sleep=fake_time.sleep, monotonic=fake_time))
-    monkeypatch.setattr(base, "timezone", SimpleNamespace(utcnow=lambda: datetime.fromtimestamp(fake_time.now, UTC)))
-
-
 @pytest.fixture
-def context(ti: Ti, clock: Clock, monkeypatch: pytest.MonkeyPatch, airflow_2: bool) -> dict[str, Any]:
-    began = datetime.fromtimestamp(clock.now, UTC)
-    if airflow_2:
-        monkeypatch.setattr(sys.modules[BaseSensorOperator.__module__], "_orig_start_date", lambda **_: began)
-    ti.get_first_reschedule_date = lambda _: began  # type: ignore[method-assign,assignment,return-value]
-    return {"ti": ti, "task_state_store": Store()}
+def context(context: dict[str, Any]) -> dict[str, Any]:
+    return {**context, "task_state_store": Store()}
 
 
 def make(names: Any = NAMES, **options: Any) -> DaiOperationSensor:
