@@ -69,6 +69,11 @@ def may_have_acted(error: ServiceError) -> bool:
     return error.sent and error.rpc_code not in NOT_PROCESSED
 
 
+def not_begun(error: ServiceError) -> bool:
+    """Return whether this is the error of a call that was not begun: the task was killed, or the time is up."""
+    return error.rpc_code is Code.CANCELLED and not error.sent
+
+
 class Retry:
     """The retries of one call.
 
@@ -121,6 +126,12 @@ class Pace:
         """Hold the requests for as long as an error asks for; at least briefly, when the service is too busy."""
         if error.retry_after is not None or error.rpc_code in THROTTLED:
             self._until = max(self._until, now + max(error.retry_after or 0.0, FIRST_BACKOFF))
+
+    @staticmethod
+    def error(request: object, delay: float) -> ServiceError:
+        """Return the error for a request that cannot wait as long as the service has asked for."""
+        message = f"{request} was not sent: the service has asked for a pause, of which {delay:.0f} s are left"
+        return ServiceError(message, Code.RESOURCE_EXHAUSTED, delay, sent=False)
 
     def delay(self, now: float) -> float:
         """Return the seconds until the next request may be sent."""

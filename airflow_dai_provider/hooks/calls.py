@@ -100,8 +100,7 @@ class DaiCallingHook(DaiBaseHook):
         """Wait as long as the service has asked a sibling to wait; raise when that is too long for this call."""
         while self.pace and (delay := self.pace.delay(now := self._clock())):
             if now + delay >= until:
-                message = f"{request} was not sent: the service has asked for a pause, of which {delay:.0f} s are left"
-                raise typed(ServiceError(message, Code.RESOURCE_EXHAUSTED, delay, sent=False))
+                raise typed(self.pace.error(request, delay))
             self._sleep(delay)
             self._check_stopped(request)
 

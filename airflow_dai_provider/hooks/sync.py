@@ -14,6 +14,7 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
+from airflow_dai_provider.api.retry import not_begun
 from airflow_dai_provider.hooks.calls import DaiCallingHook, judge
 from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.requests_session import RequestsTransport
@@ -248,7 +249,7 @@ class DaiHook(DaiCallingHook):
         # Not retried: the next round is the retry.
         for name, operation, error in workers.call(names, lambda hook, name: hook.get_operation(name, retry=False)):
             if error:
-                if error.rpc_code is Code.CANCELLED and not error.sent:
+                if not_begun(error):
                     raise typed(error)
                 if many.after_error(name, error, self._clock()):
                     self.log.warning("%s", many.failed[name])

@@ -39,7 +39,7 @@ def reattach_or_cancel_many(
     """Decide for each ingest of an earlier try as :func:`airflow_dai_provider.ingest.resume.reattach_or_cancel` does.
 
     :param digests: of what this try would submit.
-    :return: by digest, the operations that this try goes on with; and by name those of them that have finished, which
+    :return: by digest, the operations that this try continues; and by name those of them that have finished, which
         are its results. The others certainly do not run.
     """
     by_name = {one.operation_name: one for one in saved}

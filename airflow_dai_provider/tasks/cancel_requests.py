@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import MAX_LISTED
 from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
-from airflow_dai_provider.api.retry import PERMANENT, THROTTLED
+from airflow_dai_provider.api.retry import PERMANENT, THROTTLED, not_begun
 from airflow_dai_provider.tasks.failures import sentences
 
 if TYPE_CHECKING:
@@ -153,12 +153,12 @@ def request_cancellations(
                 if total <= MAX_LISTED:
                     log.info("%s", _done(name, operation))
                 continue
-            if not _not_begun(error) or name not in errors:
+            if not not_begun(error) or name not in errors:
                 errors[name] = error
             if unimplemented_ends and error.rpc_code is Code.UNIMPLEMENTED:
                 raise error
         for error in _in_order(left, errors).values():
-            if error.rpc_code not in told and not _not_begun(error):
+            if error.rpc_code not in told and not not_begun(error):
                 told.add(error.rpc_code)
                 log.warning("%s", error)
         now = clock()
@@ -194,11 +194,6 @@ def problems_of(errors: Mapping[str, ServiceError], log: Any) -> list[str]:
 
 def _request_once(hook: DaiHook, name: str) -> Operation | None:
     return request_cancellation(hook, name, patient=False)
-
-
-def _not_begun(error: ServiceError) -> bool:
-    """Return whether the engine has not begun a call: the task was killed, or the time is up."""
-    return error.rpc_code is Code.CANCELLED and not error.sent
 
 
 def _done(name: str, operation: Operation | None) -> str:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from airflow_dai_provider.api.many_wait import MAX_NAMED
 from airflow_dai_provider.api.names import InvalidNameError, check_operation_name
 from airflow_dai_provider.api.redaction import short_repr
 from airflow_dai_provider.tasks.xcom import is_several
@@ -15,8 +16,6 @@ T = TypeVar("T")
 
 #: The most values of one list.
 MAX_MANY = 10_000
-#: The most problems that one message names.
-MAX_NAMED = 10
 
 
 def one_or_many(field: str, value: Any) -> tuple[list[Any], bool]:

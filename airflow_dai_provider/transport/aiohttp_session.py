@@ -195,8 +195,7 @@ class AiohttpTransport:
         """Wait as long as the service has asked another request to wait; raise when that is too long."""
         while delay := self._pace.delay(self._clock()):
             if delay > MAX_PAUSE:
-                message = f"{request} was not sent: the service has asked for a pause, of which {delay:.0f} s are left"
-                raise ServiceError(message, Code.RESOURCE_EXHAUSTED, delay, sent=False)
+                raise self._pace.error(request, delay)
             await self._sleep(delay)
 
     async def _exchange(self, request: rest.Request[Any], headers: Mapping[str, str]) -> rest.Response:

@@ -13,7 +13,7 @@ from airflow_dai_provider.api.many_wait import MAX_LISTED
 from airflow_dai_provider.api.names import InvalidNameError, check_creative_name
 from airflow_dai_provider.api.parameters import check_flag
 from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
-from airflow_dai_provider.api.retry import THROTTLED
+from airflow_dai_provider.api.retry import THROTTLED, not_begun
 from airflow_dai_provider.tasks.cancel_requests import KILLED, PAUSE
 from airflow_dai_provider.tasks.failures import accept_missing, check_many, refused_parameters, task_errors
 from airflow_dai_provider.tasks.one_or_many import check_each, given_form
@@ -136,10 +136,9 @@ class DaiDeleteCreativeOperator(BaseOperator):
                         deleted.add(name)
                         errors.pop(name, None)
                         continue
-                    begun = error.sent or error.rpc_code is not Code.CANCELLED
-                    if begun or name not in errors:
+                    if not not_begun(error) or name not in errors:
                         errors[name] = error
-                    if begun and error.rpc_code not in told:
+                    if not not_begun(error) and error.rpc_code not in told:
                         told.add(error.rpc_code)
                         self.log.warning("%s", error)
                     if error.rpc_code is Code.UNIMPLEMENTED:
