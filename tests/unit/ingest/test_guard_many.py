@@ -101,16 +101,18 @@ class TestKill:
 
     def test_a_kill_stops_the_starts(self, slow: DaiEmulator, context: Any, ti: Ti, monkeypatch: Any) -> None:
         operator = make(creative=[creative(url(number)) for number in range(200)])
-        push, pushed = ti.xcom_push, threading.Event()
+        push, enough, pushed = ti.xcom_push, threading.Event(), threading.Event()
         create = DaiHook.create_creative
 
         def some(hook: DaiHook, *args: Any) -> Any:
             if len(slow.states()) > 60:
+                enough.set()
                 assert pushed.wait(10)
             return create(hook, *args)
 
         def killed(key: str, value: Any) -> None:
             push(key, value)
+            assert enough.wait(10)
             operator.on_kill()
             pushed.set()
 
