@@ -27,9 +27,14 @@ Stack = Airflow2Stack | Airflow3Stack
 COMPARED, MORE = 200, (1_000, 5_000)
 #: After so many cancellations the service is busy, and asks for a pause.
 BUSY_AFTER, RETRY_AFTER = 100, 1
+#: The ingests of a task that is killed, and the seconds that the service takes for the response to a cancel request.
+KILLED, LATENCY = 1_000, 0.02
 #: Seconds in which the CPU of an Airflow that runs nothing is measured.
 IDLE = 10.0
 PATIENCE = 1800.0
+#: Seconds without a cancel request after which a killed task has sent its last.
+SETTLED = 10.0
+IN_WORKER = "ingests_list_in_worker"
 START, CANCEL = "creatives.create", "operations.cancel"
 
 
@@ -45,6 +50,7 @@ class Run:
     :param last_request: seconds from the start of the run to the last request to start or to cancel.
     :param processes: of the tasks that start, cancel or wait.
     :param memory: the most that one of these has held, in bytes.
+    :param triggerer: the most that the triggerer has held, in bytes.
     """
 
     dag_id: str
@@ -54,14 +60,34 @@ class Run:
     last_request: float
     processes: int
     memory: int
+    triggerer: int
 
     @property
     def cpu_per_operation(self) -> float:
         return self.cpu / self.operations
 
-    @property
-    def memory_per_operation(self) -> float:
-        return self.memory / self.operations
+    def memory_per_operation(self, one: Run) -> float:
+        """Return the memory of the task and the triggerer beyond that of a run with one operation, for each."""
+        more = self.memory - one.memory + max(0, self.triggerer - one.triggerer)
+        return more / (self.operations - one.operations)
+
+
+@dataclass(frozen=True)
+class Kill:
+    """
+    What became of the ingests of a killed task.
+
+    :param where: the kind of process that was killed.
+    :param first, last: seconds from the kill to the first and to the last cancel request.
+    :param left: the number of ingests that were not cancelled.
+    :param twice: of those that were cancelled more than once.
+    """
+
+    where: str
+    first: float
+    last: float
+    left: int
+    twice: int
 
 
 class Campaigns:
@@ -82,10 +108,8 @@ class Campaigns:
         :param busy_after: the number of cancellations after which the service asks for a pause, again and again.
         """
         stack, emulator = self._stack, self._emulator
-        emulator.reset()
-        self._lines.write_text("")
-        self._number += 1
-        campaign = f"campaign-{self._number}"
+        campaign = self._begin()
+        stack.forget_peak_memory("triggerer")
         method = START if dag_id.startswith("ingests") else CANCEL
         if method == CANCEL:
             for number in range(operations):
@@ -118,7 +142,44 @@ class Campaigns:
             last - stack.run_started(dag_id, run_id),
             len({note["pid"] for note in notes}),
             max(note.get("memory", 0) for note in notes) * 1024,
+            stack.peak_memory("triggerer"),
         )
+
+    def kill(self, dag_id: str, operations: int, state: str) -> Kill:
+        """Mark the task of a campaign failed, as a user does, when all its ingests run.
+
+        :param state: the state in which the task waits.
+        """
+        stack, emulator = self._stack, self._emulator
+        conf = {"campaign": self._begin(), "number": operations, "seconds": 86_400}
+        emulator.inject(Fault(CANCEL, delay=LATENCY, rate=1.0))
+        run_id = stack.trigger(dag_id, conf)
+
+        def waits() -> bool:
+            stack.check_alive()
+            return len(emulator.states()) == operations and stack.task_states(dag_id, run_id)["ingest"] == state
+
+        wait_until(f"{dag_id} to wait for {operations} ingests", waits, PATIENCE)
+        killed = time.time()
+        stack.mark(dag_id, run_id, "ingest", "failed")
+
+        def cancels() -> list[float]:
+            return [request.time - killed for request in emulator.requests if request.method == CANCEL]
+
+        def settled() -> bool:
+            times = cancels()
+            return bool(times) and time.time() - killed > max(times) + SETTLED
+
+        wait_until(f"the cancellation of {operations} ingests", settled, 120.0)
+        times, names = cancels(), emulator.states()
+        asked = [emulator.cancel_requested(name) for name in names]
+        return Kill(state, min(times), max(times), list(names.values()).count("RUNNING"), sum(one > 1 for one in asked))
+
+    def _begin(self) -> str:
+        self._emulator.reset()
+        self._lines.write_text("")
+        self._number += 1
+        return f"campaign-{self._number}"
 
 
 def campaign(bench: Bench) -> Topic:
@@ -130,6 +191,7 @@ def campaign(bench: Bench) -> Topic:
         bench.say("campaign: starting Airflow")
         with make_stack(home, Path(__file__).parent / "dags", env) as stack:
             stack.wait_for_dags(*(f"{kind}_{form}" for kind in ("ingests", "cancels") for form in ("mapped", "list")))
+            stack.wait_for_dags(IN_WORKER)
             campaigns = Campaigns(stack, emulator, lines)
             compared = bench.reduced(COMPARED)
             runs: dict[str, Run] = {}
@@ -141,17 +203,37 @@ def campaign(bench: Bench) -> Topic:
 
             for kind in ("ingests", "cancels"):
                 run(f"{kind}_mapped", compared)
+                run(f"{kind}_list", 1)  # its memory is that of any
                 for operations in (compared, *map(bench.reduced, MORE)):
                     run(f"{kind}_list", operations)
             run("cancels_list", bench.reduced(MORE[-1]), bench.reduced(BUSY_AFTER))
             answers = [request for request in emulator.requests if request.method == CANCEL]
+            kills = []
+            for dag_id, state in ((IN_WORKER, "running"), ("ingests_list", "deferred")):
+                bench.say(f"campaign: {dag_id} {bench.reduced(KILLED)} killed")
+                kills.append(campaigns.kill(dag_id, bench.reduced(KILLED), state))
     topic = Topic(
         f"campaign: operations mapped and as a list, through Airflow {version('apache-airflow')} with LocalExecutor",
-        ("", "run", "last request", "CPU/operation", "of mapped", "processes", "memory of a task", "per operation"),
-        data={"idle": campaigns.idle, "runs": {name: asdict(one) for name, one in runs.items()}},
+        (
+            "",
+            "run",
+            "last request",
+            "CPU/operation",
+            "of mapped",
+            "processes",
+            "memory of a task",
+            "triggerer",
+            "per operation",
+        ),
+        data={
+            "idle": campaigns.idle,
+            "runs": {name: asdict(one) for name, one in runs.items()},
+            "kills": list(map(asdict, kills)),
+        },
     )
     for name, one in runs.items():
-        mapped = runs[f"{name.partition('_')[0]}_mapped {compared}"]
+        kind, _, form = name.partition("_")
+        mapped, single = runs[f"{kind}_mapped {compared}"], runs[f"{kind}_list 1"]
         topic.rows.append(
             (
                 name.replace("_", " "),
@@ -161,24 +243,39 @@ def campaign(bench: Bench) -> Topic:
                 times(one.cpu_per_operation / mapped.cpu_per_operation),
                 str(one.processes),
                 f"{one.memory / 2**20:.0f} MiB",
-                f"{one.memory_per_operation / 2**10:.0f} KiB",
+                f"{one.triggerer / 2**20:.0f} MiB",
+                ""
+                if one is single or form.startswith("mapped")
+                else f"{one.memory_per_operation(single) / 2**10:.0f} KiB",
             )
         )
     topic.notes += [
         f"CPU of all processes of Airflow, less the {campaigns.idle:.2f} CPUs that it uses without a run. An ingest "
         "takes 20 s, and a cancellation no time.",
         "Last request: from the start of the run to the last request to start or to cancel.",
+        "Memory per operation: of the task and the triggerer, beyond that of a list of one.",
         f"Busy: after each {bench.reduced(BUSY_AFTER)} cancellations the service answers 429, and asks for a pause of "
         f"{RETRY_AFTER} s.",
+        *(
+            f"A task with {bench.reduced(KILLED):,} ingests, {one.where}, is marked failed, at a service that takes "
+            f"{LATENCY * 1e3:.0f} ms: the first cancel request came after {one.first:.1f} s, the last after "
+            f"{one.last:.1f} s."
+            for one in kills
+        ),
     ]
     topic.limits += [*_limits(runs, compared, [bench.reduced(number) for number in MORE]), *_busy_limits(answers)]
+    for one in kills:
+        topic.limits += [
+            Limit(f"ingests left running by a killed task, {one.where}", one.left, 0),
+            Limit(f"ingests cancelled twice by a killed task, {one.where}", one.twice, 0),
+        ]
     return topic
 
 
 def _limits(runs: dict[str, Run], compared: int, more: list[int]) -> list[Limit]:
     limits = []
     for kind in ("ingests", "cancels"):
-        mapped, few = runs[f"{kind}_mapped {compared}"], runs[f"{kind}_list {compared}"]
+        mapped, one, few = (runs[f"{kind}_{what}"] for what in (f"mapped {compared}", "list 1", f"list {compared}"))
         if compared == COMPARED:  # of a small campaign, most of the CPU is that of any run
             limits.append(Limit(f"CPU of {compared} {kind}, list / mapped", few.cpu / mapped.cpu, 1 / 20))
         limits += [
@@ -195,7 +292,7 @@ def _limits(runs: dict[str, Run], compared: int, more: list[int]) -> list[Limit]
                 ),
                 Limit(
                     f"memory per operation of {number:,} {kind} / of {compared}",
-                    many.memory_per_operation / few.memory_per_operation,
+                    many.memory_per_operation(one) / few.memory_per_operation(one),
                     1.3,
                 ),
             ]

@@ -192,6 +192,22 @@ class AirflowStack:
                 seconds += sum(process.cpu_times()[:4])
         return seconds
 
+    def forget_peak_memory(self, component: str) -> None:
+        """Let :meth:`peak_memory` of a component start at what its processes hold now."""
+        for process in processes_of(self.processes[component].pid):
+            # See proc(5): 5 sets the peak back.
+            with suppress(FileNotFoundError, ProcessLookupError):
+                Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+    def peak_memory(self, component: str) -> int:
+        """Return the most bytes that the processes of a component have held, each by itself."""
+        kibibytes = 0
+        for process in processes_of(self.processes[component].pid):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                kibibytes += int(status.partition("VmHWM:")[2].split()[0])
+        return kibibytes * 1024
+
     def check_alive(self) -> None:
         """Raise StackError if a component has exited by itself."""
         for component, process in self.processes.items():

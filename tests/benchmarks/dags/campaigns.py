@@ -18,7 +18,7 @@ try:
 except ImportError:
     from airflow.utils.dag_parsing_context import get_parsing_context
 
-PARAMS = {"campaign": "a", "number": 2}
+PARAMS = {"campaign": "a", "number": 2, "seconds": 20}
 
 
 def note(**fields: Any) -> None:
@@ -46,7 +46,7 @@ def operations(params: dict) -> list[str]:
 @task
 def creatives(params: dict) -> list[dict]:
     """Return the creatives of a campaign."""
-    uri = f"https://media.example.com/{params['campaign']}-{{}}.mp4?seconds=20"
+    uri = f"https://media.example.com/{params['campaign']}-{{}}.mp4?seconds={params['seconds']}"
     media = {"delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
     return [
         {"adSystem": "example", "mediaFiles": [{"uri": uri.format(number), **media}]}
@@ -71,3 +71,6 @@ with DAG("ingests_mapped", schedule=None, params=PARAMS):
 
 with DAG("ingests_list", schedule=None, params=PARAMS):
     DaiCreateCreativeOperator(task_id="ingest", creative=creatives(), deferrable=True, **measured)
+
+with DAG("ingests_list_in_worker", schedule=None, params=PARAMS):
+    DaiCreateCreativeOperator(task_id="ingest", creative=creatives(), deferrable=False, **measured)
