@@ -57,21 +57,23 @@ class DaiHook(DaiCallingHook):
         self._call(rest.cancel_operation(name))
         metrics.count_cancel_requested()
 
-    def prepare_cancellation(self) -> Callable[[str, float], None]:
+    def prepare_cancellation(self, *, fetch_token: bool = True) -> Callable[[str, float], None]:
         """Prepare cancel requests that can be sent from a signal handler, one at a time.
 
         They have a session of their own, and take the token that this hook holds when they are sent. A signal handler
         can interrupt any code, so by then nothing is looked up, no token is fetched, nothing is logged or counted, and
-        nothing is retried. A hook that has no token yet fetches one now.
+        nothing is retried.
 
+        :param fetch_token: whether a hook that has no token yet fetches one now; once is enough for several sessions.
         :return: sends the request for a name, in so many seconds; raises
             ``google.api_core.exceptions.GoogleAPICallError`` as a call of the hook does, and InvalidNameError for what
             cannot be a name.
         """
         endpoint = self.endpoint
-        # The task can be killed before the first call has fetched a token. An error is left for that call to meet.
-        with suppress(ServiceError):
-            self.shared_token().fetch_first()
+        if fetch_token:
+            # The task can be killed before the first call has fetched a token. An error is left for that call to meet.
+            with suppress(ServiceError):
+                self.shared_token().fetch_first()
         transport = RequestsTransport(endpoint, HeldToken(lambda: self._token), self.timeout)
 
         def send(name: str, timeout: float) -> None:

@@ -31,8 +31,8 @@ class _Session:
     stopped: Callable[[], str | None] = staticmethod(lambda: None)
     pace: Pace | None = None
 
-    def __init__(self, hook: DaiHook) -> None:
-        self._send = hook.prepare_cancellation()
+    def __init__(self, hook: DaiHook, *, fetch_token: bool = False) -> None:
+        self._send = hook.prepare_cancellation(fetch_token=fetch_token)
 
     def cancel(self, name: str, until: float) -> None:
         """Request one cancellation.
@@ -65,7 +65,8 @@ class KillSwitch:
     """
 
     def __init__(self, hook: DaiHook, number: int) -> None:
-        self._own = _Session(hook)
+        # One attempt for all sessions: while no token can be had, each takes its time.
+        self._own = _Session(hook, fetch_token=True)
         self._threads: Workers[_Session] | None = None
         self._until = float("inf")
         if number > 1:

@@ -9,9 +9,12 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.hooks.dai import DaiHook
+from airflow_dai_provider.ingest.kill_switch import KillSwitch
 from tests.support.authentication import guarded_emulator, live_on
 from tests.support.clock import Clock
 from tests.support.connections import Connect
+from tests.support.emulators import count
 from tests.support.ingests import GET, make, the
 from tests.support.log import Log
 
@@ -49,3 +52,18 @@ def test_a_failing_task_cancels_with_the_token_at_hand(
         assert emulator.cancel_requested(the(emulator)) == 1
     assert emulator.tokens_issued == 1
     assert "may still run" not in " ".join(log.ours)
+
+
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
+def test_a_guard_of_many_tries_to_fetch_a_token_once_for_all_its_sessions(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, trouble: dict[str, Any]
+) -> None:
+    monkeypatch.delenv("DAI_EMULATOR_HOST", raising=False)
+    with guarded_emulator() as emulator:
+        connect(keyfile_dict=emulator.service_account_key(), dai_api_endpoint=emulator.endpoint)
+        emulator.inject(Fault("token", times=None, **trouble))
+        with DaiHook() as hook:
+            KillSwitch(hook, 1).close()
+            of_one = count(emulator, "token")
+            KillSwitch(hook, 200).close()
+            assert count(emulator, "token") - of_one == of_one
