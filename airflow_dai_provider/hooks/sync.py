@@ -15,7 +15,7 @@ from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
 from airflow_dai_provider.api.retry import not_begun
-from airflow_dai_provider.hooks.calls import DaiCallingHook, judge
+from airflow_dai_provider.hooks.calls import DaiCallingHook
 from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.requests_session import RequestsTransport
 from airflow_dai_provider.transport.shared_token import HeldToken
@@ -195,20 +195,15 @@ class DaiHook(DaiCallingHook):
         :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be polled.
         """
         request = rest.get_operation(wait.name)
-        while True:
-            self._check_stopped(request)
+
+        def attempt() -> Operation:
             metrics.count_polls()
-            try:
-                operation = self._send(request)
-            except ServiceError as error:
-                seconds, line = judge(wait, error, self._clock())
-                if line:
-                    self.log.warning("%s", line)
-            else:
-                if line := wait.after_response(self._clock()):
-                    self.log.info("%s.", line)
-                return operation
-            self._sleep(seconds)
+            return self._send(request)
+
+        operation = self._bear(request, attempt, wait)
+        if line := wait.after_response(self._clock()):
+            self.log.info("%s.", line)
+        return operation
 
     def wait_for_many(self, workers: Workers[Self], many: ManyWait) -> None:
         """Poll in rounds until each of many operations has finished, or cannot be polled.

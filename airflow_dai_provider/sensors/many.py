@@ -55,7 +55,7 @@ class ManyPokes:
             return True
         known = len(self._many.finished)
         if self._workers is None:
-            self._workers = hook.workers(len(self._many.left))
+            self._workers = hook.workers(len(self._many.left), wait=wait)
         try:
             hook.poll_many(self._workers, self._many)
         finally:
