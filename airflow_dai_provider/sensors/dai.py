@@ -240,7 +240,8 @@ class DaiOperationSensor(BaseSensorOperator):
             self._guard.finished = set(many.names).difference(many.left)
         if done:
             return PokeReturnValue(is_done=True, xcom_value=many.result())
-        self._last_poll = many.progress
+        if many.responded:
+            self._last_poll = many.progress
         return PokeReturnValue(is_done=False)
 
     def _read_names(self) -> tuple[list[str], bool]:
