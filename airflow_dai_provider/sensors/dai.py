@@ -225,7 +225,8 @@ class DaiOperationSensor(BaseSensorOperator):
     def _poke_many(self, context: Context, names: list[str]) -> PokeReturnValue:
         """Poll each of many operations that has not finished."""
         many = self._many = self._many or ManyPokes(self, context, names)
-        done = not names
+        if done := not names:
+            self.log.info("The list of operations is empty: there is nothing to wait for.")
         with task_errors(many.consequence):
             if self._wait is None:
                 self._wait = self._begin_wait(describe_names(many.names), context)

@@ -80,9 +80,13 @@ def test_a_list_gives_a_list_in_its_order(emulator: DaiEmulator, context: Any, c
 
 
 @pytest.mark.parametrize("mode", ["poke", "reschedule"])
-def test_an_empty_list_is_fine(emulator: DaiEmulator, context: Any, clock: Clock, mode: str) -> None:
+def test_an_empty_list_is_fine_and_the_log_says_so(
+    emulator: DaiEmulator, context: Any, clock: Clock, log: Log, mode: str
+) -> None:
     assert MODES[mode](context, clock, names=[]) == []
+    assert len(log.lines("The list of operations is empty: there is nothing to wait for.")) == 1
     assert make([], deferrable=True).execute(context) == []
+    assert len(log.lines("The list of operations is empty: there is nothing to wait for.")) == 2
     assert emulator.requests == []
 
 
