@@ -84,8 +84,9 @@ class DaiOperationSensor(BaseSensorOperator):
     in the same way, when it has lasted for ten seconds. A deferrable sensor whose first poll fails leaves the outage to
     the triggerer.
 
-    Of a list, what has finished is not polled again. On Airflow 3.3 or later, the pokes of ``mode="reschedule"`` keep
-    it in the task state store; before, each poke polls the whole list once.
+    Of a list, what has finished, or cannot be polled, is not polled again; but each is polled once more when the wait
+    moves to the triggerer. On Airflow 3.3 or later, the pokes of ``mode="reschedule"`` keep it in the task state store;
+    before, each poke polls the whole list.
 
     :return: ``Operation.to_dict()``: ``{"name", "state", "done", "error_code", "error_message", "creative_name",
         "ingest", "response", "metadata"}``; of a list, the list of them in its order.
