@@ -25,7 +25,8 @@ class ManyWait:
     is believed when a wait for that one would believe it, and ends the wait for that one only; but UNIMPLEMENTED holds
     for all. A poll that was not sent, because the service has asked for a pause, says nothing of its operation.
 
-    The log is told of an end that is not expected when it is seen, and of each end where there are few operations.
+    The log is told of a round that has changed the progress, of an end that is not expected when it is seen, and of
+    each end where there are few operations.
 
     :param names: the operations; one that comes twice is polled once.
     :param wait: the wait for all of them, whose name is what messages call them.
@@ -55,6 +56,8 @@ class ManyWait:
         #: How many errors of each rpc code are believed.
         self._told: Counter[Code] = Counter()
         self._next_round = float("-inf")
+        #: The progress of which the last line has told. Emptied, the next round has a line in any case.
+        self.told = ""
         self._begin_round()
 
     def _begin_round(self) -> None:
@@ -174,6 +177,9 @@ class ManyWait:
         if complete:
             self._suspects = set(self.errors)
             self._next_round = now + seconds
+        # Only news, as of a single operation in the triggerer, which logs for thousands of waits.
+        if complete and self.progress != self.told:
+            self.told = self.progress
         else:
             line = ""
         until_round = max(self._next_round - now, FIRST_INTERVAL)

@@ -1,12 +1,13 @@
-"""The JSON form of a list of operations, as XComs, events and the task state store hold it. Pure."""
+"""The JSON form of operations and of their errors, as XComs, events and the task state store hold it. Pure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import INGEST_FIELDS, Operation
 from airflow_dai_provider.api.storable import LEFT_OUT, storable_text
 
@@ -33,6 +34,19 @@ def from_dicts(dicts: Sequence[object]) -> list[Operation | None]:
     :raises InvalidOperationError: for anything else.
     """
     return [None if one is None else Operation.from_dict(one) for one in dicts]
+
+
+def errors_to_json(errors: Mapping[str, ServiceError]) -> dict[str, list[str]]:
+    """Return by name the rpc code and the message of each error."""
+    return {name: [error.rpc_code.value, str(error)] for name, error in errors.items()}
+
+
+def errors_from_json(errors: Mapping[str, Sequence[str]]) -> dict[str, ServiceError]:
+    """Return the errors that :func:`errors_to_json` has taken.
+
+    :raises ValueError, TypeError, AttributeError: for anything else.
+    """
+    return {name: ServiceError(message, Code(code)) for name, (code, message) in errors.items()}
 
 
 def _without_raw_fields(operation: Operation) -> Operation:

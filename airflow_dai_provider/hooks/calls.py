@@ -38,14 +38,16 @@ class DaiCallingHook(DaiBaseHook):
     #: The pause that the service has asked for, where the hook is one of several siblings that work side by side.
     pace: Pace | None = None
 
-    def workers(self, number: int, most: int = CONCURRENCY) -> Workers[Self]:
+    def workers(self, number: int, most: int = CONCURRENCY, *, wait: Wait | None = None) -> Workers[Self]:
         """Return threads that work on many operations, each with a sibling of this hook; use them as a context manager.
 
         :param number: how many operations there are.
         :param most: how many requests may be under way at a time.
+        :param wait: see :meth:`connect`.
+        :raises WaitTimeoutError: when the look-up fails until the time of the wait is up.
         :raises google.api_core.exceptions.GoogleAPICallError: when the connection gives no credentials.
         """
-        self.connect()
+        self.connect(wait)
         return Workers([self.sibling() for _ in range(max(1, min(number, most)))], stopped=self.stopped)
 
     def make_retry(self, retryable_codes: frozenset[Code], started: float) -> Retry:
@@ -59,14 +61,23 @@ class DaiCallingHook(DaiBaseHook):
             jitter=self._random,
         )
 
-    def connect(self) -> None:
+    def connect(self, wait: Wait | None = None) -> None:
         """Look up the connection and fetch a token, with the retries of a request; the first call would do it too.
 
+        :param wait: judges a failure, instead of these retries, as that of a poll.
+        :raises WaitTimeoutError: when it fails until the time of the wait is up.
         :raises google.api_core.exceptions.GoogleAPICallError: when the connection gives no credentials. When no token
             can be fetched, the next call raises the error.
         """
         request = rest.list_operations(page_size=1)
-        self._retried(request, lambda: self.shared_token().fetch_first())
+
+        def attempt() -> None:
+            self.shared_token().fetch_first()
+
+        if wait:
+            self._bear(request, attempt, wait)
+        else:
+            self._retried(request, attempt)
 
     def _call(self, request: rest.Request[T], *, retry: bool = True) -> T:
         """Send a request, and again after errors that allow it; raise the last ServiceError."""
@@ -107,6 +118,18 @@ class DaiCallingHook(DaiBaseHook):
     def _check_stopped(self, request: rest.Request[Any]) -> None:
         if reason := self.stopped():
             raise typed(ServiceError(f"{request} was not sent: {reason}", Code.CANCELLED, sent=False))
+
+    def _bear(self, request: rest.Request[Any], attempt: Callable[[], T], wait: Wait) -> T:
+        """Attempt something until it succeeds, and bear with failures as long as a wait does."""
+        while True:
+            self._check_stopped(request)
+            try:
+                return attempt()
+            except ServiceError as error:
+                seconds, line = judge(wait, error, self._clock())
+            if line:
+                self.log.warning("%s", line)
+            self._sleep(seconds)
 
     def _send(self, request: rest.Request[T]) -> T:
         """Send a request once."""

@@ -15,7 +15,7 @@ from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
 from airflow_dai_provider.api.retry import not_begun
-from airflow_dai_provider.hooks.calls import DaiCallingHook, judge
+from airflow_dai_provider.hooks.calls import DaiCallingHook
 from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.requests_session import RequestsTransport
 from airflow_dai_provider.transport.shared_token import HeldToken
@@ -197,20 +197,15 @@ class DaiHook(DaiCallingHook):
         :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be polled.
         """
         request = rest.get_operation(wait.name)
-        while True:
-            self._check_stopped(request)
+
+        def attempt() -> Operation:
             metrics.count_polls()
-            try:
-                operation = self._send(request)
-            except ServiceError as error:
-                seconds, line = judge(wait, error, self._clock())
-                if line:
-                    self.log.warning("%s", line)
-            else:
-                if line := wait.after_response(self._clock()):
-                    self.log.info("%s.", line)
-                return operation
-            self._sleep(seconds)
+            return self._send(request)
+
+        operation = self._bear(request, attempt, wait)
+        if line := wait.after_response(self._clock()):
+            self.log.info("%s.", line)
+        return operation
 
     def wait_for_many(self, workers: Workers[Self], many: ManyWait) -> None:
         """Poll in rounds until each of many operations has finished, or cannot be polled.
@@ -234,16 +229,17 @@ class DaiHook(DaiCallingHook):
         :raises WaitTimeoutError: when the time is up.
         :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
         """
-        names, told = list(many.left), ""
+        names, many.told = list(many.left), ""
         while names:
             seconds, line, responded = self._poll_round(workers, many, names)
             # Those about which the service has told wait for the next poll, however long the others take.
             names = list(many.errors if responded else many.left) if patient else []
             if names:
-                if line and many.progress != told:
+                if line:
                     self.log.warning("%s", line)
-                    told = many.progress
                 self._sleep(seconds)
+        # The caller's own line, or the next round, tells of what the last round has found.
+        many.told = ""
 
     def _poll_round(self, workers: Workers[Self], many: ManyWait, names: list[str]) -> tuple[float, str | None, bool]:
         """Poll each of these operations once; return what :meth:`ManyWait.after_round` decides."""

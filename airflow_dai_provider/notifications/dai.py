@@ -237,4 +237,4 @@ def _given(field: str, values: object) -> list[object]:
 
     :raises ValueError: as :func:`one_or_many`.
     """
-    return [value for value in one_or_many(field, values)[0] if not is_missing_name(value)]
+    return [value for value in one_or_many(field, values, in_order=False)[0] if not is_missing_name(value)]

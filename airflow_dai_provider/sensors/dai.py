@@ -84,8 +84,9 @@ class DaiOperationSensor(BaseSensorOperator):
     in the same way, when it has lasted for ten seconds. A deferrable sensor whose first poll fails leaves the outage to
     the triggerer.
 
-    Of a list, what has finished is not polled again. On Airflow 3.3 or later, the pokes of ``mode="reschedule"`` keep
-    it in the task state store; before, each poke polls the whole list once.
+    Of a list, what has finished, or cannot be polled, is not polled again; but each is polled once more when the wait
+    moves to the triggerer. On Airflow 3.3 or later, the pokes of ``mode="reschedule"`` keep it in the task state store;
+    before, each poke polls the whole list.
 
     :return: ``Operation.to_dict()``: ``{"name", "state", "done", "error_code", "error_message", "creative_name",
         "ingest", "response", "metadata"}``; of a list, the list of them in its order.
@@ -225,7 +226,8 @@ class DaiOperationSensor(BaseSensorOperator):
     def _poke_many(self, context: Context, names: list[str]) -> PokeReturnValue:
         """Poll each of many operations that has not finished."""
         many = self._many = self._many or ManyPokes(self, context, names)
-        done = not names
+        if done := not names:
+            self.log.info("The list of operations is empty: there is nothing to wait for.")
         with task_errors(many.consequence):
             if self._wait is None:
                 self._wait = self._begin_wait(describe_names(many.names), context)
@@ -240,7 +242,8 @@ class DaiOperationSensor(BaseSensorOperator):
             self._guard.finished = set(many.names).difference(many.left)
         if done:
             return PokeReturnValue(is_done=True, xcom_value=many.result())
-        self._last_poll = many.progress
+        if many.responded:
+            self._last_poll = many.progress
         return PokeReturnValue(is_done=False)
 
     def _read_names(self) -> tuple[list[str], bool]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait, some_of
-from airflow_dai_provider.api.operation import InvalidOperationError, Operation
-from airflow_dai_provider.api.operation_list import from_dicts, to_dicts
+from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.operation_list import errors_from_json, errors_to_json, from_dicts, to_dicts
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.tasks.failures import check_expected_states, check_many
 from airflow_dai_provider.tasks.task_state import TaskState
@@ -27,7 +27,8 @@ KEY = "dai_sensor"
 class ManyPokes:
     """Poll a list of operations poke by poke, and report how all of them have finished.
 
-    The process keeps what has finished from poke to poke, and in ``mode="reschedule"`` so does the task state store.
+    The process keeps from poke to poke what has finished and what cannot be polled, and in ``mode="reschedule"`` so
+    does the task state store. Another try keeps what has finished only.
 
     :param names: the operations, valid names in the order in which they were given.
     """
@@ -38,6 +39,8 @@ class ManyPokes:
         self.names = list(dict.fromkeys(names))
         self._expected = check_expected_states(sensor.expected_states)
         self._state = TaskState(context, KEY, sensor.log)
+        # An error can have passed by the next try.
+        self._try_number = getattr(context.get("ti"), "try_number", None)
         self._many: ManyWait | None = None
         self._workers: Workers[DaiHook] | None = None
 
@@ -49,18 +52,18 @@ class ManyPokes:
         """
         if self._many is None:
             self._many = ManyWait(self.names, wait, self._expected)
-            for operation in self._load():
-                self._many.finish(operation)
+            if self._sensor.reschedule:
+                self._load(self._many)
         if not self._many.left:
             return True
-        known = len(self._many.finished)
+        left = len(self._many.left)
         if self._workers is None:
-            self._workers = hook.workers(len(self._many.left))
+            self._workers = hook.workers(len(self._many.left), wait=wait)
         try:
             hook.poll_many(self._workers, self._many)
         finally:
-            if self._sensor.reschedule and len(self._many.finished) > known:
-                self._state.save(to_dicts(list(self._many.finished.values())))
+            if self._sensor.reschedule and len(self._many.left) < left:
+                self._save(self._many)
         return not self._many.left
 
     def close(self) -> None:
@@ -119,12 +122,24 @@ class ManyPokes:
         self._state.delete()
         return to_dicts([finished.get(name) for name in self._given])
 
-    def _load(self) -> list[Operation]:
-        """Return what earlier pokes have seen to have finished."""
-        saved = self._state.load() if self._sensor.reschedule else None
-        names = frozenset(self.names)
+    def _load(self, many: ManyWait) -> None:
+        """Note what earlier pokes have found."""
+        saved = self._state.load()
+        if not saved:
+            return
         try:
-            return [one for one in from_dicts(saved or []) if one and one.name in names]
-        except InvalidOperationError as error:
-            self._sensor.log.warning("Polling all operations again: %s", error)
-            return []
+            finished = from_dicts(saved["finished"])
+            errors = errors_from_json(saved["failed"]) if saved["try_number"] == self._try_number else {}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            self._sensor.log.warning("Polling all operations again: the task state store cannot be read: %r", error)
+            return
+        for operation in finished:
+            if operation and operation.name in many.left:
+                many.finish(operation)
+        for name, failure in errors.items():
+            if name in many.left:
+                many.fail(name, failure)
+
+    def _save(self, many: ManyWait) -> None:
+        finished, failed = to_dicts(list(many.finished.values())), errors_to_json(many.failed)
+        self._state.save({"finished": finished, "failed": failed, "try_number": self._try_number})

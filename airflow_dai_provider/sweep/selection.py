@@ -154,7 +154,7 @@ def _check_spare(value: object) -> frozenset[str]:
     if value is None:
         return frozenset()
     try:
-        return frozenset(check_operation_names(value, "spare")[0])
+        return frozenset(check_operation_names(value, "spare", in_order=False)[0])
     except InvalidNameError as error:
         raise ValueError(f"Invalid spare: {error}") from error
 

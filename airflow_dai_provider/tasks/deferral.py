@@ -194,7 +194,7 @@ def _poll_once_more(
 
 def _poll_many_once_more(hook: DaiHook, names: list[str], timeout: float) -> tuple[dict[str, Any] | None, str]:
     many = ManyWait(names, hook.make_wait(describe_names(names), timeout=timeout, responded=True))
-    with hook.workers(len(names)) as workers:
+    with hook.workers(len(names), wait=many.wait) as workers:
         hook.poll_many(workers, many)
     return (None, f"The last poll found: {many.progress}") if many.left else (many_event(names, many), "")
 

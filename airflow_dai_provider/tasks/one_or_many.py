@@ -18,19 +18,23 @@ T = TypeVar("T")
 MAX_MANY = 10_000
 
 
-def one_or_many(field: str, value: Any) -> tuple[list[Any], bool]:
+def one_or_many(field: str, value: Any, *, in_order: bool = True) -> tuple[list[Any], bool]:
     """Return the values of a field, and whether a list was given.
 
     The output of a mapped task is a lazy sequence, which is read by one slice: read item by item, each would cost a
     request to Airflow. A text that begins with ``[`` is a list too, as JSON or as Python writes it: a template that is
     not rendered natively gives that.
 
-    :raises ValueError: for a text that is no list, a list within a list, and more than 10,000 values.
+    :param in_order: whether the order means something, as that of a result does. A set is refused then: its order
+        differs from process to process.
+    :raises ValueError: for a text that is no list, a list within a list, a set, and more than 10,000 values.
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = _read_text(field, value)
     if not is_several(value):
         return [value], False
+    if in_order and isinstance(value, set | frozenset):
+        raise ValueError(f"Invalid {field}: expected one value or a list, which has an order, got {short_repr(value)}.")
     values = list(_slice(value))
     if len(values) > MAX_MANY:
         raise ValueError(f"Invalid {field}: expected at most {MAX_MANY:,} values, got {len(values):,}.")
@@ -43,24 +47,33 @@ def one_or_many(field: str, value: Any) -> tuple[list[Any], bool]:
     return values, True
 
 
-def check_operation_names(value: Any, field: str = "operation_name") -> tuple[list[str], bool]:
+def check_operation_names(
+    value: Any, field: str = "operation_name", *, in_order: bool = True
+) -> tuple[list[str], bool]:
     """Return the names of operations of a field, and whether a list was given.
 
+    :param in_order: as :func:`one_or_many`.
     :raises ValueError: as :func:`one_or_many`, and InvalidNameError for invalid names.
     """
-    return check_each(field, value, check_operation_name, InvalidNameError)
+    return check_each(field, value, check_operation_name, InvalidNameError, in_order=in_order)
 
 
 def check_each(
-    field: str, value: Any, check: Callable[[Any], T], error_type: type[ValueError] = ValueError
+    field: str,
+    value: Any,
+    check: Callable[[Any], T],
+    error_type: type[ValueError] = ValueError,
+    *,
+    in_order: bool = True,
 ) -> tuple[list[T], bool]:
     """Check each value of a field; return what the check returns for each, and whether a list was given.
 
     :param error_type: of the error that the check raises, and of the one that this raises.
+    :param in_order: as :func:`one_or_many`.
     :raises ValueError: as :func:`one_or_many`; for a list, one error of this type for all that is invalid, which names
         the indexes.
     """
-    values, several = one_or_many(field, value)
+    values, several = one_or_many(field, value, in_order=in_order)
     if not several:
         return [check(values[0])], False
     checked: list[T] = []

@@ -25,7 +25,7 @@ from airflow_dai_provider.tasks.events import (
     unpack_names,
 )
 from airflow_dai_provider.tasks.failures import check_expected_states, log_failure
-from airflow_dai_provider.tasks.one_or_many import check_operation_names
+from airflow_dai_provider.tasks.one_or_many import check_operation_names, given_form, one_or_many
 from airflow_dai_provider.tasks.xcom import XCOM_STARTED
 from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL, task_instance_state
 
@@ -49,8 +49,8 @@ class DaiOperationTrigger(BaseTrigger):
     one HTTP session and one token. The deadline counts from ``started``, so a restart of the triggerer does not move
     it.
 
-    :param operation_name: ``operations/...``, or a list. A list is stored as a compressed text, which counts as the
-        list too.
+    :param operation_name: ``operations/...``, or a list, also as its text. A list is stored as a compressed text, which
+        counts as the list too.
     :param poll_interval: the most seconds between two polls.
     :param started: when the wait began, in seconds of the epoch; now, if it is not given.
     :param timeout: seconds to wait at most, counted from ``started``, or None for no limit.
@@ -82,6 +82,10 @@ class DaiOperationTrigger(BaseTrigger):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operation_name = operation_name
+        # A text can be that of a list; what is none is refused by the wait.
+        with suppress(ValueError):
+            values, several = one_or_many("operation_name", operation_name, in_order=False)
+            self.operation_name = given_form(values, several=several)
         self.poll_interval = poll_interval
         self.started = time.time() if started is None else started
         self.timeout = timeout

@@ -147,6 +147,13 @@ def test_an_operation_that_is_unknown_is_believed_after_the_grace_period() -> No
     assert waiting.now == pytest.approx(NOT_FOUND_GRACE)
 
 
+def test_the_log_is_told_of_a_round_that_has_changed_the_progress_only() -> None:
+    waiting = Waiting([A, B])
+    waiting.to_the_end(lambda name, now: END if now >= (100 if name == A else 300) else {})
+    assert len(waiting.rounds) > 10
+    assert [line.split(";")[0] for line in waiting.lines] == ["0 of 2 finished", "1 of 2 finished: 1 succeeded"]
+
+
 @pytest.mark.parametrize("others_finish", [2.0, 1_000.0])
 def test_one_that_is_unavailable_is_believed_as_long_as_a_wait_for_it_would(others_finish: float) -> None:
     waiting = Waiting([A, B, C])

@@ -13,6 +13,7 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.transport.threads import CONCURRENCY
 from tests.support.clock import Clock
+from tests.support.log import Log
 
 GET = "operations.get"
 Poll = Callable[..., ManyWait]
@@ -68,6 +69,17 @@ def test_what_holds_for_all_is_one_error(emulator: DaiEmulator, poll: Poll, code
     with pytest.raises(ServiceError) as caught:
         poll(names)
     assert caught.value.rpc_code is code
+
+
+def test_a_wait_tells_of_its_first_round_also_after_a_poll(emulator: DaiEmulator, hook: DaiHook, log: Log) -> None:
+    names = [emulator.start_ingest(seconds=100) for _ in range(3)]
+    many = ManyWait(names, hook.make_wait("the operations"))
+    with hook.workers(3) as workers:
+        hook.poll_many(workers, many)
+        assert log.ours == []
+        hook.wait_for_many(workers, many)
+    assert len(log.lines("0 of 3 finished")) == 1
+    assert len(log.lines("3 of 3 finished: 3 succeeded")) == 1
 
 
 def test_a_hook_that_is_stopped_polls_no_more(emulator: DaiEmulator, hook: DaiHook) -> None:

@@ -377,6 +377,21 @@ def test_a_first_poll_that_fails_for_now_is_left_to_the_triggerer(
     assert len(log.lines("The first poll failed: ")) == 1
 
 
+@pytest.mark.parametrize(
+    ("fault", "responded"),
+    [({"status": 503}, False), ({"drop": "before"}, False), ({}, True)],
+    ids=str,
+)
+def test_the_trigger_of_a_list_is_told_whether_the_api_has_responded(
+    emulator: DaiEmulator, context: Any, fault: Any, responded: bool
+) -> None:
+    emulator.start_ingest(NAME)
+    if fault:
+        emulator.inject(Fault(**fault))
+    _, arguments = deferred_by(make_sensor(operation_name=[NAME], deferrable=True), context)
+    assert arguments["responded"] is responded
+
+
 @pytest.mark.parametrize("how", ["deferred", "finished", "failed"])
 def test_the_session_of_the_first_poll_is_closed(emulator: DaiEmulator, context: Any, how: str) -> None:
     if how != "failed":

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowSensorTimeout, BaseSensorOperator, TaskDeferred
 
+from airflow_dai_provider.api.storable import pack
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from airflow_dai_provider.tasks.failures import OperationNotFoundError, UnexpectedStateError
@@ -79,9 +80,13 @@ def test_a_list_gives_a_list_in_its_order(emulator: DaiEmulator, context: Any, c
 
 
 @pytest.mark.parametrize("mode", ["poke", "reschedule"])
-def test_an_empty_list_is_fine(emulator: DaiEmulator, context: Any, clock: Clock, mode: str) -> None:
+def test_an_empty_list_is_fine_and_the_log_says_so(
+    emulator: DaiEmulator, context: Any, clock: Clock, log: Log, mode: str
+) -> None:
     assert MODES[mode](context, clock, names=[]) == []
+    assert len(log.lines("The list of operations is empty: there is nothing to wait for.")) == 1
     assert make([], deferrable=True).execute(context) == []
+    assert len(log.lines("The list of operations is empty: there is nothing to wait for.")) == 2
     assert emulator.requests == []
 
 
@@ -96,6 +101,31 @@ def test_what_has_finished_is_not_polled_again(emulator: DaiEmulator, context: A
     assert polled.count(B) > 3
 
 
+@pytest.mark.parametrize("mode", ["poke", "reschedule"])
+def test_what_is_believed_to_be_unknown_is_not_polled_again(
+    emulator: DaiEmulator, context: Any, clock: Clock, mode: str
+) -> None:
+    emulator.start_ingest(A, seconds=60)
+    began = clock.now
+    result = MODES[mode](context, clock, names=[A, B], missing_ok=True)
+    assert [one and one["name"] for one in result] == [A, None]
+    assert max(request.time for request in emulator.requests if request.name == B) <= began + 11
+    assert clock.now >= began + 60
+
+
+def test_another_try_polls_again_what_could_not_be_polled(emulator: DaiEmulator, context: Any, clock: Clock) -> None:
+    for name in (A, B):
+        emulator.start_ingest(name, seconds=400)
+    emulator.inject(Fault(method=GET, name=B, status=503, lasts=350))
+    with pytest.raises(AirflowException, match=rf"1 of 2 operations could not be polled \(1 UNAVAILABLE\): {B}"):
+        poke_by_poke(context, clock, names=[A, B], timeout=1000.0)
+    assert clock.now >= 1_750_000_000 + 400
+    sent = len(emulator.requests)
+    context["ti"].try_number = 2
+    assert [one["state"] for one in poke_by_poke(context, clock, names=[A, B])] == ["SUCCEEDED"] * 2
+    assert [request.name for request in emulator.requests[sent:]] == [B]
+
+
 def test_without_a_store_each_poke_polls_the_whole_list(emulator: DaiEmulator, context: Any, clock: Clock) -> None:
     del context["task_state_store"]
     emulator.start_ingest(A, seconds=0)
@@ -106,6 +136,10 @@ def test_without_a_store_each_poke_polls_the_whole_list(emulator: DaiEmulator, c
 
 
 def test_a_store_with_something_else_is_not_believed(emulator: DaiEmulator, context: Any, clock: Clock) -> None:
+    for value in ([1], {"finished": [1]}, {"finished": [], "try_number": 1, "failed": {A: ["NONE", ""]}}, {}):
+        context["task_state_store"].kept["dai_sensor"] = {"max_tries": 0, "value": pack(value)}
+        name = emulator.start_ingest(seconds=0)
+        assert [one["name"] for one in poke_by_poke(context, clock, names=[name])] == [name]
     for kept in ("nonsense", {"max_tries": 0, "value": "nonsense"}, [1]):
         context["task_state_store"].kept["dai_sensor"] = kept
         name = emulator.start_ingest(seconds=0)

@@ -46,8 +46,6 @@ class Lazy(Sequence[Any]):
         ((), []),
         ([B, A, B], [B, A, B]),
         ({A: 1, B: 2}.keys(), [A, B]),
-        ({A}, [A]),
-        (frozenset({A}), [A]),
         ([A, None], [A, None]),
         ('["operations/a", "operations/b"]', [A, B]),
         ("['operations/a', 'operations/b']", [A, B]),
@@ -60,6 +58,13 @@ class Lazy(Sequence[Any]):
 )
 def test_a_list_is_read_in_its_order(given: Any, values: list[Any]) -> None:
     assert one_or_many("field", given) == (values, True)
+
+
+@pytest.mark.parametrize("given", [{A}, frozenset({A}), set()], ids=repr)
+def test_a_set_is_refused_where_the_order_means_something(given: Any) -> None:
+    with pytest.raises(ValueError, match="Invalid field: expected one value or a list, which has an order, got "):
+        check_operation_names(given, "field")
+    assert check_operation_names(given, "field", in_order=False) == (list(given), True)
 
 
 @pytest.mark.parametrize("given", [A, "", " ", None, 7, {"a": 1}, b"[1]", "operations/[a]", "{'a'}", "('a', 'b')"])

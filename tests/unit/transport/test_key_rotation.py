@@ -23,9 +23,10 @@ from tests.support.clock import Clock
 from tests.support.connections import Connect, LookUpFails
 from tests.support.credentials import LIFETIME
 from tests.support.emulators import count
-from tests.support.event_loop import run
+from tests.support.event_loop import fire, run
 from tests.support.hooks import cases
 from tests.support.ingests import make, the
+from tests.support.log import Log
 from tests.support.payloads import NAME
 from tests.support.task_instance import Ti
 
@@ -158,6 +159,58 @@ def test_a_sensor_outlasts_a_failing_look_up_and_then_cancels_when_killed(
     sensor.poke({})
     sensor.on_kill()
     assert robot.cancel_requested(NAME) == 1
+
+
+@pytest.mark.parametrize("names", [NAME, [NAME]], ids=["one", "a list"])
+@pytest.mark.parametrize("error", **cases(AWAY))
+def test_a_sensor_bears_a_failing_look_up_for_as_long_as_an_outage(
+    robot: DaiEmulator, look_up_fails: LookUpFails, clock: Clock, error: Exception, names: Any
+) -> None:
+    robot.start_ingest(NAME, seconds=300)
+    look_up_fails(error, 200)
+    poked = DaiOperationSensor(task_id="wait", operation_name=names).poke({})
+    assert not poked
+    assert 200 <= sum(clock.slept) < 300
+    began = sum(clock.slept)
+    look_up_fails(error)
+    with pytest.raises(AirflowException, match=f"'google_cloud_default' could not be looked up.* {NAME} may still run"):
+        DaiOperationSensor(task_id="wait", operation_name=names).poke({})
+    assert 290 <= sum(clock.slept) - began <= 300
+
+
+@pytest.mark.parametrize("names", [NAME, [NAME]], ids=["one", "a list"])
+def test_the_look_up_and_the_polls_share_one_outage(
+    robot: DaiEmulator, look_up_fails: LookUpFails, clock: Clock, names: Any
+) -> None:
+    robot.start_ingest(NAME)
+    look_up_fails(AWAY["secrets backend"], 200)
+    robot.inject(Fault(method="operations.get", status=503, times=None))
+    with pytest.raises(AirflowException, match="UNAVAILABLE"):
+        DaiOperationSensor(task_id="wait", operation_name=names).poke({})
+    assert sum(clock.slept) == pytest.approx(300)
+
+
+@pytest.mark.parametrize("names", [NAME, [NAME]], ids=["one", "a list"])
+def test_a_deferrable_sensor_leaves_a_failing_look_up_to_the_triggerer(
+    robot: DaiEmulator, look_up_fails: LookUpFails, clock: Clock, log: Log, names: Any, ti: Ti
+) -> None:
+    robot.start_ingest(NAME, seconds=30)
+    look_up_fails(AWAY["secrets backend"], 100)
+    with pytest.raises(TaskDeferred) as deferred:
+        DaiOperationSensor(task_id="wait", operation_name=names, deferrable=True).execute({"ti": ti})
+    assert clock.slept == []
+    assert any("The first poll failed: " in line and "could not be looked up" in line for line in log.ours)
+    assert fire(deferred.value)["status"] == "finished"
+
+
+@pytest.mark.parametrize("names", [NAME, [NAME]], ids=["one", "a list"])
+def test_the_last_poll_of_a_deferral_outlasts_a_failing_look_up(
+    robot: DaiEmulator, look_up_fails: LookUpFails, names: Any, ti: Ti
+) -> None:
+    robot.start_ingest(NAME, seconds=0)
+    look_up_fails(AWAY["secrets backend"], 15)
+    sensor = DaiOperationSensor(task_id="wait", operation_name=names, deferrable=True)
+    assert sensor.resume_execution("__fail__", {"error": "Trigger timeout"}, {"ti": ti})
 
 
 @pytest.mark.parametrize("error", **cases(AWAY))

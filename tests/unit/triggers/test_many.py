@@ -65,6 +65,14 @@ def test_the_arguments_of_ten_thousand_fit_into_the_64_kilobytes_of_mysql() -> N
     assert len(json.dumps(arguments)) * 4 / 3 < 64_000, "Airflow encrypts it, which makes it a third longer."
 
 
+@pytest.mark.parametrize("text", [f"['{A}', '{B}']", f'["{A}", "{B}"]'])
+def test_the_text_of_a_list_counts_as_the_list(emulator: DaiEmulator, make_trigger: MakeTrigger, text: str) -> None:
+    for name in (A, B):
+        emulator.start_ingest(name, seconds=0)
+    event = fire(stored(make_trigger(text)))
+    assert read(event, [A, B]) == ({A: "SUCCEEDED", B: "SUCCEEDED"}, {})
+
+
 def test_one_name_is_stored_as_it_is() -> None:
     assert DaiOperationTrigger(A).serialize()[1]["operation_name"] == A
 
@@ -77,6 +85,7 @@ def test_one_name_is_stored_as_it_is() -> None:
         ([A, "creatives/b"], r"operation_name\[1\]"),
         ([A, None], r"operation_name\[1\]"),
         ([A, [B]], "list within the list at index 1"),
+        ("['a'", r"operation name \"\['a'\""),
         (f"packed:{pack({'a': 1})}", "operation name"),
         (f"packed:{pack([A, 7])}", r"operation_name\[1\]"),
     ],
