@@ -174,11 +174,11 @@ class DaiOperationTrigger(BaseTrigger):
         return many_event(names, self._many)
 
     def _left(self) -> list[str]:
-        """Return the operations that are not seen to have finished."""
+        """Return the operations that are not seen to have finished, those that cannot be polled included."""
         names = unpack_names(self.operation_name)
         if not isinstance(names, list):
             return [names]
-        return list(self._many.left) if self._many else names
+        return [*self._many.left, *self._many.failed] if self._many else names
 
     async def _cancel_unless_deferred(self) -> None:
         """Request the cancellation, unless the task still waits in another triggerer.

@@ -215,6 +215,17 @@ def test_a_killed_task_cancels_what_has_not_finished(
     assert not log.lines("may still run")
 
 
+def test_a_killed_task_cancels_what_cannot_be_polled(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, kill: Any, log: Log
+) -> None:
+    """It can run, as can one that the service is said not to know: an attempt costs less than a stray ingest."""
+    names = [emulator.start_ingest(name) for name in (A, B, C)]
+    emulator.inject(Fault(method=GET, name=A, rpc_status="PERMISSION_DENIED", times=None))
+    kill(stored(make_trigger(names, cancel_on_kill=True)), lambda: log.lines("1 could not be polled"))
+    assert [emulator.cancel_requested(name) for name in names] == [1, 1, 1]
+    assert not log.lines("may still run")
+
+
 def test_a_kill_before_the_first_poll_cancels_all(emulator: DaiEmulator, make_trigger: MakeTrigger, kill: Any) -> None:
     names = [emulator.start_ingest() for _ in range(100)]
     kill(stored(make_trigger(names, cancel_on_kill=True)), lambda: True)
