@@ -134,6 +134,7 @@ class CreateMany:
             self._store,
             hook,
             workers,
+            guard,
             digests=campaign.creatives.keys(),
             retry_on=task.retry_on,
             settle=not task.wait_for_completion,

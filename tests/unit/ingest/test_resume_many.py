@@ -190,6 +190,20 @@ def test_a_refused_poll_starts_nothing_until_the_task_is_cleared_again(
     assert any(first in line and line.endswith(anew) for line in log.ours)
 
 
+def test_a_refused_poll_cancels_nothing_that_has_finished(
+    slow: DaiEmulator, context: Any, ti: Ti, clock: Clock
+) -> None:
+    fail_first_try(context, ti)
+    clock.advance(100)
+    first, *others = slow.states()
+    slow.inject(Fault(GET, rpc_status="PERMISSION_DENIED", times=None, name=first))
+    with pytest.raises(AirflowFailException, match=f"{first}.*which an earlier try"):
+        execute(context, creative=THREE)
+    sent = [request.name for request in slow.requests if request.method == CANCEL]
+    assert sent == [first]
+    assert set(others) == {name for name, state in slow.states().items() if state == "SUCCEEDED"} - {first}
+
+
 def test_a_store_of_another_endpoint_is_told_of_and_left_alone(
     slow: DaiEmulator, make_emulator: MakeEmulator, context: Any, ti: Ti, log: Log
 ) -> None:
