@@ -243,6 +243,34 @@ def test_what_a_kill_could_not_cancel_is_named(
     assert [line for line in log.errors if f"{B} may still run" in line]
 
 
+def test_a_kill_without_a_response_in_time_names_all_that_it_did_not_reach(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, kill: Any, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dai, "KILL_SECONDS", 2.0)
+    names = [emulator.start_ingest() for _ in range(100)]
+    reached, hanging = names[:40], names[40:]
+    for name in hanging:
+        emulator.inject(Fault(method=CANCEL, name=name, delay=3.0))
+    kill(stored(make_trigger(names, cancel_on_kill=True)), lambda: log.lines("0 of 100 finished"))
+    (line,) = [line for line in log.errors if "may still run: no response to the cancellation in time." in line]
+    assert all(name in line for name in hanging)
+    assert not any(name in line for name in reached)
+
+
+@pytest.mark.parametrize("number", [1, 30])
+def test_a_kill_without_a_look_up_of_the_task_names_all(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, kill: Any, log: Log, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    async def away(*_: object) -> None:
+        raise RuntimeError("the API server is down")
+
+    monkeypatch.setattr(dai, "task_instance_state", away)
+    names = [emulator.start_ingest() for _ in range(number)]
+    kill(stored(make_trigger(names, cancel_on_kill=True)), lambda: log.lines(f"0 of {number} finished"))
+    (line,) = [line for line in log.errors if "may still run: its task was killed, but it was not cancelled" in line]
+    assert all(name in line for name in names)
+
+
 def test_without_cancel_on_kill_nothing_is_cancelled(
     emulator: DaiEmulator, make_trigger: MakeTrigger, kill: Any, log: Log
 ) -> None:
