@@ -100,7 +100,7 @@ class CreateMany:
     @contextmanager
     def _workers(self, hook: DaiHook) -> Iterator[Workers[DaiHook]]:
         """Yield the threads, beside those of the guard, all of which run before the first request."""
-        number = len(self._campaign)
+        number = max(len(self._campaign), len(self._store.load()))
         with task_errors():
             stopped, hook.stopped = hook.stopped, self._stopped
             try:
