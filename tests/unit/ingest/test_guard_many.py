@@ -11,6 +11,8 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
+from airflow_dai_provider.ingest import kill_switch
+from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.ingest.recovery import PAUSES, IngestMayHaveStartedError
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from tests.support.clock import Clock
@@ -19,6 +21,7 @@ from tests.support.ingests import CANCEL, CREATE, GET, LIST, SECRET, both, execu
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import Store, Ti
+from tests.support.tiny_server import Serve
 
 pytestmark = pytest.mark.usefixtures("_time")
 
@@ -193,6 +196,27 @@ class TestKill:
             )
         assert "It is the ingest of https://media.example.com/" in log.text
         assert count(slow, CANCEL) == 12, "Each is sent once."
+
+    def test_all_of_a_thousand_are_named_when_the_service_hangs(
+        self, tiny_server: Serve, log: Log, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(kill_switch, "KILL_TIMEOUT", 1.0)
+        over = threading.Event()
+        server = tiny_server(lambda _: over.wait(60))
+        monkeypatch.setenv("DAI_EMULATOR_HOST", server.host)
+        names = [f"operations/ingest-{number:04}" for number in range(1_000)]
+        guard = IngestGuard(on_kill=True, on_failure=True, log=make().log)
+        with DaiHook() as hook:
+            guard.prepare(hook, len(names))
+            for name in names:
+                guard.arm(hook, name)
+            guard.kill()
+        over.set()
+        assert 0 < len(server.requests) <= kill_switch.CONCURRENCY
+        text = "\n".join(line for line in log.errors if "may still run: its task was killed" in line)
+        assert [name for name in names if name not in text] == []
+        assert guard.should_cancel
+        guard.close()
 
     def test_a_kill_leaves_them_running_without_cancel_on_kill(
         self, slow: DaiEmulator, context: Any, between_polls: Any
