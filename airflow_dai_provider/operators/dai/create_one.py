@@ -76,7 +76,7 @@ class CreateOne:
                 )
         if operation is None:
             self._task._guard.disarm()
-        return operation and operation.name, operation
+        return (operation.name if operation else None), operation
 
     def _reattach_to_one_of(self, saved: list[StartedIngest], hook: DaiHook) -> tuple[str | None, Operation | None]:
         """Do the same after a try with a list of creatives; what it has started of others is cancelled."""
