@@ -23,19 +23,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
 
-from airflow_dai_provider.api.many_wait import MAX_NAMED, some_of
+from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.ingest.kill_switch import KILL_TIMEOUT, KillSwitch
-from airflow_dai_provider.ingest.resume import IngestStore
+from airflow_dai_provider.ingest.resume import IngestStore, next_try_reattaches
 from airflow_dai_provider.tasks.callback_scope import operations_started_by_task_instance
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation, request_cancellations
 from airflow_dai_provider.tasks.failures import describe_error, sentences
+from airflow_dai_provider.tasks.stray_log import log_strays
 from airflow_dai_provider.tasks.xcom import Endpoints, elsewhere
 from airflow_dai_provider.version_compat import KILLS_DEFERRED_PROCESS
 
@@ -66,6 +67,8 @@ class IngestGuard:
         # and the signal handler share both: each takes a name out with pop(), so that one of them sends its request.
         self._ingests: dict[str, str] = {}
         self._to_kill: dict[str, None] = {}
+        # Those whose cancellation the service has accepted: a second request would say nothing new.
+        self._accepted: set[str] = set()
         # What became of the requests of threads, which log nothing.
         self._sent_by_threads: list[tuple[str, Exception | None]] = []
         self._switch: KillSwitch | None = None
@@ -85,7 +88,16 @@ class IngestGuard:
     @property
     def should_cancel(self) -> bool:
         """Whether an error has to cancel the ingests: they may run, and the task may cancel them."""
-        return not self._disarmed and self._on_failure and (self._on_kill or not self.killed)
+        return self._armed and self._on_failure and (self._on_kill or not self.killed)
+
+    @property
+    def _armed(self) -> bool:
+        """Whether an ingest may run: one of this process, or with none, what another process has left to this one."""
+        return not self._disarmed and (not self._ingests or bool(self._left(self._ingests)))
+
+    def _left(self, names: Iterable[object]) -> list[str]:
+        """Return those that have not finished, and whose cancellation is not accepted."""
+        return [name for name in map(str, list(names)) if name not in self.finished and name not in self._accepted]
 
     def begin(self, context: Context, *, resumed: bool = False) -> None:
         """Take over when this process begins to run the task.
@@ -139,6 +151,7 @@ class IngestGuard:
             except Exception as error:
                 self._sent_by_threads.append((name, error))
             else:
+                self._accepted.add(name)
                 self._sent_by_threads.append((name, None))
 
     def _add(self, hook: DaiHook, name: str, media: str) -> None:
@@ -150,7 +163,7 @@ class IngestGuard:
 
     def _take(self, name: str) -> bool:
         """Return whether the caller has to send the request of a kill for this ingest."""
-        return self._to_kill.pop(name, self) is not self and name not in self.finished
+        return self._to_kill.pop(name, self) is not self and bool(self._left([name]))
 
     def disarm(self) -> None:
         """Guard nothing any longer: all have finished, or are meant to run on, and a late kill must not cancel them."""
@@ -186,9 +199,8 @@ class IngestGuard:
         errors = self._switch.cancel(names)
         if self._workers:
             self._workers.hold(0.0)
+        self._accepted.update(name for name in names if name not in errors)
         self._tell(names, errors, reason)
-        if not errors:
-            self._disarmed = True
 
     def tell_of_threads(self) -> None:
         """Log what the threads have requested during a kill."""
@@ -202,15 +214,7 @@ class IngestGuard:
         requested = [name for name in names if name not in errors]
         if requested:
             self._log.info("Requested the cancellation of %s: %s.", some_of(requested), reason)
-        others: dict[str, list[str]] = {}
-        for number, (name, error) in enumerate(errors.items()):
-            why = sentences(f"{reason}, but {describe_error(error)}")
-            if number < MAX_NAMED:
-                self._log.error("%s may still run: %s%s", name, why, self._ingests.get(name, ""))
-            else:
-                others.setdefault(str(getattr(error, "rpc_code", type(error).__name__)), []).append(name)
-        for kind, more in others.items():
-            self._log.error("%s may still run: %s, but with the error %s.", ", ".join(more), reason, kind)
+        log_strays(self._log, errors, reason, self._ingests)
 
     def close(self) -> None:
         """Prepare for no kill any longer, and end the threads."""
@@ -232,10 +236,10 @@ class IngestGuard:
             raise
         except BaseException as error:
             # Airflow kills a task after a time limit, so what holds for a kill holds for a time limit.
-            timed_out = isinstance(error, AirflowTaskTimeout) and self._on_kill and not self._disarmed
+            timed_out = isinstance(error, AirflowTaskTimeout) and self._on_kill and self._armed
             if timed_out or self.should_cancel:
                 self._cancel_after(error, context, make_hook)
-            if self._disarmed or not self._to_kill:
+            if not (self._armed and self._to_kill):
                 self.close()
             raise
         # A late kill has nothing to cancel. But the guard is not disarmed: a task that does not wait can still fail
@@ -246,10 +250,10 @@ class IngestGuard:
         """Request the cancellations after an error, or leave the ingests to the next try. Never raise."""
         names: list[str] = []
         # Without a hook for these ingests the prepared requests are left: perhaps only Airflow is unavailable.
-        connected = False
+        connected = refused = False
         try:
             names, endpoints = self._names(context)
-            if names and not self.killed and _next_try_reattaches(context, failure, names):
+            if names and not self.killed and next_try_reattaches(context, failure, names):
                 self._log.info("Leaving %s to the next try.", some_of(names))
                 # Airflow 3 also kills a task after a time limit, and when its callbacks are slow.
                 self._to_kill.clear()
@@ -260,19 +264,22 @@ class IngestGuard:
                     hook.connect()
                     hook.responded = True  # to the start of the ingest
                     connected = True
-                    self._request(hook, names, endpoints)
-            self.disarm()
+                    refused = self._request(hook, names, endpoints)
+            # What was refused stays guarded: a late kill and the failure callback attempt it again.
+            if not refused:
+                self.disarm()
         except Exception as error:
             why = sentences(describe_error(error))
             about = self._ingests.get(names[0], "") if len(names) == 1 else ""
-            what = some_of(names) if names else "An ingest of this task"
+            what = ", ".join(names) or "An ingest of this task"
             self._log.error("%s may still run: it could not be cancelled: %s%s", what, why, about)
             if not connected:
                 self._send_prepared("its task has failed")
 
-    def _request(self, hook: DaiHook, names: list[str], endpoints: Endpoints) -> None:
-        """Request the cancellation of all that runs at the endpoint of the hook."""
+    def _request(self, hook: DaiHook, names: list[str], endpoints: Endpoints) -> bool:
+        """Request the cancellation of all that runs at the endpoint of the hook; return whether some may still run."""
         here: list[str] = []
+        errors: Mapping[str, Exception] = {}
         for name in names:
             if why := elsewhere(name, hook.endpoint.url, endpoints):
                 about = self._ingests.get(name, "")
@@ -287,11 +294,13 @@ class IngestGuard:
                     workers,
                     here,
                     timeout=FAILURE_TIMEOUT,
+                    on_settled=lambda name, _: self._accepted.add(name),
                     clock=time.monotonic,
                     sleep=time.sleep,
                     log=self._log,
                 )
             self._tell([], errors, "its task has failed")
+        return bool(errors)
 
     def started_here(self, context: Context, make_hook: Callable[[], DaiHook]) -> list[str]:
         """Return the operations that a resumed task waits for, without those that were started at another endpoint."""
@@ -305,22 +314,9 @@ class IngestGuard:
         endpoints: Endpoints = {}
         if self._ingests:
             # The hook that the guard was armed with is at their endpoint.
-            return [name for name in self._ingests if name not in self.finished], endpoints
+            return self._left(self._ingests), endpoints
         if self._resumed and (started := operations_started_by_task_instance(context, self._log, endpoints)):
-            return [str(name) for name in started], endpoints
+            return self._left(started), endpoints
         # An earlier try has left them to this one, which has failed before it could reattach.
         saved = IngestStore(context).load()
         return [one.operation_name for one in saved], {one.operation_name: {one.endpoint} for one in saved}
-
-
-def _next_try_reattaches(context: Context, failure: BaseException, names: list[str]) -> bool:
-    """Whether Airflow retries the task after this failure, and the next try finds the ingest in the store."""
-    retried = isinstance(failure, Exception | AirflowTaskTimeout) and not isinstance(failure, AirflowFailException)
-    ti = context["ti"]
-    if not retried or ti.try_number > ti.max_tries:
-        return False
-    try:
-        saved = IngestStore(context).load()
-    except AirflowException:
-        return False
-    return set(names) <= {one.operation_name for one in saved}

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.names import InvalidNameError, check_operation_name
@@ -127,6 +127,19 @@ def _read(saved: object) -> StartedIngest | None:
                     check_operation_name(name), endpoint, digest, tries if isinstance(tries, int) else None, refused
                 )
     return None
+
+
+def next_try_reattaches(context: Context, failure: BaseException, names: list[str]) -> bool:
+    """Whether Airflow retries the task after this failure, and the next try finds the ingest in the store."""
+    retried = isinstance(failure, Exception | AirflowTaskTimeout) and not isinstance(failure, AirflowFailException)
+    ti = context["ti"]
+    if not retried or ti.try_number > ti.max_tries:
+        return False
+    try:
+        saved = IngestStore(context).load()
+    except AirflowException:
+        return False
+    return set(names) <= {one.operation_name for one in saved}
 
 
 def saved_here(store: IngestStore, endpoint: str, log: Any) -> list[StartedIngest]:

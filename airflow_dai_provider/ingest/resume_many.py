@@ -20,6 +20,7 @@ from airflow_dai_provider.tasks.failures import task_error
 
 if TYPE_CHECKING:
     from airflow_dai_provider.hooks.dai import DaiHook
+    from airflow_dai_provider.ingest.kill_guard import IngestGuard
     from airflow_dai_provider.transport.threads import Workers
 
 
@@ -28,6 +29,7 @@ def reattach_or_cancel_many(
     store: IngestStore,
     hook: DaiHook,
     workers: Workers[DaiHook],
+    guard: IngestGuard,
     *,
     digests: Collection[str],
     retry_on: Collection[str],
@@ -38,13 +40,14 @@ def reattach_or_cancel_many(
 ) -> tuple[dict[str, str], dict[str, Operation]]:
     """Decide for each ingest of an earlier try as :func:`airflow_dai_provider.ingest.resume.reattach_or_cancel` does.
 
+    :param guard: of all of them; is told of those that have finished.
     :param digests: of what this try would submit.
     :return: by digest, the operations that this try continues; and by name those of them that have finished, which
         are its results. The others certainly do not run.
     """
     by_name = {one.operation_name: one for one in saved}
     cleared = {name for name, one in by_name.items() if one.max_tries not in (None, store.max_tries)}
-    many = _poll_each(hook, workers, list(by_name))
+    many = _poll_each(hook, workers, guard, list(by_name))
     errors = {name: error for name, error in many.failed.items() if error.rpc_code is not Code.NOT_FOUND}
     running = [name for name in many.left if by_name[name].digest in digests]
     if others := [name for name in many.left if by_name[name].digest not in digests]:
@@ -80,10 +83,12 @@ def reattach_or_cancel_many(
     return usable, results
 
 
-def _poll_each(hook: DaiHook, workers: Workers[DaiHook], names: list[str]) -> ManyWait:
+def _poll_each(hook: DaiHook, workers: Workers[DaiHook], guard: IngestGuard, names: list[str]) -> ManyWait:
     """Poll each operation until the service has told about it; bear an outage as a wait does."""
     # The API has responded here before: to the try that has started them.
     many = ManyWait(names, hook.make_wait(describe_names(names), poll_interval=POLL_INTERVAL, responded=True))
+    # Before the first poll: a refusal of one does not have the guard cancel what has finished.
+    guard.finished = many.finished
     try:
         hook.poll_many(workers, many)
     except ServiceError as error:

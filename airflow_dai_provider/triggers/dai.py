@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from airflow_dai_provider.api.many_wait import ManyWait, some_of
+from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.parameters import check_flag
 from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.tasks.cancel_requests import problems_of, request_cancellation, request_cancellations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 #: Seconds after which ``on_kill`` gives up waiting for the cancel request; Airflow allows 30.
 KILL_SECONDS = 25.0
+_UNNAMED = "What this trigger waits for"
 
 # Threads of their own, since all triggers share the default ones for their look-ups. They start with the first kill.
 _KILL_THREADS = ThreadPoolExecutor(10, thread_name_prefix="dai-kill")
@@ -99,6 +100,8 @@ class DaiOperationTrigger(BaseTrigger):
         self.api_endpoint = api_endpoint
         self._hook: DaiAsyncHook | None = None
         self._many: ManyWait | None = None
+        # Those of a list whose cancellation the service has accepted, or that it says have finished.
+        self._cancelled: set[str] = set()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the path of this class and every argument of its constructor."""
@@ -150,9 +153,8 @@ class DaiOperationTrigger(BaseTrigger):
         while not kill.done() and (left := until - time.monotonic()) > 0:
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({kill}, timeout=left)
-        if not kill.done():
-            with suppress(ValueError):
-                self.log.error("%s may still run: no response to the cancellation in time.", some_of(self._left()))
+        if not kill.done() and (names := self._described()):
+            self.log.error("%s may still run: no response to the cancellation in time.", names)
 
     async def _wait(self, names: Any) -> dict[str, Any]:
         """Wait, and return the payload of the event."""
@@ -178,18 +180,25 @@ class DaiOperationTrigger(BaseTrigger):
         return many_event(names, self._many)
 
     def _left(self) -> list[str]:
-        """Return the operations that are not seen to have finished."""
+        """Return the operations that may run, those that cannot be polled included."""
         names = unpack_names(self.operation_name)
         if not isinstance(names, list):
             return [names]
-        return list(self._many.left) if self._many else names
+        left = [*self._many.left, *self._many.failed] if self._many else names
+        return [name for name in left if name not in self._cancelled]
+
+    def _described(self) -> str:
+        """Name all that may run, for an error in the log."""
+        try:
+            return ", ".join(self._left())
+        except (TypeError, ValueError):  # what names them is damaged
+            return _UNNAMED
 
     async def _cancel_unless_deferred(self) -> None:
         """Request the cancellation, unless the task still waits in another triggerer.
 
         Airflow also kills a trigger that another triggerer has taken over, so the state of the task decides.
         """
-        described = "What this trigger waits for"
         try:
             described = describe_names(self._left())
             if await task_instance_state(self.task_instance, XCOM_STARTED) == "deferred":
@@ -200,7 +209,8 @@ class DaiOperationTrigger(BaseTrigger):
             hook = await self._hook.synchronous_hook() if self._hook else None
             await sync_to_async(self._request_cancellation, thread_sensitive=False, executor=_KILL_THREADS)(hook)
         except Exception as error:
-            log_failure(self.log, f"{described} may still run: its task was killed, but it was not cancelled", error)
+            what = f"{self._described() or _UNNAMED} may still run: its task was killed, but it was not cancelled"
+            log_failure(self.log, what, error)
 
     def _request_cancellation(self, hook: DaiHook | None) -> None:
         from airflow_dai_provider.hooks.dai import DaiHook
@@ -213,7 +223,13 @@ class DaiOperationTrigger(BaseTrigger):
                 return
             with hook.workers(len(names)) as workers:
                 _, errors = request_cancellations(
-                    workers, names, timeout=KILL_SECONDS, clock=time.monotonic, sleep=time.sleep, log=self.log
+                    workers,
+                    names,
+                    timeout=KILL_SECONDS,
+                    on_settled=lambda name, _: self._cancelled.add(name),
+                    clock=time.monotonic,
+                    sleep=time.sleep,
+                    log=self.log,
                 )
         for problem in problems_of(errors, self.log):
             self.log.error("%s", problem)

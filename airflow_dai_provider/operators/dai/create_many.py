@@ -100,7 +100,7 @@ class CreateMany:
     @contextmanager
     def _workers(self, hook: DaiHook) -> Iterator[Workers[DaiHook]]:
         """Yield the threads, beside those of the guard, all of which run before the first request."""
-        number = len(self._campaign)
+        number = max(len(self._campaign), len(self._store.load()))
         with task_errors():
             stopped, hook.stopped = hook.stopped, self._stopped
             try:
@@ -134,6 +134,7 @@ class CreateMany:
             self._store,
             hook,
             workers,
+            guard,
             digests=campaign.creatives.keys(),
             retry_on=task.retry_on,
             settle=not task.wait_for_completion,

@@ -8,6 +8,7 @@ from airflow_dai_provider.api.creative import creative_digest, media_urls
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.ingest.resume import LATE_GUARD, IngestStore, StartedIngest, reattach_or_cancel, saved_here
+from airflow_dai_provider.ingest.resume_many import reattach_or_cancel_many
 from airflow_dai_provider.ingest.start import start_ingest
 from airflow_dai_provider.ingest.verdict import check_ingest
 from airflow_dai_provider.metrics import count_finished
@@ -40,9 +41,10 @@ class CreateOne:
         """Start the ingest, or reattach to that of an earlier try; wait if told to; return the operation's name."""
         task = self._task
         with task._make_hook() as hook:
-            if (found := self._reattach(hook)) and found.done:
-                return self._finish(found)
-            name, adopted = (found.name, task._clock()) if found else (self._start(hook), None)
+            found, operation = self._reattach(hook)
+            if operation and operation.done:
+                return self._finish(operation)
+            name, adopted = (found, task._clock()) if found else (self._start(hook), None)
             if task.wait_for_completion:
                 return self._finish(self._wait(hook, name, adopted), adopted)
             return name
@@ -51,17 +53,19 @@ class CreateOne:
         """Finish the task when the wait in the triggerer is over; return the operation's name."""
         return self._finish(read_event(event, operation_name), adopted)
 
-    def _reattach(self, hook: DaiHook) -> Operation | None:
-        """Return the operation of an earlier try if this one can go on with it."""
+    def _reattach(self, hook: DaiHook) -> tuple[str | None, Operation | None]:
+        """Return the operation of an earlier try if this one can go on with it: its name, and what is known of it."""
         with task_errors():
             endpoint = hook.endpoint.url
-        found = None
+        operation = None
         saved = saved_here(self._store, endpoint, self._task.log)
+        if len(saved) > 1:
+            return self._reattach_to_one_of(saved, hook)
         for earlier in saved:
             # Guarded before it is polled: if the poll fails, no other try or guard knows of it.
             self._adopt(hook, earlier.operation_name)
             with task_errors():
-                usable = reattach_or_cancel(
+                operation = reattach_or_cancel(
                     earlier,
                     self._store,
                     hook,
@@ -70,13 +74,36 @@ class CreateOne:
                     settle=not self._task.wait_for_completion,
                     log=self._task.log,
                 )
-            found = usable or found
-        if found is None:
+        if operation is None:
             self._task._guard.disarm()
-        elif len(saved) > 1:
-            self._task._guard.disarm()
-            self._adopt(hook, found.name)
-        return found
+        return (operation.name if operation else None), operation
+
+    def _reattach_to_one_of(self, saved: list[StartedIngest], hook: DaiHook) -> tuple[str | None, Operation | None]:
+        """Do the same after a try with a list of creatives; what it has started of others is cancelled."""
+        task, guard, digest = self._task, self._task._guard, self._digest()
+        with task_errors(), hook.workers(len(saved)) as workers:
+            guard.prepare(hook, len(saved), workers)
+            for earlier in saved:
+                guard.arm(hook, earlier.operation_name, self._media() if earlier.digest == digest else "")
+            self._push([earlier.operation_name for earlier in saved], hook)
+            usable, results = reattach_or_cancel_many(
+                saved,
+                self._store,
+                hook,
+                workers,
+                guard,
+                digests=[digest],
+                retry_on=task.retry_on,
+                settle=not task.wait_for_completion,
+                clock=task._clock,
+                sleep=task._sleep,
+                log=task.log,
+            )
+        guard.disarm()
+        if name := usable.get(digest):
+            self._adopt(hook, name)
+            return name, results.get(name)
+        return None, None
 
     def _start(self, hook: DaiHook) -> str:
         """Start the ingest, and save its name for guards and the next try."""
@@ -105,14 +132,16 @@ class CreateOne:
         """Make an ingest this try's own: arm the guard with its name, and push the name to XCom."""
         # The guard first, since a kill can come while the XComs are pushed.
         with task_errors():
-            self._task._guard.arm(hook, name, ", ".join(sorted(map(redact_urls, media_urls(self._task.creative)))))
-        push_operations(
-            self._context["ti"],
-            {name: self._task._clock()},
-            hook.endpoint.url,
-            clear_number_of(self._context),
-            many=False,
-        )
+            self._task._guard.arm(hook, name, self._media())
+        self._push([name], hook)
+
+    def _media(self) -> str:
+        return ", ".join(sorted(map(redact_urls, media_urls(self._task.creative))))
+
+    def _push(self, names: list[str], hook: DaiHook) -> None:
+        pushed_at = dict.fromkeys(names, self._task._clock())
+        number = clear_number_of(self._context)
+        push_operations(self._context["ti"], pushed_at, hook.endpoint.url, number, many=len(names) > 1)
 
     def _wait(self, hook: DaiHook, name: str, adopted: float | None = None) -> Operation:
         """Wait until the ingest has finished, in this process or in the triggerer."""

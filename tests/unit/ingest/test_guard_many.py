@@ -11,6 +11,8 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
+from airflow_dai_provider.ingest import kill_switch
+from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.ingest.recovery import PAUSES, IngestMayHaveStartedError
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from tests.support.clock import Clock
@@ -19,6 +21,7 @@ from tests.support.ingests import CANCEL, CREATE, GET, LIST, SECRET, both, execu
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import Store, Ti
+from tests.support.tiny_server import Serve
 
 pytestmark = pytest.mark.usefixtures("_time")
 
@@ -99,6 +102,37 @@ class TestKill:
         assert cancelled(slow) == [1, 1, 1]
         assert all(name in log.text for name in slow.states())
 
+    def test_a_kill_among_the_starts_cancels_each_once_although_an_exception_follows(
+        self, slow: DaiEmulator, context_before_3_3: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Airflow 2 raises one after ``on_kill``, while names still arrive."""
+        operator = make(creative=THREE)
+        create = DaiHook.create_creative
+        first, over = threading.Lock(), threading.Event()
+
+        def late(hook: DaiHook, *args: Any) -> Any:
+            is_first = first.acquire(blocking=False)
+            started = create(hook, *args)
+            assert is_first or over.wait(10)
+            return started
+
+        push = ti.xcom_push
+
+        def killed(key: str, value: Any) -> None:
+            if not over.is_set():
+                operator.on_kill()
+                over.set()
+                raise KeyboardInterrupt
+            push(key, value)
+
+        monkeypatch.setattr(DaiHook, "create_creative", late)
+        monkeypatch.setattr(ti, "xcom_push", killed, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            operator.execute(context_before_3_3)
+        sent = [request.name for request in slow.requests if request.method == CANCEL]
+        assert sorted(sent) == sorted(slow.states())
+        assert operator.cancels_own_ingest
+
     def test_a_kill_stops_the_starts(self, slow: DaiEmulator, context: Any, ti: Ti, monkeypatch: Any) -> None:
         operator = make(creative=[creative(url(number)) for number in range(200)])
         push, enough, pushed = ti.xcom_push, threading.Event(), threading.Event()
@@ -162,6 +196,27 @@ class TestKill:
             )
         assert "It is the ingest of https://media.example.com/" in log.text
         assert count(slow, CANCEL) == 12, "Each is sent once."
+
+    def test_all_of_a_thousand_are_named_when_the_service_hangs(
+        self, tiny_server: Serve, log: Log, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(kill_switch, "KILL_TIMEOUT", 1.0)
+        over = threading.Event()
+        server = tiny_server(lambda _: over.wait(60))
+        monkeypatch.setenv("DAI_EMULATOR_HOST", server.host)
+        names = [f"operations/ingest-{number:04}" for number in range(1_000)]
+        guard = IngestGuard(on_kill=True, on_failure=True, log=make().log)
+        with DaiHook() as hook:
+            guard.prepare(hook, len(names))
+            for name in names:
+                guard.arm(hook, name)
+            guard.kill()
+        over.set()
+        assert 0 < len(server.requests) <= kill_switch.CONCURRENCY
+        text = "\n".join(line for line in log.errors if "may still run: its task was killed" in line)
+        assert [name for name in names if name not in text] == []
+        assert guard.should_cancel
+        guard.close()
 
     def test_a_kill_leaves_them_running_without_cancel_on_kill(
         self, slow: DaiEmulator, context: Any, between_polls: Any
@@ -228,15 +283,37 @@ class TestFailure:
                 execute(context, **limits)
         assert cancelled(slow) == [1, 1, 1]
 
+    @both
     @pytest.mark.parametrize("faults", [1, None], ids=["one", "all"])
     def test_what_cannot_be_polled_is_cancelled(
-        self, slow: DaiEmulator, context: Any, ti: Ti, faults: int | None
+        self, slow: DaiEmulator, context: Any, ti: Ti, faults: int | None, deferrable: bool
     ) -> None:
         ti.max_tries = 3
         slow.inject(Fault(GET, rpc_status="PERMISSION_DENIED", times=faults))
         with pytest.raises(AirflowFailException, match=f"Not polled: {faults or 3} PERMISSION_DENIED"):
-            execute(context, creative=THREE)
+            execute(context, creative=THREE, deferrable=deferrable)
         assert sorted(cancelled(slow)) == ([1, 1, 1] if faults is None else [0, 0, 1])
+
+    @pytest.mark.parametrize("creatives", [THREE, THREE[0]], ids=["list", "one"])
+    def test_what_could_not_be_cancelled_stays_guarded(
+        self, slow: DaiEmulator, context: Any, between_polls: Any, creatives: Any
+    ) -> None:
+        def refuse() -> None:
+            slow.inject(Fault(CANCEL, rpc_status="PERMISSION_DENIED", times=None, name=next(iter(slow.states()))))
+
+        operator = make(creative=creatives, timeout=10)
+        between_polls(refuse)
+        with pytest.raises(AirflowException, match="within 10 s"):
+            operator.execute(context)
+        assert not operator.cancels_own_ingest, "The failure callback attempts it again."
+        before = cancelled(slow)
+        operator.on_kill()
+        sent = [request.name for request in slow.requests if request.method == CANCEL]
+        others = list(slow.states())[1:]
+        assert {name: sent.count(name) for name in slow.states()} == {next(iter(slow.states())): 2} | dict.fromkeys(
+            others, 1
+        )
+        assert cancelled(slow) == before
 
     def test_they_are_cancelled_although_airflow_is_unavailable(
         self, slow: DaiEmulator, context: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch

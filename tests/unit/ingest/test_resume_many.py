@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -125,6 +126,41 @@ def test_a_list_takes_over_from_a_single_creative_and_back(
     assert slow.states()[result[1] if to_list else result] == "SUCCEEDED"
 
 
+@pytest.mark.parametrize("left", ["one", "list of one", "empty list"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_shortened_list_is_handled_side_by_side(
+    slow: DaiEmulator, context: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch, left: str, killed: bool
+) -> None:
+    """What runs of it is polled and cancelled by as many threads as the longer list has, also by a kill."""
+    before = creatives(40)
+    fail_first_try(context, ti, creative=before)
+    operator = make(creative={"one": before[0], "list of one": before[:1], "empty list": []}[left])
+    push, pushed = ti.xcom_push, list[Any]()
+
+    def watched(key: str, value: Any) -> None:
+        push(key, value)
+        if key == "operation_name":
+            pushed.append(value)
+            if killed:
+                operator.on_kill()
+                raise KeyboardInterrupt  # as Airflow 2 does
+
+    monkeypatch.setattr(ti, "xcom_push", watched, raising=False)
+    sent = len(slow.requests)
+    for method in (GET, CANCEL):
+        slow.inject(Fault(method, delay=0.1, times=40))
+    with suppress(KeyboardInterrupt):
+        operator.execute(context)
+    for method in {CANCEL} if killed else {CANCEL, GET}:
+        used = {request.connection for request in slow.requests[sent:] if request.method == method}
+        assert len(used) > 10
+    assert len(slow.states()) == 40
+    assert {slow.cancel_requested(name) for name, state in slow.states().items() if state != "SUCCEEDED"} == {1}
+    assert sorted(pushed[0]) == sorted(slow.states())
+    if left == "one" and not killed:
+        assert pushed[1:] == [name for name, state in slow.states().items() if state == "SUCCEEDED"]
+
+
 def test_what_was_cancelled_between_the_tries_is_started_anew(
     slow: DaiEmulator, context: Any, ti: Ti, clock: Clock
 ) -> None:
@@ -188,6 +224,20 @@ def test_a_refused_poll_starts_nothing_until_the_task_is_cleared_again(
     execute(context, creative=four, wait_for_completion=False)
     anew = "may still run. The task was cleared after it had said so. Starting anew."
     assert any(first in line and line.endswith(anew) for line in log.ours)
+
+
+def test_a_refused_poll_cancels_nothing_that_has_finished(
+    slow: DaiEmulator, context: Any, ti: Ti, clock: Clock
+) -> None:
+    fail_first_try(context, ti)
+    clock.advance(100)
+    first, *others = slow.states()
+    slow.inject(Fault(GET, rpc_status="PERMISSION_DENIED", times=None, name=first))
+    with pytest.raises(AirflowFailException, match=f"{first}.*which an earlier try"):
+        execute(context, creative=THREE)
+    sent = [request.name for request in slow.requests if request.method == CANCEL]
+    assert sent == [first]
+    assert set(others) == {name for name, state in slow.states().items() if state == "SUCCEEDED"} - {first}
 
 
 def test_a_store_of_another_endpoint_is_told_of_and_left_alone(

@@ -224,6 +224,17 @@ def test_a_killed_task_cancels_what_has_not_finished(
     assert not log.lines("may still run")
 
 
+def test_a_killed_task_cancels_what_cannot_be_polled(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, kill: Any, log: Log
+) -> None:
+    """It can run, as can one that the service is said not to know: an attempt costs less than a stray ingest."""
+    names = [emulator.start_ingest(name) for name in (A, B, C)]
+    emulator.inject(Fault(method=GET, name=A, rpc_status="PERMISSION_DENIED", times=None))
+    kill(stored(make_trigger(names, cancel_on_kill=True)), lambda: log.lines("1 could not be polled"))
+    assert [emulator.cancel_requested(name) for name in names] == [1, 1, 1]
+    assert not log.lines("may still run")
+
+
 def test_a_kill_before_the_first_poll_cancels_all(emulator: DaiEmulator, make_trigger: MakeTrigger, kill: Any) -> None:
     names = [emulator.start_ingest() for _ in range(100)]
     kill(stored(make_trigger(names, cancel_on_kill=True)), lambda: True)
@@ -239,6 +250,34 @@ def test_what_a_kill_could_not_cancel_is_named(
     kill(stored(make_trigger([A, B], cancel_on_kill=True)), lambda: log.lines("0 of 2 finished"))
     assert emulator.cancel_requested(A) == 1
     assert [line for line in log.errors if f"{B} may still run" in line]
+
+
+def test_a_kill_without_a_response_in_time_names_all_that_it_did_not_reach(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, kill: Any, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dai, "KILL_SECONDS", 2.0)
+    names = [emulator.start_ingest() for _ in range(100)]
+    reached, hanging = names[:40], names[40:]
+    for name in hanging:
+        emulator.inject(Fault(method=CANCEL, name=name, delay=3.0))
+    kill(stored(make_trigger(names, cancel_on_kill=True)), lambda: log.lines("0 of 100 finished"))
+    (line,) = [line for line in log.errors if "may still run: no response to the cancellation in time." in line]
+    assert all(name in line for name in hanging)
+    assert not any(name in line for name in reached)
+
+
+@pytest.mark.parametrize("number", [1, 30])
+def test_a_kill_without_a_look_up_of_the_task_names_all(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, kill: Any, log: Log, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    async def away(*_: object) -> None:
+        raise RuntimeError("the API server is down")
+
+    monkeypatch.setattr(dai, "task_instance_state", away)
+    names = [emulator.start_ingest() for _ in range(number)]
+    kill(stored(make_trigger(names, cancel_on_kill=True)), lambda: log.lines(f"0 of {number} finished"))
+    (line,) = [line for line in log.errors if "may still run: its task was killed, but it was not cancelled" in line]
+    assert all(name in line for name in names)
 
 
 def test_without_cancel_on_kill_nothing_is_cancelled(
