@@ -52,8 +52,8 @@ class DaiCancelOperationOperator(BaseOperator):
     :param wait_for_completion: whether to wait until the operation has finished.
     :param expected_states: the final states to accept when the task waits: ``"CANCELLED"``, ``"SUCCEEDED"``,
         ``"FAILED"``; None accepts each, since the aim is that nothing runs (templated).
-    :param missing_ok: whether to accept an operation that the service does not know, as one that does not run. A wait
-        believes that after ten seconds.
+    :param missing_ok: whether to accept an operation that the service does not know, as one that does not run. That is
+        believed when the service says so twice, ten seconds apart.
     :param poll_interval: the most seconds between two polls; the first ones are quicker.
     :param timeout: seconds to wait at most.
     :param deferrable: whether to wait in the triggerer, which holds no worker slot.
