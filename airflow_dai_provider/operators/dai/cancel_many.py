@@ -6,14 +6,15 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.api.many_wait import ManyWait
+from airflow_dai_provider.api.many_wait import ManyWait, some_of
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.operation_list import to_dicts
+from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.tasks.cancel_requests import request_cancellations
 from airflow_dai_provider.tasks.deferral import defer_wait
-from airflow_dai_provider.tasks.events import describe_names, read_many_event
+from airflow_dai_provider.tasks.events import ManyResult, describe_names, read_many_result
 from airflow_dai_provider.tasks.failures import (
     check_expected_states,
     check_many,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
     from airflow_dai_provider.operators.dai.cancel import DaiCancelOperationOperator
+    from airflow_dai_provider.transport.threads import Workers
 
 #: The key in the task state store.
 KEY = "dai_cancel"
@@ -74,8 +76,7 @@ class CancelMany:
         task = self._task
         if not self._names:
             task.log.info("The list of operations is empty: there is nothing to cancel.")
-        finished: dict[str, Operation] = {}
-        errors: dict[str, ServiceError] = {}
+        result = ManyResult({}, {}, {}, None)
         if self._names:
             from airflow_dai_provider.hooks.dai import DaiHook
 
@@ -86,9 +87,11 @@ class CancelMany:
                 hook.stopped = task._stopped
                 finished, errors = self._request(hook)
                 self._fail_early(errors)
+                result = ManyResult(finished, errors, {}, None)
                 if task.wait_for_completion:
-                    finished = self._wait(hook, finished, errors)
-        self._conclude(finished, errors)
+                    result = self._wait(hook, finished, errors)
+        with task_errors():
+            self._conclude(result)
 
     def complete(self, event: Any, already: Collection[str] = (), errors: Errors | None = None) -> list[str]:
         """Finish the task when the wait in the triggerer is over; return the names."""
@@ -97,8 +100,9 @@ class CancelMany:
             self._load()
         else:
             self._already, self._refused = set(already), _from_json(errors)
-        finished, unpolled = read_many_event(event, [name for name in self._names if name not in self._refused])
-        self._conclude(finished, self._refused | unpolled)
+        names = [name for name in self._names if name not in self._refused]
+        result = read_many_result(event, names, f"{describe_names(names)} may still run")
+        self._conclude(result._replace(errors=self._refused | result.errors))
         return self._given
 
     def _request(self, hook: DaiHook) -> tuple[dict[str, Operation], dict[str, ServiceError]]:
@@ -143,11 +147,9 @@ class CancelMany:
         codes = {error.rpc_code for error in errors.values()}
         retried = codes and decisive_code(codes) not in PERMANENT and ti.try_number <= ti.max_tries
         if errors and (retried or self._task._stopped()):
-            self._check({}, errors)
+            self._check(ManyResult({}, errors, {}, None))
 
-    def _wait(
-        self, hook: DaiHook, finished: dict[str, Operation], errors: dict[str, ServiceError]
-    ) -> dict[str, Operation]:
+    def _wait(self, hook: DaiHook, finished: dict[str, Operation], errors: dict[str, ServiceError]) -> ManyResult:
         """Wait until the operations without an error have finished, in this process or in the triggerer."""
         task = self._task
         names = [name for name in self._names if name not in errors]
@@ -155,52 +157,61 @@ class CancelMany:
         many = ManyWait(names, wait, self._expected)
         for operation in finished.values():
             many.finish(operation)
-        with hook.workers(len(names)) as workers:
-            # What this poll shows in another state than CANCELLED had finished before, or in the same moment.
-            hook.poll_many(workers, many, patient=False)
-            otherwise = {one.name for one in many.finished.values() if one.state is not OperationState.CANCELLED}
-            self._already |= otherwise & self._requested_now
-            if many.left:
-                self._save()
-            if many.left and task.deferrable:
-                # Imported here, since DAG files are parsed often and few of their tasks defer.
-                from airflow_dai_provider.triggers.dai import DaiOperationTrigger
+        ended: WaitTimeoutError | ServiceError | None = None
+        try:
+            with hook.workers(len(names)) as workers:
+                self._poll_first(hook, workers, many)
+                if many.left and task.deferrable:
+                    # Imported here, since DAG files are parsed often and few of their tasks defer.
+                    from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 
-                defer_wait(
-                    task,
-                    hook,
-                    DaiOperationTrigger,
-                    names,
-                    poll_interval=task.poll_interval,
-                    expected_states=self._expected,
-                    resume_with={"already": sorted(self._already), "errors": _to_json(errors)},
-                )
-            hook.wait_for_many(workers, many)
-        errors |= many.failed
-        return many.finished
+                    defer_wait(
+                        task,
+                        hook,
+                        DaiOperationTrigger,
+                        names,
+                        poll_interval=task.poll_interval,
+                        expected_states=self._expected,
+                        resume_with={"already": sorted(self._already), "errors": _to_json(errors)},
+                    )
+                hook.wait_for_many(workers, many)
+        except (WaitTimeoutError, ServiceError) as error:
+            # What has finished by now is known, and so is what was refused.
+            ended = error
+        return ManyResult(many.finished, errors | many.failed, many.running, ended)
 
-    def _conclude(self, finished: dict[str, Operation], errors: dict[str, ServiceError]) -> None:
+    def _poll_first(self, hook: DaiHook, workers: Workers[DaiHook], many: ManyWait) -> None:
+        """Poll once: what this shows in another state than CANCELLED had finished before, or in the same moment."""
+        hook.poll_many(workers, many, patient=False)
+        otherwise = {one.name for one in many.finished.values() if one.state is not OperationState.CANCELLED}
+        self._already |= otherwise & self._requested_now
+        if many.left:
+            self._save()
+
+    def _conclude(self, result: ManyResult) -> None:
         """Report how the operations have finished, and check it."""
         task = self._task
         if task.wait_for_completion:
-            for operation in finished.values():
+            for operation in result.finished.values():
                 count_finished(operation.state)
-            dicts = to_dicts([finished.get(name) for name in self._given])
+            found = result.running | result.finished
+            dicts = to_dicts([found.get(name) for name in self._given])
             for one in dicts:
                 if one:
                     one["already_finished"] = one["name"] in self._already
             self._context["ti"].xcom_push(XCOM_OPERATION, dicts)
-        self._check(finished, errors)
+        self._check(result)
         self._state.delete()
 
-    def _check(self, finished: dict[str, Operation], errors: dict[str, ServiceError]) -> None:
-        task = self._task
+    def _check(self, result: ManyResult) -> None:
+        task, (finished, errors, _, ended) = self._task, result
         if task.missing_ok:
             missing = [name for name, error in errors.items() if error.rpc_code is Code.NOT_FOUND]
             if missing:
                 message = "The service does not know %s of %s operations. Nothing is left to cancel there, and %s"
                 task.log.info(message, f"{len(missing):,}", f"{len(self._names):,}", "missing_ok is set.")
             errors = {name: error for name, error in errors.items() if error.rpc_code is not Code.NOT_FOUND}
+        left = [name for name in self._names if name in errors or (ended and name not in {**finished, **result.errors})]
         with task._accept_missing():
             check_many(
                 finished.values(),
@@ -208,8 +219,17 @@ class CancelMany:
                 errors,
                 total=len(self._names),
                 failed=f"operations could not be {'cancelled or polled' if task.wait_for_completion else 'cancelled'}",
-                consequence="They may still run" if errors else "",
+                consequence=_consequence(left, ended),
+                ended=ended,
             )
+
+
+def _consequence(left: list[str], ended: Exception | None) -> str:
+    """Return the sentence on what may still run; names only what the message has not named."""
+    if not isinstance(ended, ServiceError):
+        return "They may still run" if left else ""
+    named = f": {some_of(left)}" if len(left) > 1 else ""
+    return f"{describe_names(left)} may still run{named}"
 
 
 def _to_json(errors: dict[str, ServiceError]) -> Errors:
