@@ -37,7 +37,7 @@ class ManyPokes:
         self._given = names
         self.names = list(dict.fromkeys(names))
         self._expected = check_expected_states(sensor.expected_states)
-        self._state = TaskState(context, KEY, sensor.log)
+        self._state = TaskState(context, KEY, sensor.log, lambda: sensor.hook.endpoint.url)
         self._many: ManyWait | None = None
         self._workers: Workers[DaiHook] | None = None
 

@@ -40,8 +40,8 @@ class DaiCancelOperationOperator(BaseOperator):
 
     Cancelling is best effort: an operation can still complete. Its state is in the log, and, when the task waits, in
     the XCom ``operation``, where ``already_finished`` tells whether it had finished before the request. That is no
-    error. When the service refuses the request for another reason than a lack of access, get decides. Of a list, what is
-    known is pushed also when the wait times out, or ends with an outage.
+    error. When the service refuses the request for another reason than a lack of access, get decides.
+    Of a list, what is known is pushed also when the wait times out, or ends with an outage.
 
     Of a list, every operation is attempted before the task fails because of one. On Airflow 3.3 or later, a retry asks
     only for those that it may still cancel.

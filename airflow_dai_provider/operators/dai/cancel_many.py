@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_dai_provider.api.errors import Code, ServiceError
@@ -56,7 +57,7 @@ class CancelMany:
         self._given = list(names)
         self._names = list(dict.fromkeys(names))
         self._expected = check_expected_states(task.expected_states)
-        self._state = TaskState(context, KEY, task.log)
+        self._state = TaskState(context, KEY, task.log, lambda: self._hook.endpoint.url)
         #: The cancellations that the service has accepted, in this try or an earlier one.
         self._requested: set[str] = set()
         self._requested_now: set[str] = set()
@@ -64,6 +65,12 @@ class CancelMany:
         self._already: set[str] = set()
         #: The cancellations that the service has refused for good.
         self._refused: dict[str, ServiceError] = {}
+
+    @cached_property
+    def _hook(self) -> DaiHook:
+        from airflow_dai_provider.hooks.dai import DaiHook
+
+        return DaiHook(self._task.gcp_conn_id, self._task.impersonation_chain, self._task.api_endpoint)
 
     @property
     def waited_for(self) -> list[str]:
@@ -78,12 +85,7 @@ class CancelMany:
             task.log.info("The list of operations is empty: there is nothing to cancel.")
         result = ManyResult({}, {}, {}, None)
         if self._names:
-            from airflow_dai_provider.hooks.dai import DaiHook
-
-            with (
-                task_errors(f"{describe_names(self._names)} may still run"),
-                DaiHook(task.gcp_conn_id, task.impersonation_chain, task.api_endpoint) as hook,
-            ):
+            with task_errors(f"{describe_names(self._names)} may still run"), self._hook as hook:
                 hook.stopped = task._stopped
                 finished, errors = self._request(hook)
                 self._fail_early(errors)
@@ -108,6 +110,8 @@ class CancelMany:
     def _request(self, hook: DaiHook) -> tuple[dict[str, Operation], dict[str, ServiceError]]:
         """Request each cancellation that no earlier try has settled."""
         task = self._task
+        # Its retries cover the endpoint too, without which no state can be read.
+        hook.connect()
         self._load()
         left = [name for name in self._names if name not in self._refused and name not in self._requested]
         if len(left) < len(self._names):

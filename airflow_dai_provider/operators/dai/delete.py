@@ -90,16 +90,19 @@ class DaiDeleteCreativeOperator(BaseOperator):
         if not names:
             self.log.info("The list of creatives is empty: there is nothing to delete.")
             return []
-        earlier = TaskState(context, STATE_DELETED, self.log)
-        deleted_before = frozenset(earlier.load() or ())
-        left = [name for name in dict.fromkeys(names) if name not in deleted_before]
         from airflow_dai_provider.hooks.dai import DaiHook
 
+        left = list(dict.fromkeys(names))
         with (
             task_errors(f"{_describe(left)} may still exist"),
             DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint) as hook,
         ):
             hook.stopped = lambda: KILLED if self._killed else None
+            # Its retries cover the endpoint too, without which no state can be read.
+            hook.connect()
+            earlier = TaskState(context, STATE_DELETED, self.log, lambda: hook.endpoint.url)
+            deleted_before = frozenset(earlier.load() or ())
+            left = [name for name in left if name not in deleted_before]
             deleted, errors = self._delete(hook, left)
         missing = _unknown(errors)
         self._report(left, deleted, missing)

@@ -137,9 +137,8 @@ class TestRefused:
         assert slow.requests == []
 
     @both
-    def test_a_timeout_tells_what_has_finished_by_then(
-        self, slow: DaiEmulator, context: Any, ti: Ti, deferrable: bool
-    ) -> None:
+    @pytest.mark.usefixtures("slow")
+    def test_a_timeout_tells_what_has_finished_by_then(self, context: Any, ti: Ti, deferrable: bool) -> None:
         with pytest.raises(AirflowException, match="1 of 3 operations have not finished within 100 s"):
             execute(context, creative=three(seconds=500), deferrable=deferrable, timeout=100)
         rows = ti.pushed["ingest", -1, "operation"]

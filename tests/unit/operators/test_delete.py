@@ -12,7 +12,7 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.operators.dai import DaiDeleteCreativeOperator
 from tests.support.clock import Clock
-from tests.support.emulators import count, methods
+from tests.support.emulators import MakeEmulator, count, methods
 from tests.support.log import Log
 from tests.support.task_instance import Store, Ti
 
@@ -226,6 +226,17 @@ class TestMany:
         assert execute(names, store, missing_ok=False) == names
         assert [request.name for request in emulator.requests] == [names[2]]
         assert (emulator.creatives(), store.kept) == ([], {})
+
+    def test_a_retry_at_another_endpoint_asks_for_all(
+        self, emulator: DaiEmulator, make_emulator: MakeEmulator, execute: Any
+    ) -> None:
+        names, store = make(emulator, 3), Store()
+        emulator.inject(fault(names[2], status=503, times=None))
+        with pytest.raises(AirflowException, match=names[2]):
+            execute(names, store)
+        other = make_emulator()
+        assert execute(names, store) == names
+        assert {request.name for request in other.requests} == set(names)
 
     @pytest.mark.parametrize("store", [None, Store(broken=True)], ids=["none", "broken"])
     def test_a_retry_without_a_store_asks_again(self, emulator: DaiEmulator, execute: Any, store: Store | None) -> None:
