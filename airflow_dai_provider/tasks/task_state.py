@@ -29,6 +29,8 @@ class TaskState:
         self._key = key
         self._log = log
         self._endpoint = endpoint
+        #: Whether it is known what an earlier try has kept.
+        self.available = self._store is not None
         # Airflow raises it at the clear of a task that does not run, and at nothing else.
         self._max_tries: int | None = getattr(context.get("ti"), "max_tries", None)
 
@@ -42,6 +44,7 @@ class TaskState:
                     if max_tries == self._max_tries and endpoint == self._endpoint():
                         return unpack(value)
         except Exception as error:
+            self.available = False
             log_failure(self._log, f"Could not read {self._key} from the task state store", error)
         return None
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 #: The key in the task state store.
 KEY = "dai_cancel"
 
+#: Seconds after the acceptance of a cancellation within which a poll shows what was before it.
+SAME_MOMENT = 2.0
 #: By name, the rpc code and the message of an error, as JSON.
 Errors = dict[str, list[str]]
 
@@ -61,8 +63,11 @@ class CancelMany:
         #: The cancellations that the service has accepted, in this try or an earlier one.
         self._requested: set[str] = set()
         self._requested_now: set[str] = set()
-        #: What had finished before its cancellation was requested.
+        #: When the service has accepted those of this try.
+        self._accepted_at: dict[str, float] = {}
+        #: What had finished before its cancellation was requested, and what may have.
         self._already: set[str] = set()
+        self._unclear: set[str] = set()
         #: The cancellations that the service has refused for good.
         self._refused: dict[str, ServiceError] = {}
 
@@ -95,13 +100,19 @@ class CancelMany:
         with task_errors():
             self._conclude(result)
 
-    def complete(self, event: Any, already: Collection[str] = (), errors: Errors | None = None) -> list[str]:
+    def complete(
+        self,
+        event: Any,
+        already: Collection[str] = (),
+        errors: Errors | None = None,
+        unclear: Collection[str] = (),
+    ) -> list[str]:
         """Finish the task when the wait in the triggerer is over; return the names."""
         if errors is None:
             # Airflow has ended the deferral, and has not kept these arguments.
             self._load()
         else:
-            self._already, self._refused = set(already), _from_json(errors)
+            self._already, self._unclear, self._refused = set(already), set(unclear), _from_json(errors)
         names = [name for name in self._names if name not in self._refused]
         result = read_many_result(event, names, f"{describe_names(names)} may still run")
         self._conclude(result._replace(errors=self._refused | result.errors))
@@ -123,6 +134,7 @@ class CancelMany:
                 left,
                 retry_timeout=hook.retry_timeout,
                 unimplemented_ends=True,
+                on_settled=lambda name, _: self._accepted_at.update({name: task._clock()}),
                 clock=task._clock,
                 sleep=task._sleep,
                 log=task.log,
@@ -130,7 +142,10 @@ class CancelMany:
         self._refused |= {name: error for name, error in errors.items() if error.rpc_code in PERMANENT}
         self._requested_now = set(left).difference(errors)
         self._requested |= self._requested_now
-        self._already |= set(finished)
+        if refused_in_doubt(self._context, self._state):
+            self._unclear |= set(finished)
+        else:
+            self._already |= set(finished)
         if errors:
             self._save()
         return finished, self._refused | errors
@@ -139,11 +154,13 @@ class CancelMany:
         settled = self._state.load() or {}
         self._requested = set(settled.get("requested", ()))
         self._already = set(settled.get("already", ()))
+        self._unclear = set(settled.get("unclear", ()))
         self._refused = _from_json(settled.get("refused", {}))
 
     def _save(self) -> None:
-        requested, already = sorted(self._requested), sorted(self._already)
-        self._state.save({"requested": requested, "already": already, "refused": _to_json(self._refused)})
+        names = {"requested": self._requested, "already": self._already, "unclear": self._unclear}
+        kept = {key: sorted(value) for key, value in names.items()}
+        self._state.save({**kept, "refused": _to_json(self._refused)})
 
     def _fail_early(self, errors: dict[str, ServiceError]) -> None:
         """Fail at once when the task was killed, or where a retry is going to cancel what still runs."""
@@ -176,7 +193,11 @@ class CancelMany:
                         names,
                         poll_interval=task.poll_interval,
                         expected_states=self._expected,
-                        resume_with={"already": sorted(self._already), "errors": _to_json(errors)},
+                        resume_with={
+                            "already": sorted(self._already),
+                            "unclear": sorted(self._unclear),
+                            "errors": _to_json(errors),
+                        },
                     )
                 hook.wait_for_many(workers, many)
         except (WaitTimeoutError, ServiceError) as error:
@@ -185,10 +206,16 @@ class CancelMany:
         return ManyResult(many.finished, errors | many.failed, many.running, ended)
 
     def _poll_first(self, hook: DaiHook, workers: Workers[DaiHook], many: ManyWait) -> None:
-        """Poll once: what this shows in another state than CANCELLED had finished before, or in the same moment."""
+        """Poll once: what this shows in another state than CANCELLED had finished before, or in the same moment.
+
+        That cannot be told of one that is polled long after its request was accepted, or whose poll fails.
+        """
         hook.poll_many(workers, many, patient=False)
+        now = self._task._clock()
         otherwise = {one.name for one in many.finished.values() if one.state is not OperationState.CANCELLED}
-        self._already |= otherwise & self._requested_now
+        late = {name for name, accepted_at in self._accepted_at.items() if now > accepted_at + SAME_MOMENT}
+        self._already |= (otherwise & self._requested_now) - late - self._unclear
+        self._unclear |= self._requested_now & ((otherwise & late) | many.errors.keys()) - self._already
         if many.left:
             self._save()
 
@@ -202,7 +229,8 @@ class CancelMany:
             dicts = to_dicts([found.get(name) for name in self._given])
             for one in dicts:
                 if one:
-                    one["already_finished"] = one["name"] in self._already
+                    unclear = one["name"] in self._unclear
+                    one["already_finished"] = None if unclear else one["name"] in self._already
             self._context["ti"].xcom_push(XCOM_OPERATION, dicts)
         self._check(result)
         self._state.delete()
@@ -226,6 +254,11 @@ class CancelMany:
                 consequence=_consequence(left, ended),
                 ended=ended,
             )
+
+
+def refused_in_doubt(context: Context, state: TaskState) -> bool:
+    """Return whether an operation that has finished can have been cancelled, or left to finish, by an earlier try."""
+    return not state.available and context["ti"].try_number > 1
 
 
 def _consequence(left: list[str], ended: Exception | None) -> str:
