@@ -102,10 +102,10 @@ def request_in_rounds(
             break
         now = clock()
         due = [name for name in every if name in again or believed_at.get(name, now + 1) <= now]
-    if reason := workers.stopped():
+    if stopped := workers.stopped():
         for name, error in errors.items():
             if error.rpc_code is Code.NOT_FOUND and name not in missing:
-                errors[name] = _not_asked_again(error, reason)
+                errors[name] = _not_asked_again(error, stopped)
     return in_order(every, done), in_order(every, errors)
 
 

@@ -156,7 +156,7 @@ class DaiCancelOperationOperator(BaseOperator):
     ) -> str | list[str]:
         """Finish the task when the wait in the triggerer is over; return the operation's name, or the list of names."""
         if isinstance(self.operation_name, list):
-            return CancelMany(self, context, self.operation_name).complete(event, **resumed_with)
+            return CancelMany(self, context, self.operation_name).complete(event, requested=requested, **resumed_with)
         name: str = self.operation_name
         with self._accept_missing():
             operation = read_event(event, name, f"{name} may still run")

@@ -12,7 +12,7 @@ from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.operation_list import to_dicts
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.retry import PERMANENT
-from airflow_dai_provider.metrics import count_finished
+from airflow_dai_provider.metrics import count_finished, time_cancel
 from airflow_dai_provider.tasks.cancel_requests import request_cancellations
 from airflow_dai_provider.tasks.deferral import defer_wait
 from airflow_dai_provider.tasks.events import ManyResult, describe_names, read_many_result
@@ -106,6 +106,7 @@ class CancelMany:
         already: Collection[str] = (),
         errors: Errors | None = None,
         unclear: Collection[str] = (),
+        requested: float | None = None,
     ) -> list[str]:
         """Finish the task when the wait in the triggerer is over; return the names."""
         if errors is None:
@@ -115,6 +116,10 @@ class CancelMany:
             self._already, self._unclear, self._refused = set(already), set(unclear), _from_json(errors)
         names = [name for name in self._names if name not in self._refused]
         result = read_many_result(event, names, f"{describe_names(names)} may still run")
+        if requested is not None:
+            self._accepted_at = dict.fromkeys(names, requested)
+            for operation in result.finished.values():
+                self._time(operation)
         self._conclude(result._replace(errors=self._refused | result.errors))
         return self._given
 
@@ -134,7 +139,7 @@ class CancelMany:
                 left,
                 retry_timeout=hook.retry_timeout,
                 unimplemented_ends=True,
-                on_settled=lambda name, _: self._accepted_at.update({name: task._clock()}),
+                on_settled=self._note,
                 clock=task._clock,
                 sleep=task._sleep,
                 log=task.log,
@@ -149,6 +154,15 @@ class CancelMany:
         if errors:
             self._save()
         return finished, self._refused | errors
+
+    def _note(self, name: str, operation: Operation | None) -> None:
+        if operation is None:
+            self._accepted_at[name] = self._task._clock()
+
+    def _time(self, operation: Operation) -> None:
+        """Time a cancellation that a poll has shown."""
+        if operation.state is OperationState.CANCELLED and operation.name in self._accepted_at:
+            time_cancel(self._task._clock() - self._accepted_at[operation.name])
 
     def _load(self) -> None:
         settled = self._state.load() or {}
@@ -175,7 +189,7 @@ class CancelMany:
         task = self._task
         names = [name for name in self._names if name not in errors]
         wait = hook.make_wait(describe_names(names), timeout=task.timeout, poll_interval=task.poll_interval)
-        many = ManyWait(names, wait, self._expected)
+        many = ManyWait(names, wait, self._expected, on_finish=self._time)
         for operation in finished.values():
             many.finish(operation)
         ended: WaitTimeoutError | ServiceError | None = None
@@ -197,6 +211,7 @@ class CancelMany:
                             "already": sorted(self._already),
                             "unclear": sorted(self._unclear),
                             "errors": _to_json(errors),
+                            "requested": min(self._accepted_at.values(), default=None),
                         },
                     )
                 hook.wait_for_many(workers, many)

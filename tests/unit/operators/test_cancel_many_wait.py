@@ -8,6 +8,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.operators.dai import cancel_many
 from tests.support.emulators import MakeEmulator
 from tests.unit.operators.test_cancel_many import CANCEL, GET, A, B, C, both, execute, pushed
 
@@ -71,3 +72,19 @@ def test_a_page_of_a_front_end_is_an_outage_since_the_cancels_were_accepted(
     emulator.inject(Fault(method=GET, status=403, html=True, times=10))
     assert execute(context, names, wait_for_completion=True, deferrable=deferrable) == names
     assert [one["state"] for one in pushed(context)] == ["CANCELLED", "CANCELLED"]
+
+
+@both
+def test_each_cancellation_of_a_list_is_timed(
+    make_emulator: MakeEmulator, context: Any, monkeypatch: pytest.MonkeyPatch, deferrable: bool
+) -> None:
+    emulator = make_emulator(finished_cancel="failed_precondition")
+    for name, seconds in ((A, 3), (B, 30)):
+        emulator.start_ingest(name, cancel_seconds=seconds)
+    emulator.start_ingest(C, seconds=0)
+    timed: list[float] = []
+    monkeypatch.setattr(cancel_many, "time_cancel", timed.append)
+    execute(context, [A, B, C], wait_for_completion=True, deferrable=deferrable)
+    assert len(timed) == 2
+    assert 3 <= timed[0] <= timed[1]
+    assert 30 <= timed[1] < 60
