@@ -180,7 +180,7 @@ def _ended(event: object) -> WaitTimeoutError | ServiceError | None:
 
 def _raise(error: WaitTimeoutError | ServiceError, consequence: str) -> NoReturn:
     if isinstance(error, WaitTimeoutError):
-        raise WaitTimeoutError(sentences(error, consequence))
+        raise WaitTimeoutError(sentences(error, consequence) if consequence else str(error))
     raise task_error(error.rpc_code, str(error), consequence)
 
 
