@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import Operation, OperationState
@@ -31,10 +31,18 @@ class ManyWait:
     :param names: the operations; one that comes twice is polled once.
     :param wait: the wait for all of them, whose name is what messages call them.
     :param expected: the final states that the caller accepts; None for every one.
+    :param on_finish: called for each operation that has finished.
     """
 
-    def __init__(self, names: Iterable[str], wait: Wait, expected: Collection[OperationState] | None = None) -> None:
+    def __init__(
+        self,
+        names: Iterable[str],
+        wait: Wait,
+        expected: Collection[OperationState] | None = None,
+        on_finish: Callable[[Operation], None] = lambda _: None,
+    ) -> None:
         self.wait = wait
+        self._on_finish = on_finish
         self.expected = expected
         #: Those that have not finished, in their order.
         self.left = dict.fromkeys(names)
@@ -96,6 +104,7 @@ class ManyWait:
         self.left.pop(operation.name, None)
         self.running.pop(operation.name, None)
         self.finished[operation.name] = operation
+        self._on_finish(operation)
 
     def fail(self, name: str, error: ServiceError) -> None:
         """Note an operation that cannot be polled, and is polled no more."""

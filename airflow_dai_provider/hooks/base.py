@@ -9,6 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
@@ -86,6 +87,8 @@ class DaiBaseHook(GoogleBaseHook):
         self._extras: dict[str, Any] | None = None
         self._token: Token | None = None
         self._transport: RequestsTransport | None = None
+        #: One for all siblings, since they have the same endpoint and account.
+        self._api = SimpleNamespace(responded=False)
         if self._emulator:
             self.impersonation_chain = self.quota_project_id = None
             self._extras = {"is_anonymous": True}

@@ -30,13 +30,20 @@ class DaiCallingHook(DaiBaseHook):
     _clock: Callable[[], float] = staticmethod(time.monotonic)
     _random: Callable[[], float] = staticmethod(random)
 
-    #: Whether the API has responded to this hook: the endpoint is right, and the account has access.
-    responded = False
     #: Gives the reason to send no other request, also no retry, or None: a killed task sets it, and a callback whose
     #: time is up. A sibling has the same.
     stopped: Callable[[], str | None] = staticmethod(lambda: None)
     #: The pause that the service has asked for, where the hook is one of several siblings that work side by side.
     pace: Pace | None = None
+
+    @property
+    def responded(self) -> bool:
+        """Whether the API has responded to this hook or a sibling, so that the endpoint and the account are right."""
+        return bool(self._api.responded)
+
+    @responded.setter
+    def responded(self, responded: bool) -> None:
+        self._api.responded = responded
 
     def workers(self, number: int, most: int = CONCURRENCY, *, wait: Wait | None = None) -> Workers[Self]:
         """Return threads that work on many operations, each with a sibling of this hook; use them as a context manager.

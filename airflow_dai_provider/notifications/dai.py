@@ -15,9 +15,10 @@ from airflow_dai_provider.api.parameters import check_seconds
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.notifications.rendering import RenderingNotifier
 from airflow_dai_provider.tasks.callback_scope import CallbackKind, callback_kind, operations_started, run_of_deadline
-from airflow_dai_provider.tasks.cancel_requests import PAUSE, TIME_IS_UP, problems_of, request_cancellations
+from airflow_dai_provider.tasks.cancel_requests import TIME_IS_UP, problems_of, request_cancellations
 from airflow_dai_provider.tasks.failures import describe_error, log_failure, refused_parameters
 from airflow_dai_provider.tasks.one_or_many import one_or_many
+from airflow_dai_provider.tasks.rounds import PAUSE
 from airflow_dai_provider.tasks.xcom import Endpoints, elsewhere
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ class ManyPokes:
         self._given = names
         self.names = list(dict.fromkeys(names))
         self._expected = check_expected_states(sensor.expected_states)
-        self._state = TaskState(context, KEY, sensor.log)
+        self._state = TaskState(context, KEY, sensor.log, lambda: sensor.hook.endpoint.url)
         # An error can have passed by the next try.
         self._try_number = getattr(context.get("ti"), "try_number", None)
         self._many: ManyWait | None = None

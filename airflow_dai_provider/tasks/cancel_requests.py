@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import MAX_LISTED
-from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
-from airflow_dai_provider.api.retry import PERMANENT, THROTTLED, not_begun
+from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.tasks.failures import sentences
+from airflow_dai_provider.tasks.rounds import in_order, request_in_rounds
 
 if TYPE_CHECKING:
     from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
     from airflow_dai_provider.transport.threads import Workers
 
-T = TypeVar("T")
-
 #: The reason why a killed task sends no request.
 KILLED = "the task was killed before this was attempted"
 #: The reason why a callback whose time is up sends no request.
 TIME_IS_UP = "the time was up before it could be cancelled"
-#: Seconds between two rounds of attempts.
-PAUSE = 1.0
 #: After these get is not asked: they say nothing about this operation, and get would be refused as well.
 _REFUSED_ACCESS = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.UNIMPLEMENTED})
 #: Refusals that a running operation contradicts: they say that there is nothing to cancel.
 _SAYS_FINISHED = frozenset({Code.FAILED_PRECONDITION, Code.NOT_FOUND})
 
 
-def request_cancellation(hook: DaiHook, name: str, log: Any = None, *, patient: bool = True) -> Operation | None:
+def request_cancellation(hook: DaiHook, name: str, log: Any = None) -> Operation | None:
     """Request the cancellation of an operation; after an error, get decides.
 
     It is not documented how the service responds to the cancellation of a finished operation, nor what it has done
@@ -38,32 +34,36 @@ def request_cancellation(hook: DaiHook, name: str, log: Any = None, *, patient: 
     not reach the service.
 
     :param log: says what was requested, or that there was nothing to cancel; nothing is said without it.
-    :param patient: whether to wait until NOT_FOUND can be believed; callers that come back soon do without it.
     :return: the operation when it had already finished and the service therefore refused; None when the service has
         accepted the request, which says nothing yet about the final state.
     :raises ServiceError: NOT_FOUND when the service does not know the operation; a transient code when cancel and get
         contradict each other; any other when it refuses although the operation runs, or fails.
     """
     error = _cancel(hook, name)
-    if error:
-        if error.rpc_code in _REFUSED_ACCESS or not error.sent or hook.stopped():
-            raise error
-        operation = _poll_after(error, hook, name, patient=patient)
-        if operation.done:
-            if log:
-                log.info("%s", _done(name, operation))
-            return operation
-        if error.rpc_code not in _SAYS_FINISHED:
-            raise error
-        if patient and error.rpc_code is Code.NOT_FOUND:
-            # The service can have known it for a moment only.
-            error = _cancel(hook, name)
-        if error:
-            # Never NOT_FOUND, which callers may take for an operation that does not run. And worth a retry: soon both
-            # may see the same.
-            raise _with_code(Code.ABORTED, sentences(error, f"But {operation}")) from None
+    operation = _after_refusal(error, hook, name, patient=True) if error else None
     if log:
-        log.info("%s", _done(name, None))
+        log.info("%s", _done(name, operation))
+    return operation
+
+
+def _after_refusal(error: ServiceError, hook: DaiHook, name: str, *, patient: bool) -> Operation | None:
+    """Let get decide what the failed request of a cancellation means; as :func:`request_cancellation`.
+
+    :param patient: whether to wait until NOT_FOUND can be believed; callers that come back soon do without it.
+    """
+    if error.rpc_code in _REFUSED_ACCESS or not error.sent or hook.stopped():
+        raise error
+    operation = _poll_after(error, hook, name, patient=patient)
+    if operation.done:
+        return operation
+    if error.rpc_code not in _SAYS_FINISHED:
+        raise error
+    # The service can have known it for a moment only.
+    again = _cancel(hook, name) if error.rpc_code is Code.NOT_FOUND else error
+    if again:
+        # Never NOT_FOUND, which callers may take for an operation that does not run. And worth a retry: soon both may
+        # see the same.
+        raise _with_code(Code.ABORTED, sentences(again, f"But {operation}")) from None
     return None
 
 
@@ -116,16 +116,11 @@ def request_cancellations(
     sleep: Callable[[float], None],
     log: Any,
 ) -> tuple[dict[str, Operation], dict[str, ServiceError]]:
-    """Request many cancellations, side by side and in rounds; every operation is attempted before this returns.
-
-    A permanent error settles an operation, as does a response that it has finished. One that the service does not know
-    is attempted again for a while, since it can have been started just now. After a transient error an operation is
-    attempted again until the time is up. Without a limit, only what the service was too busy for is attempted again,
-    as long as a round has settled another one; other errors are the matter of the retries of each request.
+    """Request many cancellations, as :func:`request_in_rounds` does; after an error, get decides.
 
     :param timeout: seconds for all rounds, or None.
     :param retry_timeout: seconds after which one request is not retried again within a round.
-    :param unimplemented_ends: whether UNIMPLEMENTED is raised at once, since it holds for every operation.
+    :param unimplemented_ends: whether UNIMPLEMENTED of the cancellation is raised at once, since it holds for all.
     :param on_settled: called for each operation whose cancellation the service has accepted, or which had finished.
     :param clock: gives seconds.
     :param sleep: waits for seconds.
@@ -133,52 +128,45 @@ def request_cancellations(
     :return: the operations that had already finished, and the last error of each that may still run; with NOT_FOUND,
         the service does not know it.
     """
-    began = clock()
+    total, requested = len(set(names)), 0
     finished: dict[str, Operation] = {}
-    errors: dict[str, ServiceError] = {}
-    told: set[Code] = set()
-    left = list(dict.fromkeys(names))
-    total, requested = len(left), 0
-    while left:
-        settled = False
-        for name, operation, error in workers.call(left, _request_once, retry_timeout=retry_timeout):
-            if error is None:
-                settled = True
-                errors.pop(name, None)
-                if operation:
-                    finished[name] = operation
-                if on_settled:
-                    on_settled(name, operation)
-                requested += operation is None
-                if total <= MAX_LISTED:
-                    log.info("%s", _done(name, operation))
-                continue
-            if not not_begun(error) or name not in errors:
-                errors[name] = error
-            if unimplemented_ends and error.rpc_code is Code.UNIMPLEMENTED:
-                raise error
-        for error in _in_order(left, errors).values():
-            if error.rpc_code not in told and not not_begun(error):
-                told.add(error.rpc_code)
-                log.warning("%s", error)
-        now = clock()
-        if timeout is None:
-            retryable = THROTTLED if settled else frozenset[Code]()
-        else:
-            retryable = frozenset(Code) - PERMANENT if now < began + timeout else frozenset[Code]()
-        if now < began + NOT_FOUND_GRACE:
-            retryable |= {Code.NOT_FOUND}
-        left = [name for name in left if name in errors and errors[name].rpc_code in retryable]
-        if left:
-            sleep(PAUSE)
+    unimplemented: list[ServiceError] = []
+
+    def request(hook: DaiHook, name: str) -> Operation | None:
+        error = _cancel(hook, name)
+        if error and error.rpc_code is Code.UNIMPLEMENTED and unimplemented_ends:
+            unimplemented.append(error)
+        return _after_refusal(error, hook, name, patient=False) if error else None
+
+    def note(name: str, operation: Operation | None) -> None:
+        nonlocal requested
+        requested += operation is None
+        if operation:
+            finished[name] = operation
+        if on_settled:
+            on_settled(name, operation)
+        if total <= MAX_LISTED:
+            log.info("%s", _done(name, operation))
+
+    _, errors = request_in_rounds(
+        workers,
+        names,
+        request,
+        timeout=timeout,
+        retry_timeout=retry_timeout,
+        # Not the error of the get after a refusal: others can be cancelled without get.
+        ends=lambda error: error in unimplemented,
+        on_done=note,
+        clock=clock,
+        sleep=sleep,
+        log=log,
+    )
+    if unimplemented:
+        raise unimplemented[0]
     if total > MAX_LISTED:
         message = "Requested the cancellation of %s of %s operations; %s had already finished, %s failed."
         log.info(message, *(f"{number:,}" for number in (requested, total, len(finished), len(errors))))
-    return _in_order(names, finished), _in_order(names, errors)
-
-
-def _in_order(names: Collection[str], results: Mapping[str, T]) -> dict[str, T]:
-    return {name: results[name] for name in names if name in results}
+    return in_order(names, finished), errors
 
 
 def problems_of(errors: Mapping[str, ServiceError], log: Any) -> list[str]:
@@ -190,10 +178,6 @@ def problems_of(errors: Mapping[str, ServiceError], log: Any) -> list[str]:
         else:
             problems.append(f"{name} may still run: {error}")
     return problems
-
-
-def _request_once(hook: DaiHook, name: str) -> Operation | None:
-    return request_cancellation(hook, name, patient=False)
 
 
 def _done(name: str, operation: Operation | None) -> str:

@@ -135,7 +135,8 @@ def resumption(
     :param next_method: as ``resume_execution`` takes it, like ``next_kwargs``.
     :param operation_name: the operation that the task waits for, or a list, or a function that finds them when they
         are needed.
-    :param consequence: a sentence for the message that says what this leaves behind.
+    :param consequence: a sentence for the message that says what a deferral leaves behind that has failed without an
+        event; the error of an event has its own.
     :param timeout_error: raised when ``timeout`` of the task was the limit.
     :return: yields the method and the arguments to resume with.
     :raises AirflowTaskTimeout: when ``execution_timeout`` of the task was the limit.
@@ -150,7 +151,7 @@ def resumption(
     try:
         yield next_method, next_kwargs
     except WaitTimeoutError as error:
-        raise _timed_out(task, timeout_error, str(error), consequence) from error
+        raise _timed_out(task, timeout_error, str(error)) from error
     except AirflowException as error:
         if next_method != FAILED_DEFERRAL:
             raise

@@ -4,14 +4,15 @@ The payload is one of ``{"status": "finished", "operation": Operation.to_dict()}
 ``{"status": "finished", "operations": packed {"finished": [Operation.to_dict()], "errors": {name: [code, message]}}}``
 for a list, ``{"status": "timeout", "message": str}`` and ``{"status": "error", "code": str | None, "message": str}``,
 where a code is the rpc code of the service's error. Each also has ``operation_name``, the operation that the trigger
-waits for; of a list, their number and a digest.
+waits for; of a list, their number and a digest. A wait for a list that has begun and then failed has ``operations``
+too, with ``"running": [Operation.to_dict()]``, what the last polls found of the others.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowException
 
@@ -59,11 +60,29 @@ def wait_id(names: object) -> object:
     return f"{len(names)} operations, {digest[:16]}"
 
 
-def many_event(names: list[str], many: ManyWait) -> dict[str, Any]:
-    """Return the payload for a list of operations, each of which has finished or cannot be polled."""
+class ManyResult(NamedTuple):
+    """What a wait for a list has found, by name."""
+
+    finished: dict[str, Operation]
+    #: Of those that cannot be polled.
+    errors: dict[str, ServiceError]
+    #: What the last poll has found of those that have not finished.
+    running: dict[str, Operation]
+    #: The error with which the wait has ended before each operation had finished, or could not be polled.
+    ended: WaitTimeoutError | ServiceError | None
+
+
+def many_event(names: list[str], many: ManyWait, ended: Exception | None = None) -> dict[str, Any]:
+    """Return the payload for a list of operations.
+
+    :param ended: why the wait has ended before each of them had finished, or could not be polled.
+    """
     errors = {name: [error.rpc_code.value, str(error)] for name, error in many.failed.items()}
     result = {"finished": to_dicts(list(many.finished.values())), "errors": errors}
-    return {"operation_name": wait_id(names), "status": "finished", "operations": pack(result)}
+    if ended is None:
+        return {"operation_name": wait_id(names), "status": "finished", "operations": pack(result)}
+    result["running"] = to_dicts(list(many.running.values()))
+    return error_event(names, ended) | {"operations": pack(result)}
 
 
 def operation_event(operation_name: str, operation: Operation) -> dict[str, Any]:
@@ -110,21 +129,59 @@ def read_many_event(
 ) -> tuple[dict[str, Operation], dict[str, ServiceError]]:
     """Return the operations that have finished, and the errors of the others, that an event reports for a list.
 
+    :param consequence: a sentence for the message on what may still run; one on less, where the event tells more.
     :raises WaitTimeoutError: when the wait has timed out.
     :raises AirflowException: as :func:`read_event`.
     """
-    packed = _finished(event, names, consequence, "operations", str)
+    result = read_many_result(event, names, consequence)
+    if result.ended:
+        left = [name for name in names if name not in result.finished]
+        _raise(result.ended, f"{some_of(left)} may still run" if consequence else "")
+    return result.finished, result.errors
+
+
+def read_many_result(event: object, names: list[str], consequence: str = "") -> ManyResult:
+    """Return what an event reports for a list, also of a wait that has failed after it had begun.
+
+    :param consequence: a sentence for the message, where the event does not tell what may still run.
+    :raises WaitTimeoutError: when the wait has timed out, and the event does not tell what has finished.
+    :raises AirflowException: likewise, and when the event is not one of DaiOperationTrigger.
+    """
+    ended = _ended(event) if isinstance(event, dict) and event.get("operation_name") == wait_id(names) else None
+    if isinstance(event, dict) and ended and isinstance(event.get("operations"), str):
+        packed = event["operations"]
+    else:
+        ended, packed = None, _finished(event, names, consequence, "operations", str)
     try:
         result = unpack(packed)
-        finished = {one.name: one for one in from_dicts(result["finished"]) if one}
+        finished, running = (
+            {one.name: one for one in from_dicts(result.get(key, ())) if one} for key in ("finished", "running")
+        )
         errors = {name: ServiceError(text, Code(code)) for name, (code, text) in result["errors"].items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise AirflowException(f"The trigger has fired an event that cannot be read: {error}") from error
-    if running := [operation for operation in finished.values() if not operation.done]:
-        raise AirflowException(f"The trigger has fired an event that cannot be read: {some_of(running)}.")
-    if missing := [name for name in names if name not in finished and name not in errors]:
+    if unfinished := [operation for operation in finished.values() if not operation.done]:
+        raise AirflowException(f"The trigger has fired an event that cannot be read: {some_of(unfinished)}.")
+    missing = [name for name in names if name not in finished and name not in errors]
+    if missing and not ended:
         raise AirflowException(f"The trigger has fired an event without {some_of(missing)}.")
-    return finished, errors
+    return ManyResult(finished, errors, running, ended)
+
+
+def _ended(event: object) -> WaitTimeoutError | ServiceError | None:
+    """Return the error of an event of a wait that has failed."""
+    match event:
+        case {"status": "timeout", "message": str(message)}:
+            return WaitTimeoutError(message)
+        case {"status": "error", "code": str() | None as code, "message": str(message)}:
+            return ServiceError(message, Code(code) if code in set(Code) else Code.UNKNOWN)
+    return None
+
+
+def _raise(error: WaitTimeoutError | ServiceError, consequence: str) -> NoReturn:
+    if isinstance(error, WaitTimeoutError):
+        raise WaitTimeoutError(sentences(error, consequence) if consequence else str(error))
+    raise task_error(error.rpc_code, str(error), consequence)
 
 
 def _finished(event: object, names: str | list[str] | None, consequence: str, key: str, kind: type[Any]) -> Any:
@@ -139,10 +196,8 @@ def _finished(event: object, names: str | list[str] | None, consequence: str, ke
             raise AirflowException(sentences(words, consequence))
         case {"status": "finished", **rest} if isinstance(rest.get(key), kind):
             return rest[key]
-        case {"status": "timeout", "message": str(message)}:
-            raise WaitTimeoutError(message)
-        case {"status": "error", "code": str() | None as code, "message": str(message)}:
-            raise task_error(Code(code) if code in set(Code) else Code.UNKNOWN, message, consequence)
+    if ended := _ended(event):
+        _raise(ended, consequence)
     raise AirflowException(
         sentences(f"Expected the event of DaiOperationTrigger, got {short_repr(event)}", consequence)
     )

@@ -94,6 +94,7 @@ def check_many(
     total: int,
     failed: str,
     consequence: str = "",
+    ended: WaitTimeoutError | ServiceError | None = None,
 ) -> None:
     """Check how many operations have finished, and what could not be done for others; say all of it in one error.
 
@@ -102,26 +103,30 @@ def check_many(
     :param errors: by name, the errors of the other operations.
     :param total: the number of all operations.
     :param failed: what could not be done, such as "operations could not be cancelled".
-    :param consequence: a sentence on the operations with an error, for the message.
+    :param consequence: a sentence on the operations with an error, or that have not finished, for the message.
+    :param ended: the error with which the wait has ended before the other operations had finished.
     :raises UnexpectedStateError: when some have finished in another state, and there are no errors.
+    :raises WaitTimeoutError: when the wait has ended with it.
     :raises AirflowFailException: when there are errors, after which no retry can help.
     :raises AirflowException: when there are errors, after some of which a retry can help.
     """
     unexpected = [one for one in operations if expected is not None and one.state not in expected]
-    parts: list[str] = []
+    parts: list[str] = [str(ended)] if ended else []
     if unexpected:
         states = _counted(Counter(map(_end, unexpected)))
         allowed = ", ".join(sorted(expected or ()))
         text = f"{len(unexpected):,} of {total:,} operations have finished unexpectedly"
         parts.append(f"{text} ({states}; this task accepts only {allowed}): {some_of(unexpected)}")
-    if not errors:
-        if unexpected:
-            raise UnexpectedStateError(sentences(*parts))
-        return
-    codes = Counter[str](error.rpc_code for error in errors.values())
-    named = some_of((f"{name}: {str(error).rstrip('.')}" for name, error in errors.items()))
-    parts.append(f"{len(errors):,} of {total:,} {failed} ({_counted(codes)}): {named}")
-    raise task_error(decisive_code([error.rpc_code for error in errors.values()]), sentences(*parts), consequence)
+    if errors:
+        counts = Counter[str](error.rpc_code for error in errors.values())
+        named = some_of((f"{name}: {str(error).rstrip('.')}" for name, error in errors.items()))
+        parts.append(f"{len(errors):,} of {total:,} {failed} ({_counted(counts)}): {named}")
+    if isinstance(ended, WaitTimeoutError):
+        raise WaitTimeoutError(sentences(*parts, consequence))
+    if codes := [error.rpc_code for error in (*errors.values(), ended) if error]:
+        raise task_error(decisive_code(codes), sentences(*parts), consequence)
+    if unexpected:
+        raise UnexpectedStateError(sentences(*parts))
 
 
 def decisive_code(codes: Collection[Code]) -> Code:

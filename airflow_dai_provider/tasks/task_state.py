@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from airflow_dai_provider.api.storable import pack, unpack
@@ -15,17 +16,21 @@ class TaskState:
     """One value of a task instance, which outlives its process. The task can do without it, so no error is raised.
 
     Where Airflow has no task state store, nothing is kept. What an earlier try has kept does not count after a clear,
-    by which a user wants everything done again.
+    by which a user wants everything done again, nor at another endpoint, where the names are those of others.
 
     :param context: the context of the running task.
     :param key: of the value.
     :param log: says what could not be kept or read.
+    :param endpoint: gives the base URL of the service, of which the value tells; called only where there is a store.
     """
 
-    def __init__(self, context: Context, key: str, log: Any) -> None:
+    def __init__(self, context: Context, key: str, log: Any, endpoint: Callable[[], str]) -> None:
         self._store: Any = context.get("task_state_store")
         self._key = key
         self._log = log
+        self._endpoint = endpoint
+        #: Whether it is known what an earlier try has kept.
+        self.available = self._store is not None
         # Airflow raises it at the clear of a task that does not run, and at nothing else.
         self._max_tries: int | None = getattr(context.get("ti"), "max_tries", None)
 
@@ -35,9 +40,11 @@ class TaskState:
             return None
         try:
             match self._store.get(self._key):
-                case {"max_tries": int() | None as max_tries, "value": str(value)} if max_tries == self._max_tries:
-                    return unpack(value)
+                case {"max_tries": int() | None as max_tries, "endpoint": str(endpoint), "value": str(value)}:
+                    if max_tries == self._max_tries and endpoint == self._endpoint():
+                        return unpack(value)
         except Exception as error:
+            self.available = False
             log_failure(self._log, f"Could not read {self._key} from the task state store", error)
         return None
 
@@ -46,7 +53,8 @@ class TaskState:
         if self._store is None:
             return
         try:
-            self._store.set(self._key, {"max_tries": self._max_tries, "value": pack(value)})
+            kept = {"max_tries": self._max_tries, "endpoint": self._endpoint(), "value": pack(value)}
+            self._store.set(self._key, kept)
         except Exception as error:
             log_failure(self._log, f"Could not save {self._key} in the task state store", error)
 

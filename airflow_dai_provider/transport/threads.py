@@ -58,7 +58,8 @@ class Workers(Generic[S]):
         self, sessions: Sequence[S], *, stopped: Callable[[], str | None], thread_name: str = "dai-worker"
     ) -> None:
         self._sessions = sessions
-        self._stopped = stopped
+        #: Gives the reason to begin no other call, or None.
+        self.stopped = stopped
         self._held_until = float("-inf")
         self._jobs: SimpleQueue[Callable[[S], None] | None] = SimpleQueue()
         self._closed = False
@@ -175,7 +176,7 @@ class Workers(Generic[S]):
                 job(session)
 
     def _outcome(self, session: S, name: str, request: Callable[[S, str], T], retry_timeout: float) -> Outcome[T]:
-        if reason := self._stopped():
+        if reason := self.stopped():
             return Outcome(name, None, ServiceError(reason, Code.CANCELLED, sent=False))
         try:
             result = request(session, name)

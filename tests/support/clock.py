@@ -64,11 +64,15 @@ def fake_time(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Clock:
         clock.sleep(seconds)
         await asyncio.sleep(0)
 
-    operators = (DaiCancelOperationOperator, DaiCreateCreativeOperator, DaiCancelStrayOperationsOperator)
+    operators = (
+        DaiCancelOperationOperator,
+        DaiCreateCreativeOperator,
+        DaiCancelStrayOperationsOperator,
+        DaiDeleteCreativeOperator,
+    )
     for waiting in (DaiHook, DaiAsyncHook, DaiCancelOperationNotifier, *operators):
         monkeypatch.setattr(waiting, "_sleep", staticmethod(sleep if waiting is DaiAsyncHook else clock.sleep))
         monkeypatch.setattr(waiting, "_clock", staticmethod(clock))
-    monkeypatch.setattr(DaiDeleteCreativeOperator, "_sleep", staticmethod(clock.sleep))
     monkeypatch.setattr(DaiOperationSensor, "_clock", staticmethod(clock))
     for polling in (DaiHook, DaiAsyncHook):
         monkeypatch.setattr(polling, "_random", staticmethod(lambda: 0.0))

@@ -13,7 +13,7 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.metrics import count_finished, time_cancel
-from airflow_dai_provider.operators.dai.cancel_many import CancelMany
+from airflow_dai_provider.operators.dai.cancel_many import KEY, CancelMany, refused_in_doubt
 from airflow_dai_provider.tasks.cancel_requests import KILLED, request_cancellation
 from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait, resumption
 from airflow_dai_provider.tasks.events import describe_names, read_event
@@ -25,6 +25,7 @@ from airflow_dai_provider.tasks.failures import (
     task_errors,
 )
 from airflow_dai_provider.tasks.one_or_many import check_operation_names, given_form
+from airflow_dai_provider.tasks.task_state import TaskState
 from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION
 
@@ -39,8 +40,9 @@ class DaiCancelOperationOperator(BaseOperator):
     """Request the cancellation of operations, and wait until they have finished if told to.
 
     Cancelling is best effort: an operation can still complete. Its state is in the log, and, when the task waits, in
-    the XCom ``operation``, where ``already_finished`` tells whether it had finished before the request. That is no
-    error. When the service refuses the request for another reason than a lack of access, get decides.
+    the XCom ``operation``, where ``already_finished`` tells whether it had finished before the request; None where that
+    cannot be told. That is no error. When the service refuses the request for another reason than a lack of access, get
+    decides. Of a list, what is known is pushed also when the wait times out, or ends with an outage.
 
     Of a list, every operation is attempted before the task fails because of one. On Airflow 3.3 or later, a retry asks
     only for those that it may still cancel.
@@ -52,8 +54,8 @@ class DaiCancelOperationOperator(BaseOperator):
     :param wait_for_completion: whether to wait until the operation has finished.
     :param expected_states: the final states to accept when the task waits: ``"CANCELLED"``, ``"SUCCEEDED"``,
         ``"FAILED"``; None accepts each, since the aim is that nothing runs (templated).
-    :param missing_ok: whether to accept an operation that the service does not know, as one that does not run. A wait
-        believes that after ten seconds.
+    :param missing_ok: whether to accept an operation that the service does not know, as one that does not run. That is
+        believed when the service says so twice, ten seconds apart.
     :param poll_interval: the most seconds between two polls; the first ones are quicker.
     :param timeout: seconds to wait at most.
     :param deferrable: whether to wait in the triggerer, which holds no worker slot.
@@ -133,22 +135,32 @@ class DaiCancelOperationOperator(BaseOperator):
             DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint) as hook,
         ):
             hook.stopped = self._stopped
-            operation, already_finished = self._cancel(hook, name)
+            state = TaskState(context, KEY, self.log, lambda: hook.endpoint.url)
+            operation, already_finished = self._cancel(context, hook, name, state)
             if self.wait_for_completion:
-                finished = operation if operation and operation.done else self._wait(hook, name, requested)
+                finished = operation if operation and operation.done else None
+                if not finished:
+                    state.save({"requested": [name]})
+                    finished = self._wait(hook, name, requested, already_finished)
         if finished:
             self._finish(context, finished, requested, already_finished=already_finished)
         return name
 
     def execute_complete(
-        self, context: Context, event: Any = None, requested: float | None = None, **resumed_with: Any
+        self,
+        context: Context,
+        event: Any = None,
+        requested: float | None = None,
+        already_finished: bool | None = False,
+        **resumed_with: Any,
     ) -> str | list[str]:
         """Finish the task when the wait in the triggerer is over; return the operation's name, or the list of names."""
         if isinstance(self.operation_name, list):
-            return CancelMany(self, context, self.operation_name).complete(event, **resumed_with)
+            return CancelMany(self, context, self.operation_name).complete(event, requested=requested, **resumed_with)
         name: str = self.operation_name
         with self._accept_missing():
-            self._finish(context, read_event(event, name, f"{name} may still run"), requested)
+            operation = read_event(event, name, f"{name} may still run")
+            self._finish(context, operation, requested, already_finished=already_finished)
         return name
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -171,20 +183,20 @@ class DaiCancelOperationOperator(BaseOperator):
     def _stopped(self) -> str | None:
         return KILLED if self._killed else None
 
-    def _wait(self, hook: DaiHook, name: str, requested: float) -> Operation:
+    def _wait(self, hook: DaiHook, name: str, requested: float, already_finished: bool | None) -> Operation:
         """Wait until the operation has finished, in this process or in the triggerer."""
         if not self.deferrable:
             return hook.wait_for_operation(name, timeout=self.timeout, poll_interval=self.poll_interval)
         # Imported here, since DAG files are parsed often and few of their tasks defer.
         from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 
-        resume_with = {"requested": requested}
+        resume_with = {"requested": requested, "already_finished": already_finished}
         return defer_wait(
             self, hook, DaiOperationTrigger, name, poll_interval=self.poll_interval, resume_with=resume_with
         )
 
     def _finish(
-        self, context: Context, operation: Operation, requested: float | None, *, already_finished: bool = False
+        self, context: Context, operation: Operation, requested: float | None, *, already_finished: bool | None
     ) -> None:
         """Report how the operation has finished, and check that its state is expected."""
         self.log.info("%s.", operation)
@@ -193,28 +205,39 @@ class DaiCancelOperationOperator(BaseOperator):
             time_cancel(self._clock() - requested)
         context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict() | {"already_finished": already_finished})
         check_final_state(operation, check_expected_states(self.expected_states))
+        TaskState(context, KEY, self.log, str).delete()
 
     def _accept_missing(self) -> AbstractContextManager[None, bool | None]:
         meaning = "Nothing is left to cancel, and missing_ok is set."
         return accept_missing(self.log, meaning, missing_ok=self.missing_ok)
 
-    def _cancel(self, hook: DaiHook, name: str) -> tuple[Operation | None, bool]:
+    def _cancel(
+        self, context: Context, hook: DaiHook, name: str, state: TaskState
+    ) -> tuple[Operation | None, bool | None]:
         """Request the cancellation, and poll.
 
         The request is taken by then, so the poll after it is a courtesy, and fails no task, except on a server that
         cannot be polled at all. A wait polls again.
 
-        :return: the operation as it is then, or None when it could not be polled; and whether it had finished before.
+        :return: the operation as it is then, or None when it could not be polled; and whether it had finished before,
+            None where that cannot be told.
         """
+        requested_before = False
+        if self.wait_for_completion:
+            # Its retries cover the endpoint too, without which no state can be read.
+            hook.connect()
+            requested_before = name in (state.load() or {}).get("requested", ())
         if finished := request_cancellation(hook, name, self.log):
-            return finished, True
+            return finished, None if refused_in_doubt(context, state) else not requested_before
         try:
             operation = hook.get_operation(name, retry=False)
         except ServiceError as error:
             if error.rpc_code is Code.UNIMPLEMENTED:
                 raise
             self.log.warning("The cancellation is requested, but the operation could not be polled yet: %s", error)
-            return None, False
+            return None, False if requested_before else None
+        if requested_before:
+            return operation, False
         finished_otherwise = operation.done and operation.state is not OperationState.CANCELLED
         self.log.info("%s%s.", operation, ": it had already finished" if finished_otherwise else "")
         return operation, finished_otherwise

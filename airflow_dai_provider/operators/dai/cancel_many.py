@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.api.many_wait import ManyWait
+from airflow_dai_provider.api.many_wait import ManyWait, some_of
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.operation_list import to_dicts
+from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.retry import PERMANENT
-from airflow_dai_provider.metrics import count_finished
+from airflow_dai_provider.metrics import count_finished, time_cancel
 from airflow_dai_provider.tasks.cancel_requests import request_cancellations
 from airflow_dai_provider.tasks.deferral import defer_wait
-from airflow_dai_provider.tasks.events import describe_names, read_many_event
+from airflow_dai_provider.tasks.events import ManyResult, describe_names, read_many_result
 from airflow_dai_provider.tasks.failures import (
     check_expected_states,
     check_many,
@@ -29,10 +31,13 @@ if TYPE_CHECKING:
     from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
     from airflow_dai_provider.operators.dai.cancel import DaiCancelOperationOperator
+    from airflow_dai_provider.transport.threads import Workers
 
 #: The key in the task state store.
 KEY = "dai_cancel"
 
+#: Seconds after the acceptance of a cancellation within which a poll shows what was before it.
+SAME_MOMENT = 2.0
 #: By name, the rpc code and the message of an error, as JSON.
 Errors = dict[str, list[str]]
 
@@ -54,14 +59,23 @@ class CancelMany:
         self._given = list(names)
         self._names = list(dict.fromkeys(names))
         self._expected = check_expected_states(task.expected_states)
-        self._state = TaskState(context, KEY, task.log)
+        self._state = TaskState(context, KEY, task.log, lambda: self._hook.endpoint.url)
         #: The cancellations that the service has accepted, in this try or an earlier one.
         self._requested: set[str] = set()
         self._requested_now: set[str] = set()
-        #: What had finished before its cancellation was requested.
+        #: When the service has accepted those of this try.
+        self._accepted_at: dict[str, float] = {}
+        #: What had finished before its cancellation was requested, and what may have.
         self._already: set[str] = set()
+        self._unclear: set[str] = set()
         #: The cancellations that the service has refused for good.
         self._refused: dict[str, ServiceError] = {}
+
+    @cached_property
+    def _hook(self) -> DaiHook:
+        from airflow_dai_provider.hooks.dai import DaiHook
+
+        return DaiHook(self._task.gcp_conn_id, self._task.impersonation_chain, self._task.api_endpoint)
 
     @property
     def waited_for(self) -> list[str]:
@@ -74,36 +88,46 @@ class CancelMany:
         task = self._task
         if not self._names:
             task.log.info("The list of operations is empty: there is nothing to cancel.")
-        finished: dict[str, Operation] = {}
-        errors: dict[str, ServiceError] = {}
+        result = ManyResult({}, {}, {}, None)
         if self._names:
-            from airflow_dai_provider.hooks.dai import DaiHook
-
-            with (
-                task_errors(f"{describe_names(self._names)} may still run"),
-                DaiHook(task.gcp_conn_id, task.impersonation_chain, task.api_endpoint) as hook,
-            ):
+            with task_errors(f"{describe_names(self._names)} may still run"), self._hook as hook:
                 hook.stopped = task._stopped
                 finished, errors = self._request(hook)
                 self._fail_early(errors)
+                result = ManyResult(finished, errors, {}, None)
                 if task.wait_for_completion:
-                    finished = self._wait(hook, finished, errors)
-        self._conclude(finished, errors)
+                    result = self._wait(hook, finished, errors)
+        with task_errors():
+            self._conclude(result)
 
-    def complete(self, event: Any, already: Collection[str] = (), errors: Errors | None = None) -> list[str]:
+    def complete(
+        self,
+        event: Any,
+        already: Collection[str] = (),
+        errors: Errors | None = None,
+        unclear: Collection[str] = (),
+        requested: float | None = None,
+    ) -> list[str]:
         """Finish the task when the wait in the triggerer is over; return the names."""
         if errors is None:
             # Airflow has ended the deferral, and has not kept these arguments.
             self._load()
         else:
-            self._already, self._refused = set(already), _from_json(errors)
-        finished, unpolled = read_many_event(event, [name for name in self._names if name not in self._refused])
-        self._conclude(finished, self._refused | unpolled)
+            self._already, self._unclear, self._refused = set(already), set(unclear), _from_json(errors)
+        names = [name for name in self._names if name not in self._refused]
+        result = read_many_result(event, names, f"{describe_names(names)} may still run")
+        if requested is not None:
+            self._accepted_at = dict.fromkeys(names, requested)
+            for operation in result.finished.values():
+                self._time(operation)
+        self._conclude(result._replace(errors=self._refused | result.errors))
         return self._given
 
     def _request(self, hook: DaiHook) -> tuple[dict[str, Operation], dict[str, ServiceError]]:
         """Request each cancellation that no earlier try has settled."""
         task = self._task
+        # Its retries cover the endpoint too, without which no state can be read.
+        hook.connect()
         self._load()
         left = [name for name in self._names if name not in self._refused and name not in self._requested]
         if len(left) < len(self._names):
@@ -115,6 +139,7 @@ class CancelMany:
                 left,
                 retry_timeout=hook.retry_timeout,
                 unimplemented_ends=True,
+                on_settled=self._note,
                 clock=task._clock,
                 sleep=task._sleep,
                 log=task.log,
@@ -122,20 +147,34 @@ class CancelMany:
         self._refused |= {name: error for name, error in errors.items() if error.rpc_code in PERMANENT}
         self._requested_now = set(left).difference(errors)
         self._requested |= self._requested_now
-        self._already |= set(finished)
+        if refused_in_doubt(self._context, self._state):
+            self._unclear |= set(finished)
+        else:
+            self._already |= set(finished)
         if errors:
             self._save()
         return finished, self._refused | errors
+
+    def _note(self, name: str, operation: Operation | None) -> None:
+        if operation is None:
+            self._accepted_at[name] = self._task._clock()
+
+    def _time(self, operation: Operation) -> None:
+        """Time a cancellation that a poll has shown."""
+        if operation.state is OperationState.CANCELLED and operation.name in self._accepted_at:
+            time_cancel(self._task._clock() - self._accepted_at[operation.name])
 
     def _load(self) -> None:
         settled = self._state.load() or {}
         self._requested = set(settled.get("requested", ()))
         self._already = set(settled.get("already", ()))
+        self._unclear = set(settled.get("unclear", ()))
         self._refused = _from_json(settled.get("refused", {}))
 
     def _save(self) -> None:
-        requested, already = sorted(self._requested), sorted(self._already)
-        self._state.save({"requested": requested, "already": already, "refused": _to_json(self._refused)})
+        names = {"requested": self._requested, "already": self._already, "unclear": self._unclear}
+        kept = {key: sorted(value) for key, value in names.items()}
+        self._state.save({**kept, "refused": _to_json(self._refused)})
 
     def _fail_early(self, errors: dict[str, ServiceError]) -> None:
         """Fail at once when the task was killed, or where a retry is going to cancel what still runs."""
@@ -143,64 +182,83 @@ class CancelMany:
         codes = {error.rpc_code for error in errors.values()}
         retried = codes and decisive_code(codes) not in PERMANENT and ti.try_number <= ti.max_tries
         if errors and (retried or self._task._stopped()):
-            self._check({}, errors)
+            self._check(ManyResult({}, errors, {}, None))
 
-    def _wait(
-        self, hook: DaiHook, finished: dict[str, Operation], errors: dict[str, ServiceError]
-    ) -> dict[str, Operation]:
+    def _wait(self, hook: DaiHook, finished: dict[str, Operation], errors: dict[str, ServiceError]) -> ManyResult:
         """Wait until the operations without an error have finished, in this process or in the triggerer."""
         task = self._task
         names = [name for name in self._names if name not in errors]
         wait = hook.make_wait(describe_names(names), timeout=task.timeout, poll_interval=task.poll_interval)
-        many = ManyWait(names, wait, self._expected)
+        many = ManyWait(names, wait, self._expected, on_finish=self._time)
         for operation in finished.values():
             many.finish(operation)
-        with hook.workers(len(names)) as workers:
-            # What this poll shows in another state than CANCELLED had finished before, or in the same moment.
-            hook.poll_many(workers, many, patient=False)
-            otherwise = {one.name for one in many.finished.values() if one.state is not OperationState.CANCELLED}
-            self._already |= otherwise & self._requested_now
-            if many.left:
-                self._save()
-            if many.left and task.deferrable:
-                # Imported here, since DAG files are parsed often and few of their tasks defer.
-                from airflow_dai_provider.triggers.dai import DaiOperationTrigger
+        ended: WaitTimeoutError | ServiceError | None = None
+        try:
+            with hook.workers(len(names)) as workers:
+                self._poll_first(hook, workers, many)
+                if many.left and task.deferrable:
+                    # Imported here, since DAG files are parsed often and few of their tasks defer.
+                    from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 
-                defer_wait(
-                    task,
-                    hook,
-                    DaiOperationTrigger,
-                    names,
-                    poll_interval=task.poll_interval,
-                    expected_states=self._expected,
-                    resume_with={"already": sorted(self._already), "errors": _to_json(errors)},
-                )
-            hook.wait_for_many(workers, many)
-        errors |= many.failed
-        return many.finished
+                    defer_wait(
+                        task,
+                        hook,
+                        DaiOperationTrigger,
+                        names,
+                        poll_interval=task.poll_interval,
+                        expected_states=self._expected,
+                        resume_with={
+                            "already": sorted(self._already),
+                            "unclear": sorted(self._unclear),
+                            "errors": _to_json(errors),
+                            "requested": min(self._accepted_at.values(), default=None),
+                        },
+                    )
+                hook.wait_for_many(workers, many)
+        except (WaitTimeoutError, ServiceError) as error:
+            # What has finished by now is known, and so is what was refused.
+            ended = error
+        return ManyResult(many.finished, errors | many.failed, many.running, ended)
 
-    def _conclude(self, finished: dict[str, Operation], errors: dict[str, ServiceError]) -> None:
+    def _poll_first(self, hook: DaiHook, workers: Workers[DaiHook], many: ManyWait) -> None:
+        """Poll once: what this shows in another state than CANCELLED had finished before, or in the same moment.
+
+        That cannot be told of one that is polled long after its request was accepted, or whose poll fails.
+        """
+        hook.poll_many(workers, many, patient=False)
+        now = self._task._clock()
+        otherwise = {one.name for one in many.finished.values() if one.state is not OperationState.CANCELLED}
+        late = {name for name, accepted_at in self._accepted_at.items() if now > accepted_at + SAME_MOMENT}
+        self._already |= (otherwise & self._requested_now) - late - self._unclear
+        self._unclear |= self._requested_now & ((otherwise & late) | many.errors.keys()) - self._already
+        if many.left:
+            self._save()
+
+    def _conclude(self, result: ManyResult) -> None:
         """Report how the operations have finished, and check it."""
         task = self._task
         if task.wait_for_completion:
-            for operation in finished.values():
+            for operation in result.finished.values():
                 count_finished(operation.state)
-            dicts = to_dicts([finished.get(name) for name in self._given])
+            found = result.running | result.finished
+            dicts = to_dicts([found.get(name) for name in self._given])
             for one in dicts:
                 if one:
-                    one["already_finished"] = one["name"] in self._already
+                    unclear = one["name"] in self._unclear
+                    one["already_finished"] = None if unclear else one["name"] in self._already
             self._context["ti"].xcom_push(XCOM_OPERATION, dicts)
-        self._check(finished, errors)
+        self._check(result)
         self._state.delete()
 
-    def _check(self, finished: dict[str, Operation], errors: dict[str, ServiceError]) -> None:
-        task = self._task
+    def _check(self, result: ManyResult) -> None:
+        task, (finished, errors, _, ended) = self._task, result
         if task.missing_ok:
             missing = [name for name, error in errors.items() if error.rpc_code is Code.NOT_FOUND]
             if missing:
                 message = "The service does not know %s of %s operations. Nothing is left to cancel there, and %s"
                 task.log.info(message, f"{len(missing):,}", f"{len(self._names):,}", "missing_ok is set.")
             errors = {name: error for name, error in errors.items() if error.rpc_code is not Code.NOT_FOUND}
+        left = [name for name in self._names if name in errors or (ended and name not in {**finished, **result.errors})]
         with task._accept_missing():
             check_many(
                 finished.values(),
@@ -208,8 +266,22 @@ class CancelMany:
                 errors,
                 total=len(self._names),
                 failed=f"operations could not be {'cancelled or polled' if task.wait_for_completion else 'cancelled'}",
-                consequence="They may still run" if errors else "",
+                consequence=_consequence(left, ended),
+                ended=ended,
             )
+
+
+def refused_in_doubt(context: Context, state: TaskState) -> bool:
+    """Return whether an operation that has finished can have been cancelled, or left to finish, by an earlier try."""
+    return not state.available and context["ti"].try_number > 1
+
+
+def _consequence(left: list[str], ended: Exception | None) -> str:
+    """Return the sentence on what may still run; names only what the message has not named."""
+    if not isinstance(ended, ServiceError):
+        return "They may still run" if left else ""
+    named = f": {some_of(left)}" if len(left) > 1 else ""
+    return f"{describe_names(left)} may still run{named}"
 
 
 def _to_json(errors: dict[str, ServiceError]) -> Errors:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout
 
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import WaitTimeoutError
@@ -19,14 +20,13 @@ from airflow_dai_provider.ingest.verdict import RESUBMITS, check_ingests
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait
-from airflow_dai_provider.tasks.events import describe_names, read_many_event
+from airflow_dai_provider.tasks.events import describe_names, read_many_event, read_many_result
 from airflow_dai_provider.tasks.failures import sentences, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, pull, push_operations
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_dai_provider.api.errors import ServiceError
     from airflow_dai_provider.hooks.dai import DaiHook
     from airflow_dai_provider.operators.dai.create import DaiCreateCreativeOperator
     from airflow_dai_provider.transport.threads import Workers
@@ -85,6 +85,10 @@ class CreateMany:
         self._load()
         self._adopted_at = adopted_at
         self._adopted = {campaign.digests[index] for index in adopted}
+        result = read_many_result(event, campaign.started)
+        self._finished = self._guard.finished = result.finished
+        if result.ended:
+            self._push_rows(result.finished, result.errors)
         return self._finish(*read_many_event(event, campaign.started))
 
     def _load(self) -> None:
@@ -142,7 +146,6 @@ class CreateMany:
             sleep=task._sleep,
             log=task.log,
         )
-        hook.responded = True
         guard.disarm()
         guard.finished = self._finished
         for digest, name in usable.items():
@@ -170,7 +173,6 @@ class CreateMany:
             )
         finally:
             self._starting = False
-        hook.responded = hook.responded or bool(campaign.names)
         refused = f"; {len(campaign.errors):,} were not started" if campaign.errors else ""
         task.log.info("%s of %s ingests have started%s.", f"{len(campaign.started):,}", f"{len(campaign):,}", refused)
 
@@ -222,7 +224,11 @@ class CreateMany:
                 resume_with={"adopted": self._adopted_at, "adopted_indexes": adopted},
                 cancel_on_kill=task.cancel_on_kill,
             )
-        hook.wait_for_many(workers, many)
+        try:
+            hook.wait_for_many(workers, many)
+        except (WaitTimeoutError, ServiceError):
+            self._push_rows(many.finished, many.failed)
+            raise
         return many.finished, many.failed
 
     def _can_defer(self, names: list[str]) -> bool:

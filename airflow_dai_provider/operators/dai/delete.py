@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
@@ -12,11 +12,10 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import MAX_LISTED
 from airflow_dai_provider.api.names import InvalidNameError, check_creative_name
 from airflow_dai_provider.api.parameters import check_flag
-from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
-from airflow_dai_provider.api.retry import THROTTLED, not_begun
-from airflow_dai_provider.tasks.cancel_requests import KILLED, PAUSE
+from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.failures import accept_missing, check_many, refused_parameters, task_errors
 from airflow_dai_provider.tasks.one_or_many import check_each, given_form
+from airflow_dai_provider.tasks.rounds import request_in_rounds
 from airflow_dai_provider.tasks.task_state import TaskState
 from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 
@@ -58,6 +57,7 @@ class DaiDeleteCreativeOperator(BaseOperator):
     ui_color = "#fce8e6"
 
     #: Replaced in tests.
+    _clock: Callable[[], float] = staticmethod(time.monotonic)
     _sleep: Callable[[float], None] = staticmethod(time.sleep)
 
     _killed = False
@@ -90,16 +90,19 @@ class DaiDeleteCreativeOperator(BaseOperator):
         if not names:
             self.log.info("The list of creatives is empty: there is nothing to delete.")
             return []
-        earlier = TaskState(context, STATE_DELETED, self.log)
-        deleted_before = frozenset(earlier.load() or ())
-        left = [name for name in dict.fromkeys(names) if name not in deleted_before]
         from airflow_dai_provider.hooks.dai import DaiHook
 
+        left = list(dict.fromkeys(names))
         with (
             task_errors(f"{_describe(left)} may still exist"),
             DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint) as hook,
         ):
             hook.stopped = lambda: KILLED if self._killed else None
+            # Its retries cover the endpoint too, without which no state can be read.
+            hook.connect()
+            earlier = TaskState(context, STATE_DELETED, self.log, lambda: hook.endpoint.url)
+            deleted_before = frozenset(earlier.load() or ())
+            left = [name for name in left if name not in deleted_before]
             deleted, errors = self._delete(hook, left)
         missing = _unknown(errors)
         self._report(left, deleted, missing)
@@ -116,40 +119,19 @@ class DaiDeleteCreativeOperator(BaseOperator):
         self._killed = True
 
     def _delete(self, hook: DaiHook, names: list[str]) -> tuple[set[str], dict[str, ServiceError]]:
-        """Delete creatives, side by side and in rounds; each is attempted before this returns.
-
-        What the service was too busy for is attempted again, as long as a round has deleted another one. A creative
-        that the service does not know is attempted once more, since it can have been made just now.
-
-        :return: what was deleted, and the last error of each of the others. After UNIMPLEMENTED some have none.
-        """
-        deleted: set[str] = set()
-        errors: dict[str, ServiceError] = {}
-        told: set[Code] = set()
-        asked_twice: set[str] = set()
-        left = names
+        """Delete creatives; return what was deleted, and the last error of each of the others."""
         with hook.workers(len(names)) as workers:
-            while left and not self._killed:
-                before = len(deleted)
-                for name, _, error in workers.call(left, _delete_one, retry_timeout=hook.retry_timeout):
-                    if error is None:
-                        deleted.add(name)
-                        errors.pop(name, None)
-                        continue
-                    if not not_begun(error) or name not in errors:
-                        errors[name] = error
-                    if not not_begun(error) and error.rpc_code not in told:
-                        told.add(error.rpc_code)
-                        self.log.warning("%s", error)
-                    if error.rpc_code is Code.UNIMPLEMENTED:
-                        return deleted, errors
-                left, pause = _with_code(errors, THROTTLED), PAUSE
-                if not left or len(deleted) == before:
-                    left, pause = [name for name in _unknown(errors) if name not in asked_twice], NOT_FOUND_GRACE
-                    asked_twice.update(left)
-                if left and not self._killed:
-                    self._sleep(pause)
-        return deleted, errors
+            deleted, errors = request_in_rounds(
+                workers,
+                names,
+                _delete_one,
+                retry_timeout=hook.retry_timeout,
+                ends=lambda error: error.rpc_code is Code.UNIMPLEMENTED,
+                clock=self._clock,
+                sleep=self._sleep,
+                log=self.log,
+            )
+        return set(deleted), errors
 
     def _report(self, names: list[str], deleted: set[str], missing: list[str]) -> None:
         """Log what was deleted, and what the service does not know."""
@@ -171,7 +153,7 @@ class DaiDeleteCreativeOperator(BaseOperator):
         with accept_missing(self.log, "", missing_ok=False), task_errors(consequence):
             if not several:
                 raise errors[left[0]]
-            told = {name: errors[name] for name in left if name in errors}
+            told = {name: errors[name] for name in left}
             check_many((), None, told, total=total, failed="creatives could not be deleted", consequence=consequence)
 
 
@@ -181,11 +163,7 @@ def _delete_one(hook: DaiHook, name: str) -> None:
 
 def _unknown(errors: dict[str, ServiceError]) -> list[str]:
     """Return the creatives that the service does not know."""
-    return _with_code(errors, {Code.NOT_FOUND})
-
-
-def _with_code(errors: dict[str, ServiceError], codes: Collection[Code]) -> list[str]:
-    return [name for name, error in errors.items() if error.rpc_code in codes]
+    return [name for name, error in errors.items() if error.rpc_code is Code.NOT_FOUND]
 
 
 def _describe(names: list[str]) -> str:

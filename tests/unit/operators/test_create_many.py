@@ -137,6 +137,14 @@ class TestRefused:
         assert slow.requests == []
 
     @both
+    @pytest.mark.usefixtures("slow")
+    def test_a_timeout_tells_what_has_finished_by_then(self, context: Any, ti: Ti, deferrable: bool) -> None:
+        with pytest.raises(AirflowException, match="1 of 3 operations have not finished within 100 s"):
+            execute(context, creative=three(seconds=500), deferrable=deferrable, timeout=100)
+        rows = ti.pushed["ingest", -1, "operation"]
+        assert [row["state"] for row in rows] == ["SUCCEEDED", "RUNNING", "SUCCEEDED"]
+
+    @both
     @pytest.mark.parametrize("retries", [0, 1])
     def test_one_refused_start_does_not_cancel_the_others(
         self, slow: DaiEmulator, context: Any, ti: Ti, deferrable: bool, retries: int

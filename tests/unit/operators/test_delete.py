@@ -12,7 +12,7 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.operators.dai import DaiDeleteCreativeOperator
 from tests.support.clock import Clock
-from tests.support.emulators import count, methods
+from tests.support.emulators import MakeEmulator, count, methods
 from tests.support.log import Log
 from tests.support.task_instance import Store, Ti
 
@@ -56,7 +56,7 @@ class TestOne:
     ) -> None:
         assert execute(UNKNOWN) == UNKNOWN
         assert methods(emulator) == [DELETE, DELETE]
-        assert clock.slept == [10]
+        assert sum(clock.slept) == 10
         assert log.ours[-1] == f"{UNKNOWN} does not exist. Nothing is left to delete, and missing_ok is set."
 
     def test_without_missing_ok_it_fails_for_good(self, emulator: DaiEmulator, execute: Any) -> None:
@@ -72,7 +72,7 @@ class TestOne:
         emulator.inject(fault(name, rpc_status="NOT_FOUND", lasts=9))
         assert execute(name, missing_ok=missing_ok) == name
         assert emulator.creatives() == []
-        assert clock.slept == [10]
+        assert sum(clock.slept) == 10
 
     def test_one_that_was_deleted_although_the_response_was_lost_is_accepted(
         self, emulator: DaiEmulator, execute: Any
@@ -227,6 +227,17 @@ class TestMany:
         assert [request.name for request in emulator.requests] == [names[2]]
         assert (emulator.creatives(), store.kept) == ([], {})
 
+    def test_a_retry_at_another_endpoint_asks_for_all(
+        self, emulator: DaiEmulator, make_emulator: MakeEmulator, execute: Any
+    ) -> None:
+        names, store = make(emulator, 3), Store()
+        emulator.inject(fault(names[2], status=503, times=None))
+        with pytest.raises(AirflowException, match=names[2]):
+            execute(names, store)
+        other = make_emulator()
+        assert execute(names, store) == names
+        assert {request.name for request in other.requests} == set(names)
+
     @pytest.mark.parametrize("store", [None, Store(broken=True)], ids=["none", "broken"])
     def test_a_retry_without_a_store_asks_again(self, emulator: DaiEmulator, execute: Any, store: Store | None) -> None:
         names = make(emulator, 5)
@@ -269,6 +280,28 @@ def test_a_task_that_was_killed_before_says_so(emulator: DaiEmulator, ti: Ti) ->
     with pytest.raises(AirflowException, match=f"the task was killed.*{name} may still exist"):
         operator.execute({"ti": ti})  # type: ignore[arg-type]
     assert emulator.requests == []
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_task_that_is_killed_while_it_connects_does_not_succeed(
+    emulator: DaiEmulator, ti: Ti, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    names = make(emulator, number)
+    operator = DaiDeleteCreativeOperator(task_id="delete", creative_name=names if number > 1 else names[0])
+    monkeypatch.setattr(DaiHook, "connect", lambda _: operator.on_kill())
+    with pytest.raises(AirflowException, match="the task was killed before this was attempted.*may still exist"):
+        operator.execute({"ti": ti})  # type: ignore[arg-type]
+    assert emulator.creatives() == names
+
+
+def test_a_kill_before_the_second_look_leaves_an_unknown_one_in_doubt(
+    emulator: DaiEmulator, ti: Ti, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator = DaiDeleteCreativeOperator(task_id="delete", creative_name=[UNKNOWN])
+    monkeypatch.setattr(DaiDeleteCreativeOperator, "_sleep", lambda *_: operator.on_kill())
+    with pytest.raises(AirflowException, match="404 NOT_FOUND.*was not asked again: the task was killed"):
+        operator.execute({"ti": ti})  # type: ignore[arg-type]
+    assert count(emulator, DELETE) == 1
 
 
 INVALID_NAMES = [

@@ -141,6 +141,8 @@ def test_a_timeout_is_raised_as_a_timeout() -> None:
     assert event == {"operation_name": NAME, "status": "timeout", "message": "a has not finished within 5 s"}
     with pytest.raises(WaitTimeoutError, match="^a has not finished within 5 s$"):
         read_event(event, NAME)
+    with pytest.raises(WaitTimeoutError, match=r"^a has not finished within 5 s\. a may still run\.$"):
+        read_event(event, NAME, "a may still run")
 
 
 @pytest.mark.parametrize("code", Code)
@@ -246,30 +248,35 @@ def resume_after(error: Exception, task: Any, next_method: str = "execute_comple
         raise error
 
 
-#: How a wait times out: in the trigger, and in Airflow, which knows no more than that.
+#: How a wait times out: in the trigger, whose event tells what may still run, and in Airflow, which knows no more.
 TIMEOUTS = [
-    pytest.param(WaitTimeoutError("It took too long"), "execute_complete", id="trigger"),
-    *(pytest.param(AirflowException(words), FAILED_DEFERRAL, id=words) for words in sorted(TRIGGER_TIMEOUTS)),
+    pytest.param(
+        WaitTimeoutError("It took too long. operations/a may still run."),
+        "execute_complete",
+        "It took too long",
+        id="trigger",
+    ),
+    *(pytest.param(AirflowException(words), FAILED_DEFERRAL, words, id=words) for words in sorted(TRIGGER_TIMEOUTS)),
 ]
 
 
-@pytest.mark.parametrize(("error", "next_method"), TIMEOUTS)
+@pytest.mark.parametrize(("error", "next_method", "what"), TIMEOUTS)
 @pytest.mark.parametrize("kind", [AirflowException, AirflowSensorTimeout])
 @pytest.mark.parametrize("execution_timeout", [None, timedelta(seconds=101), timedelta(seconds=100)], ids=str)
 def test_a_timeout_of_the_task_raises_the_error_that_the_caller_names(
-    error: Exception, next_method: str, kind: type[AirflowException], execution_timeout: timedelta | None
+    error: Exception, next_method: str, what: str, kind: type[AirflowException], execution_timeout: timedelta | None
 ) -> None:
     task = make_task(execution_timeout=execution_timeout, timeout=100.0)
-    with pytest.raises(kind, match=rf"{error}\. operations/a may still run\.$") as raised:
+    with pytest.raises(kind, match=rf"{what}\. operations/a may still run\.$") as raised:
         resume_after(error, task, next_method, timeout_error=kind)
     assert type(raised.value) is kind
     assert raised.value.__cause__ is error
 
 
-@pytest.mark.parametrize(("error", "next_method"), TIMEOUTS)
-def test_a_shorter_execution_timeout_raises_airflow_s_own_error(error: Exception, next_method: str) -> None:
+@pytest.mark.parametrize(("error", "next_method", "what"), TIMEOUTS)
+def test_a_shorter_execution_timeout_raises_airflow_s_own_error(error: Exception, next_method: str, what: str) -> None:
     task = make_task(execution_timeout=timedelta(seconds=99), timeout=100.0)
-    words = rf"{error}\. operations/a may still run\. The execution_timeout of the task has passed\.$"
+    words = rf"{what}\. operations/a may still run\. The execution_timeout of the task has passed\.$"
     with pytest.raises(AirflowTaskTimeout, match=words):
         resume_after(error, task, next_method, timeout_error=AirflowSensorTimeout)
 

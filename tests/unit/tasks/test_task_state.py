@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +16,15 @@ from tests.support.task_instance import Store, Ti
 
 LOGGER = logging.getLogger("airflow_dai_provider.test_task_state")
 VALUE = {"names": ["operations/a", "operations/\u65e5"], "number": 1.5, "none": None}
+KEPT = {"max_tries": 0, "endpoint": "https://dai.example"}
 
 
-def state(store: Store, ti: Any = None, key: str = "a_key") -> TaskState:
-    return TaskState({"ti": ti or Ti(), "task_state_store": store}, key, LOGGER)  # type: ignore[typeddict-unknown-key,typeddict-item]
+def here() -> str:
+    return "https://dai.example"
+
+
+def state(store: Store, ti: Any = None, key: str = "a_key", endpoint: Callable[[], str] = here) -> TaskState:
+    return TaskState({"ti": ti or Ti(), "task_state_store": store}, key, LOGGER, endpoint)  # type: ignore[typeddict-unknown-key,typeddict-item]
 
 
 def test_the_next_try_loads_what_was_saved_last() -> None:
@@ -47,8 +53,26 @@ def test_a_cleared_task_starts_anew() -> None:
     assert state(store, Ti(max_tries=5)).load() is None
 
 
+def test_what_was_saved_at_another_endpoint_does_not_count() -> None:
+    store = Store()
+    state(store, endpoint=lambda: "https://old.example").save(VALUE)
+    assert state(store).load() is None
+    state(store).save(["new"])
+    assert state(store).load() == ["new"]
+
+
+def test_an_endpoint_that_cannot_be_looked_up_fails_no_task(log: Log) -> None:
+    def fails() -> str:
+        raise RuntimeError("no connection")
+
+    store = Store()
+    state(store).save(VALUE)
+    assert state(store, endpoint=fails).load() is None
+    assert len(log.lines("Could not read a_key")) == 1
+
+
 def test_without_a_store_nothing_is_kept_and_nothing_is_told(log: Log) -> None:
-    kept = TaskState({"ti": Ti()}, "a_key", LOGGER)  # type: ignore[typeddict-item]
+    kept = TaskState({"ti": Ti()}, "a_key", LOGGER, here)  # type: ignore[typeddict-item]
     kept.save(VALUE)
     kept.delete()
     assert kept.load() is None
@@ -68,7 +92,7 @@ def test_a_store_that_fails_fails_no_task_and_each_failure_is_told(log: Log) -> 
 
 
 @pytest.mark.parametrize(
-    "kept", [None, "text", [], {}, {"value": pack(VALUE)}, {"max_tries": 0}, {"max_tries": 0, "value": 7}]
+    "kept", [None, "text", [], {}, {"value": pack(VALUE)}, {"max_tries": 0, "value": pack(VALUE)}, {**KEPT, "value": 7}]
 )
 def test_a_value_of_another_form_counts_as_none(kept: Any, log: Log) -> None:
     assert state(Store({"a_key": kept})).load() is None
@@ -77,7 +101,7 @@ def test_a_value_of_another_form_counts_as_none(kept: Any, log: Log) -> None:
 
 @pytest.mark.parametrize("text", ["", "no such text", "\u65e5", pack(VALUE)[:-10]])
 def test_a_damaged_value_counts_as_none_and_is_told(text: str, log: Log) -> None:
-    assert state(Store({"a_key": {"max_tries": 0, "value": text}})).load() is None
+    assert state(Store({"a_key": {**KEPT, "value": text}})).load() is None
     assert len(log.lines("Could not read a_key")) == 1
 
 

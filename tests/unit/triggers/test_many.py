@@ -163,6 +163,8 @@ def test_a_timeout_names_what_has_not_finished(emulator: DaiEmulator, make_trigg
     assert event["status"] == "timeout"
     with pytest.raises(WaitTimeoutError, match=f"1 of 2 operations have not finished within 90 s: {B}"):
         read_many_event(event, [A, B])
+    with pytest.raises(WaitTimeoutError, match=rf"{B}\. {B} may still run\.$"):
+        read_many_event(event, [A, B], "2 operations may still run")
 
 
 @pytest.mark.parametrize("names", [[A], [A, B, C], [B, A], A])

@@ -1,0 +1,133 @@
+"""One request for each of many names, side by side and in rounds, until each has an outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
+from airflow_dai_provider.api.retry import PERMANENT, THROTTLED, not_begun
+from airflow_dai_provider.tasks.failures import sentences
+
+if TYPE_CHECKING:
+    from airflow_dai_provider.hooks.dai import DaiHook
+    from airflow_dai_provider.transport.threads import Workers
+
+T = TypeVar("T")
+
+#: Seconds between two rounds of attempts, and the most between two looks whether the task was killed.
+PAUSE = 1.0
+
+
+def request_in_rounds(
+    workers: Workers[DaiHook],
+    names: Collection[str],
+    request: Callable[[DaiHook, str], T],
+    *,
+    timeout: float | None = None,
+    retry_timeout: float = 0.0,
+    ends: Callable[[ServiceError], bool] = lambda _: False,
+    on_done: Callable[[str, T | None], None] | None = None,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    log: Any,
+) -> tuple[dict[str, T | None], dict[str, ServiceError]]:
+    """Make a request for each name; every one is attempted before this returns, and each has an outcome.
+
+    A permanent error settles a name, but NOT_FOUND only when it comes again ten seconds after it was first seen (with
+    a limit, near its end if that is sooner): the name can have been made just now. After a transient error a name is
+    attempted again until the time is up. Without a limit, only what the service was too busy for is attempted again,
+    as long as a round has settled another one; other errors are the matter of the retries of each request.
+
+    :param request: raises ServiceError; called in a thread of the workers. Once they are stopped, nothing is begun.
+    :param timeout: seconds for all rounds, or None.
+    :param retry_timeout: seconds after which one request is not retried again within a round.
+    :param ends: whether an error holds for every name, so that no other request is begun.
+    :param on_done: called for each name whose request has succeeded, with its result.
+    :param clock: gives seconds.
+    :param sleep: waits for seconds.
+    :param log: says the first error of each rpc code.
+    :return: the results, and the last error of each of the others. That of a request which was not begun is CANCELLED.
+    """
+    every = list(dict.fromkeys(names))
+    until = float("inf") if timeout is None else clock() + timeout
+    done: dict[str, T | None] = {}
+    errors: dict[str, ServiceError] = {}
+    #: When the service did not know a name for the first time, and the names that it did not know again.
+    missing_since: dict[str, float] = {}
+    missing: set[str] = set()
+    told: set[Code] = set()
+    due = every
+    while due:
+        settled = False
+        for name, result, error in workers.call(due, request, retry_timeout=retry_timeout):
+            if error is None:
+                settled = True
+                errors.pop(name, None)
+                done[name] = result
+                if on_done:
+                    on_done(name, result)
+                continue
+            if not_begun(error):
+                errors.setdefault(name, error)
+                continue
+            errors[name] = error
+            if ends(error):
+                reason = "this was not attempted, since another error holds for it too"
+                rest = ServiceError(reason, Code.CANCELLED, sent=False)
+                return in_order(every, done), {name: errors.get(name, rest) for name in every if name not in done}
+            if error.rpc_code is Code.NOT_FOUND:
+                if name in missing_since:
+                    missing.add(name)
+                else:
+                    missing_since[name] = clock()
+        for error in in_order(due, errors).values():
+            if error.rpc_code not in told and not not_begun(error):
+                told.add(error.rpc_code)
+                log.warning("%s", error)
+        now = clock()
+        if workers.stopped() or now >= until:
+            break
+        retryable = frozenset(Code) - PERMANENT if timeout is not None else THROTTLED if settled else frozenset[Code]()
+        again = {name for name, error in errors.items() if error.rpc_code in retryable}
+        believed_at = {
+            name: min(since + NOT_FOUND_GRACE, max(until - PAUSE, (since + until) / 2))
+            for name, since in missing_since.items()
+            if name in errors and errors[name].rpc_code is Code.NOT_FOUND and name not in missing
+        }
+        if not again and not believed_at:
+            break
+        if not _sleep_until(now + PAUSE if again else max(believed_at.values()), workers, clock, sleep):
+            break
+        now = clock()
+        due = [name for name in every if name in again or believed_at.get(name, now + 1) <= now]
+    if stopped := workers.stopped():
+        for name, error in errors.items():
+            if error.rpc_code is Code.NOT_FOUND and name not in missing:
+                errors[name] = _not_asked_again(error, stopped)
+    return in_order(every, done), in_order(every, errors)
+
+
+def in_order(names: Collection[str], results: Mapping[str, T]) -> dict[str, T]:
+    """Return the results in the order of the names."""
+    return {name: results[name] for name in names if name in results}
+
+
+def _sleep_until(
+    end: float, workers: Workers[DaiHook], clock: Callable[[], float], sleep: Callable[[float], None]
+) -> bool:
+    """Sleep in steps; return False when the workers are stopped meanwhile."""
+    while (left := end - clock()) > 0:
+        sleep(min(left, PAUSE))
+        if workers.stopped():
+            return False
+    return True
+
+
+def _not_asked_again(error: ServiceError, reason: str) -> ServiceError:
+    """Return the error of a name that the service may only not have known yet."""
+    # Imported here, since DAG files are parsed often and few tasks meet an error.
+    from airflow_dai_provider.transport.google_errors import typed
+
+    return typed(ServiceError(sentences(error, f"It was not asked again: {reason}"), Code.CANCELLED))

@@ -1,0 +1,84 @@
+"""Cancellations of many operations in rounds: what is attempted again, and when."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.hooks.dai import DaiHook
+from airflow_dai_provider.tasks.cancel_requests import request_cancellations
+from tests.support.clock import Clock
+from tests.support.emulators import count
+
+LOGGER = logging.getLogger("airflow_dai_provider.test_rounds")
+GET, CANCEL = "operations.get", "operations.cancel"
+A, B, C = "operations/a", "operations/b", "operations/c"
+
+
+def cancel(clock: Clock, names: Any = (A, B, C), **options: Any) -> dict[str, Code]:
+    """Request the cancellations; return the codes of the errors."""
+    with DaiHook() as hook, hook.workers(len(names)) as workers:
+        options = {"sleep": clock.sleep, "log": LOGGER, **options}
+        _, errors = request_cancellations(workers, names, clock=clock, **options)
+    return {name: error.rpc_code for name, error in errors.items()}
+
+
+def test_an_unknown_name_is_asked_for_once_more_after_ten_seconds(emulator: DaiEmulator, fake_time: Clock) -> None:
+    assert cancel(fake_time) == dict.fromkeys((A, B, C), Code.NOT_FOUND)
+    assert count(emulator, CANCEL) == count(emulator, GET) == 6
+    assert sum(fake_time.slept) == 10
+
+
+def test_a_long_first_round_does_not_make_an_unknown_name_believed(emulator: DaiEmulator, fake_time: Clock) -> None:
+    emulator.start_ingest(A)
+    emulator.inject(Fault(method=CANCEL, name=A, rpc_status="NOT_FOUND", times=1))
+    emulator.inject(Fault(method=GET, name=A, rpc_status="NOT_FOUND", times=1))
+    readings = iter([fake_time.now])
+
+    def clock() -> float:
+        # The first round takes a minute.
+        return next(readings, fake_time.now + 60)
+
+    with DaiHook() as hook, hook.workers(1) as workers:
+        _, errors = request_cancellations(workers, [A], clock=clock, sleep=fake_time.sleep, log=LOGGER)
+    assert errors == {}
+    assert emulator.state(A) == "CANCELLED"
+
+
+def test_within_a_limit_an_unknown_name_is_asked_for_once_more_near_its_end(
+    emulator: DaiEmulator, fake_time: Clock
+) -> None:
+    began = fake_time.now
+    assert cancel(fake_time, timeout=10) == dict.fromkeys((A, B, C), Code.NOT_FOUND)
+    assert count(emulator, CANCEL) == 6
+    assert fake_time.now - began == 9
+
+
+def test_one_that_cancel_does_not_know_for_a_moment_is_cancelled(emulator: DaiEmulator, fake_time: Clock) -> None:
+    emulator.start_ingest(A)
+    emulator.inject(Fault(method=CANCEL, name=A, rpc_status="NOT_FOUND", times=1))
+    assert cancel(fake_time, [A]) == {}
+    assert emulator.state(A) == "CANCELLED"
+    assert fake_time.slept == []
+
+
+def test_an_unimplemented_get_does_not_keep_others_from_being_cancelled(
+    emulator: DaiEmulator, fake_time: Clock
+) -> None:
+    names = [emulator.start_ingest() for _ in range(100)]
+    emulator.inject(Fault(method=CANCEL, name=names[0], rpc_status="FAILED_PRECONDITION", times=None))
+    emulator.unimplement(GET)
+    assert cancel(fake_time, names, unimplemented_ends=True) == {names[0]: Code.UNIMPLEMENTED}
+    assert count(emulator, CANCEL) == 100
+
+
+def test_an_unimplemented_cancel_is_raised_where_the_caller_says_so(emulator: DaiEmulator, fake_time: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(3)]
+    emulator.unimplement(CANCEL)
+    assert cancel(fake_time, names) == dict.fromkeys(names, Code.UNIMPLEMENTED)
+    with pytest.raises(ServiceError, match="UNIMPLEMENTED"):
+        cancel(fake_time, names, unimplemented_ends=True)
