@@ -53,9 +53,6 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
     _clock: Callable[[], float] = staticmethod(time.time)
     _random: Callable[[], float] = staticmethod(random)
 
-    #: Whether the API has responded to this hook: the endpoint is right, and the account has access.
-    responded = False
-
     def __init__(
         self,
         gcp_conn_id: str = "google_cloud_default",
@@ -81,6 +78,15 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         self._transport: AiohttpTransport | None = None
         self._token: Token | None = None
 
+    @property
+    def responded(self) -> bool:
+        """Whether the API has responded to this hook: the endpoint is right, and the account has access."""
+        return self._get_sync_hook().responded
+
+    @responded.setter
+    def responded(self, responded: bool) -> None:
+        self._get_sync_hook().responded = responded
+
     async def get_sync_hook(self) -> DaiHook:
         """Return the hook that looks up the connection, when it is needed first."""
         return self._get_sync_hook()
@@ -93,9 +99,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
     async def synchronous_hook(self) -> DaiHook:
         """Return a hook for a thread, with the same connection, and the token that this hook used last."""
         hook = self._get_sync_hook()
-        hook = hook.sibling(self._token) if self._token else hook
-        hook.responded = self.responded
-        return hook
+        return hook.sibling(self._token) if self._token else hook
 
     async def __aenter__(self) -> Self:
         self._holders += 1

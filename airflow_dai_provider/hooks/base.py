@@ -20,6 +20,7 @@ from airflow_dai_provider.api.endpoint import EXTRA_KEY, Endpoint, emulator_endp
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.parameters import MAX_REQUEST_SECONDS, check_connection, check_seconds
 from airflow_dai_provider.api.redaction import redact_urls
+from airflow_dai_provider.api.retry import ServiceState
 from airflow_dai_provider.transport.google_errors import class_of, typed
 from airflow_dai_provider.transport.requests_session import RequestsTransport
 from airflow_dai_provider.transport.shared_token import Token
@@ -86,6 +87,8 @@ class DaiBaseHook(GoogleBaseHook):
         self._extras: dict[str, Any] | None = None
         self._token: Token | None = None
         self._transport: RequestsTransport | None = None
+        #: What this hook and its siblings know of the service.
+        self.service = ServiceState()
         if self._emulator:
             self.impersonation_chain = self.quota_project_id = None
             self._extras = {"is_anonymous": True}
@@ -172,6 +175,8 @@ class DaiBaseHook(GoogleBaseHook):
 
     def sibling(self, token: Token | None = None) -> Self:
         """Return a hook with the same connection, looked up already, and a session of its own: one for another thread.
+
+        Both know what either learns of the service.
 
         :param token: what it shares, with the credentials that give it; by default the token of this hook.
         """

@@ -12,7 +12,7 @@ from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.redaction import redact_urls
-from airflow_dai_provider.api.retry import PERMANENT, Pace
+from airflow_dai_provider.api.retry import PERMANENT
 
 #: The most calls under way at a time, and so the most connections.
 CONCURRENCY = 64
@@ -25,7 +25,6 @@ class Session(AbstractContextManager[Any], Protocol):
 
     retry_timeout: float
     stopped: Callable[[], str | None]
-    pace: Pace | None
 
 
 S = TypeVar("S", bound=Session)
@@ -47,8 +46,6 @@ class Workers(Generic[S]):
     add a job, which may neither start a thread nor take a lock. They ask Airflow for nothing but the metrics, and log
     nothing: connections are looked up before they start.
 
-    When the service asks one of them to wait, or is too busy, all wait.
-
     :param sessions: hooks that are ready to use, one for each call under way at a time.
     :param stopped: the reason to begin no other call and no retry, or None.
     :param thread_name: of each thread.
@@ -62,10 +59,8 @@ class Workers(Generic[S]):
         self._held_until = float("-inf")
         self._jobs: SimpleQueue[Callable[[S], None] | None] = SimpleQueue()
         self._closed = False
-        pace = Pace()
         for session in sessions:
             session.stopped = stopped
-            session.pace = pace
         # Daemons: the process of a killed task ends without waiting for a request that is under way.
         self._threads = [Thread(target=self._work, args=(one,), name=thread_name, daemon=True) for one in sessions]
         for thread in self._threads:
