@@ -25,8 +25,13 @@ from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS, Aioh
 from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.session_pool import lease
 from airflow_dai_provider.transport.shared_token import Token
+from airflow_dai_provider.transport.threads import error_of_one
 
 T = TypeVar("T")
+
+
+class _RoundOverError(Exception):
+    """The time of a round is up, although some have not been polled."""
 
 
 class DaiAsyncHook(GoogleBaseAsyncHook):
@@ -235,7 +240,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
             while many.left:
                 names = many.due(self._clock())
                 complete = len(names) == len(many.left)
-                await self._poll_round(names, many)
+                await self._poll_round(names, many, complete)
                 if not many.left:
                     break
                 try:
@@ -248,28 +253,39 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
                     await self._sleep(seconds)
         self.log.info("%s.", many.progress)
 
-    async def _poll_round(self, names: list[str], many: ManyWait) -> None:
+    async def _poll_round(self, names: list[str], many: ManyWait, complete: bool) -> None:
+        try:
+            # Once for all of them: each would look up the connection again while that fails.
+            await self._open()
+        except ServiceError as error:
+            for name in names:
+                many.after_error(name, error, self._clock())
+            return
         each = iter(names)
         # Not a coroutine for each operation: to start thousands would hold up the event loop.
-        polls = [asyncio.create_task(self._poll_each(each, many)) for _ in range(min(MAX_CONNECTIONS, len(names)))]
+        number = min(MAX_CONNECTIONS, len(names))
+        polls = [asyncio.create_task(self._poll_each(each, many, complete)) for _ in range(number)]
         try:
-            await asyncio.gather(*polls)
+            with suppress(_RoundOverError):
+                await asyncio.gather(*polls)
         finally:
             for poll in polls:
                 poll.cancel()
             await asyncio.gather(*polls, return_exceptions=True)
 
-    async def _poll_each(self, names: Iterator[str], many: ManyWait) -> None:
+    async def _poll_each(self, names: Iterator[str], many: ManyWait, complete: bool) -> None:
         for name in names:
             metrics.count_polls()
             try:
                 operation = await self._send(rest.get_operation(name))
-            except ServiceError as error:
-                if many.after_error(name, error, self._clock()):
+            except Exception as error:
+                if many.after_error(name, error_of_one(error), self._clock()):
                     self.log.warning("%s", many.failed[name])
             else:
                 if level := many.after_poll(operation):
                     self.log.log(level, "%s.", operation)
+            if many.is_round_over(self._clock(), complete=complete):
+                raise _RoundOverError
 
     async def _call_once(self, request: rest.Request[T]) -> T:
         async with self._holding():

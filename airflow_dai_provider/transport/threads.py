@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from itertools import chain
 from queue import Empty, SimpleQueue
@@ -103,7 +103,7 @@ class Workers(Generic[S]):
         retry_timeout: float = 0.0,
         seconds: float = 0.0,
         until: float = float("inf"),
-    ) -> Iterator[list[Outcome[T]]]:
+    ) -> Generator[list[Outcome[T]]]:
         """Do the same, and yield several outcomes at a time.
 
         Jobs that have not begun are dropped when the iterator is closed.
@@ -145,7 +145,7 @@ class Workers(Generic[S]):
 
     def _collect(
         self, done: SimpleQueue[Outcome[T]], dropped: Event, left: int, seconds: float, until: float
-    ) -> Iterator[list[Outcome[T]]]:
+    ) -> Generator[list[Outcome[T]]]:
         try:
             while left:
                 try:
@@ -177,15 +177,21 @@ class Workers(Generic[S]):
         except ServiceError as error:
             session.retry_timeout = retry_timeout if error.rpc_code in PERMANENT else 0.0
             return Outcome(name, None, error)
-        except ValueError as error:
-            return Outcome(name, None, ServiceError(str(error), Code.INVALID_ARGUMENT))
         except Exception as error:
-            # An error of one call, whatever it is, never keeps the others from being made.
-            failure = ServiceError(redact_urls(repr(error)), Code.UNKNOWN)
-            failure.__cause__ = error
-            return Outcome(name, None, failure)
+            return Outcome(name, None, error_of_one(error))
         session.retry_timeout = retry_timeout
         return Outcome(name, result, None)
+
+
+def error_of_one(error: Exception) -> ServiceError:
+    """Return the error of one call of many: whatever it is, it never keeps the others from being made."""
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, ValueError):
+        return ServiceError(str(error), Code.INVALID_ARGUMENT)
+    failure = ServiceError(redact_urls(repr(error)), Code.UNKNOWN)
+    failure.__cause__ = error
+    return failure
 
 
 def _seconds_to(until: float) -> float | None:

@@ -72,7 +72,7 @@ def test_jobs_that_have_not_begun_are_dropped_when_the_iterator_is_closed(sessio
     with Workers(sessions[:1], stopped=lambda: None) as workers:
         outcomes = workers.batches(NAMES, call)
         next(outcomes)
-        outcomes.close()  # type: ignore[attr-defined]
+        outcomes.close()
         turn.release(len(NAMES))
     assert 1 <= len(begun) <= 3
 
