@@ -24,7 +24,7 @@ from airflow_dai_provider.hooks.sync import DaiHook
 from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS, AiohttpTransport
 from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.session_pool import lease
-from airflow_dai_provider.transport.shared_token import Token
+from airflow_dai_provider.transport.shared_token import REFUSAL_LASTS, Token
 from airflow_dai_provider.transport.threads import error_of_one
 
 T = TypeVar("T")
@@ -256,7 +256,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
     async def _poll_round(self, names: list[str], many: ManyWait, complete: bool) -> None:
         try:
             # Once for all of them: each would look up the connection again while that fails.
-            await self._open()
+            (await self._open()).token.refusal_lasts = REFUSAL_LASTS
         except ServiceError as error:
             for name in names:
                 many.after_error(name, error, self._clock())

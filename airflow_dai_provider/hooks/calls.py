@@ -14,6 +14,7 @@ from airflow_dai_provider.api.polling import Wait
 from airflow_dai_provider.api.retry import Retry, as_outage, not_retried
 from airflow_dai_provider.hooks.base import DaiBaseHook
 from airflow_dai_provider.transport.google_errors import typed
+from airflow_dai_provider.transport.shared_token import REFUSAL_LASTS
 from airflow_dai_provider.transport.threads import CONCURRENCY, Workers
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class DaiCallingHook(DaiBaseHook):
         :raises google.api_core.exceptions.GoogleAPICallError: when the connection gives no credentials.
         """
         self.connect()
+        self.shared_token().refusal_lasts = REFUSAL_LASTS
         siblings = [self.sibling() for _ in range(max(1, min(number, most)))]
         for sibling in siblings:
             sibling.side_by_side = True
