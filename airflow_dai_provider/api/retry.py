@@ -11,12 +11,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.parameters import MAX_SECONDS
 
 #: Seconds of backoff before the first retry, and at most (Google's own defaults).
 FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 10.0
-#: A larger ``Retry-After`` is not believed, in seconds.
-MAX_RETRY_AFTER = 1e10
 
 #: The server was too busy to act on the request.
 THROTTLED = frozenset({Code.RESOURCE_EXHAUSTED})
@@ -185,14 +184,16 @@ def backoff(attempt: int, retry_after: float | None, random: float) -> float:
 def read_retry_after(value: str | None, now: datetime) -> float | None:
     """Read the header ``Retry-After``, in seconds or as a date.
 
-    :return: seconds from ``now``, never negative; None where there is no header that can be read.
+    :return: seconds from ``now``, never negative, and no more than a sleep holds; None where there is no header that
+        can be read.
     """
     if value is None:
         return None
     if value.strip().isdecimal():
-        return min(float(value), MAX_RETRY_AFTER)
+        return min(float(value), MAX_SECONDS)
     try:
         time = parsedate_to_datetime(value)
     except (ValueError, OverflowError):
         return None
-    return max(0.0, ((time if time.tzinfo else time.replace(tzinfo=UTC)) - now).total_seconds())
+    seconds = ((time if time.tzinfo else time.replace(tzinfo=UTC)) - now).total_seconds()
+    return min(max(0.0, seconds), MAX_SECONDS)
