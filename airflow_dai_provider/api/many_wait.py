@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import FIRST_INTERVAL, Wait, WaitTimeoutError
-from airflow_dai_provider.api.retry import PERMANENT, THROTTLED, TRANSIENT
+from airflow_dai_provider.api.retry import PERMANENT, TRANSIENT, is_pause
 
 #: The most operations that a message names.
 MAX_NAMED = 10
@@ -141,7 +141,7 @@ class ManyWait:
         self.errors[name] = error
         self._polled.add(name)
         self.waited = now - self.wait.started
-        if error.rpc_code in THROTTLED and not error.sent:
+        if is_pause(error):
             self._soonest = min(self._soonest, error.retry_after or FIRST_INTERVAL)
             self._error = self._error or error
             return False

@@ -74,6 +74,11 @@ def not_begun(error: ServiceError) -> bool:
     return error.rpc_code is Code.CANCELLED and not error.sent
 
 
+def is_pause(error: ServiceError) -> bool:
+    """Return whether this is the error of a request that was not sent, because the service has asked for a pause."""
+    return error.rpc_code in THROTTLED and not error.sent
+
+
 class Retry:
     """The retries of one call.
 
@@ -111,12 +116,16 @@ class Retry:
         """
         self._attempts += 1
         self._may_have_acted = self._may_have_acted or may_have_acted(error)
-        self.failure = failure = error
-        if self._may_have_acted and not error.sent:
+        failure = error
+        if self.failure and is_pause(error):
+            failure = not_retried(self.failure, str(error), error.retry_after)
+        elif self._may_have_acted and not error.sent:
             # A copy, since threads can share the error of a token.
-            self.failure = failure = copy(error)
+            failure = copy(error)
             failure.sent = True
             failure.__cause__ = error.__cause__
+        if not is_pause(error):
+            self.failure = failure
         seconds = backoff(self._attempts, error.retry_after, self._jitter())
         allowed = self._attempts <= self._num_retries and now + seconds < self._until
         if allowed and may_retry(self._retryable_codes, error):

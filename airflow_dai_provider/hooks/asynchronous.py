@@ -56,6 +56,8 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
     #: outlive the process.
     _sleep: Callable[[float], Any] = staticmethod(asyncio.sleep)
     _clock: Callable[[], float] = staticmethod(time.time)
+    #: For what lasts no longer than a call or a pause.
+    _monotonic: Callable[[], float] = staticmethod(time.monotonic)
     _random: Callable[[], float] = staticmethod(random)
 
     def __init__(
@@ -212,7 +214,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
                 metrics.count_polls()
                 try:
                     # Not retried like other calls: the next poll is the retry.
-                    operation = await self._send(request)
+                    operation = await self._send(request, self._end_of(wait))
                 except ServiceError as error:
                     seconds, line = judge(wait, error, self._clock())
                     if line:
@@ -277,7 +279,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         for name in names:
             metrics.count_polls()
             try:
-                operation = await self._send(rest.get_operation(name))
+                operation = await self._send(rest.get_operation(name), self._end_of(many.wait))
             except Exception as error:
                 if many.after_error(name, error_of_one(error), self._clock()):
                     self.log.warning("%s", many.failed[name])
@@ -294,21 +296,33 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
     async def _call(self, request: rest.Request[T]) -> T:
         """Send a request, and again after errors that allow it; raise the last ServiceError."""
         retry: Retry | None = None
-        started = self._clock()
+        started = self._monotonic()
+        until = started + self._get_sync_hook().retry_timeout
         while True:
             try:
-                return await self._send(request)
+                return await self._send(request, until)
             except ServiceError as error:
                 last = typed(as_outage(error, self.responded, request.retryable_codes))
             retry = retry or self._get_sync_hook().make_retry(request.retryable_codes, started)
-            seconds, line = retry.after(last, self._clock())
+            try:
+                seconds, line = retry.after(last, self._monotonic())
+            except ServiceError as failure:
+                raise typed(failure) from failure.__cause__
             self.log.warning("%s", line)
             metrics.count_retry()
             await self._sleep(seconds)
 
-    async def _send(self, request: rest.Request[T]) -> T:
-        """Send a request once."""
-        result = await (await self._open()).call(request)
+    def _end_of(self, wait: Wait) -> float:
+        """Return when the time of a wait is up, on the clock that only ever increases."""
+        left = float("inf") if wait.timeout is None else wait.started + wait.timeout - self._clock()
+        return self._monotonic() + max(0.0, left)
+
+    async def _send(self, request: rest.Request[T], until: float) -> T:
+        """Send a request once.
+
+        :param until: when to send it at the latest, also when the service has asked for a pause.
+        """
+        result = await (await self._open()).call(request, until)
         self.responded = True
         return result
 
@@ -325,7 +339,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         hook = self._get_sync_hook()
 
         def make() -> AiohttpTransport:
-            return AiohttpTransport(hook.endpoint, hook.shared_token(), hook.timeout, self._clock, self._sleep)
+            return AiohttpTransport(hook.endpoint, hook.shared_token(), hook.timeout, self._monotonic, self._sleep)
 
         # Looks up the connection. Not thread-sensitive, so that a thousand waits that start together do not queue for
         # one thread.

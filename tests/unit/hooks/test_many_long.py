@@ -89,9 +89,9 @@ def test_an_unexpected_error_of_one_poll_is_that_of_its_operation_only(
         fail_once(name)
         return get(hook, name, **options)
 
-    async def on_a_loop(hook: DaiAsyncHook, request: Any) -> Any:
+    async def on_a_loop(hook: DaiAsyncHook, request: Any, until: float) -> Any:
         fail_once(request.path)
-        return await send(hook, request)
+        return await send(hook, request, until)
 
     monkeypatch.setattr(DaiHook, "get_operation", in_a_thread)
     monkeypatch.setattr(DaiAsyncHook, "_send", on_a_loop)
