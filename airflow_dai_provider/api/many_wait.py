@@ -9,12 +9,16 @@ from collections.abc import Callable, Collection, Iterable
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import FIRST_INTERVAL, Wait, WaitTimeoutError
-from airflow_dai_provider.api.retry import PERMANENT, THROTTLED, TRANSIENT
+from airflow_dai_provider.api.retry import PERMANENT, TRANSIENT, is_pause
 
 #: The most operations that a message names.
 MAX_NAMED = 10
 #: Of more operations, the log has a summary instead of a line for each.
 MAX_LISTED = 20
+#: So many whose last poll did not fail come first in a round: their responses show at once that there is no outage.
+_PROBES = 10
+#: Seconds for the round that is under way when the time is up, counted from its first response.
+LAST_ROUND = 60.0
 
 
 class ManyWait:
@@ -23,7 +27,11 @@ class ManyWait:
     Rounds come as the polls of :class:`Wait` do; between two of them, those whose polls have failed are polled again.
     The service counts as unavailable when it has responded for no operation in a round. An error of one operation alone
     is believed when a wait for that one would believe it, and ends the wait for that one only; but UNIMPLEMENTED holds
-    for all. A poll that was not sent, because the service has asked for a pause, says nothing of its operation.
+    for all. A poll that was not sent, because the service has asked for a pause, says nothing of its operation. The
+    page of a front end is judged at the end of its round: by then it is known whether the API responds.
+
+    A round is broken off when the time is up, or while no operation gets a response, and the service has been
+    unavailable for too long. So a long list is not waited for any longer than a short one.
 
     The log is told of a round that has changed the progress, of an end that is not expected when it is seen, and of
     each end where there are few operations.
@@ -74,21 +82,45 @@ class ManyWait:
         self._soonest = float("inf")
         #: By name, the errors that are believed if the service has responded for others.
         self._doubted: dict[str, ServiceError] = {}
+        #: By name, the pages of a front end, while nothing shows that the API responds at all.
+        self._pages: dict[str, ServiceError] = {}
+        self._first_result: float | None = None
+        self._polled: set[str] = set()
 
     def due(self, now: float) -> list[str]:
         """Return the operations to poll now.
 
         Those come first whose polls have failed, the longest ago before all: otherwise the pauses of a busy service
-        could always hit the same ones.
+        could always hit the same ones. A round of all begins with a few others.
         """
         failing = list(self.errors)
         if failing and now < self._next_round - 0.001:
             return failing
-        return [*failing, *(name for name in self.left if name not in self.errors)]
+        others = [name for name in self.left if name not in self.errors]
+        return [*others[:_PROBES], *failing, *others[_PROBES:]]
+
+    def is_round_over(self, now: float, *, complete: bool) -> bool:
+        """Return whether to break off the round after a poll, since the time is up.
+
+        :param complete: as for :meth:`after_round`.
+        """
+        if self._first_result is None:
+            self._first_result = now
+        if self._responded:
+            return self.wait.is_over(now, outage=False) and now >= self._first_result + LAST_ROUND
+        outage = self._is_telling(complete)
+        if outage:
+            self.wait.begin_outage(now)
+        return self.wait.is_over(now, outage=outage)
+
+    def _is_telling(self, complete: bool) -> bool:
+        """Return whether a round without a response shows that the service is unavailable."""
+        return complete and not self.left.keys() <= self._suspects
 
     def after_poll(self, operation: Operation) -> int | None:
         """Note what a poll has found; return the level at which the log is to be told of it, if it is."""
-        self._responded = True
+        self._note_response()
+        self._polled.add(operation.name)
         self._waits.pop(operation.name, None)
         self.errors.pop(operation.name, None)
         self.running[operation.name] = operation
@@ -119,21 +151,33 @@ class ManyWait:
         :raises ServiceError: UNIMPLEMENTED, when it is believed.
         """
         self.errors[name] = error
+        self._polled.add(name)
         self.waited = now - self.wait.started
-        if error.rpc_code in THROTTLED and not error.sent:
+        if is_pause(error):
             self._soonest = min(self._soonest, error.retry_after or FIRST_INTERVAL)
             self._error = self._error or error
             return False
+        if error.from_front_end and not self.wait.responded:
+            self._pages[name] = error
+            self._error = self._error or error
+            return False
+        self._error = error
+        return self._judge(name, error, now)
+
+    def _judge(self, name: str, error: ServiceError, now: float) -> bool:
+        """Judge the error of one operation; return whether the log is to be told that it is believed.
+
+        :raises ServiceError: UNIMPLEMENTED, when it is believed.
+        """
         wait = self._waits.get(name) or Wait(
             name,
             started=self.wait.started,
             poll_interval=self.wait.poll_interval,
             max_outage=None if self.wait.max_outage == float("inf") else self.wait.max_outage,
-            responded=self.wait.responded or self._responded,
             jitter=self.wait.jitter,
         )
+        wait.responded = self.wait.responded
         self._waits[name] = wait
-        self._error = error
         try:
             seconds, _ = wait.after_error(error, now)
         except ServiceError as verdict:
@@ -142,13 +186,18 @@ class ManyWait:
             if verdict.rpc_code in TRANSIENT:
                 self._doubted[name] = verdict
                 return False
-            self._responded = self._responded or self._is_response(error)
+            if self._is_response(error):
+                self._note_response()
             self.fail(name, verdict)
             self._told[verdict.rpc_code] += 1
             return self._told[verdict.rpc_code] <= MAX_LISTED
-        self._responded = self._responded or self._is_response(error)
+        if self._is_response(error):
+            self._note_response()
         self._soonest = min(self._soonest, seconds)
         return False
+
+    def _note_response(self) -> None:
+        self._responded = self.wait.responded = True
 
     @staticmethod
     def _is_response(error: ServiceError) -> bool:
@@ -162,9 +211,13 @@ class ManyWait:
         :raises ServiceError: when the service has been unavailable for too long.
         :raises WaitTimeoutError: when the time is up; the message names some that have not finished.
         """
-        complete = complete and not self.left.keys() <= self._suspects
+        complete = self._is_telling(complete)
+        for name, page in self._pages.items():
+            self._judge(name, page, now)
+        refused = {name: self.failed[name] for name in self._pages if name in self.failed}
         responded, error, soonest = self._responded or not complete, self._error, self._soonest
-        believed = self._doubted if responded else {}
+        believed = refused | (self._doubted if responded else {})
+        unpolled = len(self.left.keys() - self._polled) if complete else 0
         self._begin_round()
         for name, verdict in believed.items():
             self.fail(name, verdict)
@@ -182,6 +235,8 @@ class ManyWait:
             last = f"; the last poll failed: {error}" if error and not responded else ""
             number = f"{len(self.left):,} of {self.total:,} operations"
             message = f"{number} have not finished within {self.wait.timeout:g} s: {some_of(self.left)}{last}"
+            if unpolled:
+                message += f"; when the time was up, {unpolled:,} of them had not been polled again"
             raise WaitTimeoutError(message) from timeout
         if complete:
             self._suspects = set(self.errors)

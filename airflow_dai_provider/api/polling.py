@@ -76,6 +76,21 @@ class Wait:
         self._failures = 0
         self._told: set[Code] = set()
 
+    def begin_outage(self, now: float) -> float:
+        """Note that polls fail, which :meth:`after_error` judges; return since when."""
+        if self._failing_since is None:
+            self._failing_since = now
+        return self._failing_since
+
+    def is_over(self, now: float, *, outage: bool) -> bool:
+        """Return whether the time is up.
+
+        :param outage: whether that for which the service may be unavailable counts too.
+        """
+        if self.timeout is not None and now >= self.started + self.timeout:
+            return True
+        return outage and self._failing_since is not None and now >= self._failing_since + self.max_outage
+
     def after_poll(self, operation: Operation | str, now: float) -> tuple[float, str]:
         """Decide when to poll again after a poll that found the operation running.
 
@@ -110,13 +125,12 @@ class Wait:
         :raises WaitTimeoutError: when the time is up.
         """
         error = as_outage(error, self.responded)
-        if self._failing_since is None:
-            self._failing_since = now
+        failing_since = self.begin_outage(now)
         self._failures += 1
         patience = self._patience(error, now)
         if patience <= 0:
             raise error
-        interval = self._interval(now - self._failing_since, self.max_outage / 10)
+        interval = self._interval(now - failing_since, self.max_outage / 10)
         wait = self._next(now, min(max(interval, error.retry_after or 0.0), patience), f"the last poll failed: {error}")
         if error.rpc_code in self._told:
             return wait, None

@@ -6,16 +6,16 @@ Source: ``google/rpc/code.proto``, and the retry defaults of Google's own client
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.parameters import MAX_SECONDS
 
 #: Seconds of backoff before the first retry, and at most (Google's own defaults).
 FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 10.0
-#: A larger ``Retry-After`` is not believed, in seconds.
-MAX_RETRY_AFTER = 1e10
 
 #: The server was too busy to act on the request.
 THROTTLED = frozenset({Code.RESOURCE_EXHAUSTED})
@@ -74,6 +74,11 @@ def not_begun(error: ServiceError) -> bool:
     return error.rpc_code is Code.CANCELLED and not error.sent
 
 
+def is_pause(error: ServiceError) -> bool:
+    """Return whether this is the error of a request that was not sent, because the service has asked for a pause."""
+    return error.rpc_code in THROTTLED and not error.sent
+
+
 class Retry:
     """The retries of one call.
 
@@ -98,19 +103,40 @@ class Retry:
         self._until = started + retry_timeout
         self._jitter = jitter
         self._attempts = 0
+        self._may_have_acted = False
+        #: The error of the last attempt, as it is raised when there is no other.
+        self.failure: ServiceError | None = None
 
     def after(self, error: ServiceError, now: float) -> tuple[float, str]:
         """Decide when to send the request again after an attempt that failed.
 
         :return: the seconds until then, and the line for the log.
-        :raises ServiceError: the same, when there is to be no other attempt.
+        :raises ServiceError: the same, when there is to be no other attempt; with ``sent``, when the service may
+            have acted on an earlier one.
         """
         self._attempts += 1
+        self._may_have_acted = self._may_have_acted or may_have_acted(error)
+        failure = error
+        if self.failure and is_pause(error):
+            failure = not_retried(self.failure, str(error), error.retry_after)
+        elif self._may_have_acted and not error.sent:
+            # A copy, since threads can share the error of a token.
+            failure = copy(error)
+            failure.sent = True
+            failure.__cause__ = error.__cause__
+        if not is_pause(error):
+            self.failure = failure
         seconds = backoff(self._attempts, error.retry_after, self._jitter())
         allowed = self._attempts <= self._num_retries and now + seconds < self._until
         if allowed and may_retry(self._retryable_codes, error):
             return seconds, f"{error}; attempt {self._attempts}, next in {seconds:.1f} s"
-        raise error
+        raise failure
+
+
+def not_retried(error: ServiceError, reason: str, retry_after: float | None = None) -> ServiceError:
+    """Return the error of a request that could have been sent again, with the reason why it was not."""
+    message = f"{error}; it was not retried: {reason}"
+    return ServiceError(message, error.rpc_code, retry_after, error.sent, error.from_front_end)
 
 
 class Pace:
@@ -128,14 +154,29 @@ class Pace:
             self._until = max(self._until, now + max(error.retry_after or 0.0, FIRST_BACKOFF))
 
     @staticmethod
-    def error(request: object, delay: float) -> ServiceError:
-        """Return the error for a request that cannot wait as long as the service has asked for."""
-        message = f"{request} was not sent: the service has asked for a pause, of which {delay:.0f} s are left"
-        return ServiceError(message, Code.RESOURCE_EXHAUSTED, delay, sent=False)
+    def error(request: object, delay: float, failure: ServiceError | None = None) -> ServiceError:
+        """Return the error for a request that cannot wait as long as the service has asked for.
+
+        :param failure: the error of its last attempt, if there was one.
+        """
+        reason = f"the service has asked for a pause, of which {delay:.0f} s are left"
+        if failure:
+            return not_retried(failure, reason, delay)
+        return ServiceError(f"{request} was not sent: {reason}", Code.RESOURCE_EXHAUSTED, delay, sent=False)
 
     def delay(self, now: float) -> float:
         """Return the seconds until the next request may be sent."""
         return max(0.0, self._until - now)
+
+
+class ServiceState:
+    """What the responses of the service have shown to a hook and all its siblings. Threads may share it."""
+
+    def __init__(self) -> None:
+        #: Whether the API has responded: the endpoint is right, and the account has access.
+        self.responded = False
+        #: The pause that the service has asked for.
+        self.pace = Pace()
 
 
 def backoff(attempt: int, retry_after: float | None, random: float) -> float:
@@ -152,14 +193,16 @@ def backoff(attempt: int, retry_after: float | None, random: float) -> float:
 def read_retry_after(value: str | None, now: datetime) -> float | None:
     """Read the header ``Retry-After``, in seconds or as a date.
 
-    :return: seconds from ``now``, never negative; None where there is no header that can be read.
+    :return: seconds from ``now``, never negative, and no more than a sleep holds; None where there is no header that
+        can be read.
     """
     if value is None:
         return None
     if value.strip().isdecimal():
-        return min(float(value), MAX_RETRY_AFTER)
+        return min(float(value), MAX_SECONDS)
     try:
         time = parsedate_to_datetime(value)
     except (ValueError, OverflowError):
         return None
-    return max(0.0, ((time if time.tzinfo else time.replace(tzinfo=UTC)) - now).total_seconds())
+    seconds = ((time if time.tzinfo else time.replace(tzinfo=UTC)) - now).total_seconds()
+    return min(max(0.0, seconds), MAX_SECONDS)

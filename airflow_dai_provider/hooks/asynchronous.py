@@ -24,9 +24,14 @@ from airflow_dai_provider.hooks.sync import DaiHook
 from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS, AiohttpTransport
 from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.session_pool import lease
-from airflow_dai_provider.transport.shared_token import Token
+from airflow_dai_provider.transport.shared_token import REFUSAL_LASTS, Token
+from airflow_dai_provider.transport.threads import error_of_one
 
 T = TypeVar("T")
+
+
+class _RoundOverError(Exception):
+    """The time of a round is up, although some have not been polled."""
 
 
 class DaiAsyncHook(GoogleBaseAsyncHook):
@@ -51,10 +56,9 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
     #: outlive the process.
     _sleep: Callable[[float], Any] = staticmethod(asyncio.sleep)
     _clock: Callable[[], float] = staticmethod(time.time)
+    #: For what lasts no longer than a call or a pause.
+    _monotonic: Callable[[], float] = staticmethod(time.monotonic)
     _random: Callable[[], float] = staticmethod(random)
-
-    #: Whether the API has responded to this hook: the endpoint is right, and the account has access.
-    responded = False
 
     def __init__(
         self,
@@ -81,6 +85,15 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         self._transport: AiohttpTransport | None = None
         self._token: Token | None = None
 
+    @property
+    def responded(self) -> bool:
+        """Whether the API has responded to this hook: the endpoint is right, and the account has access."""
+        return self._get_sync_hook().responded
+
+    @responded.setter
+    def responded(self, responded: bool) -> None:
+        self._get_sync_hook().responded = responded
+
     async def get_sync_hook(self) -> DaiHook:
         """Return the hook that looks up the connection, when it is needed first."""
         return self._get_sync_hook()
@@ -93,9 +106,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
     async def synchronous_hook(self) -> DaiHook:
         """Return a hook for a thread, with the same connection, and the token that this hook used last."""
         hook = self._get_sync_hook()
-        hook = hook.sibling(self._token) if self._token else hook
-        hook.responded = self.responded
-        return hook
+        return hook.sibling(self._token) if self._token else hook
 
     async def __aenter__(self) -> Self:
         self._holders += 1
@@ -203,7 +214,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
                 metrics.count_polls()
                 try:
                     # Not retried like other calls: the next poll is the retry.
-                    operation = await self._send(request)
+                    operation = await self._send(request, self._end_of(wait))
                 except ServiceError as error:
                     seconds, line = judge(wait, error, self._clock())
                     if line:
@@ -231,7 +242,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
             while many.left:
                 names = many.due(self._clock())
                 complete = len(names) == len(many.left)
-                await self._poll_round(names, many)
+                await self._poll_round(names, many, complete)
                 if not many.left:
                     break
                 try:
@@ -244,28 +255,39 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
                     await self._sleep(seconds)
         self.log.info("%s.", many.progress)
 
-    async def _poll_round(self, names: list[str], many: ManyWait) -> None:
+    async def _poll_round(self, names: list[str], many: ManyWait, complete: bool) -> None:
+        try:
+            # Once for all of them: each would look up the connection again while that fails.
+            (await self._open()).token.refusal_lasts = REFUSAL_LASTS
+        except ServiceError as error:
+            for name in names:
+                many.after_error(name, error, self._clock())
+            return
         each = iter(names)
         # Not a coroutine for each operation: to start thousands would hold up the event loop.
-        polls = [asyncio.create_task(self._poll_each(each, many)) for _ in range(min(MAX_CONNECTIONS, len(names)))]
+        number = min(MAX_CONNECTIONS, len(names))
+        polls = [asyncio.create_task(self._poll_each(each, many, complete)) for _ in range(number)]
         try:
-            await asyncio.gather(*polls)
+            with suppress(_RoundOverError):
+                await asyncio.gather(*polls)
         finally:
             for poll in polls:
                 poll.cancel()
             await asyncio.gather(*polls, return_exceptions=True)
 
-    async def _poll_each(self, names: Iterator[str], many: ManyWait) -> None:
+    async def _poll_each(self, names: Iterator[str], many: ManyWait, complete: bool) -> None:
         for name in names:
             metrics.count_polls()
             try:
-                operation = await self._send(rest.get_operation(name))
-            except ServiceError as error:
-                if many.after_error(name, error, self._clock()):
+                operation = await self._send(rest.get_operation(name), self._end_of(many.wait))
+            except Exception as error:
+                if many.after_error(name, error_of_one(error), self._clock()):
                     self.log.warning("%s", many.failed[name])
             else:
                 if level := many.after_poll(operation):
                     self.log.log(level, "%s.", operation)
+            if many.is_round_over(self._clock(), complete=complete):
+                raise _RoundOverError
 
     async def _call_once(self, request: rest.Request[T]) -> T:
         async with self._holding():
@@ -274,21 +296,33 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
     async def _call(self, request: rest.Request[T]) -> T:
         """Send a request, and again after errors that allow it; raise the last ServiceError."""
         retry: Retry | None = None
-        started = self._clock()
+        started = self._monotonic()
+        until = started + self._get_sync_hook().retry_timeout
         while True:
             try:
-                return await self._send(request)
+                return await self._send(request, until)
             except ServiceError as error:
                 last = typed(as_outage(error, self.responded, request.retryable_codes))
             retry = retry or self._get_sync_hook().make_retry(request.retryable_codes, started)
-            seconds, line = retry.after(last, self._clock())
+            try:
+                seconds, line = retry.after(last, self._monotonic())
+            except ServiceError as failure:
+                raise typed(failure) from failure.__cause__
             self.log.warning("%s", line)
             metrics.count_retry()
             await self._sleep(seconds)
 
-    async def _send(self, request: rest.Request[T]) -> T:
-        """Send a request once."""
-        result = await (await self._open()).call(request)
+    def _end_of(self, wait: Wait) -> float:
+        """Return when the time of a wait is up, on the clock that only ever increases."""
+        left = float("inf") if wait.timeout is None else wait.started + wait.timeout - self._clock()
+        return self._monotonic() + max(0.0, left)
+
+    async def _send(self, request: rest.Request[T], until: float) -> T:
+        """Send a request once.
+
+        :param until: when to send it at the latest, also when the service has asked for a pause.
+        """
+        result = await (await self._open()).call(request, until)
         self.responded = True
         return result
 
@@ -305,7 +339,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
         hook = self._get_sync_hook()
 
         def make() -> AiohttpTransport:
-            return AiohttpTransport(hook.endpoint, hook.shared_token(), hook.timeout, self._clock, self._sleep)
+            return AiohttpTransport(hook.endpoint, hook.shared_token(), hook.timeout, self._monotonic, self._sleep)
 
         # Looks up the connection. Not thread-sensitive, so that a thousand waits that start together do not queue for
         # one thread.

@@ -9,7 +9,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Self
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
@@ -21,6 +20,7 @@ from airflow_dai_provider.api.endpoint import EXTRA_KEY, Endpoint, emulator_endp
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.parameters import MAX_REQUEST_SECONDS, check_connection, check_seconds
 from airflow_dai_provider.api.redaction import redact_urls
+from airflow_dai_provider.api.retry import ServiceState
 from airflow_dai_provider.transport.google_errors import class_of, typed
 from airflow_dai_provider.transport.requests_session import RequestsTransport
 from airflow_dai_provider.transport.shared_token import Token
@@ -87,8 +87,8 @@ class DaiBaseHook(GoogleBaseHook):
         self._extras: dict[str, Any] | None = None
         self._token: Token | None = None
         self._transport: RequestsTransport | None = None
-        #: One for all siblings, since they have the same endpoint and account.
-        self._api = SimpleNamespace(responded=False)
+        #: What this hook and its siblings know of the service.
+        self.service = ServiceState()
         if self._emulator:
             self.impersonation_chain = self.quota_project_id = None
             self._extras = {"is_anonymous": True}
@@ -175,6 +175,8 @@ class DaiBaseHook(GoogleBaseHook):
 
     def sibling(self, token: Token | None = None) -> Self:
         """Return a hook with the same connection, looked up already, and a session of its own: one for another thread.
+
+        Both know what either learns of the service.
 
         :param token: what it shares, with the credentials that give it; by default the token of this hook.
         """

@@ -11,9 +11,10 @@ from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.polling import Wait
-from airflow_dai_provider.api.retry import Pace, Retry, as_outage
+from airflow_dai_provider.api.retry import Retry, as_outage, not_retried
 from airflow_dai_provider.hooks.base import DaiBaseHook
 from airflow_dai_provider.transport.google_errors import typed
+from airflow_dai_provider.transport.shared_token import REFUSAL_LASTS
 from airflow_dai_provider.transport.threads import CONCURRENCY, Workers
 
 T = TypeVar("T")
@@ -33,17 +34,18 @@ class DaiCallingHook(DaiBaseHook):
     #: Gives the reason to send no other request, also no retry, or None: a killed task sets it, and a callback whose
     #: time is up. A sibling has the same.
     stopped: Callable[[], str | None] = staticmethod(lambda: None)
-    #: The pause that the service has asked for, where the hook is one of several siblings that work side by side.
-    pace: Pace | None = None
+    #: Whether this hook is one of several siblings that work side by side, each in a thread. They log nothing: who has
+    #: started them tells of each kind of error once.
+    side_by_side = False
 
     @property
     def responded(self) -> bool:
-        """Whether the API has responded to this hook or a sibling, so that the endpoint and the account are right."""
-        return bool(self._api.responded)
+        """Whether the API has responded to this hook or a sibling: endpoint and access are right."""
+        return self.service.responded
 
     @responded.setter
     def responded(self, responded: bool) -> None:
-        self._api.responded = responded
+        self.service.responded = responded
 
     def workers(self, number: int, most: int = CONCURRENCY, *, wait: Wait | None = None) -> Workers[Self]:
         """Return threads that work on many operations, each with a sibling of this hook; use them as a context manager.
@@ -55,7 +57,11 @@ class DaiCallingHook(DaiBaseHook):
         :raises google.api_core.exceptions.GoogleAPICallError: when the connection gives no credentials.
         """
         self.connect(wait)
-        return Workers([self.sibling() for _ in range(max(1, min(number, most)))], stopped=self.stopped)
+        self.shared_token().refusal_lasts = REFUSAL_LASTS
+        siblings = [self.sibling() for _ in range(max(1, min(number, most)))]
+        for sibling in siblings:
+            sibling.side_by_side = True
+        return Workers(siblings, stopped=self.stopped)
 
     def make_retry(self, retryable_codes: frozenset[Code], started: float) -> Retry:
         """Return the retries of a call that began at ``started``."""
@@ -84,46 +90,53 @@ class DaiCallingHook(DaiBaseHook):
         if wait:
             self._bear(request, attempt, wait)
         else:
-            self._retried(request, attempt)
+            # A pause of the service's is no pause of the token service's.
+            self._retried(request, attempt, paced=False)
 
     def _call(self, request: rest.Request[T], *, retry: bool = True) -> T:
         """Send a request, and again after errors that allow it; raise the last ServiceError."""
         return self._retried(request, lambda: self._send(request), retry=retry)
 
-    def _retried(self, request: rest.Request[Any], attempt: Callable[[], T], *, retry: bool = True) -> T:
+    def _retried(
+        self, request: rest.Request[Any], attempt: Callable[[], T], *, retry: bool = True, paced: bool = True
+    ) -> T:
         self._check_stopped(request)
         started = self._clock()
         retries: Retry | None = None
         while True:
-            self._keep_pace(request, started + self.retry_timeout if retry else started)
+            if paced:
+                until = started + self.retry_timeout if retry or not self.side_by_side else started
+                self._keep_pace(request, until, retries.failure if retries else None)
             try:
                 return attempt()
             except ServiceError as error:
                 last = typed(as_outage(error, self.responded, request.retryable_codes))
-                if self.pace:
-                    self.pace.note(error, self._clock())
             if not retry:
                 raise last
             retries = retries or self.make_retry(request.retryable_codes, started)
             seconds, line = retries.after(last, self._clock())
-            if not self.pace:
-                # The threads of siblings log nothing: who has started them tells of each kind of error once.
+            if not self.side_by_side:
                 self.log.warning("%s", line)
             metrics.count_retry()
             self._sleep(seconds)
-            if reason := self.stopped():
-                raise typed(ServiceError(f"{last}; it was not retried: {reason}", last.rpc_code, None, last.sent))
+            self._check_stopped(request, retries.failure)
 
-    def _keep_pace(self, request: rest.Request[Any], until: float) -> None:
-        """Wait as long as the service has asked a sibling to wait; raise when that is too long for this call."""
-        while self.pace and (delay := self.pace.delay(now := self._clock())):
+    def _keep_pace(self, request: rest.Request[Any], until: float, failure: ServiceError | None) -> None:
+        """Wait as long as the service has asked this hook or a sibling to; raise when that is too long for this call.
+
+        :param failure: the error of the last attempt, if there was one.
+        """
+        pace = self.service.pace
+        while delay := pace.delay(now := self._clock()):
             if now + delay >= until:
-                raise typed(self.pace.error(request, delay))
+                raise typed(pace.error(request, delay, failure))
             self._sleep(delay)
-            self._check_stopped(request)
+            self._check_stopped(request, failure)
 
-    def _check_stopped(self, request: rest.Request[Any]) -> None:
+    def _check_stopped(self, request: rest.Request[Any], failure: ServiceError | None = None) -> None:
         if reason := self.stopped():
+            if failure:
+                raise typed(not_retried(failure, reason))
             raise typed(ServiceError(f"{request} was not sent: {reason}", Code.CANCELLED, sent=False))
 
     def _bear(self, request: rest.Request[Any], attempt: Callable[[], T], wait: Wait) -> T:
@@ -140,8 +153,12 @@ class DaiCallingHook(DaiBaseHook):
 
     def _send(self, request: rest.Request[T]) -> T:
         """Send a request once."""
-        result = self._get_transport().call(request)
-        self.responded = True
+        try:
+            result = self._get_transport().call(request)
+        except ServiceError as error:
+            self.service.pace.note(error, self._clock())
+            raise
+        self.service.responded = True
         return result
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
+from itertools import chain
 from typing import Any, Self, TypeVar
 
 from google.api_core import exceptions
@@ -245,14 +246,17 @@ class DaiHook(DaiCallingHook):
         """Poll each of these operations once; return what :meth:`ManyWait.after_round` decides."""
         complete = len(names) == len(many.left)
         # Not retried: the next round is the retry.
-        for name, operation, error in workers.call(names, lambda hook, name: hook.get_operation(name, retry=False)):
-            if error:
-                if not_begun(error):
-                    raise typed(error)
-                if many.after_error(name, error, self._clock()):
-                    self.log.warning("%s", many.failed[name])
-            elif operation and (level := many.after_poll(operation)):
-                self.log.log(level, "%s.", operation)
+        with closing(workers.batches(names, lambda hook, name: hook.get_operation(name, retry=False))) as batches:
+            for name, operation, error in chain.from_iterable(batches):
+                if error:
+                    if not_begun(error):
+                        raise typed(error)
+                    if many.after_error(name, error, self._clock()):
+                        self.log.warning("%s", many.failed[name])
+                elif operation and (level := many.after_poll(operation)):
+                    self.log.log(level, "%s.", operation)
+                if many.is_round_over(self._clock(), complete=complete):
+                    break
         if not many.left:
             return 0.0, None, True
         try:

@@ -64,7 +64,7 @@ class AiohttpTransport:
     :param endpoint: where the service is.
     :param token: gives what authorises a request; fetched in a thread, which all requests that need it await.
     :param timeout: seconds that one request may take.
-    :param clock: gives seconds.
+    :param clock: gives seconds that only ever increase.
     :param sleep: waits for seconds.
     :raises ValueError: when a token would leave this machine over plain HTTP.
     """
@@ -74,7 +74,7 @@ class AiohttpTransport:
         endpoint: Endpoint,
         token: Token,
         timeout: float,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Any] = asyncio.sleep,
     ) -> None:
         refuse_plain_http(endpoint, token.credentials)
@@ -135,23 +135,24 @@ class AiohttpTransport:
         proxy = None if self.endpoint.is_loopback else select_proxy(self.endpoint.url, settings["proxies"])
         return context, _proxy_url(proxy) if proxy else None
 
-    async def call(self, request: rest.Request[T]) -> T:
+    async def call(self, request: rest.Request[T], until: float = float("inf")) -> T:
         """Send a request once; after a 401 again, with a fresh token, and then with credentials that are read anew.
 
+        :param until: the time of the clock at which it has to be sent, also when the service has asked for a pause.
         :raises ServiceError: of the class that belongs to its rpc code, for everything but the response asked for.
         """
         try:
-            return await self._call(request)
+            return await self._call(request, until)
         except NoTokenError as error:
             raise error.of(request) from error.__cause__
         except ServiceError as error:
             raise typed(error) from error.__cause__
 
-    async def _call(self, request: rest.Request[T]) -> T:
+    async def _call(self, request: rest.Request[T], until: float) -> T:
         authorisation = await self._authorise()
         for anew in (False, True):
             try:
-                return await self._send(request, authorisation)
+                return await self._send(request, authorisation, until)
             except ServiceError as error:
                 if error.rpc_code is not Code.UNAUTHENTICATED:
                     raise
@@ -159,7 +160,7 @@ class AiohttpTransport:
             refused, authorisation = authorisation, await self._authorise(authorisation, anew=anew)
             if authorisation is refused:
                 raise refusal
-        return await self._send(request, authorisation)
+        return await self._send(request, authorisation, until)
 
     async def _authorise(self, refused: Authorisation | None = None, *, anew: bool = False) -> Authorisation:
         """Return what authorises a request, as :meth:`Token.get` does."""
@@ -168,7 +169,7 @@ class AiohttpTransport:
         get = sync_to_async(self.token.get, thread_sensitive=False)
         return await self._fetching.run((refused, anew), partial(get, refused, anew=anew))
 
-    async def _send(self, request: rest.Request[T], authorisation: Authorisation) -> T:
+    async def _send(self, request: rest.Request[T], authorisation: Authorisation, until: float) -> T:
         headers = authorisation.headers
         for name, value in headers.items():
             try:
@@ -178,7 +179,7 @@ class AiohttpTransport:
         try:
             async with self._free:
                 # Here, since many requests can wait for a free connection when one of them is asked to wait.
-                await self._keep_pace(request)
+                await self._keep_pace(request, until)
                 response = await self._exchange(request, headers)
         except _EXCHANGE_ERRORS as error:
             failure, cause = self._transport_error(request, error), public_cause(error)
@@ -191,10 +192,10 @@ class AiohttpTransport:
         # Raised here, so that no error with a secret is the context of this one.
         raise failure from cause
 
-    async def _keep_pace(self, request: rest.Request[Any]) -> None:
+    async def _keep_pace(self, request: rest.Request[Any], until: float) -> None:
         """Wait as long as the service has asked another request to wait; raise when that is too long."""
-        while delay := self._pace.delay(self._clock()):
-            if delay > MAX_PAUSE:
+        while delay := self._pace.delay(now := self._clock()):
+            if delay > MAX_PAUSE or now + delay > until:
                 raise self._pace.error(request, delay)
             await self._sleep(delay)
 

@@ -21,6 +21,8 @@ from airflow_dai_provider.transport.unsent import NoTokenError, no_token, public
 RENEW_BEFORE = 225.0
 #: Seconds until a token that is still valid is renewed again, after its renewal has failed.
 RENEW_AGAIN = 30.0
+#: Seconds for which many calls share the refusal of their credentials.
+REFUSAL_LASTS = 5.0
 
 
 @dataclass(eq=False)
@@ -48,7 +50,8 @@ class Token:
     """The token of one set of credentials: fetched once for all threads that share it, and renewed before it expires.
 
     Threads that wait for a fetch get its token, or its error, and the next one starts another. As long as the token at
-    hand is valid, a renewal that fails is tried again later.
+    hand is valid, a renewal that fails is tried again later. While many calls are made, the refusal of the credentials
+    is that of each, and for some seconds neither the token service nor the connection is asked again.
 
     :param credentials: the credentials; anonymous ones send no header.
     :param timeout: seconds that one request for it may take.
@@ -63,6 +66,9 @@ class Token:
         self._reload = reload
         self._lock = threading.Lock()
         self._failure: ServiceError | None = None
+        self._refused_at = float("-inf")
+        #: Seconds for which a refusal of the credentials lasts: 0, or :data:`REFUSAL_LASTS` when many calls are made.
+        self.refusal_lasts = 0.0
         self._not_replaced: Authorisation | None = None
         #: The authorisation at hand, also for a signal handler, which must not wait for the lock.
         self.held: Authorisation | None = None
@@ -93,14 +99,18 @@ class Token:
                     self._hold()
             if found := self.at_hand(refused, anew=anew):
                 return found
-            if self._failure not in (None, failure):
-                raise self._failure
+            # The time is that of the epoch, which can step back.
+            refused_just_now = 0 <= time.time() - self._refused_at < self.refusal_lasts
+            if self._failure and (self._failure is not failure or refused_just_now):
+                raise self._failure.with_traceback(None)
             held = self.held
             try:
                 return self._fetch(refused if anew else None)
             except ServiceError as error:
                 if held is None or held.is_refused(refused, anew) or time.time() >= held.expires:
                     self._failure = error
+                    if error.rpc_code is Code.UNAUTHENTICATED:
+                        self._refused_at = time.time()
                     raise
                 held.renew_at = time.time() + RENEW_AGAIN
                 return held

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from itertools import chain
 from queue import Empty, SimpleQueue
@@ -12,7 +12,7 @@ from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.redaction import redact_urls
-from airflow_dai_provider.api.retry import PERMANENT, Pace
+from airflow_dai_provider.api.retry import PERMANENT
 
 #: The most calls under way at a time, and so the most connections.
 CONCURRENCY = 64
@@ -25,7 +25,6 @@ class Session(AbstractContextManager[Any], Protocol):
 
     retry_timeout: float
     stopped: Callable[[], str | None]
-    pace: Pace | None
 
 
 S = TypeVar("S", bound=Session)
@@ -47,8 +46,6 @@ class Workers(Generic[S]):
     add a job, which may neither start a thread nor take a lock. They ask Airflow for nothing but the metrics, and log
     nothing: connections are looked up before they start.
 
-    When the service asks one of them to wait, or is too busy, all wait.
-
     :param sessions: hooks that are ready to use, one for each call under way at a time.
     :param stopped: the reason to begin no other call and no retry, or None.
     :param thread_name: of each thread.
@@ -63,10 +60,8 @@ class Workers(Generic[S]):
         self._held_until = float("-inf")
         self._jobs: SimpleQueue[Callable[[S], None] | None] = SimpleQueue()
         self._closed = False
-        pace = Pace()
         for session in sessions:
             session.stopped = stopped
-            session.pace = pace
         # Daemons: the process of a killed task ends without waiting for a request that is under way.
         self._threads = [Thread(target=self._work, args=(one,), name=thread_name, daemon=True) for one in sessions]
         for thread in self._threads:
@@ -109,7 +104,7 @@ class Workers(Generic[S]):
         retry_timeout: float = 0.0,
         seconds: float = 0.0,
         until: float = float("inf"),
-    ) -> Iterator[list[Outcome[T]]]:
+    ) -> Generator[list[Outcome[T]]]:
         """Do the same, and yield several outcomes at a time.
 
         Jobs that have not begun are dropped when the iterator is closed.
@@ -151,7 +146,7 @@ class Workers(Generic[S]):
 
     def _collect(
         self, done: SimpleQueue[Outcome[T]], dropped: Event, left: int, seconds: float, until: float
-    ) -> Iterator[list[Outcome[T]]]:
+    ) -> Generator[list[Outcome[T]]]:
         try:
             while left:
                 try:
@@ -183,15 +178,21 @@ class Workers(Generic[S]):
         except ServiceError as error:
             session.retry_timeout = retry_timeout if error.rpc_code in PERMANENT else 0.0
             return Outcome(name, None, error)
-        except ValueError as error:
-            return Outcome(name, None, ServiceError(str(error), Code.INVALID_ARGUMENT))
         except Exception as error:
-            # An error of one call, whatever it is, never keeps the others from being made.
-            failure = ServiceError(redact_urls(repr(error)), Code.UNKNOWN)
-            failure.__cause__ = error
-            return Outcome(name, None, failure)
+            return Outcome(name, None, error_of_one(error))
         session.retry_timeout = retry_timeout
         return Outcome(name, result, None)
+
+
+def error_of_one(error: Exception) -> ServiceError:
+    """Return the error of one call of many: whatever it is, it never keeps the others from being made."""
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, ValueError):
+        return ServiceError(str(error), Code.INVALID_ARGUMENT)
+    failure = ServiceError(redact_urls(repr(error)), Code.UNKNOWN)
+    failure.__cause__ = error
+    return failure
 
 
 def _seconds_to(until: float) -> float | None:

@@ -73,6 +73,7 @@ def fake_time(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Clock:
     for waiting in (DaiHook, DaiAsyncHook, DaiCancelOperationNotifier, *operators):
         monkeypatch.setattr(waiting, "_sleep", staticmethod(sleep if waiting is DaiAsyncHook else clock.sleep))
         monkeypatch.setattr(waiting, "_clock", staticmethod(clock))
+    monkeypatch.setattr(DaiAsyncHook, "_monotonic", staticmethod(clock))
     monkeypatch.setattr(DaiOperationSensor, "_clock", staticmethod(clock))
     for polling in (DaiHook, DaiAsyncHook):
         monkeypatch.setattr(polling, "_random", staticmethod(lambda: 0.0))

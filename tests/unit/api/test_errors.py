@@ -7,6 +7,7 @@ import pytest
 from google.rpc import code_pb2
 
 from airflow_dai_provider.api.errors import Code, ServiceError, code_of_http_status
+from airflow_dai_provider.api.parameters import MAX_SECONDS
 from airflow_dai_provider.api.retry import backoff, may_have_acted, may_retry, read_retry_after
 from tests.support.rpc_codes import RPC_CODES
 
@@ -142,6 +143,11 @@ def test_an_absolute_retry_after_is_counted_from_now_in_any_zone() -> None:
 def test_a_huge_retry_after_does_not_become_infinite(digits: int) -> None:
     seconds = read_retry_after("9" * digits, NOW)
     assert seconds is None or math.isfinite(seconds)
+
+
+@pytest.mark.parametrize("value", ["1000000001", "9999999999", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_no_retry_after_is_longer_than_a_sleep_holds(value: str) -> None:
+    assert read_retry_after(value, NOW) == MAX_SECONDS
 
 
 @pytest.mark.parametrize("code", list(Code))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.api.many_wait import MAX_LISTED, ManyWait, some_of
+from airflow_dai_provider.api.many_wait import LAST_ROUND, MAX_LISTED, ManyWait, some_of
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import MAX_OUTAGE, NOT_FOUND_GRACE, Wait, WaitTimeoutError
 
@@ -35,6 +35,8 @@ class Waiting:
         wait = Wait("the operations", **{"started": 0.0, "poll_interval": 30.0, "jitter": lambda: 0.0, **limits})
         self.many = ManyWait(names, wait, expected)
         self.now = 0.0
+        self.seconds_per_poll = 0.0
+        self.polls = 0
         self.rounds: list[tuple[float, list[str]]] = []
         self.lines: list[str] = []
         self.told: list[int | str] = []
@@ -46,11 +48,15 @@ class Waiting:
         self.rounds.append((self.now, names))
         for name in names:
             result = service(name, self.now)
+            self.now += self.seconds_per_poll
+            self.polls += 1
             if isinstance(result, ServiceError):
                 if many.after_error(name, result, self.now):
                     self.told.append(name)
             elif level := many.after_poll(Operation.from_api({"name": name, **result})):
                 self.told.append(level)
+            if many.is_round_over(self.now, complete=complete):
+                break
         if many.left:
             seconds, line, _ = many.after_round(self.now, complete=complete)
             self.lines += [line] if line else []
@@ -243,6 +249,83 @@ def test_one_s_page_of_a_front_end_is_an_outage_once_the_service_has_responded_f
     waiting = Waiting([A, B])
     waiting.to_the_end(lambda name, now: page if name == B and now < 60 else at(100)(name, now))
     assert sorted(waiting.many.finished) == [A, B]
+
+
+@pytest.mark.parametrize("code", [Code.UNIMPLEMENTED, Code.PERMISSION_DENIED, Code.NOT_FOUND])
+def test_the_page_of_the_first_poll_is_judged_when_the_others_of_its_round_are_known(code: Code) -> None:
+    page = error(code, from_front_end=True)
+    waiting = Waiting([A, B, C])
+    many = waiting.to_the_end(lambda name, now: page if name == A and now < 60 else at(100)(name, now))
+    assert sorted(many.finished) == [A, B, C]
+    assert not many.failed
+
+
+def test_a_page_is_an_outage_also_of_one_that_was_unavailable_before_the_api_responded() -> None:
+    page = error(Code.PERMISSION_DENIED, from_front_end=True)
+    waiting = Waiting([A, B])
+    waiting.round(lambda *_: error())
+    assert sorted(waiting.to_the_end(lambda name, now: page if name == A and now < 60 else END).finished) == [A, B]
+
+
+def test_a_round_of_nothing_but_pages_is_believed() -> None:
+    names = [f"operations/{one}" for one in range(30)]
+    waiting = Waiting(names)
+    many = waiting.to_the_end(lambda *_: error(Code.PERMISSION_DENIED, from_front_end=True))
+    assert (len(many.failed), len(waiting.rounds)) == (30, 1)
+    waiting = Waiting(names)
+    with pytest.raises(ServiceError) as caught:
+        waiting.round(lambda *_: error(Code.UNIMPLEMENTED, from_front_end=True))
+    assert caught.value.rpc_code is Code.UNIMPLEMENTED
+    assert waiting.polls == 30
+
+
+def test_a_page_of_one_says_nothing_of_others_that_are_unavailable() -> None:
+    page = error(Code.PERMISSION_DENIED, from_front_end=True)
+    waiting = Waiting([A, B])
+    many = waiting.to_the_end(lambda name, now: page if name == B else error() if now < 60 else END)
+    assert (sorted(many.finished), sorted(many.failed)) == ([A], [B])
+
+
+# Long rounds
+
+
+def test_an_outage_lasts_no_longer_for_a_long_list() -> None:
+    waiting = Waiting([f"operations/{one}" for one in range(10_000)])
+    waiting.seconds_per_poll = 0.2  # that of 64 threads whose requests take 13 s
+    with pytest.raises(ServiceError) as caught:
+        waiting.to_the_end(lambda *_: error(Code.DEADLINE_EXCEEDED))
+    assert caught.value.rpc_code is Code.DEADLINE_EXCEEDED
+    assert waiting.now == pytest.approx(MAX_OUTAGE, abs=1)
+
+
+def test_a_response_in_a_long_round_shows_that_there_is_no_outage() -> None:
+    names = [f"operations/{one}" for one in range(10_000)]
+    gone = frozenset(names[:5_000])
+    waiting = Waiting(names)
+    waiting.round(lambda name, _: error() if name in gone else {})
+    waiting.now = 100.0
+    waiting.seconds_per_poll = 0.1
+    waiting.round(lambda name, now: error() if name in gone else at(0)(name, now))
+    assert len(waiting.many.finished) == 5_000
+
+
+@pytest.mark.parametrize("result", [{}, error(), error(Code.NOT_FOUND)], ids=["running", "unavailable", "unknown"])
+def test_a_timeout_breaks_off_a_long_round(result: Any) -> None:
+    waiting = Waiting([f"operations/{one}" for one in range(10_000)], timeout=100.0)
+    waiting.seconds_per_poll = 0.125
+    with pytest.raises(
+        WaitTimeoutError, match="10,000 of 10,000 operations have not .* 9,200 of them had not been polled again$"
+    ):
+        waiting.to_the_end(lambda *_: result)
+    assert waiting.now == pytest.approx(100, abs=1)
+
+
+def test_the_round_that_begins_when_the_time_is_up_may_find_all_that_have_finished() -> None:
+    names = [f"operations/{one}" for one in range(100)]
+    waiting = Waiting(names, timeout=100.0)
+    waiting.now = 100.0
+    waiting.seconds_per_poll = LAST_ROUND / 101
+    assert len(waiting.to_the_end(lambda *_: END).finished) == 100
 
 
 # A pause

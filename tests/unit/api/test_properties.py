@@ -19,8 +19,9 @@ from airflow_dai_provider.api.creative import InvalidCreativeError, check_creati
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.names import InvalidNameError, check_operation_name
 from airflow_dai_provider.api.operation import InvalidOperationError, Operation, OperationState
+from airflow_dai_provider.api.parameters import MAX_SECONDS
 from airflow_dai_provider.api.redaction import redact_urls, short_repr, url_secrets
-from airflow_dai_provider.api.retry import MAX_RETRY_AFTER, read_retry_after
+from airflow_dai_provider.api.retry import read_retry_after
 from airflow_dai_provider.emulator import DaiEmulator
 
 # The machines that run this are slow at times; a deadline would be a timed test.
@@ -146,7 +147,7 @@ def test_every_response_is_read_or_refused(status: int, body: bytes, headers: di
             assert refusal.rpc_code in set(Code)
             assert len(str(refusal)) < 1500
             assert SECRET not in str(refusal)
-            assert refusal.retry_after is None or 0 <= refusal.retry_after <= MAX_RETRY_AFTER
+            assert refusal.retry_after is None or 0 <= refusal.retry_after <= MAX_SECONDS
         else:
             assert 200 <= status < 300
 

@@ -17,16 +17,18 @@ from airflow.providers.common.compat.sdk import BaseHook
 from google.api_core import exceptions
 from google.auth.credentials import AnonymousCredentials, Credentials
 
+from airflow_dai_provider.api.errors import Code
+from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.hooks.dai import DaiHook
-from airflow_dai_provider.transport.shared_token import HeldToken, Token
+from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
+from airflow_dai_provider.transport.shared_token import REFUSAL_LASTS, HeldToken, Token
 from airflow_dai_provider.transport.unsent import NoTokenError
 from tests.support.authentication import Shown, live_on
 from tests.support.clock import Clock
 from tests.support.connections import Connect
 from tests.support.credentials import LIFETIME, ROBOT
 from tests.support.emulators import count
-from tests.support.event_loop import Gate
+from tests.support.event_loop import Gate, run
 from tests.support.payloads import NAME
 from tests.support.tiny_server import Exchange, TinyServer
 from tests.support.token_server import TokenServer
@@ -207,6 +209,43 @@ def test_siblings_that_wait_for_a_token_share_its_refusal(
         emulator.start_ingest(NAME)
         assert get(hook) == "RUNNING"
     assert tokens.asked == 2
+
+
+def in_threads(names: list[str]) -> tuple[set[Any], Callable[[], Any]]:
+    """Poll operations with the workers of a hook; return the codes, and what polls again."""
+    hook = DaiHook()
+    with hook.workers(4) as workers:
+        outcomes = list(workers.call(names, lambda one, name: one.get_operation(name)))
+    return {error and error.rpc_code for _, _, error in outcomes}, lambda: hook.get_operation(NAME)
+
+
+def on_a_loop(names: list[str]) -> tuple[set[Any], Callable[[], Any]]:
+    """Poll operations with an asynchronous hook; return the codes, and what polls again."""
+    hook = DaiAsyncHook()
+    many = ManyWait(names, hook.make_wait("the operations"))
+    run(hook.wait_for_many(many))
+    return {error.rpc_code for error in many.failed.values()}, lambda: run(hook.get_operation(NAME))
+
+
+@pytest.mark.parametrize("call", [in_threads, on_a_loop])
+def test_one_refusal_of_the_credentials_serves_a_long_list(
+    tokens: TokenServer,
+    connect: Connect,
+    emulator: DaiEmulator,
+    on_clock: Clock,
+    look_ups: Counter[str],
+    call: Callable[[list[str]], tuple[set[Any], Callable[[], Any]]],
+) -> None:
+    connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
+    tokens.refusal = (400, {"error": "invalid_grant"})
+    codes, call_again = call([f"operations/{number}" for number in range(200)])
+    assert codes == {Code.UNAUTHENTICATED}
+    assert (tokens.asked, look_ups) == (1, {"google_cloud_default": 2}), "The second: was the key replaced?"
+
+    tokens.refusal = None
+    emulator.start_ingest(NAME)
+    on_clock.advance(REFUSAL_LASTS)
+    assert call_again().state == "RUNNING"
 
 
 def test_a_token_that_lives_shortly_is_not_fetched_for_every_request(

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.api.retry import Pace
 from airflow_dai_provider.transport.threads import Workers
 
 NAMES = [f"operations/{number}" for number in range(20)]
@@ -23,7 +22,6 @@ class Session:
 
     retry_timeout: float = 60.0
     closed: bool = False
-    pace: Pace | None = None
     stopped: Any = None
     seen: list[tuple[str, float]] = field(default_factory=list)
 
@@ -74,7 +72,7 @@ def test_jobs_that_have_not_begun_are_dropped_when_the_iterator_is_closed(sessio
     with Workers(sessions[:1], stopped=lambda: None) as workers:
         outcomes = workers.batches(NAMES, call)
         next(outcomes)
-        outcomes.close()  # type: ignore[attr-defined]
+        outcomes.close()
         turn.release(len(NAMES))
     assert 1 <= len(begun) <= 3
 
