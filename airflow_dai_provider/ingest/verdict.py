@@ -22,7 +22,7 @@ from airflow_dai_provider.tasks.failures import (
 )
 
 #: The end of the message before Airflow 3.3.
-RESUBMITS = "Some ingests have succeeded, and a retry would start them again: Airflow before 3.3 saves nothing for it"
+RESUBMITS = "Some ingests run or have succeeded. Airflow before 3.3 saves nothing, so a retry would start them again"
 
 
 class IngestFailedError(AirflowException):
@@ -70,6 +70,7 @@ def check_ingests(
     not_started: Collection[tuple[str, ServiceError]],
     not_polled: Collection[tuple[str, ServiceError]],
     *,
+    started: int | None = None,
     retry_on: Collection[str],
     resubmits: bool,
 ) -> None:
@@ -79,7 +80,8 @@ def check_ingests(
     :param not_started: the media files and the errors of the creatives that were not started. After UNKNOWN, an ingest
         may run under an unknown name, so the task is not retried.
     :param not_polled: the names and the errors of operations whose end is not known.
-    :param resubmits: whether a retry would start again what has succeeded.
+    :param started: the number of those that were started, by a task that does not wait for them: they run on.
+    :param resubmits: whether a retry would start again what runs or has succeeded.
     :raises UnexpectedStateError: when some have not succeeded, and a retry cannot help.
     :raises AirflowFailException: when some could not be started or polled, and a retry cannot help.
     :raises IngestFailedError: when Airflow may retry the task.
@@ -87,8 +89,11 @@ def check_ingests(
     failed = [one for one in operations if one.state is not OperationState.SUCCEEDED]
     if not (failed or not_started or not_polled):
         return
-    succeeded = len(operations) - len(failed)
-    parts = [f"{succeeded:,} of {len(operations) + len(not_started) + len(not_polled):,} ingests have succeeded"]
+    kept = len(operations) - len(failed)
+    parts = [f"{kept:,} of {len(operations) + len(not_started) + len(not_polled):,} ingests have succeeded"]
+    if started is not None:
+        kept = started - len(failed)
+        parts = [f"{started:,} of {started + len(not_started):,} ingests have started"]
     if failed:
         parts.append(f"Finished otherwise: {_counted(map(_end, failed))}: {some_of(failed)}")
     for what, errors in (("Not started", not_started), ("Not polled", not_polled)):
@@ -100,7 +105,7 @@ def check_ingests(
     in_doubt = any(error.rpc_code is Code.UNKNOWN for _, error in not_started)
     retry_helps = any(code not in PERMANENT for code in codes) or any(may_start_again(one, retry_on) for one in failed)
     if retry_helps and not in_doubt and Code.UNIMPLEMENTED not in codes:
-        if not (resubmits and succeeded):
+        if not (resubmits and kept):
             raise IngestFailedError(message)
         raise AirflowFailException(sentences(message, RESUBMITS))
     if in_doubt:

@@ -74,9 +74,10 @@ class CreateMany:
             if task.wait_for_completion:
                 return self._finish(*self._wait(hook, workers))
         if campaign.errors:
+            self._push_rows(self._finished)
             # A start that was refused does not cancel the others, which are meant to run on.
             self._guard.disarm()
-            self._check({})
+            self._check({}, started=len(campaign.started))
         return self._names()
 
     def complete(self, event: Any, adopted_at: float | None, adopted: Sequence[int]) -> list[str]:
@@ -266,13 +267,14 @@ class CreateMany:
         cancelled = OperationState.CANCELLED
         return [digest for digest, name in names.items() if name in finished and finished[name].state is cancelled]
 
-    def _check(self, errors: Mapping[str, ServiceError]) -> None:
+    def _check(self, errors: Mapping[str, ServiceError], started: int | None = None) -> None:
         campaign = self._campaign
         not_started = [(", ".join(campaign.media(digest)), error) for digest, error in campaign.errors.items()]
         check_ingests(
             [self._finished[name] for name in campaign.started if name in self._finished],
             not_started,
             list(errors.items()),
+            started=started,
             retry_on=self._task.retry_on,
             resubmits=not self._store.available,
         )

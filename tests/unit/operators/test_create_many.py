@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -42,6 +43,22 @@ def name_of(emulator: DaiEmulator, number: int) -> str:
     with DaiHook() as hook:
         every = [one for one in hook.list_operations() if one.ingest and one.ingest.creative_url == media(number)]
     return max(every, key=lambda one: (one.ingest.create_time, list(emulator.states()).index(one.name))).name  # type: ignore[union-attr]
+
+
+def throttle_the_last(emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, **fault: Any) -> None:
+    """Refuse the start of the third of three, once the two others have started."""
+    create, others, once = DaiHook.create_creative, threading.Semaphore(0), [True]
+
+    def one(hook: DaiHook, body: Any, *args: Any) -> Any:
+        if media(2) in str(body) and once:
+            once.clear()
+            assert all(others.acquire(timeout=30) for _ in range(2))
+            emulator.inject(Fault(CREATE, **fault))
+        operation = create(hook, body, *args)
+        others.release()
+        return operation
+
+    monkeypatch.setattr(DaiHook, "create_creative", one)
 
 
 class TestStart:
@@ -166,6 +183,9 @@ class TestRefused:
         assert list(slow.states().values()) == ["RUNNING"] * 2
         assert sorted(ti.pushed["ingest", -1, "operation_name"]) == sorted(slow.states())
         assert not any(slow.cancel_requested(name) for name in slow.states())
+        rows = ti.pushed["ingest", -1, "operation"]
+        assert sorted(str(row["state"]) for row in rows) == ["None", "RUNNING", "RUNNING"]
+        assert "PERMISSION_DENIED" in "".join(str(row["error_message"]) for row in rows)
 
     def test_unimplemented_fails_at_once(self, make_emulator: MakeEmulator, context: Any, ti: Ti) -> None:
         ti.max_tries = 3
@@ -204,6 +224,29 @@ class TestRefused:
 
 
 class TestBefore33:
+    @pytest.mark.parametrize("task_store", [True, False], ids=["3.3", "before 3.3"])
+    def test_without_waiting_no_retry_starts_again_what_runs(
+        self, slow: DaiEmulator, context: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch, task_store: bool
+    ) -> None:
+        ti.max_tries = 1
+        if not task_store:
+            del context["task_state_store"]
+        throttle_the_last(slow, monkeypatch, status=429, times=None)
+        with pytest.raises(AirflowException, match="2 of 3 ingests have started. Not started: 1 RESOURCE") as caught:
+            execute(context, creative=three(), wait_for_completion=False)
+        assert isinstance(caught.value, IngestFailedError) is task_store
+        assert isinstance(caught.value, AirflowFailException) is not task_store
+        assert ("a retry would start them again" in str(caught.value)) is not task_store
+        assert list(slow.states().values()) == ["RUNNING"] * 2
+        assert not any(slow.cancel_requested(name) for name in slow.states())
+
+    def test_without_waiting_a_retry_is_left_where_nothing_has_started(
+        self, slow: DaiEmulator, context_before_3_3: Any
+    ) -> None:
+        slow.inject(Fault(CREATE, status=429, times=None))
+        with pytest.raises(IngestFailedError, match="0 of 3 ingests have started"):
+            execute(context_before_3_3, creative=three(), wait_for_completion=False)
+
     @both
     @pytest.mark.parametrize("succeeded", [True, False])
     def test_the_task_fails_for_good_once_one_has_succeeded(
