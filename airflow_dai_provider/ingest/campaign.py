@@ -69,6 +69,7 @@ class Campaign:
 
     def start(
         self,
+        digests: Sequence[str],
         hook: DaiHook,
         workers: Workers[DaiHook],
         guard: IngestGuard,
@@ -79,11 +80,12 @@ class Campaign:
         sleep: Callable[[float], None],
         log: Any,
     ) -> None:
-        """Start each creative that has not started; one that is refused does not keep the others from it.
+        """Start each of these creatives; one that is refused does not keep the others from it.
 
         When responses are lost, their ingests are searched for after all others have responded: by then each ingest of
         the same media that this task has started is known by its name.
 
+        :param digests: of creatives that have no ingest.
         :param workers: threads that end their work by :meth:`stopped`.
         :param guard: is armed with each ingest by the thread that has started it.
         :param progress: called at the latest a second after a response, and at the end; pushes the names.
@@ -91,10 +93,9 @@ class Campaign:
         :param clock: gives seconds of the epoch.
         :raises IngestMayHaveStartedError: when an interruption leaves ingests that may run under unknown names.
         """
-        missing = self.missing
         lost: dict[str, LostStart] = {}
         under_way: dict[str, LostStart] = {}
-        for digest in missing:
+        for digest in digests:
             self.errors.pop(digest, None)
 
         def start_one(own: DaiHook, digest: str) -> None:
@@ -132,7 +133,7 @@ class Campaign:
 
         try:
             for outcomes in workers.batches(
-                missing, start_one, retry_timeout=hook.retry_timeout, seconds=PUSH_INTERVAL
+                digests, start_one, retry_timeout=hook.retry_timeout, seconds=PUSH_INTERVAL
             ):
                 for digest, _, error in outcomes:
                     if error and digest not in lost:

@@ -69,8 +69,8 @@ class CreateMany:
             task.log.info("The list of creatives is empty.")
         with task._make_hook() as hook, self._workers(hook) as workers:
             self._reattach(hook, workers)
-            if campaign.missing:
-                self._start(hook, workers)
+            if missing := campaign.missing:
+                self._start(hook, workers, missing)
             if task.wait_for_completion:
                 return self._finish(*self._wait(hook, workers))
         if campaign.errors:
@@ -152,13 +152,14 @@ class CreateMany:
         self._adopted, self._adopted_at = set(usable), task._clock()
         self._progress(hook)
 
-    def _start(self, hook: DaiHook, workers: Workers[DaiHook]) -> None:
-        """Start what has not started, and save the names for guards and the next try."""
+    def _start(self, hook: DaiHook, workers: Workers[DaiHook], digests: Sequence[str]) -> None:
+        """Start the ingests of these creatives, and save the names for guards and the next try."""
         task, campaign = self._task, self._campaign
         known = {one.operation_name for one in self._store.load() if one.endpoint == hook.endpoint.url}
         self._starting = True
         try:
             campaign.start(
+                digests,
                 hook,
                 workers,
                 self._guard,
@@ -248,7 +249,8 @@ class CreateMany:
                 del campaign.names[digest]
             self._adopted_at = None
             with task._make_hook() as hook, self._workers(hook) as workers:
-                self._start(hook, workers)
+                # Nothing else: of what has not started, a start may be in doubt, and the others were refused.
+                self._start(hook, workers, again)
                 return self._finish(*self._wait(hook, workers))
         if not errors:
             self._guard.disarm()

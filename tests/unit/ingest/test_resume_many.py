@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from airflow_dai_provider.ingest.verdict import IngestFailedError
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from tests.support.clock import Clock
 from tests.support.emulators import MakeEmulator, cancel_from_outside, count
-from tests.support.ingests import CANCEL, CREATE, GET, SECRET, both, execute, make, resume
+from tests.support.ingests import CANCEL, CREATE, GET, LIST, SECRET, both, execute, make, resume
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import Store, Ti
@@ -154,6 +156,42 @@ def test_what_a_late_guard_cancels_after_the_reattachment_is_started_anew(
     assert victim not in names
     assert count(slow, CREATE) == 4
     assert "An earlier try started and cancelled 1 of the ingests. Starting new ones." in log.ours
+
+
+@both
+@pytest.mark.parametrize(
+    ("faults", "code"),
+    [
+        ([Fault(CREATE, drop="after"), Fault(LIST, rpc_status="PERMISSION_DENIED")], "UNKNOWN"),
+        ([Fault(CREATE, rpc_status="INVALID_ARGUMENT")], "INVALID_ARGUMENT"),
+    ],
+    ids=["in doubt", "refused"],
+)
+def test_a_late_guard_starts_no_other_creative_again(
+    slow: DaiEmulator,
+    context: Any,
+    ti: Ti,
+    between_polls: Any,
+    faults: list[Fault],
+    code: str,
+    deferrable: bool,
+) -> None:
+    fail_first_try(context, ti, creative=THREE[:1])
+    for fault in faults:
+        slow.inject(fault)
+    victim = next(iter(slow.states()))
+    second_try = partial(execute, context, creative=THREE[:2])
+    if deferrable:
+        with pytest.raises(TaskDeferred) as deferred:
+            make(creative=THREE[:2], deferrable=True).execute(context)
+        cancel_from_outside(slow, victim)
+        second_try = partial(resume, deferred.value, context, creative=THREE[:2])
+    else:
+        between_polls(lambda: cancel_from_outside(slow, victim))
+    with pytest.raises(AirflowFailException, match=f"1 of 2 ingests have succeeded. Not started: 1 {code}"):
+        second_try()
+    media = [json.loads(one.body)["creative"]["mediaFiles"][0]["uri"] for one in slow.requests if one.method == CREATE]
+    assert media == [url(0), url(1), url(0)]
 
 
 def test_what_the_service_no_longer_knows_is_started_anew(slow: DaiEmulator, context: Any, ti: Ti) -> None:
