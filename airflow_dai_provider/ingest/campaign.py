@@ -12,9 +12,9 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.operation_list import to_dicts
 from airflow_dai_provider.api.redaction import redact_urls
-from airflow_dai_provider.api.retry import may_have_acted
+from airflow_dai_provider.api.retry import THROTTLED, may_have_acted
 from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError, LostStart, may_have_started, recover_ingests
-from airflow_dai_provider.tasks.cancel_requests import KILLED
+from airflow_dai_provider.tasks.cancel_requests import KILLED, PAUSE
 from airflow_dai_provider.tasks.failures import sentences
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ class Campaign:
     ) -> None:
         """Start each of these creatives; one that is refused does not keep the others from it.
 
+        What the service was too busy for is attempted again, as long as a round has started another one.
+
         When responses are lost, their ingests are searched for after all others have responded: by then each ingest of
         the same media that this task has started is known by its name.
 
@@ -95,8 +97,6 @@ class Campaign:
         """
         lost: dict[str, LostStart] = {}
         under_way: dict[str, LostStart] = {}
-        for digest in digests:
-            self.errors.pop(digest, None)
 
         def start_one(own: DaiHook, digest: str) -> None:
             urls = media_urls(self.creatives[digest])
@@ -132,14 +132,25 @@ class Campaign:
             progress()
 
         try:
-            for outcomes in workers.batches(
-                digests, start_one, retry_timeout=hook.retry_timeout, seconds=PUSH_INTERVAL
-            ):
-                for digest, _, error in outcomes:
-                    if error and digest not in lost:
-                        self.errors[digest] = error
-                guard.tell_of_threads()
-                progress()
+            left = list(digests)
+            while left:
+                before = len(self.names)
+                for digest in left:
+                    self.errors.pop(digest, None)
+                for outcomes in workers.batches(
+                    left, start_one, retry_timeout=hook.retry_timeout, seconds=PUSH_INTERVAL
+                ):
+                    for digest, _, error in outcomes:
+                        if error and digest not in lost:
+                            self.errors[digest] = error
+                    guard.tell_of_threads()
+                    progress()
+                # Once the retries of one call are used up, those behind it are refused without a request.
+                left = [one for one in left if one in self.errors and self.errors[one].rpc_code in THROTTLED]
+                if len(self.names) == before:
+                    break
+                if left:
+                    sleep(PAUSE)
         except BaseException as interruption:
             # A time limit, a kill before Airflow 3, or an XCom that could not be pushed. The requests under way go on:
             # their ingests are made known to the guard and the next try, and then the interruption goes on.

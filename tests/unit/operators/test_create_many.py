@@ -187,6 +187,28 @@ class TestRefused:
         assert sorted(str(row["state"]) for row in rows) == ["None", "RUNNING", "RUNNING"]
         assert "PERMISSION_DENIED" in "".join(str(row["error_message"]) for row in rows)
 
+    @pytest.mark.parametrize("pause", [60, 90], ids=["that can be borne", "that is too long"])
+    def test_a_pause_that_the_service_asks_for_is_no_refusal(
+        self, slow: DaiEmulator, context: Any, monkeypatch: pytest.MonkeyPatch, pause: int
+    ) -> None:
+        """The first call that cannot wait so long must not take all others with it."""
+        create, started = DaiHook.create_creative, []
+
+        def one(hook: DaiHook, *args: Any) -> Any:
+            operation = create(hook, *args)
+            started.append(operation)
+            if len(started) == 30:
+                slow.inject(Fault(CREATE, status=429, retry_after=pause, lasts=pause))
+            return operation
+
+        monkeypatch.setattr(DaiHook, "create_creative", one)
+        creatives = [creative(url(number)) for number in range(100)]
+        if pause == 60:
+            assert len(set(execute(context, creative=creatives, wait_for_completion=False))) == 100
+        else:
+            with pytest.raises(IngestFailedError, match="ingests have started. Not started: .* RESOURCE_EXHAUSTED: "):
+                execute(context, creative=creatives, wait_for_completion=False)
+
     def test_unimplemented_fails_at_once(self, make_emulator: MakeEmulator, context: Any, ti: Ti) -> None:
         ti.max_tries = 3
         emulator = make_emulator(unimplemented=[CREATE])
