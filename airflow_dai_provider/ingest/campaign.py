@@ -204,6 +204,8 @@ class Campaign:
         if not isinstance(rows, list) or len(rows) != len(self.digests):
             return False
         for digest, row in zip(self.digests, rows, strict=True):
+            if not isinstance(row, dict) or row.get("media_files") != self.media(digest):
+                return False
             match row:
                 case {"name": str(name)}:
                     self.names[digest] = name

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException, task
+from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException, TaskDeferred, task
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
@@ -16,7 +16,7 @@ from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from tests.support.dag_runs import RunDag
 from tests.support.emulators import MakeEmulator, count
-from tests.support.ingests import CREATE, GET, SECRET, both, execute, make
+from tests.support.ingests import CREATE, GET, SECRET, both, execute, make, resume
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import Store, Ti
@@ -119,6 +119,22 @@ class TestStart:
         execute(context, creative=creatives, dynamic_creative_info={"dynamicGroupId": "g"})
         bodies = [json.loads(request.body) for request in slow.requests if request.method == CREATE]
         assert [body["dynamicCreativeInfo"]["dynamicGroupId"] for body in bodies] == ["g", "g"]
+
+
+@pytest.mark.parametrize("change", ["order", "length", "replaced"])
+def test_a_list_that_has_changed_while_it_was_deferred_is_refused(
+    slow: DaiEmulator, context: Any, ti: Ti, change: str
+) -> None:
+    with pytest.raises(TaskDeferred) as deferred:
+        make(creative=three(), deferrable=True).execute(context)
+    creatives = three()[: 2 if change == "length" else 3]
+    if change == "order":
+        creatives.reverse()
+    if change == "replaced":
+        ti.pushed["ingest", -1, "operation"] = [1, 2, 3]
+    with pytest.raises(AirflowException, match="is not that of the [23] creatives of this task"):
+        resume(deferred.value, context, creative=creatives)
+    assert count(slow, CREATE) == 3
 
 
 class TestRefused:
