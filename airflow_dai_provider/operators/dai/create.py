@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -128,8 +127,9 @@ class DaiCreateCreativeOperator(BaseOperator):
             if not HAS_TASK_STATE_STORE:
                 self.on_retry_callback = [callback, *_callbacks(self.on_retry_callback)]
 
-    #: Of a list: the creatives as they are submitted, beside the field without signatures, which people can see.
-    _signed: list[Any] | None = None
+    #: Of a list: the creatives as they are submitted, beside the field without signatures, which people can see. Also
+    #: of one that execute will refuse, in any form.
+    _signed: Any = None
     _shown: object = None
     _many: CreateMany | None = None
 
@@ -156,13 +156,15 @@ class DaiCreateCreativeOperator(BaseOperator):
         super()._do_render_template_fields(parent, template_fields, context, *args, **kwargs)
         if parent is not self:  # but a part of a field
             return
-        with suppress(ValueError):  # which execute raises again
+        try:
             creatives, several = one_or_many("creative", self.creative)
-            if several:
-                # Masked value by value, a thousand signatures take a minute. Airflow stores what the field holds now.
-                self._signed, self.creative = creatives, redact_json(creatives)
-                self._shown = self.creative
-                return
+        except ValueError:  # which execute raises again
+            creatives, several = self.creative, True
+        if several:
+            # Masked value by value, a thousand signatures take a minute. Airflow stores what the field holds now.
+            self._signed, self.creative = creatives, redact_json(creatives)
+            self._shown = self.creative
+            return
         for secret in url_secrets(self.creative):
             mask_secret(secret)
 

@@ -6,7 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+)
 
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation, OperationState
@@ -20,7 +25,7 @@ from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait
 from airflow_dai_provider.tasks.events import describe_names, read_many_event
-from airflow_dai_provider.tasks.failures import sentences, task_errors
+from airflow_dai_provider.tasks.failures import describe_error, sentences, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, pull, push_operations
 
 if TYPE_CHECKING:
@@ -309,9 +314,11 @@ def fail_for_good_once_one_has_succeeded(task: DaiCreateCreativeOperator) -> Ite
     """Let no failure lead to a retry that would start again what has succeeded."""
     try:
         yield
-    except AirflowFailException:
+    except (AirflowFailException, AirflowSkipException):
         raise
-    except (AirflowException, AirflowTaskTimeout) as error:
+    except (Exception, AirflowTaskTimeout) as error:
+        # Also an error of Airflow, such as that of an XCom backend.
         if not (task._many and task._many.retry_resubmits):
             raise
-        raise AirflowFailException(sentences(redact_urls(str(error)), RESUBMITS)) from error
+        what = describe_error(error) if isinstance(error, Exception) else redact_urls(str(error))
+        raise AirflowFailException(sentences(what, RESUBMITS)) from error

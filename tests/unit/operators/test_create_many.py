@@ -311,6 +311,31 @@ class TestBefore33:
         assert states == (["RUNNING", "SUCCEEDED"] if succeeded else ["RUNNING", "RUNNING"])
         assert slow.cancel_requested(name_of(slow, 1)) == 1
 
+    @both
+    @pytest.mark.usefixtures("slow")
+    @pytest.mark.parametrize("outcome", ["SUCCEEDED", "INTERNAL_ERROR"])
+    def test_so_it_does_after_an_error_of_airflow(
+        self,
+        context_before_3_3: Any,
+        ti: Ti,
+        monkeypatch: pytest.MonkeyPatch,
+        deferrable: bool,
+        outcome: str,
+    ) -> None:
+        push = ti.xcom_push
+
+        def away(key: str, value: Any) -> None:
+            if key == "operation" and any(row["done"] for row in value):
+                raise OSError("the bucket is away")
+            push(key, value)
+
+        monkeypatch.setattr(ti, "xcom_push", away)
+        creatives = three() if outcome == "SUCCEEDED" else [creative(url(0, outcome=outcome))]
+        expected = AirflowFailException if outcome == "SUCCEEDED" else OSError
+        with pytest.raises(expected, match="the bucket is away") as caught:
+            execute(context_before_3_3, creative=creatives, deferrable=deferrable)
+        assert ("a retry would start them again" in str(caught.value)) is (outcome == "SUCCEEDED")
+
 
 class TestDag:
     @pytest.mark.usefixtures("slow")
@@ -352,6 +377,31 @@ class TestDag:
         assert "media.example.com/2.mp4" in shown
         assert "sig=" not in shown
         assert masked == [], "Value by value it takes a minute for a thousand."
+
+    @pytest.mark.usefixtures("slow")
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ([creative(url(0))] * 10_001, "at most 10,000 values, got 10,001"),
+            ([[creative(url(0))]], "list within the list at index 0: .*adSystem"),
+            (json.dumps([creative(url(0))] * 10_001), "at most 10,000 values, got 10,001"),
+            (f"[{url(0)}", "media.example.com/0.mp4.: expected one value, or a list"),
+        ],
+        ids=["too many", "nested", "too many in a text", "no list"],
+    )
+    def test_a_list_that_is_refused_is_not_masked_value_by_value_either(
+        self, context: Any, monkeypatch: pytest.MonkeyPatch, given: Any, words: str
+    ) -> None:
+        masked: list[Any] = []
+        monkeypatch.setattr("airflow_dai_provider.operators.dai.create.mask_secret", masked.append)
+        operator = make(creative=given)
+        operator.render_template_fields(context)
+        assert "media.example.com/0.mp4" in str(operator.creative)
+        assert SECRET not in str(operator.creative)
+        assert masked == []
+        with pytest.raises(AirflowFailException, match=words) as caught:
+            operator.execute(context)
+        assert SECRET not in str(caught.value)
 
     def test_what_is_submitted_keeps_the_signature(self, slow: DaiEmulator, run_dag: RunDag) -> None:
         with DAG("signed_and_submitted", schedule=None) as dag:
