@@ -264,7 +264,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
                 if many.after_error(name, error, self._clock()):
                     self.log.warning("%s", many.failed[name])
             else:
-                if level := many.after_poll(operation):
+                if level := many.after_poll(operation, self._clock()):
                     self.log.log(level, "%s.", operation)
 
     async def _call_once(self, request: rest.Request[T]) -> T:

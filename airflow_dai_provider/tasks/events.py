@@ -1,10 +1,10 @@
 """The event of a trigger: how a wait in the triggerer reports to the task, and how the task reads it.
 
 The payload is one of ``{"status": "finished", "operation": Operation.to_dict()}``,
-``{"status": "finished", "operations": packed {"finished": [Operation.to_dict()], "errors": {name: [code, message]}}}``
-for a list, ``{"status": "timeout", "message": str}`` and ``{"status": "error", "code": str | None, "message": str}``,
-where a code is the rpc code of the service's error. Each also has ``operation_name``, the operation that the trigger
-waits for; of a list, their number and a digest.
+``{"status": "finished", "operations": packed {"finished": [Operation.to_dict()], "errors": {name: [code, message]},
+"seen_after": {name of a cancelled one: seconds of the wait}}}`` for a list, ``{"status": "timeout", "message": str}``
+and ``{"status": "error", "code": str | None, "message": str}``, where a code is the rpc code of the service's error.
+Each also has ``operation_name``, the operation that the trigger waits for; of a list, their number and a digest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait, some_of
-from airflow_dai_provider.api.operation import InvalidOperationError, Operation
+from airflow_dai_provider.api.operation import InvalidOperationError, Operation, OperationState
 from airflow_dai_provider.api.operation_list import from_dicts, to_dicts
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.redaction import short_repr
@@ -62,7 +62,12 @@ def wait_id(names: object) -> object:
 def many_event(names: list[str], many: ManyWait) -> dict[str, Any]:
     """Return the payload for a list of operations, each of which has finished or cannot be polled."""
     errors = {name: [error.rpc_code.value, str(error)] for name, error in many.failed.items()}
-    result = {"finished": to_dicts(list(many.finished.values())), "errors": errors}
+    seen = {
+        name: seconds
+        for name, seconds in many.seen_after.items()
+        if many.finished[name].state is OperationState.CANCELLED
+    }
+    result = {"finished": to_dicts(list(many.finished.values())), "errors": errors, "seen_after": seen}
     return {"operation_name": wait_id(names), "status": "finished", "operations": pack(result)}
 
 
@@ -125,6 +130,14 @@ def read_many_event(
     if missing := [name for name in names if name not in finished and name not in errors]:
         raise AirflowException(f"The trigger has fired an event without {some_of(missing)}.")
     return finished, errors
+
+
+def read_seen_after(event: object) -> dict[str, float]:
+    """Return the seconds of the wait after which each cancelled operation was seen; call it after the other reader."""
+    try:
+        return dict(unpack(event["operations"])["seen_after"])  # type: ignore[index]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def _finished(event: object, names: str | list[str] | None, consequence: str, key: str, kind: type[Any]) -> Any:

@@ -191,7 +191,7 @@ class DaiCreateCreativeOperator(BaseOperator):
     ) -> str | list[str]:
         """Finish the task when the wait in the triggerer is over; return the operation's name, or the list of names."""
         if self._many:
-            return self._many.complete(event, adopted, adopted_indexes)
+            return self._many.complete(event, adopted_indexes)
         return CreateOne(self, context).complete(event, operation_name, adopted)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:

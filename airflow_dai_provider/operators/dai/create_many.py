@@ -24,7 +24,7 @@ from airflow_dai_provider.ingest.verdict import RESUBMITS, check_ingests
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait
-from airflow_dai_provider.tasks.events import describe_names, read_many_event
+from airflow_dai_provider.tasks.events import describe_names, read_many_event, read_seen_after
 from airflow_dai_provider.tasks.failures import describe_error, sentences, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, pull, push_operations
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from airflow_dai_provider.operators.dai.create import DaiCreateCreativeOperator
     from airflow_dai_provider.transport.threads import Workers
 
+#: By name: those that have finished, the errors of those that cannot be polled, and when a poll has seen an end.
+_Ends = tuple[dict[str, Operation], dict[str, "ServiceError"], dict[str, float]]
 _SUCCEEDED = frozenset({OperationState.SUCCEEDED})
 
 
@@ -62,10 +64,9 @@ class CreateMany:
         self._store = IngestStore(context)
         self._resumed = resumed
         self._pushed_at: dict[str, float] = {}
-        #: By name, the ingests that have finished; by digest, those of an earlier try, and when this one took them.
+        #: By name, the ingests that have finished; by digest, those of an earlier try.
         self._finished: dict[str, Operation] = {}
         self._adopted: set[str] = set()
-        self._adopted_at: float | None = None
 
     def execute(self) -> list[str]:
         """Start the ingests, or reattach to those of an earlier try; wait if told to; return the names."""
@@ -85,13 +86,12 @@ class CreateMany:
             self._check({}, started=len(campaign.started))
         return self._names()
 
-    def complete(self, event: Any, adopted_at: float | None, adopted: Sequence[int]) -> list[str]:
+    def complete(self, event: Any, adopted: Sequence[int]) -> list[str]:
         """Finish the task when the wait in the triggerer is over; return the names."""
         campaign = self._campaign
         self._load()
-        self._adopted_at = adopted_at
         self._adopted = {campaign.digests[index] for index in adopted}
-        return self._finish(*read_many_event(event, campaign.started))
+        return self._finish(*read_many_event(event, campaign.started), read_seen_after(event))
 
     def _load(self) -> None:
         """Read what the process before the deferral has started."""
@@ -154,7 +154,7 @@ class CreateMany:
             campaign.names[digest] = name
             if name not in self._finished:
                 guard.arm(hook, name, media[digest])
-        self._adopted, self._adopted_at = set(usable), task._clock()
+        self._adopted = set(usable)
         self._progress(hook)
 
     def _start(self, hook: DaiHook, workers: Workers[DaiHook], digests: Sequence[str]) -> None:
@@ -202,7 +202,7 @@ class CreateMany:
         number = clear_number_of(self._context)
         push_operations(self._context["ti"], self._pushed_at, hook.endpoint.url, number, many=True)
 
-    def _wait(self, hook: DaiHook, workers: Workers[DaiHook]) -> tuple[dict[str, Operation], dict[str, ServiceError]]:
+    def _wait(self, hook: DaiHook, workers: Workers[DaiHook]) -> _Ends:
         """Wait until the ingests have finished, in this process or in the triggerer."""
         task, names = self._task, self._campaign.started
         # A resumed task reads from here what has started, and what has not.
@@ -225,11 +225,11 @@ class CreateMany:
                 names,
                 poll_interval=task.poll_interval,
                 expected_states=_SUCCEEDED,
-                resume_with={"adopted": self._adopted_at, "adopted_indexes": adopted},
+                resume_with={"adopted_indexes": adopted},
                 cancel_on_kill=task.cancel_on_kill,
             )
         hook.wait_for_many(workers, many)
-        return many.finished, many.failed
+        return many.finished, many.failed, many.seen_after
 
     def _can_defer(self, names: list[str]) -> bool:
         try:
@@ -239,20 +239,23 @@ class CreateMany:
             return False
         return True
 
-    def _finish(self, finished: dict[str, Operation], errors: dict[str, ServiceError]) -> list[str]:
+    def _finish(
+        self, finished: dict[str, Operation], errors: dict[str, ServiceError], seen_after: Mapping[str, float]
+    ) -> list[str]:
         """Report how the ingests have finished, and check that they have succeeded.
 
         :param finished: by name, those that have finished.
         :param errors: by name, the errors of those that cannot be polled.
+        :param seen_after: by name, the seconds of the wait after which an end was seen.
         """
         task, campaign = self._task, self._campaign
         self._finished = self._guard.finished = finished
-        if again := self._cancelled_by_an_earlier_try(finished):
+        if again := self._cancelled_by_an_earlier_try(finished, seen_after):
             message = "An earlier try started and cancelled %s of the ingests. Starting new ones."
             task.log.warning(message, f"{len(again):,}")
             for digest in again:
                 del campaign.names[digest]
-            self._adopted_at = None
+            self._adopted = set()
             with task._make_hook() as hook, self._workers(hook) as workers:
                 # Nothing else: of what has not started, a start may be in doubt, and the others were refused.
                 self._start(hook, workers, again)
@@ -266,13 +269,21 @@ class CreateMany:
         self._store.try_to_delete("the ingests", task.log)
         return self._names()
 
-    def _cancelled_by_an_earlier_try(self, finished: Mapping[str, Operation]) -> list[str]:
-        """Return what a guard of the earlier try has cancelled after this one had reattached to it."""
-        if self._adopted_at is None or self._task._clock() >= self._adopted_at + LATE_GUARD:
-            return []
+    def _cancelled_by_an_earlier_try(
+        self, finished: Mapping[str, Operation], seen_after: Mapping[str, float]
+    ) -> list[str]:
+        """Return what a guard of the earlier try has cancelled after this one had reattached to it.
+
+        The time runs from the beginning of the wait, since nothing is polled while the others are started.
+        """
         names = {digest: self._campaign.names[digest] for digest in self._adopted}
-        cancelled = OperationState.CANCELLED
-        return [digest for digest, name in names.items() if name in finished and finished[name].state is cancelled]
+        return [
+            digest
+            for digest, name in names.items()
+            if name in finished
+            and finished[name].state is OperationState.CANCELLED
+            and seen_after.get(name, LATE_GUARD) < LATE_GUARD
+        ]
 
     def _check(self, errors: Mapping[str, ServiceError], started: int | None = None) -> None:
         campaign = self._campaign

@@ -12,6 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from airflow_dai_provider.api.creative import creative_digest
 from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.ingest.resume import KEY
 from airflow_dai_provider.ingest.verdict import IngestFailedError
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
@@ -156,6 +157,31 @@ def test_what_a_late_guard_cancels_after_the_reattachment_is_started_anew(
     assert victim not in names
     assert count(slow, CREATE) == 4
     assert "An earlier try started and cancelled 1 of the ingests. Starting new ones." in log.ours
+
+
+@both
+@pytest.mark.parametrize("late", [True, False])
+def test_the_time_of_a_late_guard_ends_for_each_ingest_when_its_end_is_seen(
+    slow: DaiEmulator, context: Any, ti: Ti, clock: Clock, monkeypatch: pytest.MonkeyPatch, deferrable: bool, late: bool
+) -> None:
+    long = [creative(url(0, seconds=600)), creative(url(1, seconds=600))]
+    fail_first_try(context, ti, creative=long)
+    hook = DaiAsyncHook if deferrable else DaiHook
+    sleep, victim, at = hook._sleep, next(iter(slow.states())), clock() + (20 if late else 250)
+    pending = [victim]
+
+    def sleeping(seconds: float) -> Any:
+        if pending and clock() >= at:
+            cancel_from_outside(slow, pending.pop())
+        return sleep(seconds)
+
+    monkeypatch.setattr(hook, "_sleep", staticmethod(sleeping))
+    if late:
+        assert victim not in execute(context, creative=long, deferrable=deferrable)
+    else:
+        with pytest.raises(UnexpectedStateError, match="1 of 2 ingests have succeeded. Finished otherwise: 1 CANCEL"):
+            execute(context, creative=long, deferrable=deferrable)
+    assert count(slow, CREATE) == 2 + late
 
 
 @both
