@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_dai_provider.api.creative import creative_digest, media_urls
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.api.operation import Operation, OperationState
+from airflow_dai_provider.api.operation import InvalidOperationError, Operation, OperationState
 from airflow_dai_provider.api.operation_list import to_dicts
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.api.retry import THROTTLED, may_have_acted
@@ -199,21 +199,30 @@ class Campaign:
             rows.append(row | {"media_files": self.media(digest)})
         return rows
 
-    def load(self, rows: object) -> bool:
-        """Take from the rows of an earlier process what has started; return whether they are those of this list."""
+    def load(self, rows: object) -> dict[str, Operation] | None:
+        """Take from the rows of an earlier process what has started.
+
+        :return: by name, the operations that had finished by then; None when the rows are not those of this list.
+        """
         if not isinstance(rows, list) or len(rows) != len(self.digests):
-            return False
+            return None
+        finished: dict[str, Operation] = {}
         for digest, row in zip(self.digests, rows, strict=True):
             if not isinstance(row, dict) or row.get("media_files") != self.media(digest):
-                return False
+                return None
             match row:
                 case {"name": str(name)}:
                     self.names[digest] = name
+                    if row.get("done") is True:
+                        try:
+                            finished[name] = Operation.from_dict(row)
+                        except InvalidOperationError:
+                            return None
                 case {"name": None, "error_code": int(code), "error_message": str(message)}:
                     self.errors[digest] = ServiceError(message, _CODES[code - 1])
                 case _:
-                    return False
-        return True
+                    return None
+        return finished
 
 
 def _drain(under_way: Mapping[str, LostStart], seconds: float, interruption: BaseException) -> None:

@@ -15,7 +15,11 @@ from airflow_dai_provider.api.redaction import redact_json, url_secrets
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.ingest.verdict import check_retry_on
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
-from airflow_dai_provider.operators.dai.create_many import CreateMany, fail_for_good_once_one_has_succeeded
+from airflow_dai_provider.operators.dai.create_many import (
+    CreateMany,
+    fail_for_good_once_one_has_succeeded,
+    without_finished,
+)
 from airflow_dai_provider.operators.dai.create_one import CreateOne
 from airflow_dai_provider.tasks.deferral import resumption
 from airflow_dai_provider.tasks.failures import refused_parameters, task_errors
@@ -217,7 +221,9 @@ class DaiCreateCreativeOperator(BaseOperator):
     def _started(self, context: Context) -> str | list[str] | None:
         """Return the operations that the resumed task waits for."""
         names = self._guard.started_here(context, self._make_hook)
-        return names if one_or_many("creative", self.creative)[1] else next(iter(names), None)
+        if one_or_many("creative", self.creative)[1]:
+            return without_finished(context, names)
+        return next(iter(names), None)
 
     def _checked_creatives(self) -> tuple[list[Mapping[str, Any]], bool]:
         """Return what to submit, and whether a list was given; every invalid creative is named with its index."""

@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation, OperationState
-from airflow_dai_provider.api.polling import WaitTimeoutError
+from airflow_dai_provider.api.polling import Wait, WaitTimeoutError
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.ingest.campaign import Campaign
 from airflow_dai_provider.ingest.resume import LATE_GUARD, IngestStore, StartedIngest, saved_here
@@ -91,17 +91,18 @@ class CreateMany:
         campaign = self._campaign
         self._load()
         self._adopted = {campaign.digests[index] for index in adopted}
-        return self._finish(*read_many_event(event, campaign.started), read_seen_after(event))
+        before = self._finished
+        finished, errors = read_many_event(event, [name for name in campaign.started if name not in before])
+        return self._finish(before | finished, errors, read_seen_after(event))
 
     def _load(self) -> None:
-        """Read what the process before the deferral has started."""
-        ti = self._context["ti"]
-        rows = pull(ti, ti.task_id, XCOM_OPERATION, ti.map_index)
-        if not (rows and self._campaign.load(rows[0])):
+        """Read what the process before the deferral has started, and what had finished by then."""
+        if (finished := self._campaign.load(_rows(self._context))) is None:
             raise AirflowException(
                 f"The XCom '{XCOM_OPERATION}' is not that of the {len(self._campaign.digests):,} creatives of this "
                 "task: was it replaced, or have the templates rendered to others since the task was deferred?"
             )
+        self._finished = finished | self._finished
 
     @contextmanager
     def _workers(self, hook: DaiHook) -> Iterator[Workers[DaiHook]]:
@@ -205,15 +206,12 @@ class CreateMany:
     def _wait(self, hook: DaiHook, workers: Workers[DaiHook]) -> _Ends:
         """Wait until the ingests have finished, in this process or in the triggerer."""
         task, names = self._task, self._campaign.started
-        # A resumed task reads from here what has started, and what has not.
-        self._push_rows({})
         wait = hook.make_wait(describe_names(names), timeout=task.timeout, poll_interval=task.poll_interval)
-        many = ManyWait(names, wait, _SUCCEEDED)
-        for name in names:
-            if name in self._finished:
-                many.finish(self._finished[name])
-        self._finished = self._guard.finished = many.finished
-        if many.left and task.deferrable and self._can_defer(names):
+        many = self._make_many(wait)
+        # A resumed task reads from here what has started, and what has not; the trigger waits for the rest only.
+        self._push_rows(many.finished)
+        left = list(many.left)
+        if left and task.deferrable and self._can_defer(left):
             # Imported here, since DAG files are parsed often and few of their tasks defer.
             from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 
@@ -222,7 +220,7 @@ class CreateMany:
                 task,
                 hook,
                 DaiOperationTrigger,
-                names,
+                left,
                 poll_interval=task.poll_interval,
                 expected_states=_SUCCEEDED,
                 resume_with={"adopted_indexes": adopted},
@@ -230,6 +228,15 @@ class CreateMany:
             )
         hook.wait_for_many(workers, many)
         return many.finished, many.failed, many.seen_after
+
+    def _make_many(self, wait: Wait) -> ManyWait:
+        """Return the wait for what has started; what has finished is polled no more."""
+        many = ManyWait(self._campaign.started, wait, _SUCCEEDED)
+        for name, operation in self._finished.items():
+            if name in many.left:
+                many.finish(operation)
+        self._finished = self._guard.finished = many.finished
+        return many
 
     def _can_defer(self, names: list[str]) -> bool:
         try:
@@ -308,16 +315,36 @@ class CreateMany:
         """Whether a retry would start again what has succeeded: before Airflow 3.3 nothing is saved for it."""
         if self._store.available or self._guard.killed:
             return False
-        if self._resumed and not self._finished:
+        if self._resumed and not self._any_succeeded:
             # The wait in the triggerer has failed, and says nothing of single ingests.
             with suppress(AirflowException), self._task._make_hook() as hook:
                 self._load()
-                names = self._campaign.started
-                many = ManyWait(names, hook.make_wait(describe_names(names), timeout=1.0, responded=True))
-                self._finished = many.finished
-                with suppress(WaitTimeoutError), self._workers(hook) as workers:
-                    hook.poll_many(workers, many)
+                names = describe_names(self._campaign.started)
+                many = self._make_many(hook.make_wait(names, timeout=1.0, responded=True))
+                if many.left:
+                    with suppress(WaitTimeoutError), self._workers(hook) as workers:
+                        hook.poll_many(workers, many)
+        return self._any_succeeded
+
+    @property
+    def _any_succeeded(self) -> bool:
         return any(operation.state is OperationState.SUCCEEDED for operation in self._finished.values())
+
+
+def _rows(context: Context) -> object:
+    """Return the rows that this task has pushed before it was deferred."""
+    ti = context["ti"]
+    return next(iter(pull(ti, ti.task_id, XCOM_OPERATION, ti.map_index)), None)
+
+
+def without_finished(context: Context, names: Sequence[str]) -> list[str]:
+    """Return the operations that a resumed task waits for: those that had not finished before it was deferred."""
+    rows = _rows(context)
+    done = (
+        [row.get("name") for row in rows if isinstance(row, dict) and row.get("done")] if isinstance(rows, list) else []
+    )
+    finished = set(map(str, done))
+    return [name for name in names if name not in finished]
 
 
 @contextmanager

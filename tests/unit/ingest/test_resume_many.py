@@ -159,6 +159,36 @@ def test_what_a_late_guard_cancels_after_the_reattachment_is_started_anew(
     assert "An earlier try started and cancelled 1 of the ingests. Starting new ones." in log.ours
 
 
+@pytest.mark.parametrize("end", ["event", "no triggerer", "all"])
+def test_a_deferral_waits_only_for_what_has_not_finished(
+    slow: DaiEmulator, context: Any, ti: Ti, clock: Clock, end: str
+) -> None:
+    mixed = [creative(url(0, seconds=5)), creative(url(1, seconds=500)), creative(url(2, seconds=5))]
+    fail_first_try(context, ti, creative=mixed)
+    if end == "all":
+        clock.advance(1000)
+        names = execute(context, creative=mixed, deferrable=True)
+    else:
+        before = len(slow.requests)
+        with pytest.raises(TaskDeferred) as deferred:
+            make(creative=mixed, deferrable=True).execute(context)
+        polled = [request.name for request in slow.requests[before:] if request.method == GET]
+        running = [name for name, state in slow.states().items() if state == "RUNNING"]
+        assert deferred.value.trigger.operation_name == running
+        assert [row["state"] for row in ti.pushed["ingest", -1, "operation"]] == ["SUCCEEDED", "RUNNING", "SUCCEEDED"]
+        if end == "event":
+            names = resume(deferred.value, context, creative=mixed)
+        else:
+            clock.advance(4000)
+            failed = {"error": "Trigger timeout"}
+            names = make(creative=mixed, deferrable=True).resume_execution("__fail__", failed, context)
+        polled = [request.name for request in slow.requests[before:] if request.method == GET][len(polled) :]
+        assert set(polled) == set(running)
+    assert sorted(names) == sorted(slow.states())
+    assert [row["state"] for row in ti.pushed["ingest", -1, "operation"]] == ["SUCCEEDED"] * 3
+    assert count(slow, CREATE) == 3
+
+
 @both
 @pytest.mark.parametrize("late", [True, False])
 def test_the_time_of_a_late_guard_ends_for_each_ingest_when_its_end_is_seen(
