@@ -182,12 +182,11 @@ class Campaign:
         :param errors: by name, the errors of those that could not be polled.
         :return: ``Operation.to_dict()``, or its first fields, with ``media_files``.
         """
-        names = [self.names.get(digest) for digest in self.digests]
-        dicts = to_dicts([finished.get(name) if name else None for name in names])
-        rows = []
-        for digest, name, done in zip(self.digests, names, dicts, strict=True):
+        found: list[Operation | dict[str, Any]] = []
+        for digest in self.digests:
+            name = self.names.get(digest)
             error = (errors or {}).get(name) if name else self.errors.get(digest)
-            row = done or {
+            row = {
                 "name": name,
                 "state": OperationState.RUNNING.value if name and not error else None,
                 "done": False,
@@ -196,8 +195,11 @@ class Campaign:
                 "creative_name": None,
                 "ingest": None,
             }
-            rows.append(row | {"media_files": self.media(digest)})
-        return rows
+            found.append((finished.get(name) if name else None) or row)
+        dicts = to_dicts(found)
+        return [
+            (row or {}) | {"media_files": self.media(digest)} for digest, row in zip(self.digests, dicts, strict=True)
+        ]
 
     def load(self, rows: object) -> dict[str, Operation] | None:
         """Take from the rows of an earlier process what has started.

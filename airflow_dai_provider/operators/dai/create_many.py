@@ -75,6 +75,8 @@ class CreateMany:
             task.log.info("The list of creatives is empty.")
         with task._make_hook() as hook, self._workers(hook) as workers:
             self._reattach(hook, workers)
+            if not campaign.digests:
+                self._push([], hook)
             if missing := campaign.missing:
                 self._start(hook, workers, missing)
             if task.wait_for_completion:

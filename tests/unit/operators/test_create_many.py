@@ -16,7 +16,7 @@ from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from tests.support.dag_runs import RunDag
 from tests.support.emulators import MakeEmulator, count
-from tests.support.ingests import CREATE, GET, SECRET, both, execute, make, resume
+from tests.support.ingests import CREATE, GET, JSON, SECRET, both, execute, make, resume
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import Store, Ti
@@ -94,12 +94,14 @@ class TestStart:
         assert ti.pushed["ingest", -1, "operation_name"] == [name]
 
     @both
+    @pytest.mark.parametrize("wait", [True, False])
     def test_an_empty_list_starts_nothing_and_says_so(
-        self, slow: DaiEmulator, context: Any, ti: Ti, log: Log, deferrable: bool
+        self, slow: DaiEmulator, context: Any, ti: Ti, log: Log, deferrable: bool, wait: bool
     ) -> None:
-        assert execute(context, creative=[], deferrable=deferrable) == []
+        assert execute(context, creative=[], deferrable=deferrable, wait_for_completion=wait) == []
         assert "The list of creatives is empty." in log.ours
-        assert ti.pushed["ingest", -1, "operation"] == []
+        assert ti.pushed["ingest", -1, "operation_name"] == []
+        assert ti.pushed.get(("ingest", -1, "operation")) == ([] if wait else None)
         assert slow.requests == []
 
     @pytest.mark.parametrize("write", [json.dumps, repr])
@@ -224,6 +226,17 @@ class TestRefused:
         else:
             with pytest.raises(IngestFailedError, match="ingests have started. Not started: .* RESOURCE_EXHAUSTED: "):
                 execute(context, creative=creatives, wait_for_completion=False)
+
+    def test_the_xcom_of_many_refused_starts_is_bounded(
+        self, slow: DaiEmulator, context: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("airflow_dai_provider.api.operation_list.MAX_CHARACTERS", 20_000)
+        slow.inject(Fault(CREATE, status=400, body='{"error": {"message": "%s"}}' % ("y" * 3_000), times=None, **JSON))
+        with pytest.raises(AirflowFailException, match="0 of 10 ingests have succeeded"):
+            execute(context, creative=[creative(url(number)) for number in range(10)])
+        rows = ti.pushed["ingest", -1, "operation"]
+        assert [row["media_files"] for row in rows] == [[media(number)] for number in range(10)]
+        assert len(json.dumps(rows)) < 20_000
 
     def test_unimplemented_fails_at_once(self, make_emulator: MakeEmulator, context: Any, ti: Ti) -> None:
         ti.max_tries = 3
