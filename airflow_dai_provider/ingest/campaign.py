@@ -14,10 +14,14 @@ from airflow_dai_provider.api.operation_list import to_dicts
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.api.retry import THROTTLED, may_have_acted
 from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError, LostStart, may_have_started, recover_ingests
+from airflow_dai_provider.ingest.resume import LATE_GUARD
 from airflow_dai_provider.tasks.cancel_requests import KILLED, PAUSE
 from airflow_dai_provider.tasks.failures import sentences
+from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, pull
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
     from airflow_dai_provider.hooks.dai import DaiHook
     from airflow_dai_provider.ingest.kill_guard import IngestGuard
     from airflow_dai_provider.transport.threads import Workers
@@ -173,6 +177,25 @@ class Campaign:
         """Return the reason to start nothing more, or None."""
         return self._stop_reason
 
+    def cancelled_by_an_earlier_try(
+        self, adopted: Collection[str], finished: Mapping[str, Operation], seen_after: Mapping[str, float]
+    ) -> list[str]:
+        """Return what a guard of an earlier try has cancelled after this one had reattached to it.
+
+        The time runs from the beginning of the wait, since nothing is polled while the others are started.
+
+        :param adopted: the digests of what this try has reattached to.
+        :param finished: by name, the operations that have finished.
+        :param seen_after: by name, the seconds of the wait after which an end was seen.
+        """
+        return [
+            digest
+            for digest in adopted
+            if (operation := finished.get(name := self.names[digest]))
+            and operation.state is OperationState.CANCELLED
+            and seen_after.get(name, LATE_GUARD) < LATE_GUARD
+        ]
+
     def rows(
         self, finished: Mapping[str, Operation], errors: Mapping[str, ServiceError] | None = None
     ) -> list[dict[str, Any]]:
@@ -225,6 +248,23 @@ class Campaign:
                 case _:
                     return None
         return finished
+
+
+def pushed_rows(context: Context) -> object:
+    """Return the rows that a task has pushed before it was deferred."""
+    ti = context["ti"]
+    return next(iter(pull(ti, ti.task_id, XCOM_OPERATION, ti.map_index)), None)
+
+
+def without_finished(context: Context, names: Sequence[str]) -> list[str]:
+    """Return the operations that a resumed task waits for: those that had not finished before it was deferred."""
+    rows = pushed_rows(context)
+    done = {
+        str(row.get("name"))
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, dict) and row.get("done")
+    }
+    return [name for name in names if name not in done]
 
 
 def _drain(under_way: Mapping[str, LostStart], seconds: float, interruption: BaseException) -> None:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+)
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.operation import FAILURE_REASONS, Operation, OperationState
 from airflow_dai_provider.api.parameters import template_hint
-from airflow_dai_provider.api.redaction import short_repr
+from airflow_dai_provider.api.redaction import redact_urls, short_repr
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.tasks.failures import (
     UnexpectedStateError,
     check_final_state,
     decisive_code,
+    describe_error,
     sentences,
     task_error,
 )
@@ -113,6 +120,24 @@ def check_ingests(
     if codes:
         raise task_error(decisive_code(codes), message)
     raise UnexpectedStateError(message)
+
+
+@contextmanager
+def fail_for_good_where(resubmits: Callable[[], bool]) -> Iterator[None]:
+    """Let no failure lead to a retry that would start again what has succeeded.
+
+    :param resubmits: whether a retry would do that; called after a failure.
+    """
+    try:
+        yield
+    except (AirflowFailException, AirflowSkipException):
+        raise
+    except (Exception, AirflowTaskTimeout) as error:
+        # Also an error of Airflow, such as that of an XCom backend.
+        if not resubmits():
+            raise
+        what = describe_error(error) if isinstance(error, Exception) else redact_urls(str(error))
+        raise AirflowFailException(sentences(what, RESUBMITS)) from error
 
 
 def _end(operation: Operation) -> str:

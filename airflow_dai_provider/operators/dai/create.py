@@ -12,14 +12,11 @@ from airflow.providers.common.compat.sdk import BaseOperator, conf, mask_secret
 from airflow_dai_provider.api.creative import InvalidCreativeError, check_creative
 from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.api.redaction import redact_json, url_secrets
+from airflow_dai_provider.ingest.campaign import without_finished
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
-from airflow_dai_provider.ingest.verdict import check_retry_on
+from airflow_dai_provider.ingest.verdict import check_retry_on, fail_for_good_where
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
-from airflow_dai_provider.operators.dai.create_many import (
-    CreateMany,
-    fail_for_good_once_one_has_succeeded,
-    without_finished,
-)
+from airflow_dai_provider.operators.dai.create_many import CreateMany
 from airflow_dai_provider.operators.dai.create_one import CreateOne
 from airflow_dai_provider.tasks.deferral import resumption
 from airflow_dai_provider.tasks.failures import refused_parameters, task_errors
@@ -175,7 +172,7 @@ class DaiCreateCreativeOperator(BaseOperator):
     def execute(self, context: Context) -> str | list[str]:
         """Start the ingests, or reattach to those of an earlier try; wait if told to; return the name, or the list."""
         self._guard.begin(context)
-        with fail_for_good_once_one_has_succeeded(self), self._guard.cancel_on_error(context, self._make_hook):
+        with fail_for_good_where(self._retry_resubmits), self._guard.cancel_on_error(context, self._make_hook):
             with task_errors():
                 # Guarded, since an earlier try can have left its ingests to this one.
                 creatives, several = self._checked_creatives()
@@ -202,7 +199,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         """Resume the task after a deferral, under the same guard as ``execute``."""
         self._guard.begin(context, resumed=True)
         with (
-            fail_for_good_once_one_has_succeeded(self),
+            fail_for_good_where(self._retry_resubmits),
             self._guard.cancel_on_error(context, self._make_hook),
             resumption(self, next_method, next_kwargs, partial(self._started, context)) as resumed,
         ):
@@ -217,6 +214,9 @@ class DaiCreateCreativeOperator(BaseOperator):
         A kill before ``execute`` has begun counts too: ``execute`` then starts nothing.
         """
         self._guard.kill_or_time_out(self._make_hook)
+
+    def _retry_resubmits(self) -> bool:
+        return bool(self._many and self._many.retry_resubmits)
 
     def _started(self, context: Context) -> str | list[str] | None:
         """Return the operations that the resumed task waits for."""

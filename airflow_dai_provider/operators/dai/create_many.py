@@ -6,27 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import (
-    AirflowException,
-    AirflowFailException,
-    AirflowSkipException,
-    AirflowTaskTimeout,
-)
+from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import Wait, WaitTimeoutError
-from airflow_dai_provider.api.redaction import redact_urls
-from airflow_dai_provider.ingest.campaign import Campaign
-from airflow_dai_provider.ingest.resume import LATE_GUARD, IngestStore, StartedIngest, saved_here
+from airflow_dai_provider.ingest.campaign import Campaign, pushed_rows
+from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, saved_here
 from airflow_dai_provider.ingest.resume_many import reattach_or_cancel_many
-from airflow_dai_provider.ingest.verdict import RESUBMITS, check_ingests
+from airflow_dai_provider.ingest.verdict import check_ingests
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait
 from airflow_dai_provider.tasks.events import describe_names, read_many_event, read_seen_after
-from airflow_dai_provider.tasks.failures import describe_error, sentences, task_errors
-from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, pull, push_operations
+from airflow_dai_provider.tasks.failures import task_errors
+from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, push_operations
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -99,7 +93,7 @@ class CreateMany:
 
     def _load(self) -> None:
         """Read what the process before the deferral has started, and what had finished by then."""
-        if (finished := self._campaign.load(_rows(self._context))) is None:
+        if (finished := self._campaign.load(pushed_rows(self._context))) is None:
             raise AirflowException(
                 f"The XCom '{XCOM_OPERATION}' is not that of the {len(self._campaign.digests):,} creatives of this "
                 "task: was it replaced, or have the templates rendered to others since the task was deferred?"
@@ -259,7 +253,7 @@ class CreateMany:
         """
         task, campaign = self._task, self._campaign
         self._finished = self._guard.finished = finished
-        if again := self._cancelled_by_an_earlier_try(finished, seen_after):
+        if again := campaign.cancelled_by_an_earlier_try(self._adopted, finished, seen_after):
             message = "An earlier try started and cancelled %s of the ingests. Starting new ones."
             task.log.warning(message, f"{len(again):,}")
             for digest in again:
@@ -277,22 +271,6 @@ class CreateMany:
         self._check(errors)
         self._store.try_to_delete("the ingests", task.log)
         return self._names()
-
-    def _cancelled_by_an_earlier_try(
-        self, finished: Mapping[str, Operation], seen_after: Mapping[str, float]
-    ) -> list[str]:
-        """Return what a guard of the earlier try has cancelled after this one had reattached to it.
-
-        The time runs from the beginning of the wait, since nothing is polled while the others are started.
-        """
-        names = {digest: self._campaign.names[digest] for digest in self._adopted}
-        return [
-            digest
-            for digest, name in names.items()
-            if name in finished
-            and finished[name].state is OperationState.CANCELLED
-            and seen_after.get(name, LATE_GUARD) < LATE_GUARD
-        ]
 
     def _check(self, errors: Mapping[str, ServiceError], started: int | None = None) -> None:
         campaign = self._campaign
@@ -331,34 +309,3 @@ class CreateMany:
     @property
     def _any_succeeded(self) -> bool:
         return any(operation.state is OperationState.SUCCEEDED for operation in self._finished.values())
-
-
-def _rows(context: Context) -> object:
-    """Return the rows that this task has pushed before it was deferred."""
-    ti = context["ti"]
-    return next(iter(pull(ti, ti.task_id, XCOM_OPERATION, ti.map_index)), None)
-
-
-def without_finished(context: Context, names: Sequence[str]) -> list[str]:
-    """Return the operations that a resumed task waits for: those that had not finished before it was deferred."""
-    rows = _rows(context)
-    done = (
-        [row.get("name") for row in rows if isinstance(row, dict) and row.get("done")] if isinstance(rows, list) else []
-    )
-    finished = set(map(str, done))
-    return [name for name in names if name not in finished]
-
-
-@contextmanager
-def fail_for_good_once_one_has_succeeded(task: DaiCreateCreativeOperator) -> Iterator[None]:
-    """Let no failure lead to a retry that would start again what has succeeded."""
-    try:
-        yield
-    except (AirflowFailException, AirflowSkipException):
-        raise
-    except (Exception, AirflowTaskTimeout) as error:
-        # Also an error of Airflow, such as that of an XCom backend.
-        if not (task._many and task._many.retry_resubmits):
-            raise
-        what = describe_error(error) if isinstance(error, Exception) else redact_urls(str(error))
-        raise AirflowFailException(sentences(what, RESUBMITS)) from error

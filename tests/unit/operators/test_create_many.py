@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException, TaskDeferred, task
 
+from airflow_dai_provider.api.operation_list import MAX_MESSAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.ingest.verdict import IngestFailedError
@@ -230,13 +231,13 @@ class TestRefused:
     def test_the_xcom_of_many_refused_starts_is_bounded(
         self, slow: DaiEmulator, context: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("airflow_dai_provider.api.operation_list.MAX_CHARACTERS", 20_000)
+        monkeypatch.setattr("airflow_dai_provider.api.operation_list.MAX_CHARACTERS", 4_000)
         slow.inject(Fault(CREATE, status=400, body='{"error": {"message": "%s"}}' % ("y" * 3_000), times=None, **JSON))
         with pytest.raises(AirflowFailException, match="0 of 10 ingests have succeeded"):
             execute(context, creative=[creative(url(number)) for number in range(10)])
         rows = ti.pushed["ingest", -1, "operation"]
         assert [row["media_files"] for row in rows] == [[media(number)] for number in range(10)]
-        assert len(json.dumps(rows)) < 20_000
+        assert {len(row["error_message"]) for row in rows} == {MAX_MESSAGE}
 
     def test_unimplemented_fails_at_once(self, make_emulator: MakeEmulator, context: Any, ti: Ti) -> None:
         ti.max_tries = 3
