@@ -58,6 +58,8 @@ class ManyWait:
         #: By name, those that have finished, and the errors of those that cannot be polled.
         self.finished: dict[str, Operation] = {}
         self.failed: dict[str, ServiceError] = {}
+        #: By name, the seconds of the wait after which a poll has found that an operation had finished.
+        self.seen_after: dict[str, float] = {}
         #: By name, what the last poll found of those that have not finished.
         self.running: dict[str, Operation] = {}
         #: By name, the last error of those whose last poll failed, and the waits of those.
@@ -117,7 +119,7 @@ class ManyWait:
         """Return whether a round without a response shows that the service is unavailable."""
         return complete and not self.left.keys() <= self._suspects
 
-    def after_poll(self, operation: Operation) -> int | None:
+    def after_poll(self, operation: Operation, now: float) -> int | None:
         """Note what a poll has found; return the level at which the log is to be told of it, if it is."""
         self._note_response()
         self._polled.add(operation.name)
@@ -127,6 +129,7 @@ class ManyWait:
         if not operation.done:
             return None
         self.finish(operation)
+        self.seen_after[operation.name] = now - self.wait.started
         if self.expected is not None and operation.state not in self.expected:
             return logging.WARNING
         return logging.INFO if self.total <= MAX_LISTED else None

@@ -17,15 +17,17 @@ MAX_CHARACTERS = 4_000_000
 MAX_MESSAGE = 300
 
 
-def to_dicts(operations: Sequence[Operation | None]) -> list[dict[str, Any] | None]:
+def to_dicts(operations: Sequence[Operation | dict[str, Any] | None]) -> list[dict[str, Any] | None]:
     """Return the JSON forms of operations, None for None; those of a long list without what this package does not read.
 
     Of ``response`` and ``metadata`` such a list keeps the creative's name and the fields of an ingest.
+
+    :param operations: one can be its JSON form already, without the raw fields, if it was not started or still runs.
     """
-    dicts = [operation.to_dict() if operation else None for operation in operations]
+    dicts = [one.to_dict() if isinstance(one, Operation) else one for one in operations]
     if sum(len(json.dumps(one)) for one in dicts) <= MAX_CHARACTERS:
         return dicts
-    return [_without_raw_fields(operation).to_dict() if operation else None for operation in operations]
+    return [_shortened(one) for one in operations]
 
 
 def from_dicts(dicts: Sequence[object]) -> list[Operation | None]:
@@ -47,6 +49,14 @@ def errors_from_json(errors: Mapping[str, Sequence[str]]) -> dict[str, ServiceEr
     :raises ValueError, TypeError, AttributeError: for anything else.
     """
     return {name: ServiceError(message, Code(code)) for name, (code, message) in errors.items()}
+
+
+def _shortened(one: Operation | dict[str, Any] | None) -> dict[str, Any] | None:
+    if isinstance(one, Operation):
+        return _without_raw_fields(one).to_dict()
+    if one and (message := one.get("error_message")):
+        return one | {"error_message": storable_text(message, MAX_MESSAGE)}
+    return one
 
 
 def _without_raw_fields(operation: Operation) -> Operation:

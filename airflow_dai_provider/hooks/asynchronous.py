@@ -284,7 +284,7 @@ class DaiAsyncHook(GoogleBaseAsyncHook):
                 if many.after_error(name, error_of_one(error), self._clock()):
                     self.log.warning("%s", many.failed[name])
             else:
-                if level := many.after_poll(operation):
+                if level := many.after_poll(operation, self._clock()):
                     self.log.log(level, "%s.", operation)
             if many.is_round_over(self._clock(), complete=complete):
                 raise _RoundOverError

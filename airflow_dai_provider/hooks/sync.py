@@ -253,7 +253,7 @@ class DaiHook(DaiCallingHook):
                         raise typed(error)
                     if many.after_error(name, error, self._clock()):
                         self.log.warning("%s", many.failed[name])
-                elif operation and (level := many.after_poll(operation)):
+                elif operation and (level := many.after_poll(operation, self._clock())):
                     self.log.log(level, "%s.", operation)
                 if many.is_round_over(self._clock(), complete=complete):
                     break

@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_dai_provider.api.creative import creative_digest, media_urls
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.api.operation import Operation, OperationState
+from airflow_dai_provider.api.operation import InvalidOperationError, Operation, OperationState
 from airflow_dai_provider.api.operation_list import to_dicts
 from airflow_dai_provider.api.redaction import redact_urls
-from airflow_dai_provider.api.retry import may_have_acted
+from airflow_dai_provider.api.retry import THROTTLED, as_outage, may_have_acted
 from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError, LostStart, may_have_started, recover_ingests
+from airflow_dai_provider.ingest.resume import LATE_GUARD
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.failures import sentences
+from airflow_dai_provider.tasks.rounds import MANY_PAGES, PAUSE
+from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, pull
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
     from airflow_dai_provider.hooks.dai import DaiHook
     from airflow_dai_provider.ingest.kill_guard import IngestGuard
     from airflow_dai_provider.transport.threads import Workers
@@ -69,6 +74,7 @@ class Campaign:
 
     def start(
         self,
+        digests: Sequence[str],
         hook: DaiHook,
         workers: Workers[DaiHook],
         guard: IngestGuard,
@@ -79,11 +85,14 @@ class Campaign:
         sleep: Callable[[float], None],
         log: Any,
     ) -> None:
-        """Start each creative that has not started; one that is refused does not keep the others from it.
+        """Start each of these creatives; one that is refused does not keep the others from it.
+
+        What the service was too busy for is attempted again, as long as a round has started another one.
 
         When responses are lost, their ingests are searched for after all others have responded: by then each ingest of
         the same media that this task has started is known by its name.
 
+        :param digests: of creatives that have no ingest.
         :param workers: threads that end their work by :meth:`stopped`.
         :param guard: is armed with each ingest by the thread that has started it.
         :param progress: called at the latest a second after a response, and at the end; pushes the names.
@@ -91,11 +100,9 @@ class Campaign:
         :param clock: gives seconds of the epoch.
         :raises IngestMayHaveStartedError: when an interruption leaves ingests that may run under unknown names.
         """
-        missing = self.missing
         lost: dict[str, LostStart] = {}
         under_way: dict[str, LostStart] = {}
-        for digest in missing:
-            self.errors.pop(digest, None)
+        pages: list[ServiceError] = []
 
         def start_one(own: DaiHook, digest: str) -> None:
             urls = media_urls(self.creatives[digest])
@@ -110,9 +117,9 @@ class Campaign:
             except ServiceError as error:
                 if may_have_acted(error):
                     lost[digest] = LostStart(urls, sent.sent, str(error))
-                if error.rpc_code is Code.UNIMPLEMENTED:
+                if error.rpc_code is Code.UNIMPLEMENTED and not self._is_passing_page(error, pages):
                     self._stop_reason = f"the server does not support the method: {error}"
-                raise
+                raise as_outage(error, bool(self.names)) from error.__cause__
             else:
                 guard.arm_in_thread(own, operation.name, ", ".join(self.media(digest)))
                 self.names[digest] = operation.name
@@ -131,14 +138,26 @@ class Campaign:
             progress()
 
         try:
-            for outcomes in workers.batches(
-                missing, start_one, retry_timeout=hook.retry_timeout, seconds=PUSH_INTERVAL
-            ):
-                for digest, _, error in outcomes:
-                    if error and digest not in lost:
-                        self.errors[digest] = error
-                guard.tell_of_threads()
-                progress()
+            left = list(digests)
+            while left:
+                before = len(self.names)
+                for digest in left:
+                    self.errors.pop(digest, None)
+                for outcomes in workers.batches(
+                    left, start_one, retry_timeout=hook.retry_timeout, seconds=PUSH_INTERVAL
+                ):
+                    for digest, _, error in outcomes:
+                        if error and digest not in lost:
+                            self.errors[digest] = error
+                    guard.tell_of_threads()
+                    progress()
+                # Once the retries of one call are used up, those behind it are refused without a request. And the page
+                # of a front end says nothing of the API, which has started others.
+                left = [one for one in left if (error := self.errors.get(one)) and _may_pass(error)]
+                if len(self.names) == before:
+                    break
+                if left:
+                    sleep(PAUSE)
         except BaseException as interruption:
             # A time limit, a kill before Airflow 3, or an XCom that could not be pushed. The requests under way go on:
             # their ingests are made known to the guard and the next try, and then the interruption goes on.
@@ -153,6 +172,15 @@ class Campaign:
             raise
         finish()
 
+    def _is_passing_page(self, error: ServiceError, pages: list[ServiceError]) -> bool:
+        """Return whether a front end has responded in place of an API that starts others, as far as is known by now.
+
+        :param pages: of this kind, to which the error is added.
+        """
+        if error.from_front_end:
+            pages.append(error)
+        return error.from_front_end and (bool(self.names) or len(pages) < MANY_PAGES)
+
     def _check_stopped(self, guard: IngestGuard) -> None:
         if reason := KILLED if guard.killed else self._stop_reason:
             raise ServiceError(reason, Code.CANCELLED, sent=False)
@@ -160,6 +188,25 @@ class Campaign:
     def stopped(self) -> str | None:
         """Return the reason to start nothing more, or None."""
         return self._stop_reason
+
+    def cancelled_by_an_earlier_try(
+        self, adopted: Collection[str], finished: Mapping[str, Operation], seen_after: Mapping[str, float]
+    ) -> list[str]:
+        """Return what a guard of an earlier try has cancelled after this one had reattached to it.
+
+        The time runs from the beginning of the wait, since nothing is polled while the others are started.
+
+        :param adopted: the digests of what this try has reattached to.
+        :param finished: by name, the operations that have finished.
+        :param seen_after: by name, the seconds of the wait after which an end was seen.
+        """
+        return [
+            digest
+            for digest in adopted
+            if (operation := finished.get(name := self.names[digest]))
+            and operation.state is OperationState.CANCELLED
+            and seen_after.get(name, LATE_GUARD) < LATE_GUARD
+        ]
 
     def rows(
         self, finished: Mapping[str, Operation], errors: Mapping[str, ServiceError] | None = None
@@ -170,12 +217,11 @@ class Campaign:
         :param errors: by name, the errors of those that could not be polled.
         :return: ``Operation.to_dict()``, or its first fields, with ``media_files``.
         """
-        names = [self.names.get(digest) for digest in self.digests]
-        dicts = to_dicts([finished.get(name) if name else None for name in names])
-        rows = []
-        for digest, name, done in zip(self.digests, names, dicts, strict=True):
+        found: list[Operation | dict[str, Any]] = []
+        for digest in self.digests:
+            name = self.names.get(digest)
             error = (errors or {}).get(name) if name else self.errors.get(digest)
-            row = done or {
+            row = {
                 "name": name,
                 "state": OperationState.RUNNING.value if name and not error else None,
                 "done": False,
@@ -184,22 +230,57 @@ class Campaign:
                 "creative_name": None,
                 "ingest": None,
             }
-            rows.append(row | {"media_files": self.media(digest)})
-        return rows
+            found.append((finished.get(name) if name else None) or row)
+        dicts = to_dicts(found)
+        return [
+            (row or {}) | {"media_files": self.media(digest)} for digest, row in zip(self.digests, dicts, strict=True)
+        ]
 
-    def load(self, rows: object) -> bool:
-        """Take from the rows of an earlier process what has started; return whether they are those of this list."""
+    def load(self, rows: object) -> dict[str, Operation] | None:
+        """Take from the rows of an earlier process what has started.
+
+        :return: by name, the operations that had finished by then; None when the rows are not those of this list.
+        """
         if not isinstance(rows, list) or len(rows) != len(self.digests):
-            return False
+            return None
+        finished: dict[str, Operation] = {}
         for digest, row in zip(self.digests, rows, strict=True):
+            if not isinstance(row, dict) or row.get("media_files") != self.media(digest):
+                return None
             match row:
                 case {"name": str(name)}:
                     self.names[digest] = name
+                    if row.get("done") is True:
+                        try:
+                            finished[name] = Operation.from_dict(row)
+                        except InvalidOperationError:
+                            return None
                 case {"name": None, "error_code": int(code), "error_message": str(message)}:
                     self.errors[digest] = ServiceError(message, _CODES[code - 1])
                 case _:
-                    return False
-        return True
+                    return None
+        return finished
+
+
+def pushed_rows(context: Context) -> object:
+    """Return the rows that a task has pushed before it was deferred."""
+    ti = context["ti"]
+    return next(iter(pull(ti, ti.task_id, XCOM_OPERATION, ti.map_index)), None)
+
+
+def without_finished(context: Context, names: Sequence[str]) -> list[str]:
+    """Return the operations that a resumed task waits for: those that had not finished before it was deferred."""
+    rows = pushed_rows(context)
+    done = {
+        str(row.get("name"))
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, dict) and row.get("done")
+    }
+    return [name for name in names if name not in done]
+
+
+def _may_pass(error: ServiceError) -> bool:
+    return error.rpc_code in THROTTLED or error.from_front_end
 
 
 def _drain(under_way: Mapping[str, LostStart], seconds: float, interruption: BaseException) -> None:

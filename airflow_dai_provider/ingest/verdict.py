@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+)
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.operation import FAILURE_REASONS, Operation, OperationState
 from airflow_dai_provider.api.parameters import template_hint
-from airflow_dai_provider.api.redaction import short_repr
+from airflow_dai_provider.api.redaction import redact_urls, short_repr
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.tasks.failures import (
     UnexpectedStateError,
     check_final_state,
     decisive_code,
+    describe_error,
     sentences,
     task_error,
 )
 
 #: The end of the message before Airflow 3.3.
-RESUBMITS = "Some ingests have succeeded, and a retry would start them again: Airflow before 3.3 saves nothing for it"
+RESUBMITS = "Some ingests run or have succeeded. Airflow before 3.3 saves nothing, so a retry would start them again"
 
 
 class IngestFailedError(AirflowException):
@@ -70,6 +77,7 @@ def check_ingests(
     not_started: Collection[tuple[str, ServiceError]],
     not_polled: Collection[tuple[str, ServiceError]],
     *,
+    started: int | None = None,
     retry_on: Collection[str],
     resubmits: bool,
 ) -> None:
@@ -79,7 +87,8 @@ def check_ingests(
     :param not_started: the media files and the errors of the creatives that were not started. After UNKNOWN, an ingest
         may run under an unknown name, so the task is not retried.
     :param not_polled: the names and the errors of operations whose end is not known.
-    :param resubmits: whether a retry would start again what has succeeded.
+    :param started: the number of those that were started, by a task that does not wait for them: they run on.
+    :param resubmits: whether a retry would start again what runs or has succeeded.
     :raises UnexpectedStateError: when some have not succeeded, and a retry cannot help.
     :raises AirflowFailException: when some could not be started or polled, and a retry cannot help.
     :raises IngestFailedError: when Airflow may retry the task.
@@ -87,8 +96,11 @@ def check_ingests(
     failed = [one for one in operations if one.state is not OperationState.SUCCEEDED]
     if not (failed or not_started or not_polled):
         return
-    succeeded = len(operations) - len(failed)
-    parts = [f"{succeeded:,} of {len(operations) + len(not_started) + len(not_polled):,} ingests have succeeded"]
+    kept = len(operations) - len(failed)
+    parts = [f"{kept:,} of {len(operations) + len(not_started) + len(not_polled):,} ingests have succeeded"]
+    if started is not None:
+        kept = started - len(failed)
+        parts = [f"{started:,} of {started + len(not_started):,} ingests have started"]
     if failed:
         parts.append(f"Finished otherwise: {_counted(map(_end, failed))}: {some_of(failed)}")
     for what, errors in (("Not started", not_started), ("Not polled", not_polled)):
@@ -100,7 +112,7 @@ def check_ingests(
     in_doubt = any(error.rpc_code is Code.UNKNOWN for _, error in not_started)
     retry_helps = any(code not in PERMANENT for code in codes) or any(may_start_again(one, retry_on) for one in failed)
     if retry_helps and not in_doubt and Code.UNIMPLEMENTED not in codes:
-        if not (resubmits and succeeded):
+        if not (resubmits and kept):
             raise IngestFailedError(message)
         raise AirflowFailException(sentences(message, RESUBMITS))
     if in_doubt:
@@ -108,6 +120,24 @@ def check_ingests(
     if codes:
         raise task_error(decisive_code(codes), message)
     raise UnexpectedStateError(message)
+
+
+@contextmanager
+def fail_for_good_where(resubmits: Callable[[], bool]) -> Iterator[None]:
+    """Let no failure lead to a retry that would start again what has succeeded.
+
+    :param resubmits: whether a retry would do that; called after a failure.
+    """
+    try:
+        yield
+    except (AirflowFailException, AirflowSkipException):
+        raise
+    except (Exception, AirflowTaskTimeout) as error:
+        # Also an error of Airflow, such as that of an XCom backend.
+        if not resubmits():
+            raise
+        what = describe_error(error) if isinstance(error, Exception) else redact_urls(str(error))
+        raise AirflowFailException(sentences(what, RESUBMITS)) from error
 
 
 def _end(operation: Operation) -> str:

@@ -1,25 +1,27 @@
 """The event of a trigger: how a wait in the triggerer reports to the task, and how the task reads it.
 
 The payload is one of ``{"status": "finished", "operation": Operation.to_dict()}``,
-``{"status": "finished", "operations": packed {"finished": [Operation.to_dict()], "errors": {name: [code, message]}}}``
-for a list, ``{"status": "timeout", "message": str}`` and ``{"status": "error", "code": str | None, "message": str}``,
-where a code is the rpc code of the service's error. Each also has ``operation_name``, the operation that the trigger
-waits for; of a list, their number and a digest. A wait for a list that has begun and then failed has ``operations``
-too, with ``"running": [Operation.to_dict()]``, what the last polls found of the others.
+``{"status": "finished", "operations": packed {"finished": [Operation.to_dict()], "errors": {name: [code, message]},
+"seen_after": {name of a cancelled one: seconds of the wait}}}`` for a list, ``{"status": "timeout", "message": str}``
+and ``{"status": "error", "code": str | None, "message": str}``, where a code is the rpc code of the service's error.
+Each also has ``operation_name``, the operation that the trigger waits for; of a list, their number and a digest. A wait
+for a list that has begun and then failed has ``operations`` too, with ``"running": [Operation.to_dict()]``, what the
+last polls found of the others.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait, some_of
-from airflow_dai_provider.api.operation import InvalidOperationError, Operation
-from airflow_dai_provider.api.operation_list import from_dicts, to_dicts
+from airflow_dai_provider.api.operation import InvalidOperationError, Operation, OperationState
+from airflow_dai_provider.api.operation_list import errors_from_json, errors_to_json, from_dicts, to_dicts
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.redaction import short_repr
 from airflow_dai_provider.api.storable import MAX_MESSAGE, pack, storable, storable_text, unpack
@@ -70,6 +72,8 @@ class ManyResult(NamedTuple):
     running: dict[str, Operation]
     #: The error with which the wait has ended before each operation had finished, or could not be polled.
     ended: WaitTimeoutError | ServiceError | None
+    #: The seconds of the wait after which each cancelled operation was seen.
+    seen_after: Mapping[str, float] = MappingProxyType({})
 
 
 def many_event(names: list[str], many: ManyWait, ended: Exception | None = None) -> dict[str, Any]:
@@ -77,8 +81,16 @@ def many_event(names: list[str], many: ManyWait, ended: Exception | None = None)
 
     :param ended: why the wait has ended before each of them had finished, or could not be polled.
     """
-    errors = {name: [error.rpc_code.value, str(error)] for name, error in many.failed.items()}
-    result = {"finished": to_dicts(list(many.finished.values())), "errors": errors}
+    seen = {
+        name: seconds
+        for name, seconds in many.seen_after.items()
+        if many.finished[name].state is OperationState.CANCELLED
+    }
+    result = {
+        "finished": to_dicts(list(many.finished.values())),
+        "errors": errors_to_json(many.failed),
+        "seen_after": seen,
+    }
     if ended is None:
         return {"operation_name": wait_id(names), "status": "finished", "operations": pack(result)}
     result["running"] = to_dicts(list(many.running.values()))
@@ -134,10 +146,15 @@ def read_many_event(
     :raises AirflowException: as :func:`read_event`.
     """
     result = read_many_result(event, names, consequence)
+    check_ended(result, names, consequence)
+    return result.finished, result.errors
+
+
+def check_ended(result: ManyResult, names: list[str], consequence: str = "") -> None:
+    """Raise the error with which a wait has ended too early, if it has."""
     if result.ended:
         left = [name for name in names if name not in result.finished]
         _raise(result.ended, f"{some_of(left)} may still run" if consequence else "")
-    return result.finished, result.errors
 
 
 def read_many_result(event: object, names: list[str], consequence: str = "") -> ManyResult:
@@ -157,7 +174,7 @@ def read_many_result(event: object, names: list[str], consequence: str = "") -> 
         finished, running = (
             {one.name: one for one in from_dicts(result.get(key, ())) if one} for key in ("finished", "running")
         )
-        errors = {name: ServiceError(text, Code(code)) for name, (code, text) in result["errors"].items()}
+        errors, seen_after = errors_from_json(result["errors"]), dict(result.get("seen_after", ()))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise AirflowException(f"The trigger has fired an event that cannot be read: {error}") from error
     if unfinished := [operation for operation in finished.values() if not operation.done]:
@@ -165,7 +182,7 @@ def read_many_result(event: object, names: list[str], consequence: str = "") -> 
     missing = [name for name in names if name not in finished and name not in errors]
     if missing and not ended:
         raise AirflowException(f"The trigger has fired an event without {some_of(missing)}.")
-    return ManyResult(finished, errors, running, ended)
+    return ManyResult(finished, errors, running, ended, seen_after)
 
 
 def _ended(event: object) -> WaitTimeoutError | ServiceError | None:

@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 #: Seconds between two rounds of attempts, and the most between two looks whether the task was killed.
 PAUSE = 1.0
+#: So many pages of a front end, and no response of the API, show that the endpoint is wrong: the round is broken off.
+MANY_PAGES = 64
 
 
 def request_in_rounds(
@@ -35,8 +37,10 @@ def request_in_rounds(
 ) -> tuple[dict[str, T | None], dict[str, ServiceError]]:
     """Make a request for each name; every one is attempted before this returns, and each has an outcome.
 
-    A permanent error settles a name, but NOT_FOUND only when it comes again ten seconds after it was first seen (with
-    a limit, near its end if that is sooner): the name can have been made just now. After a transient error a name is
+    A permanent error settles a name. The page of a front end in place of the API's response does so only where the API
+    responds to no other request either: else the front end was unavailable for a moment. NOT_FOUND settles only
+    when it comes again ten seconds after it was first seen (with a limit, near its end if that is sooner): the name can
+    have been made just now. After a transient error a name is
     attempted again until the time is up. Without a limit, only what the service was too busy for is attempted again,
     as long as a round has settled another one; other errors are the matter of the retries of each request.
 
@@ -58,12 +62,18 @@ def request_in_rounds(
     missing_since: dict[str, float] = {}
     missing: set[str] = set()
     told: set[Code] = set()
+
+    def end() -> tuple[dict[str, T | None], dict[str, ServiceError]]:
+        rest = ServiceError("this was not attempted, since another error holds for it too", Code.CANCELLED, sent=False)
+        return in_order(every, done), {name: errors.get(name, rest) for name in every if name not in done}
+
     due = every
     while due:
-        settled = False
+        settled = responded = False
+        pages: dict[str, ServiceError] = {}
         for name, result, error in workers.call(due, request, retry_timeout=retry_timeout):
             if error is None:
-                settled = True
+                settled = responded = True
                 errors.pop(name, None)
                 done[name] = result
                 if on_done:
@@ -73,10 +83,13 @@ def request_in_rounds(
                 errors.setdefault(name, error)
                 continue
             errors[name] = error
+            if error.rpc_code in PERMANENT and error.from_front_end:
+                pages[name] = error
+                if responded or len(pages) < MANY_PAGES:
+                    continue
+            responded = responded or (error.rpc_code in PERMANENT and error.sent and name not in pages)
             if ends(error):
-                reason = "this was not attempted, since another error holds for it too"
-                rest = ServiceError(reason, Code.CANCELLED, sent=False)
-                return in_order(every, done), {name: errors.get(name, rest) for name in every if name not in done}
+                return end()
             if error.rpc_code is Code.NOT_FOUND:
                 if name in missing_since:
                     missing.add(name)
@@ -86,11 +99,13 @@ def request_in_rounds(
             if error.rpc_code not in told and not not_begun(error):
                 told.add(error.rpc_code)
                 log.warning("%s", error)
+        if not responded and any(map(ends, pages.values())):
+            return end()
         now = clock()
         if workers.stopped() or now >= until:
             break
         retryable = frozenset(Code) - PERMANENT if timeout is not None else THROTTLED if settled else frozenset[Code]()
-        again = {name for name, error in errors.items() if error.rpc_code in retryable}
+        again = {name for name, error in errors.items() if error.rpc_code in retryable or (responded and name in pages)}
         believed_at = {
             name: min(since + NOT_FOUND_GRACE, max(until - PAUSE, (since + until) / 2))
             for name, since in missing_since.items()

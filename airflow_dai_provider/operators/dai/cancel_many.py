@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait, some_of
 from airflow_dai_provider.api.operation import OperationState
-from airflow_dai_provider.api.operation_list import to_dicts
+from airflow_dai_provider.api.operation_list import errors_from_json, errors_to_json, to_dicts
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.metrics import count_finished, time_cancel
@@ -38,8 +38,6 @@ KEY = "dai_cancel"
 
 #: Seconds after the acceptance of a cancellation within which a poll shows what was before it.
 SAME_MOMENT = 2.0
-#: By name, the rpc code and the message of an error, as JSON.
-Errors = dict[str, list[str]]
 
 
 class CancelMany:
@@ -104,7 +102,7 @@ class CancelMany:
         self,
         event: Any,
         already: Collection[str] = (),
-        errors: Errors | None = None,
+        errors: dict[str, list[str]] | None = None,
         unclear: Collection[str] = (),
         requested: float | None = None,
     ) -> list[str]:
@@ -113,7 +111,7 @@ class CancelMany:
             # Airflow has ended the deferral, and has not kept these arguments.
             self._load()
         else:
-            self._already, self._unclear, self._refused = set(already), set(unclear), _from_json(errors)
+            self._already, self._unclear, self._refused = set(already), set(unclear), errors_from_json(errors)
         names = [name for name in self._names if name not in self._refused]
         result = read_many_result(event, names, f"{describe_names(names)} may still run")
         if requested is not None:
@@ -169,12 +167,12 @@ class CancelMany:
         self._requested = set(settled.get("requested", ()))
         self._already = set(settled.get("already", ()))
         self._unclear = set(settled.get("unclear", ()))
-        self._refused = _from_json(settled.get("refused", {}))
+        self._refused = errors_from_json(settled.get("refused", {}))
 
     def _save(self) -> None:
         names = {"requested": self._requested, "already": self._already, "unclear": self._unclear}
         kept = {key: sorted(value) for key, value in names.items()}
-        self._state.save({**kept, "refused": _to_json(self._refused)})
+        self._state.save({**kept, "refused": errors_to_json(self._refused)})
 
     def _fail_early(self, errors: dict[str, ServiceError]) -> None:
         """Fail at once when the task was killed, or where a retry is going to cancel what still runs."""
@@ -210,7 +208,7 @@ class CancelMany:
                         resume_with={
                             "already": sorted(self._already),
                             "unclear": sorted(self._unclear),
-                            "errors": _to_json(errors),
+                            "errors": errors_to_json(errors),
                             "requested": min(self._accepted_at.values(), default=None),
                         },
                     )
@@ -251,7 +249,7 @@ class CancelMany:
         self._state.delete()
 
     def _check(self, result: ManyResult) -> None:
-        task, (finished, errors, _, ended) = self._task, result
+        task, finished, errors, ended = self._task, result.finished, result.errors, result.ended
         if task.missing_ok:
             missing = [name for name, error in errors.items() if error.rpc_code is Code.NOT_FOUND]
             if missing:
@@ -282,11 +280,3 @@ def _consequence(left: list[str], ended: Exception | None) -> str:
         return "They may still run" if left else ""
     named = f": {some_of(left)}" if len(left) > 1 else ""
     return f"{describe_names(left)} may still run{named}"
-
-
-def _to_json(errors: dict[str, ServiceError]) -> Errors:
-    return {name: [error.rpc_code.value, str(error)] for name, error in errors.items()}
-
-
-def _from_json(errors: Errors) -> dict[str, ServiceError]:
-    return {name: ServiceError(message, Code(code)) for name, (code, message) in errors.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,11 @@ from airflow.providers.common.compat.sdk import BaseOperator, conf, mask_secret
 from airflow_dai_provider.api.creative import InvalidCreativeError, check_creative
 from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.api.redaction import redact_json, url_secrets
+from airflow_dai_provider.ingest.campaign import without_finished
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
-from airflow_dai_provider.ingest.verdict import check_retry_on
+from airflow_dai_provider.ingest.verdict import check_retry_on, fail_for_good_where
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
-from airflow_dai_provider.operators.dai.create_many import CreateMany, fail_for_good_once_one_has_succeeded
+from airflow_dai_provider.operators.dai.create_many import CreateMany
 from airflow_dai_provider.operators.dai.create_one import CreateOne
 from airflow_dai_provider.tasks.deferral import resumption
 from airflow_dai_provider.tasks.failures import refused_parameters, task_errors
@@ -128,8 +128,9 @@ class DaiCreateCreativeOperator(BaseOperator):
             if not HAS_TASK_STATE_STORE:
                 self.on_retry_callback = [callback, *_callbacks(self.on_retry_callback)]
 
-    #: Of a list: the creatives as they are submitted, beside the field without signatures, which people can see.
-    _signed: list[Any] | None = None
+    #: Of a list: the creatives as they are submitted, beside the field without signatures, which people can see. Also
+    #: of one that execute will refuse, in any form.
+    _signed: Any = None
     _shown: object = None
     _many: CreateMany | None = None
 
@@ -156,20 +157,22 @@ class DaiCreateCreativeOperator(BaseOperator):
         super()._do_render_template_fields(parent, template_fields, context, *args, **kwargs)
         if parent is not self:  # but a part of a field
             return
-        with suppress(ValueError):  # which execute raises again
+        try:
             creatives, several = one_or_many("creative", self.creative)
-            if several:
-                # Masked value by value, a thousand signatures take a minute. Airflow stores what the field holds now.
-                self._signed, self.creative = creatives, redact_json(creatives)
-                self._shown = self.creative
-                return
+        except ValueError:  # which execute raises again
+            creatives, several = self.creative, True
+        if several:
+            # Masked value by value, a thousand signatures take a minute. Airflow stores what the field holds now.
+            self._signed, self.creative = creatives, redact_json(creatives)
+            self._shown = self.creative
+            return
         for secret in url_secrets(self.creative):
             mask_secret(secret)
 
     def execute(self, context: Context) -> str | list[str]:
         """Start the ingests, or reattach to those of an earlier try; wait if told to; return the name, or the list."""
         self._guard.begin(context)
-        with fail_for_good_once_one_has_succeeded(self), self._guard.cancel_on_error(context, self._make_hook):
+        with fail_for_good_where(self._retry_resubmits), self._guard.cancel_on_error(context, self._make_hook):
             with task_errors():
                 # Guarded, since an earlier try can have left its ingests to this one.
                 creatives, several = self._checked_creatives()
@@ -189,14 +192,14 @@ class DaiCreateCreativeOperator(BaseOperator):
     ) -> str | list[str]:
         """Finish the task when the wait in the triggerer is over; return the operation's name, or the list of names."""
         if self._many:
-            return self._many.complete(event, adopted, adopted_indexes)
+            return self._many.complete(event, adopted_indexes)
         return CreateOne(self, context).complete(event, operation_name, adopted)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume the task after a deferral, under the same guard as ``execute``."""
         self._guard.begin(context, resumed=True)
         with (
-            fail_for_good_once_one_has_succeeded(self),
+            fail_for_good_where(self._retry_resubmits),
             self._guard.cancel_on_error(context, self._make_hook),
             resumption(self, next_method, next_kwargs, partial(self._started, context)) as resumed,
         ):
@@ -212,10 +215,15 @@ class DaiCreateCreativeOperator(BaseOperator):
         """
         self._guard.kill_or_time_out(self._make_hook)
 
+    def _retry_resubmits(self) -> bool:
+        return bool(self._many and self._many.retry_resubmits)
+
     def _started(self, context: Context) -> str | list[str] | None:
         """Return the operations that the resumed task waits for."""
         names = self._guard.started_here(context, self._make_hook)
-        return names if one_or_many("creative", self.creative)[1] else next(iter(names), None)
+        if one_or_many("creative", self.creative)[1]:
+            return without_finished(context, names)
+        return next(iter(names), None)
 
     def _checked_creatives(self) -> tuple[list[Mapping[str, Any]], bool]:
         """Return what to submit, and whether a list was given; every invalid creative is named with its index."""

@@ -6,23 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowTaskTimeout
+from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation, OperationState
-from airflow_dai_provider.api.polling import WaitTimeoutError
-from airflow_dai_provider.api.redaction import redact_urls
-from airflow_dai_provider.ingest.campaign import Campaign
-from airflow_dai_provider.ingest.resume import LATE_GUARD, IngestStore, StartedIngest, saved_here
+from airflow_dai_provider.api.polling import Wait, WaitTimeoutError
+from airflow_dai_provider.ingest.campaign import Campaign, pushed_rows
+from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, saved_here
 from airflow_dai_provider.ingest.resume_many import reattach_or_cancel_many
-from airflow_dai_provider.ingest.verdict import RESUBMITS, check_ingests
+from airflow_dai_provider.ingest.verdict import check_ingests
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait
-from airflow_dai_provider.tasks.events import describe_names, read_many_event, read_many_result
-from airflow_dai_provider.tasks.failures import sentences, task_errors
-from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, pull, push_operations
+from airflow_dai_provider.tasks.events import check_ended, describe_names, read_many_result
+from airflow_dai_provider.tasks.failures import task_errors
+from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, push_operations
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from airflow_dai_provider.operators.dai.create import DaiCreateCreativeOperator
     from airflow_dai_provider.transport.threads import Workers
 
+#: By name: those that have finished, the errors of those that cannot be polled, and when a poll has seen an end.
+_Ends = tuple[dict[str, Operation], dict[str, "ServiceError"], dict[str, float]]
 _SUCCEEDED = frozenset({OperationState.SUCCEEDED})
 
 
@@ -57,10 +58,9 @@ class CreateMany:
         self._store = IngestStore(context)
         self._resumed = resumed
         self._pushed_at: dict[str, float] = {}
-        #: By name, the ingests that have finished; by digest, those of an earlier try, and when this one took them.
+        #: By name, the ingests that have finished; by digest, those of an earlier try.
         self._finished: dict[str, Operation] = {}
         self._adopted: set[str] = set()
-        self._adopted_at: float | None = None
 
     def execute(self) -> list[str]:
         """Start the ingests, or reattach to those of an earlier try; wait if told to; return the names."""
@@ -69,51 +69,56 @@ class CreateMany:
             task.log.info("The list of creatives is empty.")
         with task._make_hook() as hook, self._workers(hook) as workers:
             self._reattach(hook, workers)
-            if campaign.missing:
-                self._start(hook, workers)
+            if not campaign.digests:
+                self._push([], hook)
+            if missing := campaign.missing:
+                self._start(hook, workers, missing)
             if task.wait_for_completion:
                 return self._finish(*self._wait(hook, workers))
         if campaign.errors:
+            self._push_rows(self._finished)
             # A start that was refused does not cancel the others, which are meant to run on.
             self._guard.disarm()
-            self._check({})
+            self._check({}, started=len(campaign.started))
         return self._names()
 
-    def complete(self, event: Any, adopted_at: float | None, adopted: Sequence[int]) -> list[str]:
+    def complete(self, event: Any, adopted: Sequence[int]) -> list[str]:
         """Finish the task when the wait in the triggerer is over; return the names."""
         campaign = self._campaign
         self._load()
-        self._adopted_at = adopted_at
         self._adopted = {campaign.digests[index] for index in adopted}
-        result = read_many_result(event, campaign.started)
-        self._finished = self._guard.finished = result.finished
+        left = [name for name in campaign.started if name not in self._finished]
+        result = read_many_result(event, left)
+        self._finished = self._guard.finished = self._finished | result.finished
         if result.ended:
-            self._push_rows(result.finished, result.errors)
-        return self._finish(*read_many_event(event, campaign.started))
+            self._push_rows(self._finished, result.errors)
+            check_ended(result, left)
+        return self._finish(self._finished, result.errors, result.seen_after)
 
     def _load(self) -> None:
-        """Read what the process before the deferral has started."""
-        ti = self._context["ti"]
-        rows = pull(ti, ti.task_id, XCOM_OPERATION, ti.map_index)
-        if not (rows and self._campaign.load(rows[0])):
+        """Read what the process before the deferral has started, and what had finished by then."""
+        if (finished := self._campaign.load(pushed_rows(self._context))) is None:
             raise AirflowException(
                 f"The XCom '{XCOM_OPERATION}' is not that of the {len(self._campaign.digests):,} creatives of this "
                 "task: was it replaced, or have the templates rendered to others since the task was deferred?"
             )
+        self._finished = finished | self._finished
 
     @contextmanager
     def _workers(self, hook: DaiHook) -> Iterator[Workers[DaiHook]]:
         """Yield the threads, beside those of the guard, all of which run before the first request."""
         number = max(len(self._campaign), len(self._store.load()))
+        # Around single calls, and not around the block: an error of Airflow in it, such as a ValueError of the XCom
+        # backend, is none of the hook's.
         with task_errors():
             stopped, hook.stopped = hook.stopped, self._stopped
             try:
                 workers = hook.workers(number)
             finally:
                 hook.stopped = stopped
-            with workers:
-                self._guard.prepare(hook, number, workers)
-                yield workers
+        with workers:
+            self._guard.prepare(hook, number, workers)
+            yield workers
 
     def _stopped(self) -> str | None:
         """Return the reason to start nothing more; polls go on when the task is killed."""
@@ -133,35 +138,37 @@ class CreateMany:
         for one in saved:
             guard.arm(hook, one.operation_name, media.get(one.digest, ""))
         self._push([one.operation_name for one in saved], hook)
-        usable, self._finished = reattach_or_cancel_many(
-            saved,
-            self._store,
-            hook,
-            workers,
-            guard,
-            digests=campaign.creatives.keys(),
-            retry_on=task.retry_on,
-            settle=not task.wait_for_completion,
-            clock=task._clock,
-            sleep=task._sleep,
-            log=task.log,
-        )
+        with task_errors():
+            usable, self._finished = reattach_or_cancel_many(
+                saved,
+                self._store,
+                hook,
+                workers,
+                guard,
+                digests=campaign.creatives.keys(),
+                retry_on=task.retry_on,
+                settle=not task.wait_for_completion,
+                clock=task._clock,
+                sleep=task._sleep,
+                log=task.log,
+            )
         guard.disarm()
         guard.finished = self._finished
         for digest, name in usable.items():
             campaign.names[digest] = name
             if name not in self._finished:
                 guard.arm(hook, name, media[digest])
-        self._adopted, self._adopted_at = set(usable), task._clock()
+        self._adopted = set(usable)
         self._progress(hook)
 
-    def _start(self, hook: DaiHook, workers: Workers[DaiHook]) -> None:
-        """Start what has not started, and save the names for guards and the next try."""
+    def _start(self, hook: DaiHook, workers: Workers[DaiHook], digests: Sequence[str]) -> None:
+        """Start the ingests of these creatives, and save the names for guards and the next try."""
         task, campaign = self._task, self._campaign
         known = {one.operation_name for one in self._store.load() if one.endpoint == hook.endpoint.url}
         self._starting = True
         try:
             campaign.start(
+                digests,
                 hook,
                 workers,
                 self._guard,
@@ -198,18 +205,15 @@ class CreateMany:
         number = clear_number_of(self._context)
         push_operations(self._context["ti"], self._pushed_at, hook.endpoint.url, number, many=True)
 
-    def _wait(self, hook: DaiHook, workers: Workers[DaiHook]) -> tuple[dict[str, Operation], dict[str, ServiceError]]:
+    def _wait(self, hook: DaiHook, workers: Workers[DaiHook]) -> _Ends:
         """Wait until the ingests have finished, in this process or in the triggerer."""
         task, names = self._task, self._campaign.started
-        # A resumed task reads from here what has started, and what has not.
-        self._push_rows({})
         wait = hook.make_wait(describe_names(names), timeout=task.timeout, poll_interval=task.poll_interval)
-        many = ManyWait(names, wait, _SUCCEEDED)
-        for name in names:
-            if name in self._finished:
-                many.finish(self._finished[name])
-        self._finished = self._guard.finished = many.finished
-        if many.left and task.deferrable and self._can_defer(names):
+        many = self._make_many(wait)
+        # A resumed task reads from here what has started, and what has not; the trigger waits for the rest only.
+        self._push_rows(many.finished)
+        left = list(many.left)
+        if left and task.deferrable and self._can_defer(left):
             # Imported here, since DAG files are parsed often and few of their tasks defer.
             from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 
@@ -218,18 +222,28 @@ class CreateMany:
                 task,
                 hook,
                 DaiOperationTrigger,
-                names,
+                left,
                 poll_interval=task.poll_interval,
                 expected_states=_SUCCEEDED,
-                resume_with={"adopted": self._adopted_at, "adopted_indexes": adopted},
+                resume_with={"adopted_indexes": adopted},
                 cancel_on_kill=task.cancel_on_kill,
             )
         try:
-            hook.wait_for_many(workers, many)
-        except (WaitTimeoutError, ServiceError):
+            with task_errors():
+                hook.wait_for_many(workers, many)
+        except AirflowException:
             self._push_rows(many.finished, many.failed)
             raise
-        return many.finished, many.failed
+        return many.finished, many.failed, many.seen_after
+
+    def _make_many(self, wait: Wait) -> ManyWait:
+        """Return the wait for what has started; what has finished is polled no more."""
+        many = ManyWait(self._campaign.started, wait, _SUCCEEDED)
+        for name, operation in self._finished.items():
+            if name in many.left:
+                many.finish(operation)
+        self._finished = self._guard.finished = many.finished
+        return many
 
     def _can_defer(self, names: list[str]) -> bool:
         try:
@@ -239,22 +253,26 @@ class CreateMany:
             return False
         return True
 
-    def _finish(self, finished: dict[str, Operation], errors: dict[str, ServiceError]) -> list[str]:
+    def _finish(
+        self, finished: dict[str, Operation], errors: dict[str, ServiceError], seen_after: Mapping[str, float]
+    ) -> list[str]:
         """Report how the ingests have finished, and check that they have succeeded.
 
         :param finished: by name, those that have finished.
         :param errors: by name, the errors of those that cannot be polled.
+        :param seen_after: by name, the seconds of the wait after which an end was seen.
         """
         task, campaign = self._task, self._campaign
         self._finished = self._guard.finished = finished
-        if again := self._cancelled_by_an_earlier_try(finished):
+        if again := campaign.cancelled_by_an_earlier_try(self._adopted, finished, seen_after):
             message = "An earlier try started and cancelled %s of the ingests. Starting new ones."
             task.log.warning(message, f"{len(again):,}")
             for digest in again:
                 del campaign.names[digest]
-            self._adopted_at = None
+            self._adopted = set()
             with task._make_hook() as hook, self._workers(hook) as workers:
-                self._start(hook, workers)
+                # Nothing else: of what has not started, a start may be in doubt, and the others were refused.
+                self._start(hook, workers, again)
                 return self._finish(*self._wait(hook, workers))
         if not errors:
             self._guard.disarm()
@@ -265,21 +283,14 @@ class CreateMany:
         self._store.try_to_delete("the ingests", task.log)
         return self._names()
 
-    def _cancelled_by_an_earlier_try(self, finished: Mapping[str, Operation]) -> list[str]:
-        """Return what a guard of the earlier try has cancelled after this one had reattached to it."""
-        if self._adopted_at is None or self._task._clock() >= self._adopted_at + LATE_GUARD:
-            return []
-        names = {digest: self._campaign.names[digest] for digest in self._adopted}
-        cancelled = OperationState.CANCELLED
-        return [digest for digest, name in names.items() if name in finished and finished[name].state is cancelled]
-
-    def _check(self, errors: Mapping[str, ServiceError]) -> None:
+    def _check(self, errors: Mapping[str, ServiceError], started: int | None = None) -> None:
         campaign = self._campaign
         not_started = [(", ".join(campaign.media(digest)), error) for digest, error in campaign.errors.items()]
         check_ingests(
             [self._finished[name] for name in campaign.started if name in self._finished],
             not_started,
             list(errors.items()),
+            started=started,
             retry_on=self._task.retry_on,
             resubmits=not self._store.available,
         )
@@ -295,26 +306,17 @@ class CreateMany:
         """Whether a retry would start again what has succeeded: before Airflow 3.3 nothing is saved for it."""
         if self._store.available or self._guard.killed:
             return False
-        if self._resumed and not self._finished:
+        if self._resumed and not self._any_succeeded:
             # The wait in the triggerer has failed, and says nothing of single ingests.
             with suppress(AirflowException), self._task._make_hook() as hook:
                 self._load()
-                names = self._campaign.started
-                many = ManyWait(names, hook.make_wait(describe_names(names), timeout=1.0, responded=True))
-                self._finished = many.finished
-                with suppress(WaitTimeoutError), self._workers(hook) as workers:
-                    hook.poll_many(workers, many)
+                names = describe_names(self._campaign.started)
+                many = self._make_many(hook.make_wait(names, timeout=1.0, responded=True))
+                if many.left:
+                    with suppress(WaitTimeoutError, ServiceError), self._workers(hook) as workers:
+                        hook.poll_many(workers, many)
+        return self._any_succeeded
+
+    @property
+    def _any_succeeded(self) -> bool:
         return any(operation.state is OperationState.SUCCEEDED for operation in self._finished.values())
-
-
-@contextmanager
-def fail_for_good_once_one_has_succeeded(task: DaiCreateCreativeOperator) -> Iterator[None]:
-    """Let no failure lead to a retry that would start again what has succeeded."""
-    try:
-        yield
-    except AirflowFailException:
-        raise
-    except (AirflowException, AirflowTaskTimeout) as error:
-        if not (task._many and task._many.retry_resubmits):
-            raise
-        raise AirflowFailException(sentences(redact_urls(str(error)), RESUBMITS)) from error

@@ -53,7 +53,7 @@ class Waiting:
             if isinstance(result, ServiceError):
                 if many.after_error(name, result, self.now):
                     self.told.append(name)
-            elif level := many.after_poll(Operation.from_api({"name": name, **result})):
+            elif level := many.after_poll(Operation.from_api({"name": name, **result}), self.now):
                 self.told.append(level)
             if many.is_round_over(self.now, complete=complete):
                 break

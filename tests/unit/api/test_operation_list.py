@@ -38,6 +38,15 @@ def test_a_short_list_is_kept_whole_in_its_order() -> None:
     assert from_dicts(json.loads(json.dumps(dicts))) == operations
 
 
+def test_a_long_list_also_cuts_the_messages_of_what_was_not_started() -> None:
+    refused = {"name": None, "done": False, "error_message": "y" * 4_000}
+    assert to_dicts([refused, long(1), None]) == [refused, long(1).to_dict(), None]
+    rows = to_dicts([*[refused] * 2_000, {"name": "operations/1", "error_message": None}, None])
+    assert len(json.dumps(rows)) < MAX_CHARACTERS / 4
+    assert [len(str(row["error_message"])) for row in rows[:2] if row] == [MAX_MESSAGE] * 2
+    assert rows[-2:] == [{"name": "operations/1", "error_message": None}, None]
+
+
 def test_an_empty_list_is_one() -> None:
     assert to_dicts([]) == from_dicts([]) == []
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,12 +13,13 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from airflow_dai_provider.api.creative import creative_digest
 from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.ingest.resume import KEY
 from airflow_dai_provider.ingest.verdict import IngestFailedError
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from tests.support.clock import Clock
 from tests.support.emulators import MakeEmulator, cancel_from_outside, count
-from tests.support.ingests import CANCEL, CREATE, GET, SECRET, both, execute, make, resume
+from tests.support.ingests import CANCEL, CREATE, GET, LIST, SECRET, both, execute, make, resume
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import Store, Ti
@@ -190,6 +193,97 @@ def test_what_a_late_guard_cancels_after_the_reattachment_is_started_anew(
     assert victim not in names
     assert count(slow, CREATE) == 4
     assert "An earlier try started and cancelled 1 of the ingests. Starting new ones." in log.ours
+
+
+@pytest.mark.parametrize("end", ["event", "no triggerer", "all"])
+def test_a_deferral_waits_only_for_what_has_not_finished(
+    slow: DaiEmulator, context: Any, ti: Ti, clock: Clock, end: str
+) -> None:
+    mixed = [creative(url(0, seconds=5)), creative(url(1, seconds=500)), creative(url(2, seconds=5))]
+    fail_first_try(context, ti, creative=mixed)
+    if end == "all":
+        clock.advance(1000)
+        names = execute(context, creative=mixed, deferrable=True)
+    else:
+        before = len(slow.requests)
+        with pytest.raises(TaskDeferred) as deferred:
+            make(creative=mixed, deferrable=True).execute(context)
+        polled = [request.name for request in slow.requests[before:] if request.method == GET]
+        running = [name for name, state in slow.states().items() if state == "RUNNING"]
+        assert deferred.value.trigger.operation_name == running
+        assert [row["state"] for row in ti.pushed["ingest", -1, "operation"]] == ["SUCCEEDED", "RUNNING", "SUCCEEDED"]
+        if end == "event":
+            names = resume(deferred.value, context, creative=mixed)
+        else:
+            clock.advance(4000)
+            failed = {"error": "Trigger timeout"}
+            names = make(creative=mixed, deferrable=True).resume_execution("__fail__", failed, context)
+        polled = [request.name for request in slow.requests[before:] if request.method == GET][len(polled) :]
+        assert set(polled) == set(running)
+    assert sorted(names) == sorted(slow.states())
+    assert [row["state"] for row in ti.pushed["ingest", -1, "operation"]] == ["SUCCEEDED"] * 3
+    assert count(slow, CREATE) == 3
+
+
+@both
+@pytest.mark.parametrize("late", [True, False])
+def test_the_time_of_a_late_guard_ends_for_each_ingest_when_its_end_is_seen(
+    slow: DaiEmulator, context: Any, ti: Ti, clock: Clock, monkeypatch: pytest.MonkeyPatch, deferrable: bool, late: bool
+) -> None:
+    long = [creative(url(0, seconds=600)), creative(url(1, seconds=600))]
+    fail_first_try(context, ti, creative=long)
+    hook = DaiAsyncHook if deferrable else DaiHook
+    sleep, victim, at = hook._sleep, next(iter(slow.states())), clock() + (20 if late else 250)
+    pending = [victim]
+
+    def sleeping(seconds: float) -> Any:
+        if pending and clock() >= at:
+            cancel_from_outside(slow, pending.pop())
+        return sleep(seconds)
+
+    monkeypatch.setattr(hook, "_sleep", staticmethod(sleeping))
+    if late:
+        assert victim not in execute(context, creative=long, deferrable=deferrable)
+    else:
+        with pytest.raises(UnexpectedStateError, match="1 of 2 ingests have succeeded. Finished otherwise: 1 CANCEL"):
+            execute(context, creative=long, deferrable=deferrable)
+    assert count(slow, CREATE) == 2 + late
+
+
+@both
+@pytest.mark.parametrize(
+    ("faults", "code"),
+    [
+        ([Fault(CREATE, drop="after"), Fault(LIST, rpc_status="PERMISSION_DENIED")], "UNKNOWN"),
+        ([Fault(CREATE, rpc_status="INVALID_ARGUMENT")], "INVALID_ARGUMENT"),
+    ],
+    ids=["in doubt", "refused"],
+)
+def test_a_late_guard_starts_no_other_creative_again(
+    slow: DaiEmulator,
+    context: Any,
+    ti: Ti,
+    between_polls: Any,
+    faults: list[Fault],
+    code: str,
+    deferrable: bool,
+) -> None:
+    fail_first_try(context, ti, creative=THREE[:1])
+    for fault in faults:
+        slow.inject(fault)
+    victim = next(iter(slow.states()))
+    second_try = partial(execute, context, creative=THREE[:2])
+    if deferrable:
+        with pytest.raises(TaskDeferred) as deferred:
+            make(creative=THREE[:2], deferrable=True).execute(context)
+        cancel_from_outside(slow, victim)
+        second_try = partial(resume, deferred.value, context, creative=THREE[:2])
+    else:
+        between_polls(lambda: cancel_from_outside(slow, victim))
+    with pytest.raises(AirflowFailException, match=f"1 of 2 ingests have succeeded. Not started: 1 {code}"):
+        second_try()
+    media = [json.loads(one.body)["creative"]["mediaFiles"][0]["uri"] for one in slow.requests if one.method == CREATE]
+    assert media == [url(0), url(1), url(0)]
 
 
 def test_what_the_service_no_longer_knows_is_started_anew(slow: DaiEmulator, context: Any, ti: Ti) -> None:

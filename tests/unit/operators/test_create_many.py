@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException, task
+from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException, TaskDeferred, task
 
+from airflow_dai_provider.api.operation_list import MAX_MESSAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.ingest.verdict import IngestFailedError
@@ -15,7 +17,7 @@ from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from tests.support.dag_runs import RunDag
 from tests.support.emulators import MakeEmulator, count
-from tests.support.ingests import CREATE, GET, SECRET, both, execute, make
+from tests.support.ingests import CREATE, GET, JSON, SECRET, both, execute, make, resume
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import Store, Ti
@@ -42,6 +44,22 @@ def name_of(emulator: DaiEmulator, number: int) -> str:
     with DaiHook() as hook:
         every = [one for one in hook.list_operations() if one.ingest and one.ingest.creative_url == media(number)]
     return max(every, key=lambda one: (one.ingest.create_time, list(emulator.states()).index(one.name))).name  # type: ignore[union-attr]
+
+
+def throttle_the_last(emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, **fault: Any) -> None:
+    """Refuse the start of the third of three, once the two others have started."""
+    create, others, once = DaiHook.create_creative, threading.Semaphore(0), [True]
+
+    def one(hook: DaiHook, body: Any, *args: Any) -> Any:
+        if media(2) in str(body) and once:
+            once.clear()
+            assert all(others.acquire(timeout=30) for _ in range(2))
+            emulator.inject(Fault(CREATE, **fault))
+        operation = create(hook, body, *args)
+        others.release()
+        return operation
+
+    monkeypatch.setattr(DaiHook, "create_creative", one)
 
 
 class TestStart:
@@ -77,12 +95,14 @@ class TestStart:
         assert ti.pushed["ingest", -1, "operation_name"] == [name]
 
     @both
+    @pytest.mark.parametrize("wait", [True, False])
     def test_an_empty_list_starts_nothing_and_says_so(
-        self, slow: DaiEmulator, context: Any, ti: Ti, log: Log, deferrable: bool
+        self, slow: DaiEmulator, context: Any, ti: Ti, log: Log, deferrable: bool, wait: bool
     ) -> None:
-        assert execute(context, creative=[], deferrable=deferrable) == []
+        assert execute(context, creative=[], deferrable=deferrable, wait_for_completion=wait) == []
         assert "The list of creatives is empty." in log.ours
-        assert ti.pushed["ingest", -1, "operation"] == []
+        assert ti.pushed["ingest", -1, "operation_name"] == []
+        assert ti.pushed.get(("ingest", -1, "operation")) == ([] if wait else None)
         assert slow.requests == []
 
     @pytest.mark.parametrize("write", [json.dumps, repr])
@@ -102,6 +122,22 @@ class TestStart:
         execute(context, creative=creatives, dynamic_creative_info={"dynamicGroupId": "g"})
         bodies = [json.loads(request.body) for request in slow.requests if request.method == CREATE]
         assert [body["dynamicCreativeInfo"]["dynamicGroupId"] for body in bodies] == ["g", "g"]
+
+
+@pytest.mark.parametrize("change", ["order", "length", "replaced"])
+def test_a_list_that_has_changed_while_it_was_deferred_is_refused(
+    slow: DaiEmulator, context: Any, ti: Ti, change: str
+) -> None:
+    with pytest.raises(TaskDeferred) as deferred:
+        make(creative=three(), deferrable=True).execute(context)
+    creatives = three()[: 2 if change == "length" else 3]
+    if change == "order":
+        creatives.reverse()
+    if change == "replaced":
+        ti.pushed["ingest", -1, "operation"] = [1, 2, 3]
+    with pytest.raises(AirflowException, match="is not that of the [23] creatives of this task"):
+        resume(deferred.value, context, creative=creatives)
+    assert count(slow, CREATE) == 3
 
 
 class TestRefused:
@@ -174,6 +210,42 @@ class TestRefused:
         assert list(slow.states().values()) == ["RUNNING"] * 2
         assert sorted(ti.pushed["ingest", -1, "operation_name"]) == sorted(slow.states())
         assert not any(slow.cancel_requested(name) for name in slow.states())
+        rows = ti.pushed["ingest", -1, "operation"]
+        assert sorted(str(row["state"]) for row in rows) == ["None", "RUNNING", "RUNNING"]
+        assert "PERMISSION_DENIED" in "".join(str(row["error_message"]) for row in rows)
+
+    @pytest.mark.parametrize("pause", [60, 90], ids=["that can be borne", "that is too long"])
+    def test_a_pause_that_the_service_asks_for_is_no_refusal(
+        self, slow: DaiEmulator, context: Any, monkeypatch: pytest.MonkeyPatch, pause: int
+    ) -> None:
+        """The first call that cannot wait so long must not take all others with it."""
+        create, started = DaiHook.create_creative, []
+
+        def one(hook: DaiHook, *args: Any) -> Any:
+            operation = create(hook, *args)
+            started.append(operation)
+            if len(started) == 30:
+                slow.inject(Fault(CREATE, status=429, retry_after=pause, lasts=pause))
+            return operation
+
+        monkeypatch.setattr(DaiHook, "create_creative", one)
+        creatives = [creative(url(number)) for number in range(100)]
+        if pause == 60:
+            assert len(set(execute(context, creative=creatives, wait_for_completion=False))) == 100
+        else:
+            with pytest.raises(IngestFailedError, match="ingests have started. Not started: .* RESOURCE_EXHAUSTED: "):
+                execute(context, creative=creatives, wait_for_completion=False)
+
+    def test_the_xcom_of_many_refused_starts_is_bounded(
+        self, slow: DaiEmulator, context: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("airflow_dai_provider.api.operation_list.MAX_CHARACTERS", 4_000)
+        slow.inject(Fault(CREATE, status=400, body='{"error": {"message": "%s"}}' % ("y" * 3_000), times=None, **JSON))
+        with pytest.raises(AirflowFailException, match="0 of 10 ingests have succeeded"):
+            execute(context, creative=[creative(url(number)) for number in range(10)])
+        rows = ti.pushed["ingest", -1, "operation"]
+        assert [row["media_files"] for row in rows] == [[media(number)] for number in range(10)]
+        assert {len(row["error_message"]) for row in rows} == {MAX_MESSAGE}
 
     def test_unimplemented_fails_at_once(self, make_emulator: MakeEmulator, context: Any, ti: Ti) -> None:
         ti.max_tries = 3
@@ -212,6 +284,29 @@ class TestRefused:
 
 
 class TestBefore33:
+    @pytest.mark.parametrize("task_store", [True, False], ids=["3.3", "before 3.3"])
+    def test_without_waiting_no_retry_starts_again_what_runs(
+        self, slow: DaiEmulator, context: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch, task_store: bool
+    ) -> None:
+        ti.max_tries = 1
+        if not task_store:
+            del context["task_state_store"]
+        throttle_the_last(slow, monkeypatch, status=429, times=None)
+        with pytest.raises(AirflowException, match="2 of 3 ingests have started. Not started: 1 RESOURCE") as caught:
+            execute(context, creative=three(), wait_for_completion=False)
+        assert isinstance(caught.value, IngestFailedError) is task_store
+        assert isinstance(caught.value, AirflowFailException) is not task_store
+        assert ("a retry would start them again" in str(caught.value)) is not task_store
+        assert list(slow.states().values()) == ["RUNNING"] * 2
+        assert not any(slow.cancel_requested(name) for name in slow.states())
+
+    def test_without_waiting_a_retry_is_left_where_nothing_has_started(
+        self, slow: DaiEmulator, context_before_3_3: Any
+    ) -> None:
+        slow.inject(Fault(CREATE, status=429, times=None))
+        with pytest.raises(IngestFailedError, match="0 of 3 ingests have started"):
+            execute(context_before_3_3, creative=three(), wait_for_completion=False)
+
     @both
     @pytest.mark.parametrize("succeeded", [True, False])
     def test_the_task_fails_for_good_once_one_has_succeeded(
@@ -237,6 +332,31 @@ class TestBefore33:
         states = sorted(slow.states().values())
         assert states == (["RUNNING", "SUCCEEDED"] if succeeded else ["RUNNING", "RUNNING"])
         assert slow.cancel_requested(name_of(slow, 1)) == 1
+
+    @both
+    @pytest.mark.usefixtures("slow")
+    @pytest.mark.parametrize("outcome", ["SUCCEEDED", "INTERNAL_ERROR"])
+    def test_so_it_does_after_an_error_of_airflow(
+        self,
+        context_before_3_3: Any,
+        ti: Ti,
+        monkeypatch: pytest.MonkeyPatch,
+        deferrable: bool,
+        outcome: str,
+    ) -> None:
+        push = ti.xcom_push
+
+        def away(key: str, value: Any) -> None:
+            if key == "operation" and any(row["done"] for row in value):
+                raise OSError("the bucket is away")
+            push(key, value)
+
+        monkeypatch.setattr(ti, "xcom_push", away)
+        creatives = three() if outcome == "SUCCEEDED" else [creative(url(0, outcome=outcome))]
+        expected = AirflowFailException if outcome == "SUCCEEDED" else OSError
+        with pytest.raises(expected, match="the bucket is away") as caught:
+            execute(context_before_3_3, creative=creatives, deferrable=deferrable)
+        assert ("a retry would start them again" in str(caught.value)) is (outcome == "SUCCEEDED")
 
 
 class TestDag:
@@ -279,6 +399,31 @@ class TestDag:
         assert "media.example.com/2.mp4" in shown
         assert "sig=" not in shown
         assert masked == [], "Value by value it takes a minute for a thousand."
+
+    @pytest.mark.usefixtures("slow")
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ([creative(url(0))] * 10_001, "at most 10,000 values, got 10,001"),
+            ([[creative(url(0))]], "list within the list at index 0: .*adSystem"),
+            (json.dumps([creative(url(0))] * 10_001), "at most 10,000 values, got 10,001"),
+            (f"[{url(0)}", "media.example.com/0.mp4.: expected one value, or a list"),
+        ],
+        ids=["too many", "nested", "too many in a text", "no list"],
+    )
+    def test_a_list_that_is_refused_is_not_masked_value_by_value_either(
+        self, context: Any, monkeypatch: pytest.MonkeyPatch, given: Any, words: str
+    ) -> None:
+        masked: list[Any] = []
+        monkeypatch.setattr("airflow_dai_provider.operators.dai.create.mask_secret", masked.append)
+        operator = make(creative=given)
+        operator.render_template_fields(context)
+        assert "media.example.com/0.mp4" in str(operator.creative)
+        assert SECRET not in str(operator.creative)
+        assert masked == []
+        with pytest.raises(AirflowFailException, match=words) as caught:
+            operator.execute(context)
+        assert SECRET not in str(caught.value)
 
     def test_what_is_submitted_keeps_the_signature(self, slow: DaiEmulator, run_dag: RunDag) -> None:
         with DAG("signed_and_submitted", schedule=None) as dag:
