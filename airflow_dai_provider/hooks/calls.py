@@ -56,7 +56,9 @@ class DaiCallingHook(DaiBaseHook):
         :raises WaitTimeoutError: when the look-up fails until the time of the wait is up.
         :raises google.api_core.exceptions.GoogleAPICallError: when the connection gives no credentials.
         """
-        self.connect(wait)
+        if self._token is None:
+            # Otherwise the hook is connected. If it has fetched no token, that is not tried again before it is needed.
+            self.connect(wait)
         self.shared_token().refusal_lasts = REFUSAL_LASTS
         siblings = [self.sibling() for _ in range(max(1, min(number, most)))]
         for sibling in siblings:

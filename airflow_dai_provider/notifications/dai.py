@@ -206,8 +206,9 @@ class DaiCancelOperationNotifier(RenderingNotifier):
                 until = self._clock() + timeout
                 hook.stopped = lambda: TIME_IS_UP if self._clock() >= until else None
                 with hook.workers(len(here)) as workers:
+                    left = until - self._clock()
                     _, errors = request_cancellations(
-                        workers, here, timeout=timeout, clock=self._clock, sleep=self._sleep, log=self.log
+                        workers, here, timeout=left, clock=self._clock, sleep=self._sleep, log=self.log
                     )
                 return problems + problems_of(errors, self.log)
         except Exception as error:
