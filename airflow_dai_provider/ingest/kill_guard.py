@@ -31,6 +31,7 @@ from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
 
 from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.names import check_operation_name
+from airflow_dai_provider.api.retry import ServiceState
 from airflow_dai_provider.ingest.kill_switch import KILL_TIMEOUT, KillSwitch
 from airflow_dai_provider.ingest.resume import IngestStore, next_try_reattaches
 from airflow_dai_provider.tasks.callback_scope import operations_started_by_task_instance
@@ -262,6 +263,9 @@ class IngestGuard:
                 # The hook of the task has a token; one that is made now has to ask for it, and for the connection.
                 with self._hook.sibling() if self._hook else make_hook() as hook:
                     hook.connect()
+                    # Of its own: a pause that the service has asked for can be longer than the time that is left, and
+                    # must not keep the requests from being tried.
+                    hook.service = ServiceState()
                     hook.responded = True  # to the start of the ingest
                     connected = True
                     refused = self._request(hook, names, endpoints)

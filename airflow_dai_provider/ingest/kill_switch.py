@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Self
 from airflow_dai_provider.api.errors import Code, ServiceError
 
 if TYPE_CHECKING:
-    from airflow_dai_provider.api.retry import Pace
     from airflow_dai_provider.hooks.dai import DaiHook
     from airflow_dai_provider.transport.threads import Workers
 
@@ -29,7 +28,6 @@ class _Session:
 
     retry_timeout = 0.0
     stopped: Callable[[], str | None] = staticmethod(lambda: None)
-    pace: Pace | None = None
 
     def __init__(self, hook: DaiHook, *, fetch_token: bool = False) -> None:
         self._send = hook.prepare_cancellation(fetch_token=fetch_token)

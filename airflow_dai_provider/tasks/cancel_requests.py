@@ -161,8 +161,9 @@ def request_cancellations(
         sleep=sleep,
         log=log,
     )
-    if unimplemented:
-        raise unimplemented[0]
+    for error in errors.values():
+        if error in unimplemented:
+            raise error
     if total > MAX_LISTED:
         message = "Requested the cancellation of %s of %s operations; %s had already finished, %s failed."
         log.info(message, *(f"{number:,}" for number in (requested, total, len(finished), len(errors))))

@@ -492,3 +492,13 @@ class TestInterruptedStart:
         ti.try_number = 2
         assert sorted(execute(context, creative=THREE)) == sorted(slow.states())
         assert (count(slow, CREATE), cancelled(slow)) == (3, [0, 0, 0])
+
+
+@pytest.mark.parametrize("creatives", [THREE, THREE[0]], ids=["a list", "one"])
+def test_a_pause_of_the_service_keeps_no_cancellation_from_being_tried(
+    slow: DaiEmulator, context: Any, creatives: Any
+) -> None:
+    slow.inject(Fault(GET, status=429, retry_after=3_000, times=None))
+    with pytest.raises(AirflowException, match="not finished within 100 s|have not finished"):
+        make(creative=creatives, timeout=100).execute(context)
+    assert set(cancelled(slow)) == {1}

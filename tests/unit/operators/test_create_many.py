@@ -283,6 +283,54 @@ class TestRefused:
         assert list(slow.states().values()).count("FAILED") == 1
 
 
+#: The page of a front end: no JSON error of the API.
+PAGE = {"body": b"<html>Not here</html>", "content_type": "text/html"}
+
+
+class TestErrorsOfOthers:
+    """Errors that the API has not caused say nothing of the API."""
+
+    @pytest.mark.parametrize("status", [404, 501])
+    def test_one_page_of_a_front_end_keeps_no_creative_from_its_start(
+        self, slow: DaiEmulator, context: Any, status: int
+    ) -> None:
+        slow.inject(Fault(CREATE, status=status, times=1, **PAGE))
+        names = execute(context, creative=[creative(url(number)) for number in range(100)])
+        assert list(slow.states()) == sorted(names, key=list(slow.states()).index)
+        assert count(slow, CREATE) == 101
+
+    def test_a_page_that_lasts_is_no_lack_of_the_method(
+        self, slow: DaiEmulator, context: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        throttle_the_last(slow, monkeypatch, status=404, times=None, **PAGE)
+        with pytest.raises(IngestFailedError, match="2 of 3 ingests have succeeded. Not started: 1 UNAVAILABLE"):
+            execute(context, creative=three())
+        assert len(slow.states()) == 2
+
+    def test_nothing_but_pages_stops_the_starts_soon(self, slow: DaiEmulator, context: Any) -> None:
+        slow.inject(Fault(CREATE, status=404, times=None, **PAGE))
+        with pytest.raises(AirflowFailException, match="is the endpoint right"):
+            execute(context, creative=[creative(url(number)) for number in range(400)])
+        assert count(slow, CREATE) < 200
+
+    @both
+    def test_a_value_error_of_airflow_leaves_the_ingests_to_the_next_try(
+        self, slow: DaiEmulator, context: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch, deferrable: bool
+    ) -> None:
+        ti.max_tries = 1
+        push = ti.xcom_push
+
+        def broken(key: str, value: Any) -> None:
+            push(key, value)
+            if key == "operation":
+                raise ValueError("The XCom backend cannot encode this.")
+
+        monkeypatch.setattr(ti, "xcom_push", broken, raising=False)
+        with pytest.raises(ValueError, match="XCom backend"):
+            execute(context, creative=three(), deferrable=deferrable)
+        assert [slow.cancel_requested(name) for name in slow.states()] == [0, 0, 0]
+
+
 class TestBefore33:
     @pytest.mark.parametrize("task_store", [True, False], ids=["3.3", "before 3.3"])
     def test_without_waiting_no_retry_starts_again_what_runs(

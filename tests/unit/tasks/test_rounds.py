@@ -82,3 +82,36 @@ def test_an_unimplemented_cancel_is_raised_where_the_caller_says_so(emulator: Da
     assert cancel(fake_time, names) == dict.fromkeys(names, Code.UNIMPLEMENTED)
     with pytest.raises(ServiceError, match="UNIMPLEMENTED"):
         cancel(fake_time, names, unimplemented_ends=True)
+
+
+#: The page of a front end: no JSON error of the API.
+PAGE = {"body": b"<html>Not here</html>", "content_type": "text/html"}
+
+
+@pytest.mark.parametrize("status", [404, 403, 501])
+@pytest.mark.parametrize("position", [0, 199], ids=["the first", "the last"])
+def test_one_page_of_a_front_end_ends_no_list_that_the_api_responds_to(
+    emulator: DaiEmulator, fake_time: Clock, status: int, position: int
+) -> None:
+    names = [emulator.start_ingest() for _ in range(200)]
+    emulator.inject(Fault(method=CANCEL, name=names[position], status=status, times=1, **PAGE))
+    assert cancel(fake_time, names, unimplemented_ends=True, retry_timeout=60) == {}
+    assert {emulator.cancel_requested(name) for name in names} == {1}
+
+
+def test_nothing_but_pages_of_a_front_end_ends_a_list_soon(emulator: DaiEmulator, fake_time: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(500)]
+    emulator.inject(Fault(method=CANCEL, status=404, times=None, **PAGE))
+    with pytest.raises(ServiceError) as caught:
+        cancel(fake_time, names, unimplemented_ends=True)
+    assert caught.value.rpc_code is Code.UNIMPLEMENTED
+    assert count(emulator, CANCEL) < 200
+    assert count(emulator, GET) == 0
+
+
+def test_a_page_of_a_front_end_that_lasts_is_an_outage(emulator: DaiEmulator, fake_time: Clock) -> None:
+    for name in (A, B, C):
+        emulator.start_ingest(name)
+    emulator.inject(Fault(method=CANCEL, name=B, status=404, times=None, **PAGE))
+    assert cancel(fake_time, unimplemented_ends=True, retry_timeout=60) == {B: Code.UNAVAILABLE}
+    assert emulator.states() == {A: "CANCELLED", B: "RUNNING", C: "CANCELLED"}
