@@ -33,8 +33,8 @@ class ManyWait:
     A round is broken off when the time is up, or while no operation gets a response, and the service has been
     unavailable for too long. So a long list is not waited for any longer than a short one.
 
-    The log is told of a round that has changed the progress, of an end that is not expected when it is seen, and of
-    each end where there are few operations.
+    The log is told of each round, of an end that is not expected when it is seen, and of each end where there are few
+    operations.
 
     :param names: the operations; one that comes twice is polled once.
     :param wait: the wait for all of them, whose name is what messages call them.
@@ -74,8 +74,9 @@ class ManyWait:
         #: How many errors of each rpc code are believed.
         self._told: Counter[Code] = Counter()
         self._next_round = float("-inf")
-        #: The progress of which the last line has told. Emptied, the next round has a line in any case.
-        self.told = ""
+        #: Whether the log is told only of rounds that have changed the progress, as a triggerer logs for many waits.
+        self.news_only = False
+        self._last_line = ""
         self._begin_round()
 
     def _begin_round(self) -> None:
@@ -244,11 +245,10 @@ class ManyWait:
         if complete:
             self._suspects = set(self.errors)
             self._next_round = now + seconds
-        # Only news, as of a single operation in the triggerer, which logs for thousands of waits.
-        if complete and self.progress != self.told:
-            self.told = self.progress
-        else:
+        if not complete or (self.news_only and self.progress == self._last_line):
             line = ""
+        else:
+            self._last_line = self.progress
         until_round = max(self._next_round - now, FIRST_INTERVAL)
         return min(seconds, soonest, until_round), ". ".join(filter(None, (recovered, failed, line))), True
 

@@ -147,6 +147,7 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         :raises WaitTimeoutError: when they have not finished in time; nothing is cancelled.
         :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
         """
+        many.news_only = True
         async with self._holding():
             while many.left:
                 names = many.due(self._clock())

@@ -230,17 +230,16 @@ class DaiHook(DaiCallingHook):
         :raises WaitTimeoutError: when the time is up.
         :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
         """
-        names, many.told = list(many.left), ""
+        names, told = list(many.left), ""
         while names:
             seconds, line, responded = self._poll_round(workers, many, names)
             # Those about which the service has told wait for the next poll, however long the others take.
             names = list(many.errors if responded else many.left) if patient else []
             if names:
-                if line:
+                if line and many.progress != told:
                     self.log.warning("%s", line)
+                    told = many.progress
                 self._sleep(seconds)
-        # The caller's own line, or the next round, tells of what the last round has found.
-        many.told = ""
 
     def _poll_round(self, workers: Workers[Self], many: ManyWait, names: list[str]) -> tuple[float, str | None, bool]:
         """Poll each of these operations once; return what :meth:`ManyWait.after_round` decides."""

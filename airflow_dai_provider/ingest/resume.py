@@ -20,6 +20,7 @@ from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.api.retry import PERMANENT
+from airflow_dai_provider.api.storable import pack, unpack
 from airflow_dai_provider.ingest.verdict import may_start_again
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation
 from airflow_dai_provider.tasks.failures import log_failure, task_error
@@ -94,6 +95,9 @@ class IngestStore:
             saved = self._store.get(KEY) if self.available else None
         except Exception as error:
             raise AirflowException(f"Cannot read the task state store: {redact_urls(str(error))}") from error
+        if isinstance(saved, str):
+            with suppress(ValueError):
+                saved = unpack(saved)
         read = map(_read, saved if isinstance(saved, list) else [saved])
         return [ingest for ingest in read if ingest]
 
@@ -104,7 +108,8 @@ class IngestStore:
                 if isinstance(ingests, StartedIngest):
                     self._store.set(KEY, asdict(ingests))
                 else:
-                    self._store.set(KEY, [asdict(ingest) for ingest in ingests])
+                    # Packed, since Airflow warns of a value above 64 KB.
+                    self._store.set(KEY, pack([asdict(ingest) for ingest in ingests]))
         except Exception as error:
             what = ingests.operation_name if isinstance(ingests, StartedIngest) else f"{len(ingests):,} ingests"
             log_failure(log, f"Could not save {what} for the next try", error)

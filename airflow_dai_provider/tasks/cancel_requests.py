@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import MAX_LISTED
+from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.tasks.failures import sentences
-from airflow_dai_provider.tasks.rounds import in_order, request_in_rounds
+from airflow_dai_provider.tasks.rounds import PAUSE, in_order, request_in_rounds
 
 if TYPE_CHECKING:
     from airflow_dai_provider.api.operation import Operation
@@ -59,7 +60,7 @@ def _after_refusal(error: ServiceError, hook: DaiHook, name: str, *, patient: bo
     if error.rpc_code not in _SAYS_FINISHED:
         raise error
     # The service can have known it for a moment only.
-    again = _cancel(hook, name) if error.rpc_code is Code.NOT_FOUND else error
+    again = _cancel(hook, name) if patient and error.rpc_code is Code.NOT_FOUND else error
     if again:
         # Never NOT_FOUND, which callers may take for an operation that does not run. And worth a retry: soon both may
         # see the same.
@@ -154,6 +155,8 @@ def request_cancellations(
         request,
         timeout=timeout,
         retry_timeout=retry_timeout,
+        # Most that are unknown were started just now.
+        looks=(PAUSE, NOT_FOUND_GRACE),
         # Not the error of the get after a refusal: others can be cancelled without get.
         ends=lambda error: error in unimplemented,
         on_done=note,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_dai_provider.api.errors import Code, ServiceError
@@ -20,6 +21,8 @@ T = TypeVar("T")
 PAUSE = 1.0
 #: So many pages of a front end, and no response of the API, show that the endpoint is wrong: the round is broken off.
 MANY_PAGES = 64
+#: What can be true for a moment only.
+_DOUBTFUL = frozenset({Code.NOT_FOUND, Code.ABORTED})
 
 
 def request_in_rounds(
@@ -29,6 +32,7 @@ def request_in_rounds(
     *,
     timeout: float | None = None,
     retry_timeout: float = 0.0,
+    looks: Sequence[float] = (NOT_FOUND_GRACE,),
     ends: Callable[[ServiceError], bool] = lambda _: False,
     on_done: Callable[[str, T | None], None] | None = None,
     clock: Callable[[], float],
@@ -38,15 +42,16 @@ def request_in_rounds(
     """Make a request for each name; every one is attempted before this returns, and each has an outcome.
 
     A permanent error settles a name. The page of a front end in place of the API's response does so only where the API
-    responds to no other request either: else the front end was unavailable for a moment. NOT_FOUND settles only
-    when it comes again ten seconds after it was first seen (with a limit, near its end if that is sooner): the name can
-    have been made just now. After a transient error a name is
+    responds to no other request either: else the front end was unavailable for a moment. NOT_FOUND is believed only
+    when it lasts for ten seconds (with a limit, near its end if that is sooner): the name can have been made just now.
+    So is ABORTED, by which a request says that the service contradicts itself. After a transient error a name is
     attempted again until the time is up. Without a limit, only what the service was too busy for is attempted again,
     as long as a round has settled another one; other errors are the matter of the retries of each request.
 
     :param request: raises ServiceError; called in a thread of the workers. Once they are stopped, nothing is begun.
     :param timeout: seconds for all rounds, or None.
     :param retry_timeout: seconds after which one request is not retried again within a round.
+    :param looks: seconds after which a name that the service did not know is attempted again; the last of them decides.
     :param ends: whether an error holds for every name, so that no other request is begun.
     :param on_done: called for each name whose request has succeeded, with its result.
     :param clock: gives seconds.
@@ -58,9 +63,9 @@ def request_in_rounds(
     until = float("inf") if timeout is None else clock() + timeout
     done: dict[str, T | None] = {}
     errors: dict[str, ServiceError] = {}
-    #: When the service did not know a name for the first time, and the names that it did not know again.
+    #: When the service did not know a name for the first time, and how often it has not known it since.
     missing_since: dict[str, float] = {}
-    missing: set[str] = set()
+    missing: Counter[str] = Counter()
     told: set[Code] = set()
 
     def end() -> tuple[dict[str, T | None], dict[str, ServiceError]]:
@@ -90,11 +95,9 @@ def request_in_rounds(
             responded = responded or (error.rpc_code in PERMANENT and error.sent and name not in pages)
             if ends(error):
                 return end()
-            if error.rpc_code is Code.NOT_FOUND:
-                if name in missing_since:
-                    missing.add(name)
-                else:
-                    missing_since[name] = clock()
+            if error.rpc_code in _DOUBTFUL:
+                missing_since.setdefault(name, clock())
+                missing[name] += 1
         for error in in_order(due, errors).values():
             if error.rpc_code not in told and not not_begun(error):
                 told.add(error.rpc_code)
@@ -106,20 +109,20 @@ def request_in_rounds(
             break
         retryable = frozenset(Code) - PERMANENT if timeout is not None else THROTTLED if settled else frozenset[Code]()
         again = {name for name, error in errors.items() if error.rpc_code in retryable or (responded and name in pages)}
-        believed_at = {
-            name: min(since + NOT_FOUND_GRACE, max(until - PAUSE, (since + until) / 2))
+        looked_at = {
+            name: min(since + looks[missing[name] - 1], max(until - PAUSE, (since + until) / 2))
             for name, since in missing_since.items()
-            if name in errors and errors[name].rpc_code is Code.NOT_FOUND and name not in missing
+            if name in errors and errors[name].rpc_code in _DOUBTFUL and missing[name] <= len(looks)
         }
-        if not again and not believed_at:
+        if not again and not looked_at:
             break
-        if not _sleep_until(now + PAUSE if again else max(believed_at.values()), workers, clock, sleep):
+        if not _sleep_until(now + PAUSE if again else max(looked_at.values()), workers, clock, sleep):
             break
         now = clock()
-        due = [name for name in every if name in again or believed_at.get(name, now + 1) <= now]
+        due = [name for name in every if name in again or looked_at.get(name, now + 1) <= now]
     if stopped := workers.stopped():
         for name, error in errors.items():
-            if error.rpc_code is Code.NOT_FOUND and name not in missing:
+            if error.rpc_code is Code.NOT_FOUND and missing[name] <= len(looks):
                 errors[name] = _not_asked_again(error, stopped)
     return in_order(every, done), in_order(every, errors)
 

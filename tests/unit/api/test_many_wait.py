@@ -153,11 +153,15 @@ def test_an_operation_that_is_unknown_is_believed_after_the_grace_period() -> No
     assert waiting.now == pytest.approx(NOT_FOUND_GRACE)
 
 
-def test_the_log_is_told_of_a_round_that_has_changed_the_progress_only() -> None:
+@pytest.mark.parametrize("news_only", [True, False])
+def test_the_log_is_told_of_each_round_or_of_changes_of_the_progress_only(news_only: bool) -> None:
     waiting = Waiting([A, B])
+    waiting.many.news_only = news_only
     waiting.to_the_end(lambda name, now: END if now >= (100 if name == A else 300) else {})
     assert len(waiting.rounds) > 10
-    assert [line.split(";")[0] for line in waiting.lines] == ["0 of 2 finished", "1 of 2 finished: 1 succeeded"]
+    told = [line.split(";")[0] for line in waiting.lines]
+    assert list(dict.fromkeys(told)) == ["0 of 2 finished", "1 of 2 finished: 1 succeeded"]
+    assert (len(told) == 2) is news_only
 
 
 @pytest.mark.parametrize("others_finish", [2.0, 1_000.0])

@@ -78,7 +78,7 @@ def test_a_wait_tells_of_its_first_round_also_after_a_poll(emulator: DaiEmulator
         hook.poll_many(workers, many)
         assert log.ours == []
         hook.wait_for_many(workers, many)
-    assert len(log.lines("0 of 3 finished")) == 1
+    assert len(log.lines("0 of 3 finished; 0 s elapsed")) == 1
     assert len(log.lines("3 of 3 finished: 3 succeeded")) == 1
 
 

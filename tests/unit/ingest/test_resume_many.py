@@ -12,6 +12,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
 
 from airflow_dai_provider.api.creative import creative_digest
+from airflow_dai_provider.api.storable import unpack
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.ingest.resume import KEY
@@ -53,7 +54,7 @@ def test_the_next_try_reattaches_to_all_that_run(
     slow: DaiEmulator, context: Any, ti: Ti, store: Store, log: Log, deferrable: bool
 ) -> None:
     fail_first_try(context, ti, deferrable=deferrable)
-    assert {saved["operation_name"] for saved in store.kept[KEY]} == set(slow.states())
+    assert {saved["operation_name"] for saved in unpack(store.kept[KEY])} == set(slow.states())
     names = execute(context, creative=THREE, deferrable=deferrable)
     assert sorted(names) == sorted(slow.states())
     assert count(slow, CREATE) == 3
@@ -75,7 +76,7 @@ def test_a_retry_sends_exactly_the_right_requests(
     every = [creative(url(number, **plan)) for number, plan in enumerate(plans)]
     fail_first_try(context, ti, creative=every[:710])
     assert Counter(slow.states().values()) == {"SUCCEEDED": 500, "RUNNING": 200, "FAILED": 10}
-    assert len(store.kept[KEY]) == 710
+    assert len(unpack(store.kept[KEY])) == 710
     before = len(slow.requests)
     with pytest.raises(UnexpectedStateError if retry_on is None else IngestFailedError, match="10 INTERNAL_ERROR: "):
         execute(context, creative=every, retry_on=retry_on, deferrable=deferrable)
@@ -347,6 +348,6 @@ def test_a_store_of_another_endpoint_is_told_of_and_left_alone(
 
 def test_the_store_holds_one_entry_for_each(slow: DaiEmulator, context: Any, store: Store) -> None:
     execute(context, creative=[*THREE, THREE[0]], wait_for_completion=False)
-    assert {saved["digest"] for saved in store.kept[KEY]} == {creative_digest(one, None) for one in THREE}
-    assert len(store.kept[KEY]) == 3
-    assert {saved["operation_name"] for saved in store.kept[KEY]} == set(slow.states())
+    assert {saved["digest"] for saved in unpack(store.kept[KEY])} == {creative_digest(one, None) for one in THREE}
+    assert len(unpack(store.kept[KEY])) == 3
+    assert {saved["operation_name"] for saved in unpack(store.kept[KEY])} == set(slow.states())

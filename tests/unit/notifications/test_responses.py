@@ -93,7 +93,7 @@ SITUATIONS = {
     "unknown to the service": Situation(
         {"operation_name": "operations/x", "timeout": 60},
         RUN,
-        "cx gx " * 11,
+        "cx gx " * 3,
         logged="operations/x .*Nothing is left to cancel, unless operations/x was started just now",
         pauses=10,
     ),

@@ -288,7 +288,7 @@ def test_a_task_that_is_killed_while_it_connects_does_not_succeed(
 ) -> None:
     names = make(emulator, number)
     operator = DaiDeleteCreativeOperator(task_id="delete", creative_name=names if number > 1 else names[0])
-    monkeypatch.setattr(DaiHook, "connect", lambda _: operator.on_kill())
+    monkeypatch.setattr(DaiHook, "connect", lambda *_: operator.on_kill())
     with pytest.raises(AirflowException, match="the task was killed before this was attempted.*may still exist"):
         operator.execute({"ti": ti})  # type: ignore[arg-type]
     assert emulator.creatives() == names
