@@ -19,6 +19,10 @@ MAX_LISTED = 20
 _PROBES = 10
 #: Seconds for the round that is under way when the time is up, counted from its first response.
 LAST_ROUND = 60.0
+#: The outcomes of so many polls are waited for before a round without a response is broken off.
+UNDER_WAY = 50
+#: So many pages of a front end, and no response of the API, show before the end of a round that the endpoint is wrong.
+MANY_PAGES = 64
 
 
 class ManyWait:
@@ -114,7 +118,8 @@ class ManyWait:
         outage = self._is_telling(complete)
         if outage:
             self.wait.begin_outage(now)
-        return self.wait.is_over(now, outage=outage)
+        # Not after a first error, which comes faster than the responses to the requests that are under way.
+        return len(self._polled) >= UNDER_WAY and self.wait.is_over(now, outage=outage)
 
     def _is_telling(self, complete: bool) -> bool:
         """Return whether a round without a response shows that the service is unavailable."""
@@ -161,7 +166,7 @@ class ManyWait:
             self._soonest = min(self._soonest, error.retry_after or FIRST_INTERVAL)
             self._error = self._error or error
             return False
-        if error.from_front_end and not self.wait.responded:
+        if error.from_front_end and not self.wait.responded and len(self._pages) < MANY_PAGES:
             self._pages[name] = error
             self._error = self._error or error
             return False

@@ -171,7 +171,8 @@ class DaiAsyncHook(DaiAsyncCallingHook):
             (await self._open()).token.refusal_lasts = REFUSAL_LASTS
         except ServiceError as error:
             for name in names:
-                many.after_error(name, error, self._clock())
+                if many.after_error(name, error, self._clock()):
+                    self.log.warning("%s", many.failed[name])
             return
         each = iter(names)
         # Not a coroutine for each operation: to start thousands would hold up the event loop.

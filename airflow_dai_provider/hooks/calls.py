@@ -19,6 +19,9 @@ from airflow_dai_provider.transport.threads import CONCURRENCY, Workers
 
 T = TypeVar("T")
 
+#: The most seconds for which a sibling sleeps without a look whether it is stopped.
+MAX_REST = 1.0
+
 
 class DaiCallingHook(DaiBaseHook):
     """Send requests with retries, and again once the service allows it.
@@ -107,7 +110,7 @@ class DaiCallingHook(DaiBaseHook):
         retries: Retry | None = None
         while True:
             if paced:
-                until = started + self.retry_timeout if retry or not self.side_by_side else started
+                until = started + self.retry_timeout if retry else started
                 self._keep_pace(request, until, retries.failure if retries else None)
             try:
                 return attempt()
@@ -120,20 +123,34 @@ class DaiCallingHook(DaiBaseHook):
             if not self.side_by_side:
                 self.log.warning("%s", line)
             metrics.count_retry()
-            self._sleep(seconds)
+            self._rest(seconds)
             self._check_stopped(request, retries.failure)
 
     def _keep_pace(self, request: rest.Request[Any], until: float, failure: ServiceError | None) -> None:
-        """Wait as long as the service has asked this hook or a sibling to; raise when that is too long for this call.
+        """Wait as long as the service has asked this hook or a sibling to.
+
+        When that is too long for this call, a sibling raises: many requests would not keep the pause. A single one is
+        sent, since its response can decide what became of an ingest.
 
         :param failure: the error of the last attempt, if there was one.
         """
         pace = self.service.pace
         while delay := pace.delay(now := self._clock()):
             if now + delay >= until:
-                raise typed(pace.error(request, delay, failure))
-            self._sleep(delay)
+                if self.side_by_side:
+                    raise typed(pace.error(request, delay, failure))
+                self._rest(until - now)
+                return
+            self._rest(delay)
             self._check_stopped(request, failure)
+
+    def _rest(self, seconds: float) -> None:
+        """Sleep; a sibling only until it is stopped, since an interruption waits for the threads."""
+        while seconds > 0 and self.side_by_side and not self.stopped():
+            self._sleep(min(seconds, MAX_REST))
+            seconds -= MAX_REST
+        if seconds > 0 and not self.side_by_side:
+            self._sleep(seconds)
 
     def _check_stopped(self, request: rest.Request[Any], failure: ServiceError | None = None) -> None:
         if reason := self.stopped():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
-from itertools import chain
 from typing import Any, Self, TypeVar
 
 from google.api_core import exceptions
@@ -246,14 +245,15 @@ class DaiHook(DaiCallingHook):
         complete = len(names) == len(many.left)
         # Not retried: the next round is the retry.
         with closing(workers.batches(names, lambda hook, name: hook.get_operation(name, retry=False))) as batches:
-            for name, operation, error in chain.from_iterable(batches):
-                if error:
-                    if not_begun(error):
-                        raise typed(error)
-                    if many.after_error(name, error, self._clock()):
-                        self.log.warning("%s", many.failed[name])
-                elif operation and (level := many.after_poll(operation, self._clock())):
-                    self.log.log(level, "%s.", operation)
+            for outcomes in batches:
+                for name, operation, error in outcomes:
+                    if error:
+                        if not_begun(error):
+                            raise typed(error)
+                        if many.after_error(name, error, self._clock()):
+                            self.log.warning("%s", many.failed[name])
+                    elif operation and (level := many.after_poll(operation, self._clock())):
+                        self.log.log(level, "%s.", operation)
                 if many.is_round_over(self._clock(), complete=complete):
                     break
         if not many.left:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_dai_provider.api.creative import creative_digest, media_urls
 from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.many_wait import MANY_PAGES
 from airflow_dai_provider.api.operation import InvalidOperationError, Operation, OperationState
 from airflow_dai_provider.api.operation_list import to_dicts
 from airflow_dai_provider.api.redaction import redact_urls
@@ -17,7 +18,7 @@ from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError, Lost
 from airflow_dai_provider.ingest.resume import LATE_GUARD
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.failures import sentences
-from airflow_dai_provider.tasks.rounds import MANY_PAGES, PAUSE
+from airflow_dai_provider.tasks.rounds import PAUSE
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, pull
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ class Campaign:
     ) -> list[dict[str, Any]]:
         """Return for each creative, in the order of the input, what became of it.
 
-        :param finished: by name, the operations that have finished.
+        :param finished: by name, the operations that have finished, and others as they were polled last.
         :param errors: by name, the errors of those that could not be polled.
         :return: ``Operation.to_dict()``, or its first fields, with ``media_files``.
         """

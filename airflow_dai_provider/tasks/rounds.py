@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.many_wait import MANY_PAGES
 from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
 from airflow_dai_provider.api.retry import PERMANENT, THROTTLED, not_begun
 from airflow_dai_provider.tasks.failures import sentences
@@ -19,10 +20,6 @@ T = TypeVar("T")
 
 #: Seconds between two rounds of attempts, and the most between two looks whether the task was killed.
 PAUSE = 1.0
-#: So many pages of a front end, and no response of the API, show that the endpoint is wrong: the round is broken off.
-MANY_PAGES = 64
-#: What can be true for a moment only.
-_DOUBTFUL = frozenset({Code.NOT_FOUND, Code.ABORTED})
 
 
 def request_in_rounds(
@@ -66,6 +63,9 @@ def request_in_rounds(
     #: When the service did not know a name for the first time, and how often it has not known it since.
     missing_since: dict[str, float] = {}
     missing: Counter[str] = Counter()
+    asked_after_page: set[str] = set()
+    # With a limit, ABORTED is attempted again in any case.
+    doubtful = {Code.NOT_FOUND} if timeout is not None else {Code.NOT_FOUND, Code.ABORTED}
     told: set[Code] = set()
 
     def end() -> tuple[dict[str, T | None], dict[str, ServiceError]]:
@@ -95,7 +95,7 @@ def request_in_rounds(
             responded = responded or (error.rpc_code in PERMANENT and error.sent and name not in pages)
             if ends(error):
                 return end()
-            if error.rpc_code in _DOUBTFUL:
+            if error.rpc_code in doubtful and name not in pages:
                 missing_since.setdefault(name, clock())
                 missing[name] += 1
         for error in in_order(due, errors).values():
@@ -108,11 +108,17 @@ def request_in_rounds(
         if workers.stopped() or now >= until:
             break
         retryable = frozenset(Code) - PERMANENT if timeout is not None else THROTTLED if settled else frozenset[Code]()
-        again = {name for name, error in errors.items() if error.rpc_code in retryable or (responded and name in pages)}
+        again = {name for name, error in errors.items() if error.rpc_code in retryable}
+        if responded:
+            # Once: from now on the page of a front end is an outage, as far as the API responds with results.
+            again |= pages.keys() - asked_after_page
+            asked_after_page |= pages.keys()
         looked_at = {
             name: min(since + looks[missing[name] - 1], max(until - PAUSE, (since + until) / 2))
             for name, since in missing_since.items()
-            if name in errors and errors[name].rpc_code in _DOUBTFUL and missing[name] <= len(looks)
+            if name in errors.keys() - pages.keys()
+            and errors[name].rpc_code in doubtful
+            and missing[name] <= len(looks)
         }
         if not again and not looked_at:
             break
@@ -120,7 +126,7 @@ def request_in_rounds(
             break
         now = clock()
         due = [name for name in every if name in again or looked_at.get(name, now + 1) <= now]
-    if stopped := workers.stopped():
+    if stopped := workers.stopped() or ("the time was up" if clock() >= until else None):
         for name, error in errors.items():
             if error.rpc_code is Code.NOT_FOUND and missing[name] <= len(looks):
                 errors[name] = _not_asked_again(error, stopped)
@@ -136,8 +142,11 @@ def _sleep_until(
     end: float, workers: Workers[DaiHook], clock: Callable[[], float], sleep: Callable[[float], None]
 ) -> bool:
     """Sleep in steps; return False when the workers are stopped meanwhile."""
-    while (left := end - clock()) > 0:
+    # Counted, since a clock can be set back.
+    left = end - clock()
+    while left > 0:
         sleep(min(left, PAUSE))
+        left -= PAUSE
         if workers.stopped():
             return False
     return True

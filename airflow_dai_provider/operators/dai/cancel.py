@@ -13,7 +13,7 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.metrics import count_finished, time_cancel
-from airflow_dai_provider.operators.dai.cancel_many import KEY, CancelMany, refused_in_doubt
+from airflow_dai_provider.operators.dai.cancel_many import KEY, CancelMany, in_doubt
 from airflow_dai_provider.tasks.cancel_requests import KILLED, request_cancellation
 from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait, resumption
 from airflow_dai_provider.tasks.events import describe_names, read_event
@@ -228,7 +228,7 @@ class DaiCancelOperationOperator(BaseOperator):
             hook.connect()
             requested_before = name in (state.load() or {}).get("requested", ())
         if finished := request_cancellation(hook, name, self.log):
-            return finished, None if refused_in_doubt(context, state) else not requested_before
+            return finished, None if in_doubt(context, state) else not requested_before
         try:
             operation = hook.get_operation(name, retry=False)
         except ServiceError as error:
@@ -240,4 +240,6 @@ class DaiCancelOperationOperator(BaseOperator):
             return operation, False
         finished_otherwise = operation.done and operation.state is not OperationState.CANCELLED
         self.log.info("%s%s.", operation, ": it had already finished" if finished_otherwise else "")
+        if finished_otherwise and in_doubt(context, state):
+            return operation, None
         return operation, finished_otherwise

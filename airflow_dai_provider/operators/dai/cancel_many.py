@@ -60,9 +60,10 @@ class CancelMany:
         self._state = TaskState(context, KEY, task.log, lambda: self._hook.endpoint.url)
         #: The cancellations that the service has accepted, in this try or an earlier one.
         self._requested: set[str] = set()
-        self._requested_now: set[str] = set()
         #: When the service has accepted those of this try.
         self._accepted_at: dict[str, float] = {}
+        #: Those whose cancellation is timed.
+        self._timed: set[str] = set()
         #: What had finished before its cancellation was requested, and what may have.
         self._already: set[str] = set()
         self._unclear: set[str] = set()
@@ -95,8 +96,7 @@ class CancelMany:
                 result = ManyResult(finished, errors, {}, None)
                 if task.wait_for_completion:
                     result = self._wait(hook, finished, errors)
-        with task_errors():
-            self._conclude(result)
+        self._conclude(result)
 
     def complete(
         self,
@@ -104,6 +104,7 @@ class CancelMany:
         already: Collection[str] = (),
         errors: dict[str, list[str]] | None = None,
         unclear: Collection[str] = (),
+        timed: Collection[str] = (),
         requested: float | None = None,
     ) -> list[str]:
         """Finish the task when the wait in the triggerer is over; return the names."""
@@ -116,8 +117,8 @@ class CancelMany:
         result = read_many_result(event, names, f"{describe_names(names)} may still run")
         if requested is not None:
             self._accepted_at = dict.fromkeys(names, requested)
-            for operation in result.finished.values():
-                self._time(operation)
+            for name in result.finished.keys() - set(timed):
+                self._time(result.finished[name])
         self._conclude(result._replace(errors=self._refused | result.errors))
         return self._given
 
@@ -143,13 +144,15 @@ class CancelMany:
                 log=task.log,
             )
         self._refused |= {name: error for name, error in errors.items() if error.rpc_code in PERMANENT}
-        self._requested_now = set(left).difference(errors)
-        self._requested |= self._requested_now
-        if refused_in_doubt(self._context, self._state):
+        self._requested |= set(left).difference(errors)
+        if in_doubt(self._context, self._state):
             self._unclear |= set(finished)
         else:
             self._already |= set(finished)
-        if errors:
+        if task.wait_for_completion:
+            # Until they are polled.
+            self._unclear |= self._accepted_at.keys()
+        if errors or task.wait_for_completion:
             self._save()
         return finished, self._refused | errors
 
@@ -160,6 +163,7 @@ class CancelMany:
     def _time(self, operation: Operation) -> None:
         """Time a cancellation that a poll has shown."""
         if operation.state is OperationState.CANCELLED and operation.name in self._accepted_at:
+            self._timed.add(operation.name)
             time_cancel(self._task._clock() - self._accepted_at[operation.name])
 
     def _load(self) -> None:
@@ -208,6 +212,7 @@ class CancelMany:
                         resume_with={
                             "already": sorted(self._already),
                             "unclear": sorted(self._unclear),
+                            "timed": sorted(self._timed),
                             "errors": errors_to_json(errors),
                             "requested": min(self._accepted_at.values(), default=None),
                         },
@@ -224,11 +229,16 @@ class CancelMany:
         That cannot be told of one that is polled long after its request was accepted, or whose poll fails.
         """
         hook.poll_many(workers, many, patient=False)
+        self._unclear -= self._accepted_at.keys()
         now = self._task._clock()
         otherwise = {one.name for one in many.finished.values() if one.state is not OperationState.CANCELLED}
-        late = {name for name, accepted_at in self._accepted_at.items() if now > accepted_at + SAME_MOMENT}
-        self._already |= (otherwise & self._requested_now) - late - self._unclear
-        self._unclear |= self._requested_now & ((otherwise & late) | many.errors.keys()) - self._already
+        late = {
+            name
+            for name, accepted_at in self._accepted_at.items()
+            if now > accepted_at + SAME_MOMENT or in_doubt(self._context, self._state)
+        }
+        self._already |= (otherwise & self._accepted_at.keys()) - late - self._unclear
+        self._unclear |= self._accepted_at.keys() & ((otherwise & late) | many.errors.keys()) - self._already
         if many.left:
             self._save()
 
@@ -257,7 +267,7 @@ class CancelMany:
                 task.log.info(message, f"{len(missing):,}", f"{len(self._names):,}", "missing_ok is set.")
             errors = {name: error for name, error in errors.items() if error.rpc_code is not Code.NOT_FOUND}
         left = [name for name in self._names if name in errors or (ended and name not in {**finished, **result.errors})]
-        with task._accept_missing():
+        with task._accept_missing(), task_errors():
             check_many(
                 finished.values(),
                 self._expected if task.wait_for_completion else None,
@@ -269,7 +279,7 @@ class CancelMany:
             )
 
 
-def refused_in_doubt(context: Context, state: TaskState) -> bool:
+def in_doubt(context: Context, state: TaskState) -> bool:
     """Return whether an operation that has finished can have been cancelled, or left to finish, by an earlier try."""
     return not state.available and context["ti"].try_number > 1
 

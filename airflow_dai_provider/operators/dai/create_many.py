@@ -20,7 +20,7 @@ from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait
 from airflow_dai_provider.tasks.events import check_ended, describe_names, read_many_result
-from airflow_dai_provider.tasks.failures import task_errors
+from airflow_dai_provider.tasks.failures import log_failure, task_errors
 from airflow_dai_provider.tasks.xcom import XCOM_OPERATION, clear_number_of, push_operations
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ class CreateMany:
                 self._start(hook, workers, missing)
             if task.wait_for_completion:
                 return self._finish(*self._wait(hook, workers))
-        if campaign.errors:
+        failed = any(operation.state is not OperationState.SUCCEEDED for operation in self._finished.values())
+        if campaign.errors or failed:
             self._push_rows(self._finished)
             # A start that was refused does not cancel the others, which are meant to run on.
             self._guard.disarm()
@@ -91,7 +92,7 @@ class CreateMany:
         result = read_many_result(event, left)
         self._finished = self._guard.finished = self._finished | result.finished
         if result.ended:
-            self._push_rows(self._finished, result.errors)
+            self._push_known(self._finished, result.errors, result.running)
             check_ended(result, left)
         return self._finish(self._finished, result.errors, result.seen_after)
 
@@ -117,7 +118,8 @@ class CreateMany:
             finally:
                 hook.stopped = stopped
         with workers:
-            self._guard.prepare(hook, number, workers)
+            with task_errors():
+                self._guard.prepare(hook, number, workers)
             yield workers
 
     def _stopped(self) -> str | None:
@@ -129,7 +131,9 @@ class CreateMany:
     def _reattach(self, hook: DaiHook, workers: Workers[DaiHook]) -> None:
         """Take over what an earlier try has started, if this one can go on with it."""
         task, campaign, guard = self._task, self._campaign, self._guard
-        saved = saved_here(self._store, hook.endpoint.url, task.log)
+        with task_errors():
+            endpoint = hook.endpoint.url
+        saved = saved_here(self._store, endpoint, task.log)
         if not saved:
             guard.disarm()
             return
@@ -232,7 +236,7 @@ class CreateMany:
             with task_errors():
                 hook.wait_for_many(workers, many)
         except AirflowException:
-            self._push_rows(many.finished, many.failed)
+            self._push_known(many.finished, many.failed, many.running)
             raise
         return many.finished, many.failed, many.seen_after
 
@@ -295,8 +299,25 @@ class CreateMany:
             resubmits=not self._store.available,
         )
 
-    def _push_rows(self, finished: Mapping[str, Operation], errors: Mapping[str, ServiceError] | None = None) -> None:
-        self._context["ti"].xcom_push(XCOM_OPERATION, self._campaign.rows(finished, errors))
+    def _push_rows(
+        self,
+        finished: Mapping[str, Operation],
+        errors: Mapping[str, ServiceError] | None = None,
+        running: Mapping[str, Operation] | None = None,
+    ) -> None:
+        self._context["ti"].xcom_push(XCOM_OPERATION, self._campaign.rows({**(running or {}), **finished}, errors))
+
+    def _push_known(
+        self,
+        finished: Mapping[str, Operation],
+        errors: Mapping[str, ServiceError],
+        running: Mapping[str, Operation],
+    ) -> None:
+        """Push what is known when a wait has ended too early; the error with which it has is the one to raise."""
+        try:
+            self._push_rows(finished, errors, running)
+        except Exception as error:
+            log_failure(self._task.log, f"Could not push the XCom '{XCOM_OPERATION}'", error)
 
     def _names(self) -> list[str]:
         return [self._campaign.names[digest] for digest in self._campaign.digests]

@@ -81,24 +81,28 @@ class CreateOne:
     def _reattach_to_one_of(self, saved: list[StartedIngest], hook: DaiHook) -> tuple[str | None, Operation | None]:
         """Do the same after a try with a list of creatives; what it has started of others is cancelled."""
         task, guard, digest = self._task, self._task._guard, self._digest()
-        with task_errors(), hook.workers(len(saved)) as workers:
-            guard.prepare(hook, len(saved), workers)
-            for earlier in saved:
-                guard.arm(hook, earlier.operation_name, self._media() if earlier.digest == digest else "")
+        with task_errors():
+            workers = hook.workers(len(saved))
+        with workers:
+            with task_errors():
+                guard.prepare(hook, len(saved), workers)
+                for earlier in saved:
+                    guard.arm(hook, earlier.operation_name, self._media() if earlier.digest == digest else "")
             self._push([earlier.operation_name for earlier in saved], hook)
-            usable, results = reattach_or_cancel_many(
-                saved,
-                self._store,
-                hook,
-                workers,
-                guard,
-                digests=[digest],
-                retry_on=task.retry_on,
-                settle=not task.wait_for_completion,
-                clock=task._clock,
-                sleep=task._sleep,
-                log=task.log,
-            )
+            with task_errors():
+                usable, results = reattach_or_cancel_many(
+                    saved,
+                    self._store,
+                    hook,
+                    workers,
+                    guard,
+                    digests=[digest],
+                    retry_on=task.retry_on,
+                    settle=not task.wait_for_completion,
+                    clock=task._clock,
+                    sleep=task._sleep,
+                    log=task.log,
+                )
         guard.disarm()
         if name := usable.get(digest):
             self._adopt(hook, name)

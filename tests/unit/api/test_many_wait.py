@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.api.many_wait import LAST_ROUND, MAX_LISTED, ManyWait, some_of
+from airflow_dai_provider.api.many_wait import LAST_ROUND, MANY_PAGES, MAX_LISTED, ManyWait, some_of
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import MAX_OUTAGE, NOT_FOUND_GRACE, Wait, WaitTimeoutError
 
@@ -431,3 +431,26 @@ def test_the_last_that_cannot_be_polled_is_no_timeout() -> None:
     waiting = Waiting([A, B], timeout=MAX_OUTAGE)
     many = waiting.to_the_end(lambda name, now: error() if name == B else at(2)(name, now))
     assert (sorted(many.finished), sorted(many.failed)) == ([A], [B])
+
+
+def test_a_fast_error_does_not_keep_the_others_of_the_last_round_from_telling() -> None:
+    """The first outcome of the round at the deadline is an error; the responses for the others are under way."""
+    waiting = Waiting([A, B, C], timeout=100.0)
+    with pytest.raises(WaitTimeoutError, match=f"1 of 3 operations have not finished within 100 s: {A}"):
+        waiting.to_the_end(lambda name, now: (error() if name == A else END) if now >= 100 else {})
+    assert list(waiting.many.finished) == [B, C]
+
+
+def test_one_that_is_slow_to_recover_does_not_prolong_an_outage_that_is_over() -> None:
+    waiting = Waiting([A, B, C], max_outage=60.0)
+    waiting.to_the_end(lambda name, now: error() if now < 60 or name == A else END)
+    assert (set(waiting.many.finished), set(waiting.many.failed)) == ({B, C}, {A})
+
+
+def test_many_pages_and_no_response_of_the_api_end_a_long_round() -> None:
+    waiting = Waiting([f"operations/{number}" for number in range(1_000)])
+    page = ServiceError("a page", Code.UNIMPLEMENTED, from_front_end=True)
+    with pytest.raises(ServiceError) as caught:
+        waiting.to_the_end(lambda *_: page)
+    assert caught.value.rpc_code is Code.UNIMPLEMENTED
+    assert waiting.polls == MANY_PAGES + 1

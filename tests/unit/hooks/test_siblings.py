@@ -63,6 +63,7 @@ def test_a_pause_holds_the_parent_and_the_next_set_of_workers(
 def broken_off_by_a_pause(hook: DaiHook, emulator: DaiEmulator) -> ServiceError:
     """Return the error of a cancellation that gets one 503, and may not be sent again because of a sibling's pause."""
     name = emulator.start_ingest()
+    hook.side_by_side = True
     sibling, sleep = hook.sibling(), hook._sleep
 
     def meet_a_pause(seconds: float) -> None:
@@ -81,11 +82,12 @@ def broken_off_by_a_pause(hook: DaiHook, emulator: DaiEmulator) -> ServiceError:
 def broken_off_by_a_kill(hook: DaiHook, emulator: DaiEmulator) -> ServiceError:
     """Return the error of a cancellation that gets one 503, and is killed in a sibling's pause."""
     name = emulator.start_ingest()
+    hook.side_by_side = True
     killed = False
 
     def sleep(seconds: float) -> None:
         nonlocal killed
-        killed = seconds > 1
+        killed = seconds >= 1
         hook.service.pace.note(ServiceError("too busy", Code.RESOURCE_EXHAUSTED, 10.0), hook._clock())
 
     hook._sleep = sleep
@@ -129,3 +131,30 @@ def test_an_attempt_that_was_sent_counts_after_one_that_was_not(
     with pytest.raises(ServiceError, match="Connection refused") as caught:
         hook.cancel_operation(name)
     assert (attempts, caught.value.sent) == (2, True)
+
+
+def test_a_single_request_is_sent_at_the_end_of_its_time_although_the_pause_is_longer(
+    hook: DaiHook, emulator: DaiEmulator, clock: Clock
+) -> None:
+    """Its response can decide what became of an ingest, and no other request comes with it."""
+    name = emulator.start_ingest()
+    began = clock.now
+    emulator.inject(Fault(CANCEL, status=503, retry_after=1_000))
+    with pytest.raises(ServiceError, match="503"):
+        hook.cancel_operation(name)
+    assert hook.get_operation(name, retry=False).name == name
+    assert clock.now == began
+    assert [one.name for one in hook.list_operations()] == [name]
+    assert clock.now == began + 60
+
+
+def test_a_sibling_that_is_stopped_in_a_long_pause_rests_no_longer(
+    hook: DaiHook, emulator: DaiEmulator, clock: Clock
+) -> None:
+    name = emulator.start_ingest()
+    hook.side_by_side, began = True, clock.now
+    hook.stopped = lambda: "the task was killed" if clock.now > began + 5 else None
+    emulator.inject(Fault(CANCEL, status=429, retry_after=50))
+    with pytest.raises(ServiceError, match="429.*it was not retried: the task was killed"):
+        hook.cancel_operation(name)
+    assert clock.now <= began + 7

@@ -77,6 +77,13 @@ class TestLostAnswer:
         name = execute(context)
         assert slow.states() == {name: "SUCCEEDED"}
 
+    def test_a_long_pause_does_not_keep_the_ingest_from_being_found(self, slow: DaiEmulator, context: Any) -> None:
+        """The service has started it, and responds that it is unavailable for two minutes."""
+        slow.start_ingest("operations/started", creative_url=URL)
+        slow.inject(Fault(CREATE, status=503, retry_after=120))
+        assert execute(context) == "operations/started"
+        assert list(slow.states()) == ["operations/started"]
+
     @pytest.mark.parametrize("other", ["another file", "an hour ago"])
     def test_another_ingest_is_not_adopted(self, slow: DaiEmulator, context: Any, clock: Clock, other: str) -> None:
         slow.start_ingest(

@@ -165,6 +165,23 @@ def test_a_shortened_list_is_handled_side_by_side(
         assert pushed[1:] == [name for name, state in slow.states().items() if state == "SUCCEEDED"]
 
 
+@pytest.mark.parametrize("left", ["one", "list of one"])
+def test_a_value_error_of_airflow_leaves_the_ingests_of_a_longer_list_to_the_next_try(
+    slow: DaiEmulator, context: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    before = creatives(3)
+    fail_first_try(context, ti, creative=before)
+    ti.max_tries = ti.try_number
+
+    def broken(*_: object) -> None:
+        raise ValueError("The XCom backend cannot encode this.")
+
+    monkeypatch.setattr(ti, "xcom_push", broken, raising=False)
+    with pytest.raises(ValueError, match="XCom backend"):
+        make(creative={"one": before[0], "list of one": before[:1]}[left]).execute(context)
+    assert [slow.cancel_requested(name) for name in slow.states()] == [0, 0, 0]
+
+
 def test_what_was_cancelled_between_the_tries_is_started_anew(
     slow: DaiEmulator, context: Any, ti: Ti, clock: Clock
 ) -> None:

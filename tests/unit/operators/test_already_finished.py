@@ -20,9 +20,11 @@ def already(context: Any) -> Any:
     return (found[0] if isinstance(found, list) else found)["already_finished"]
 
 
-def time_out_then_retry(make_emulator: MakeEmulator, context: Any, clock: Clock, names: Any, deferrable: bool) -> None:
+def time_out_then_retry(
+    make_emulator: MakeEmulator, context: Any, clock: Clock, names: Any, deferrable: bool, **service: Any
+) -> None:
     """Have one try request the cancellation and time out, and the next one find that the ingest has completed."""
-    make_emulator(**STRICT).start_ingest(A, seconds=100, cancel="ignored")
+    make_emulator(**service).start_ingest(A, seconds=100, cancel="ignored")
     context["ti"].max_tries = 1
     options = {"wait_for_completion": True, "deferrable": deferrable, "timeout": 60}
     with pytest.raises(AirflowException, match="60 s"):
@@ -37,17 +39,23 @@ def time_out_then_retry(make_emulator: MakeEmulator, context: Any, clock: Clock,
 def test_a_retry_knows_that_an_earlier_try_had_requested_it(
     make_emulator: MakeEmulator, context: Any, store: Any, clock: Clock, names: Any, deferrable: bool
 ) -> None:
-    time_out_then_retry(make_emulator, context, clock, names, deferrable)
+    time_out_then_retry(make_emulator, context, clock, names, deferrable, **STRICT)
     assert already(context) is False
     assert store.kept == {}
 
 
 @both
 @each_form
+@pytest.mark.parametrize("service", [STRICT, {}], ids=["refuses a second cancel", "accepts it"])
 def test_without_a_store_a_retry_cannot_tell(
-    make_emulator: MakeEmulator, context_before_3_3: Any, clock: Clock, names: Any, deferrable: bool
+    make_emulator: MakeEmulator,
+    context_before_3_3: Any,
+    clock: Clock,
+    names: Any,
+    deferrable: bool,
+    service: dict[str, Any],
 ) -> None:
-    time_out_then_retry(make_emulator, context_before_3_3, clock, names, deferrable)
+    time_out_then_retry(make_emulator, context_before_3_3, clock, names, deferrable, **service)
     assert already(context_before_3_3) is None
 
 

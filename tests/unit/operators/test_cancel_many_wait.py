@@ -88,3 +88,19 @@ def test_each_cancellation_of_a_list_is_timed(
     assert len(timed) == 2
     assert 3 <= timed[0] <= timed[1]
     assert 30 <= timed[1] < 60
+
+
+@both
+@pytest.mark.parametrize("names", [A, [A]], ids=["one", "a list"])
+def test_a_value_error_of_airflow_is_raised_as_it_is(
+    emulator: DaiEmulator, context: Any, monkeypatch: pytest.MonkeyPatch, deferrable: bool, names: Any
+) -> None:
+    """Then a retry of the task may help."""
+    emulator.start_ingest(A)
+
+    def broken(*_: object) -> None:
+        raise ValueError("The XCom backend cannot encode this.")
+
+    monkeypatch.setattr(context["ti"], "xcom_push", broken, raising=False)
+    with pytest.raises(ValueError, match="XCom backend"):
+        execute(context, names, wait_for_completion=True, deferrable=deferrable)

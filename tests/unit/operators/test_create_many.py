@@ -15,6 +15,8 @@ from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.ingest.verdict import IngestFailedError
 from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
+from tests.support.clock import Clock
+from tests.support.connections import Connect
 from tests.support.dag_runs import RunDag
 from tests.support.emulators import MakeEmulator, count
 from tests.support.ingests import CREATE, GET, JSON, SECRET, both, execute, make, resume
@@ -484,3 +486,29 @@ class TestDag:
 def test_a_mapped_or_single_creative_is_refused_where_it_is_nothing(context: Any) -> None:
     with pytest.raises(AirflowFailException, match="Invalid creative"):
         make(creative=None).execute(context)
+
+
+@pytest.mark.parametrize("cancel_on_kill", [True, False])
+def test_an_endpoint_that_cannot_be_one_fails_the_task_for_good(
+    context: Any, connect: Connect, monkeypatch: pytest.MonkeyPatch, cancel_on_kill: bool
+) -> None:
+    monkeypatch.delenv("DAI_EMULATOR_HOST", raising=False)
+    connect(is_anonymous=True, dai_api_endpoint="https://x/y")
+    with pytest.raises(AirflowFailException, match="https://x/y"):
+        make(creative=three(), cancel_on_kill=cancel_on_kill).execute(context)
+
+
+def test_a_list_that_does_not_wait_tells_what_has_failed_between_two_tries(
+    slow: DaiEmulator, context: Any, ti: Ti, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ti.max_tries = 1
+    creatives = [creative(url(0, seconds=5, outcome="DOWNLOAD_ERROR")), creative(url(1)), creative(url(2))]
+    throttle_the_last(slow, monkeypatch, status=429, lasts=300)
+    with pytest.raises(IngestFailedError, match="2 of 3 ingests have started"):
+        execute(context, creative=creatives, wait_for_completion=False)
+    clock.advance(300)
+    ti.try_number = 2
+    ti.pushed.clear()
+    with pytest.raises(AirflowFailException, match="DOWNLOAD_ERROR"):
+        execute(context, creative=creatives, wait_for_completion=False)
+    assert len(slow.states()) == 3

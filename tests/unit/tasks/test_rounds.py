@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
 import pytest
 
 from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.many_wait import MANY_PAGES
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.tasks.cancel_requests import request_cancellations
@@ -115,3 +117,48 @@ def test_a_page_of_a_front_end_that_lasts_is_an_outage(emulator: DaiEmulator, fa
     emulator.inject(Fault(method=CANCEL, name=B, status=404, times=None, **PAGE))
     assert cancel(fake_time, unimplemented_ends=True, retry_timeout=60) == {B: Code.UNAVAILABLE}
     assert emulator.states() == {A: "CANCELLED", B: "RUNNING", C: "CANCELLED"}
+
+
+def test_the_page_of_a_front_end_in_place_of_an_unknown_name_ends_no_later_than_the_grace(
+    emulator: DaiEmulator, fake_time: Clock
+) -> None:
+    """Each of so many pages settles its name; none is asked for without an end."""
+    names = [f"operations/{number}" for number in range(MANY_PAGES + 10)]
+    page = {"error": {"code": 404, "status": "NOT_FOUND", "message": "It is gone."}}
+    emulator.inject(Fault(method=CANCEL, status=302, times=None, body=json.dumps(page).encode()))
+    assert set(cancel(fake_time, names)) == set(names)
+    assert count(emulator, CANCEL) <= 3 * len(names)
+
+
+@pytest.mark.parametrize("page", [404, 403])
+def test_a_page_after_a_response_of_the_api_settles_an_unknown_name(
+    emulator: DaiEmulator, fake_time: Clock, page: int
+) -> None:
+    emulator.inject(Fault(method=CANCEL, rpc_status="NOT_FOUND", times=1))
+    emulator.inject(Fault(method=CANCEL, status=page, times=None, **PAGE))
+    assert set(cancel(fake_time, [A])) == {A}
+    assert count(emulator, CANCEL) <= 4
+
+
+def test_a_contradiction_does_not_use_up_the_time_of_an_unknown_name(emulator: DaiEmulator, fake_time: Clock) -> None:
+    """With a limit: unknown, then get says that it runs, then both do not know it for three more seconds."""
+    emulator.start_ingest(A)
+    emulator.inject(Fault(method=CANCEL, name=A, rpc_status="NOT_FOUND", lasts=5))
+    emulator.inject(Fault(method=GET, name=A, rpc_status="NOT_FOUND", times=1))
+    emulator.inject(Fault(method=GET, name=A, headers={"X-Fine": "yes"}, times=1))
+    emulator.inject(Fault(method=GET, name=A, rpc_status="NOT_FOUND", lasts=3))
+    assert cancel(fake_time, [A], timeout=60) == {}
+    assert emulator.state(A) == "CANCELLED"
+
+
+def test_a_name_that_was_unknown_once_when_the_time_is_up_is_in_doubt(emulator: DaiEmulator, fake_time: Clock) -> None:
+    readings = iter([fake_time.now])
+
+    def clock() -> float:
+        # The first round takes a minute, which is all the time there is.
+        return next(readings, fake_time.now + 60)
+
+    with DaiHook() as hook, hook.workers(1) as workers:
+        _, errors = request_cancellations(workers, [A], timeout=60, clock=clock, sleep=fake_time.sleep, log=LOGGER)
+    assert errors[A].rpc_code is Code.CANCELLED
+    assert "was not asked again: the time was up" in str(errors[A])
