@@ -11,7 +11,7 @@ from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.polling import Wait
-from airflow_dai_provider.api.retry import Retry, as_outage, not_retried
+from airflow_dai_provider.api.retry import MAX_BACKOFF, Retry, as_outage, not_retried
 from airflow_dai_provider.hooks.base import DaiBaseHook
 from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.shared_token import REFUSAL_LASTS
@@ -20,7 +20,7 @@ from airflow_dai_provider.transport.threads import CONCURRENCY, Workers
 T = TypeVar("T")
 
 #: The most seconds for which a sibling sleeps without a look whether it is stopped.
-MAX_REST = 1.0
+MAX_REST = MAX_BACKOFF
 
 
 class DaiCallingHook(DaiBaseHook):

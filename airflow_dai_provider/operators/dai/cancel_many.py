@@ -149,10 +149,7 @@ class CancelMany:
             self._unclear |= set(finished)
         else:
             self._already |= set(finished)
-        if task.wait_for_completion:
-            # Until they are polled.
-            self._unclear |= self._accepted_at.keys()
-        if errors or task.wait_for_completion:
+        if errors:
             self._save()
         return finished, self._refused | errors
 
@@ -228,6 +225,9 @@ class CancelMany:
 
         That cannot be told of one that is polled long after its request was accepted, or whose poll fails.
         """
+        # Saved also when this poll fails.
+        self._unclear |= self._accepted_at.keys()
+        self._save()
         hook.poll_many(workers, many, patient=False)
         self._unclear -= self._accepted_at.keys()
         now = self._task._clock()
