@@ -113,12 +113,11 @@ def request_in_rounds(
             # Once: from now on the page of a front end is an outage, as far as the API responds with results.
             again |= pages.keys() - asked_after_page
             asked_after_page |= pages.keys()
+        unknown = {name for name, error in errors.items() if error.rpc_code in doubtful and name not in pages}
         looked_at = {
             name: min(since + looks[missing[name] - 1], max(until - PAUSE, (since + until) / 2))
             for name, since in missing_since.items()
-            if name in errors.keys() - pages.keys()
-            and errors[name].rpc_code in doubtful
-            and missing[name] <= len(looks)
+            if name in unknown and missing[name] <= len(looks)
         }
         if not again and not looked_at:
             break
