@@ -129,5 +129,5 @@ def _check_refusals(
 def _tell(running: Collection[str], results: Mapping[str, Operation], total: int, left: int, log: Any) -> None:
     states = Counter(operation.state.value.lower() for operation in results.values())
     parts = [f"{len(running):,} running", *(f"{count:,} {state}" for state, count in sorted(states.items()))]
-    message = "Of %s ingests that an earlier try started, this one goes on with: %s. Starting %s."
+    message = "Reattached to ingests of an earlier try, which started %s: %s. Starting %s."
     log.info(message, f"{total:,}", ", ".join(parts), f"{left:,}")

@@ -133,7 +133,7 @@ class DaiOperationTrigger(BaseTrigger):
                 await self.on_kill()
             raise
         except Exception as error:
-            # What a list has found so far is known to nobody else.
+            # Only the event can tell the task what the wait for a list has found so far.
             payload = many_event(names, self._many, error) if self._many else error_event(names, error)
             self.log.warning("The wait for %s has failed: %s", payload["operation_name"], payload["message"])
         yield TriggerEvent(payload)

@@ -62,7 +62,7 @@ def test_the_next_try_reattaches_to_all_that_run(
     assert ti.pushed["ingest", -1, "operation_name"] == names
     assert ti.pushed["ingest", -1, "operation_started"]["try_number"] == 2
     assert store.kept == {}
-    assert "Of 3 ingests that an earlier try started, this one goes on with: 3 running. Starting 0." in log.ours
+    assert "Reattached to ingests of an earlier try, which started 3: 3 running. Starting 0." in log.ours
 
 
 @both
