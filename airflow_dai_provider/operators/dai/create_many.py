@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -142,20 +142,8 @@ class CreateMany:
         for one in saved:
             guard.arm(hook, one.operation_name, media.get(one.digest, ""))
         self._push([one.operation_name for one in saved], hook)
-        with task_errors():
-            usable, self._finished = reattach_or_cancel_many(
-                saved,
-                self._store,
-                hook,
-                workers,
-                guard,
-                digests=campaign.creatives.keys(),
-                retry_on=task.retry_on,
-                settle=not task.wait_for_completion,
-                clock=task._clock,
-                sleep=task._sleep,
-                log=task.log,
-            )
+        digests = campaign.creatives.keys()
+        usable, self._finished = reattach_to_many(task, saved, self._store, hook, workers, digests=digests)
         guard.disarm()
         guard.finished = self._finished
         for digest, name in usable.items():
@@ -341,3 +329,29 @@ class CreateMany:
     @property
     def _any_succeeded(self) -> bool:
         return any(operation.state is OperationState.SUCCEEDED for operation in self._finished.values())
+
+
+def reattach_to_many(
+    task: DaiCreateCreativeOperator,
+    saved: Collection[StartedIngest],
+    store: IngestStore,
+    hook: DaiHook,
+    workers: Workers[DaiHook],
+    *,
+    digests: Collection[str],
+) -> tuple[dict[str, str], dict[str, Operation]]:
+    """Decide for each ingest of an earlier try, as :func:`reattach_or_cancel_many` does, by the task's parameters."""
+    with task_errors():
+        return reattach_or_cancel_many(
+            saved,
+            store,
+            hook,
+            workers,
+            task._guard,
+            digests=digests,
+            retry_on=task.retry_on,
+            settle=not task.wait_for_completion,
+            clock=task._clock,
+            sleep=task._sleep,
+            log=task.log,
+        )

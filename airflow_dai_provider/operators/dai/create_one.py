@@ -8,10 +8,10 @@ from airflow_dai_provider.api.creative import creative_digest, media_urls
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.ingest.resume import LATE_GUARD, IngestStore, StartedIngest, reattach_or_cancel, saved_here
-from airflow_dai_provider.ingest.resume_many import reattach_or_cancel_many
 from airflow_dai_provider.ingest.start import start_ingest
 from airflow_dai_provider.ingest.verdict import check_ingest
 from airflow_dai_provider.metrics import count_finished
+from airflow_dai_provider.operators.dai.create_many import reattach_to_many
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.deferral import defer_wait
 from airflow_dai_provider.tasks.events import read_event
@@ -89,20 +89,7 @@ class CreateOne:
                 for earlier in saved:
                     guard.arm(hook, earlier.operation_name, self._media() if earlier.digest == digest else "")
             self._push([earlier.operation_name for earlier in saved], hook)
-            with task_errors():
-                usable, results = reattach_or_cancel_many(
-                    saved,
-                    self._store,
-                    hook,
-                    workers,
-                    guard,
-                    digests=[digest],
-                    retry_on=task.retry_on,
-                    settle=not task.wait_for_completion,
-                    clock=task._clock,
-                    sleep=task._sleep,
-                    log=task.log,
-                )
+            usable, results = reattach_to_many(task, saved, self._store, hook, workers, digests=[digest])
         guard.disarm()
         if name := usable.get(digest):
             self._adopt(hook, name)
