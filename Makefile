@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV := .venvs/uv/bin/uv
 CHECKED := airflow_dai_provider dags_examples tests
+# A test that hangs ends its process, which fails the test by its name and shows where each thread stood.
+ENDING_HANGS := -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
 define POSTGRESQL
 @test -n "$$(ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null; command -v initdb)" || { \
@@ -29,9 +31,9 @@ demo: $(READY) ## Cancel ingests of a local DAI service through a real Airflow, 
 
 test: $(READY) ## Run the tests that need only Python (ARGS="-k name" to choose)
 ifdef ARGS
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest $(ENDING_HANGS) $(ARGS)
 else
-	@$(BIN)/pytest --numprocesses auto --maxprocesses 4 --cov --cov-report term --cov-fail-under 95
+	@$(BIN)/pytest $(ENDING_HANGS) --numprocesses auto --maxprocesses 4 --cov --cov-report term --cov-fail-under 95
 	@$(BIN)/coverage report --include "*/operation.py,*/rest.py" --fail-under 100
 endif
 
