@@ -54,7 +54,7 @@ peers: $(READY) ## Run the hooks through a stock nginx (installs Debian's packag
 bench: $(READY) ## Measure polls, waits, and a campaign on a real Airflow (ARGS="--only campaign --small" for less)
 	@$(BIN)/python tests/benchmarks $(ARGS)
 
-long: $(READY) ## Run e2e and soak on 3.3 and 2.11, peers and bench; the results go to .airflow/long.md
+long: $(READY) ## Run e2e and soak on 3.3 and 2.11, peers, bench, and the tests on the lowest versions; the results go to .airflow/long.md
 	@$(BIN)/python tests/long.py
 
 screenshots: $(READY) ## Take the README's pictures in a real browser (installs Debian's chromium if there is none; needs root then)

@@ -85,6 +85,7 @@ def main() -> int:
         Kind("soak", "2.11"),
         Kind("peers", "3.3"),
         Kind("bench", "3.3"),
+        Kind("test", "2.11-lowest"),
     ]
     return run_all(kinds, FOLDER, f"# Long tests of {commit()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
 

@@ -66,26 +66,29 @@ def test_the_next_try_reattaches_to_all_that_run(
 
 
 @both
-@pytest.mark.parametrize(("retry_on", "creates"), [(None, 290), ("INTERNAL_ERROR", 300)])
+@pytest.mark.parametrize(("retry_on", "part"), [(None, 1), ("INTERNAL_ERROR", 10)])
 def test_a_retry_sends_exactly_the_right_requests(
-    slow: DaiEmulator, context: Any, ti: Ti, store: Store, retry_on: Any, creates: int, deferrable: bool
+    slow: DaiEmulator, context: Any, ti: Ti, store: Store, retry_on: Any, part: int, deferrable: bool
 ) -> None:
-    """500 have succeeded, 200 run, 10 have failed, and 290 were never started."""
-    plans = [{"seconds": 1}] * 500 + [{"seconds": 40}] * 200 + [{"seconds": 1, "outcome": "INTERNAL_ERROR"}] * 10
-    plans += [{"seconds": 1}] * 290
+    """500 have succeeded, 200 run, 10 have failed, and 290 were never started; or a part of each."""
+    succeeded, running, failed, unstarted = (number // part for number in (500, 200, 10, 290))
+    plans = [{"seconds": 1}] * succeeded + [{"seconds": 40}] * running
+    plans += [{"seconds": 1, "outcome": "INTERNAL_ERROR"}] * failed + [{"seconds": 1}] * unstarted
     every = [creative(url(number, **plan)) for number, plan in enumerate(plans)]
-    fail_first_try(context, ti, creative=every[:710])
-    assert Counter(slow.states().values()) == {"SUCCEEDED": 500, "RUNNING": 200, "FAILED": 10}
-    assert len(unpack(store.kept[KEY])) == 710
+    fail_first_try(context, ti, creative=every[:-unstarted])
+    assert Counter(slow.states().values()) == {"SUCCEEDED": succeeded, "RUNNING": running, "FAILED": failed}
+    assert len(unpack(store.kept[KEY])) == succeeded + running + failed
     before = len(slow.requests)
-    with pytest.raises(UnexpectedStateError if retry_on is None else IngestFailedError, match="10 INTERNAL_ERROR: "):
+    with pytest.raises(
+        UnexpectedStateError if retry_on is None else IngestFailedError, match=f"{failed} INTERNAL_ERROR: "
+    ):
         execute(context, creative=every, retry_on=retry_on, deferrable=deferrable)
     called = Counter(request.method for request in slow.requests[before:])
-    assert called[CREATE] == creates
+    assert called[CREATE] == (unstarted if retry_on is None else unstarted + failed)
     assert called[CANCEL] == 0
-    assert Counter(slow.states().values())["SUCCEEDED"] == 990
+    assert Counter(slow.states().values())["SUCCEEDED"] == succeeded + running + unstarted
     names = [row["name"] for row in ti.pushed["ingest", -1, "operation"]]
-    assert len(set(names)) == 1000
+    assert len(set(names)) == len(every)
 
 
 def test_a_refused_start_is_started_by_the_retry(slow: DaiEmulator, context: Any, ti: Ti, clock: Clock) -> None:

@@ -165,7 +165,7 @@ class TestFinalState:
     ) -> None:
         emulator.inject(Fault(status=200, body=answer, times=None))
         with pytest.raises(AirflowException, match=f"{GET} of {NAME}") as raised:
-            execute()
+            execute(timeout=1)
         assert not isinstance(raised.value, AirflowFailException)
 
 
