@@ -16,8 +16,10 @@ TRIGGERS_HAVE_ON_KILL = _AIRFLOW >= (3, 3)
 KILLS_DEFERRED_PROCESS = _AIRFLOW < (3, 0)
 #: Whether the callback of a DAG is given the run as it was when it ended; before, the callback reads it anew.
 CALLBACK_HAS_RUN_OF_ITS_TIME = _AIRFLOW >= (3, 0)
-#: Whether a task can save something for its next try, in the task state store.
-HAS_TASK_STATE_STORE = _AIRFLOW >= (3, 3)
+#: Whether a task can save something for its next try, in the task state store; and for other tasks, in an asset's.
+HAS_TASK_STATE_STORE = HAS_ASSET_STATE_STORE = _AIRFLOW >= (3, 3)
+#: Whether a task can read the metadata database.
+TASKS_READ_DATABASE = _AIRFLOW < (3, 0)
 
 
 def first_poke_time(sensor: Any, context: Any) -> datetime | None:
@@ -98,12 +100,45 @@ def run_task_states(dag_id: str, run_id: str, task_ids: list[str] | None = None)
     :param task_ids: only those of these tasks.
     :return: the states, by task id; of a mapped one by ``<task id>_<map index>``.
     """
+    return task_states(dag_id, [run_id], task_ids).get(run_id, {})
+
+
+def task_states(dag_id: str, run_ids: list[str], task_ids: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Return by run the states of task instances, as :func:`run_task_states` does for one run.
+
+    Map index 3 of a task ``a`` and a task ``a_3`` are named alike: ask for one task at a time.
+    """
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     states: dict[str, dict[str, Any]] = RuntimeTaskInstance.get_task_states(
-        dag_id=dag_id, task_ids=task_ids, run_ids=[run_id]
+        dag_id=dag_id, task_ids=task_ids, run_ids=run_ids
     )
-    return states.get(run_id, {})
+    return states
+
+
+def has_run(dag_id: str, run_id: str) -> bool:
+    """Return whether a run exists; the state of a run cannot be told for a deleted one, and in an outage of Airflow."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    return RuntimeTaskInstance.get_dr_count(dag_id=dag_id, run_ids=[run_id]) > 0
+
+
+def run_state(dag_id: str, run_id: str) -> str:
+    """Return the state of a run."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    return str(RuntimeTaskInstance.get_dagrun_state(dag_id=dag_id, run_id=run_id))
+
+
+def asset_store(name: str) -> Any:
+    """Return the state store of an asset, which every task can read and write.
+
+    Not the one of the context, which only has the assets among a task's inlets and outlets: a mapped task's context is
+    built before its constructor runs, and an inactive asset ends an unmapped task before ``execute``.
+    """
+    from airflow.sdk.execution_time.context import AssetStateStoreAccessor
+
+    return AssetStateStoreAccessor(name=name)
 
 
 def run_xcom(dag_id: str, run_id: str, task_id: str, map_index: int, key: str) -> Any:

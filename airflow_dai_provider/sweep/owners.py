@@ -1,0 +1,191 @@
+"""The owners of running operations, as Airflow knows them, and whether these are over."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.ingest.ownership import Claim, Owner, OwnerRecords, url_hash
+from airflow_dai_provider.tasks.xcom import XCOM_OPERATION_NAME, as_list
+from airflow_dai_provider.version_compat import has_run, run_state, run_xcom, task_states
+
+#: The states in which a task instance is over, unless it succeeds. Every other one is alive, those included that a task
+#: has after a clear, and those that this code does not know.
+OVER = frozenset({"failed", "upstream_failed", "skipped", "removed"})
+#: Stands for the state of a task instance whose run was deleted.
+GONE = "gone"
+#: So many runs are asked about at a time.
+_RUNS_AT_A_TIME = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whose an operation is, and whether it is a stray.
+
+    :param claim: of the owner.
+    :param is_stray: whether the owner is over, and did not mean the operation to run on.
+    :param reason: why, as the end of a sentence.
+    :param at_once: whether it is one whatever becomes of its owner.
+    """
+
+    claim: Claim
+    is_stray: bool
+    reason: str
+    at_once: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        owner = self.claim.owner
+        return {
+            "dag_id": owner.dag_id,
+            "run_id": owner.run_id,
+            "task_id": owner.task_id,
+            "map_index": owner.map_index,
+            "try_number": self.claim.try_number,
+            "reason": self.reason,
+        }
+
+    def __str__(self) -> str:
+        return f"of try {self.claim.try_number} of {self.claim.owner}: {self.reason}"
+
+
+class Owners:
+    """Tells the owners of operations, and whether they are over.
+
+    :param records: what the create tasks have written down.
+    :param endpoint: base URL of the service that runs the operations.
+    """
+
+    def __init__(self, records: OwnerRecords, endpoint: str) -> None:
+        self._records = records
+        self._endpoint = endpoint
+
+    def judge(self, running: Collection[Operation]) -> dict[str, Verdict]:
+        """Return the verdicts on running operations, by name; one without an owner has none.
+
+        :raises Exception: when Airflow does not tell.
+        """
+        claims = self._claims(running)
+        states = _states({claim.owner for every in claims.values() for claim in every})
+        verdicts: dict[str, Verdict] = {}
+        suspects: dict[Owner, list[Operation]] = defaultdict(list)
+        for operation in running:
+            key, every = self._key(operation), claims.get(operation.name, [])
+            if twin := _twin(operation.name, key, every):
+                verdicts[operation.name] = twin
+                continue
+            if len({claim.owner for claim in every}) != 1:
+                continue
+            claim = every[-1]
+            verdict = verdicts[operation.name] = _judge(claim, states[claim.owner])
+            if verdict.is_stray:
+                suspects[claim.owner].append(operation)
+        for owner, operations in suspects.items():
+            # After a start in doubt, each of them is the owner's.
+            told = [one for one in operations if not verdicts[one.name].claim.doubts(self._key(one))]
+            for name in self._of_others(owner, told):
+                del verdicts[name]
+        return verdicts
+
+    def mark(self, name: str, *, stray: bool) -> None:
+        """Say to the next try of its task that an operation is about to be cancelled, or that it is not any more."""
+        self._records.mark_stray(self._endpoint, name, stray=stray)
+
+    def _key(self, operation: Operation) -> str:
+        url = operation.ingest.signed_creative_url if operation.ingest else None
+        return url_hash(self._endpoint, url or "")
+
+    def _claims(self, running: Iterable[Operation]) -> dict[str, list[Claim]]:
+        """Return by name the claims that cover an operation."""
+        lists = [claim for key in self._records.lists() if (claim := self._records.of_list(key))]
+        by_url: dict[str, list[Claim]] = {}
+        found: dict[str, list[Claim]] = {}
+        for operation in running:
+            ingest = operation.ingest
+            if not (ingest and ingest.signed_creative_url and ingest.create_time):
+                continue
+            key, created = self._key(operation), ingest.create_time.timestamp()
+            if key not in by_url:
+                by_url[key] = self._records.of_url(key)
+            found[operation.name] = [claim for claim in (*by_url[key], *lists) if claim.covers(key, created)]
+        return found
+
+    def _of_others(self, owner: Owner, suspects: list[Operation]) -> list[str]:
+        """Return those operations that another one has started, at the time and with the media of a claim.
+
+        What the owner has pushed tells them apart. One that it has not pushed is its own only if nothing else can be:
+        its process can have ended before the push.
+        """
+        pushed = run_xcom(owner.dag_id, owner.run_id, owner.task_id, owner.map_index, XCOM_OPERATION_NAME)
+        names = {str(name) for name in as_list(pushed)} if pushed is not None else set()
+        by_key: dict[str, list[str]] = defaultdict(list)
+        for operation in suspects:
+            by_key[self._key(operation)].append(operation.name)
+        others: list[str] = []
+        for same in by_key.values():
+            own = names.intersection(same)
+            if own or len(same) > 1:
+                others += [name for name in same if name not in own]
+            elif isinstance(pushed, str):
+                others += same
+        return others
+
+
+def _twin(name: str, key: str, claims: Collection[Claim]) -> Verdict | None:
+    """Return the verdict on the ingest of a request without a response, in place of which another one was adopted."""
+    doubtful = [claim for claim in claims if claim.adopted(key) not in (None, name)]
+    if not doubtful or len({claim.owner for claim in claims}) > 1:
+        return None
+    reason = f"a second ingest of its media: it has adopted {doubtful[-1].adopted(key)}"
+    return Verdict(doubtful[-1], is_stray=True, reason=reason, at_once=True)
+
+
+def _judge(claim: Claim, state: str | None) -> Verdict:
+    """Decide by the state of its owner, and by what the owner is meant to cancel, whether an operation is a stray."""
+    if state == "success" and not claim.waits:
+        if not claim.cancel_with_run:
+            return Verdict(claim, is_stray=False, reason="it has succeeded, and its ingest is meant to run on")
+        failed = run_state(claim.owner.dag_id, claim.owner.run_id) == "failed"
+        return Verdict(
+            claim, is_stray=failed, reason=f"it has succeeded, and its run has {'' if failed else 'not '}failed"
+        )
+    if state == "success":
+        return Verdict(claim, is_stray=claim.cancel_on_kill, reason="it was marked as success")
+    if state in OVER or state == GONE:
+        why = "its run was deleted" if state == GONE else f"it is {state}"
+        if claim.cancel_on_kill and claim.cancel_on_failure:
+            return Verdict(claim, is_stray=True, reason=why)
+        parameter = "cancel_on_failure" if claim.cancel_on_kill else "cancel_on_kill"
+        return Verdict(claim, is_stray=False, reason=f"{why}, but has {parameter}=False")
+    return Verdict(claim, is_stray=False, reason=f"it is {state or 'waiting to be scheduled'}")
+
+
+def _states(owners: Collection[Owner]) -> Mapping[Owner, str | None]:
+    """Return the states of task instances; :data:`GONE` for those whose run was deleted."""
+    runs: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for dag_id, run_id, task_id in sorted({(owner.dag_id, owner.run_id, owner.task_id) for owner in owners}):
+        runs[dag_id, task_id].append(run_id)
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for (dag_id, task_id), run_ids in runs.items():
+        # One task at a time: map index 3 of a task ``a`` and a task ``a_3`` are named alike.
+        of_task: dict[str, dict[str, Any]] = {}
+        for start in range(0, len(run_ids), _RUNS_AT_A_TIME):
+            of_task |= task_states(dag_id, run_ids[start : start + _RUNS_AT_A_TIME], [task_id])
+        found[dag_id, task_id] = of_task
+    gone: dict[tuple[str, str], bool] = {}
+    states: dict[Owner, str | None] = {}
+    for owner in owners:
+        of_run = found[owner.dag_id, owner.task_id].get(owner.run_id)
+        run = owner.dag_id, owner.run_id
+        if not of_run and run not in gone:
+            gone[run] = not has_run(*run)
+        if not of_run and gone[run]:
+            states[owner] = GONE
+            continue
+        key = owner.task_id if owner.map_index < 0 else f"{owner.task_id}_{owner.map_index}"
+        state = (of_run or {}).get(key)
+        states[owner] = None if state is None else str(getattr(state, "value", state))
+    return states
