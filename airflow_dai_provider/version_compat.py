@@ -108,6 +108,8 @@ def task_states(dag_id: str, run_ids: list[str], task_ids: list[str] | None = No
 
     Map index 3 of a task ``a`` and a task ``a_3`` are named alike: ask for one task at a time.
     """
+    if TASKS_READ_DATABASE:
+        return _task_states_in_database(dag_id, run_ids, task_ids)
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     states: dict[str, dict[str, Any]] = RuntimeTaskInstance.get_task_states(
@@ -116,18 +118,56 @@ def task_states(dag_id: str, run_ids: list[str], task_ids: list[str] | None = No
     return states
 
 
+def _task_states_in_database(dag_id: str, run_ids: list[str], task_ids: list[str] | None) -> dict[str, dict[str, Any]]:
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+
+    states: dict[str, dict[str, Any]] = {}
+    with create_session() as session:
+        query = session.query(TaskInstance).filter(TaskInstance.dag_id == dag_id, TaskInstance.run_id.in_(run_ids))
+        if task_ids is not None:
+            query = query.filter(TaskInstance.task_id.in_(task_ids))
+        for ti in query:
+            key = ti.task_id if ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
+            states.setdefault(ti.run_id, {})[key] = ti.state
+    return states
+
+
 def has_run(dag_id: str, run_id: str) -> bool:
     """Return whether a run exists; the state of a run cannot be told for a deleted one, and in an outage of Airflow."""
+    if TASKS_READ_DATABASE:
+        from airflow.models import DagRun
+
+        return bool(DagRun.find(dag_id=dag_id, run_id=run_id))
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     return RuntimeTaskInstance.get_dr_count(dag_id=dag_id, run_ids=[run_id]) > 0
 
 
 def run_state(dag_id: str, run_id: str) -> str:
-    """Return the state of a run."""
+    """Return the state of a run that exists."""
+    if TASKS_READ_DATABASE:
+        from airflow.models import DagRun
+
+        (run,) = DagRun.find(dag_id=dag_id, run_id=run_id)
+        return str(run.get_state())
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     return str(RuntimeTaskInstance.get_dagrun_state(dag_id=dag_id, run_id=run_id))
+
+
+def xcoms_in_database(key: str, since: datetime) -> list[tuple[str, str, str, int, Any]]:
+    """Return the XComs of all tasks with a key, where a task can read the metadata database.
+
+    :param since: the earliest time of one.
+    :return: of each the DAG, the run, the task, the map index, and the value.
+    """
+    from airflow.models.xcom import XCom
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        found = session.query(XCom).filter(XCom.key == key, XCom.timestamp >= since)
+        return [(one.dag_id, one.run_id, one.task_id, one.map_index, XCom.deserialize_value(one)) for one in found]
 
 
 def asset_store(name: str) -> Any:

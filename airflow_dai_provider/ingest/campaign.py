@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,8 @@ class Campaign:
         #: an ingest may run under an unknown name.
         self.names: dict[str, str] = {}
         self.errors: dict[str, ServiceError] = {}
+        #: Of the latter, those for which the service lists no ingest.
+        self.unseen: list[str] = []
         self._stop_reason: str | None = None
 
     def __len__(self) -> int:
@@ -68,6 +70,10 @@ class Campaign:
     def missing(self) -> list[str]:
         """The digests of the creatives that have not started."""
         return [digest for digest in self.creatives if digest not in self.names]
+
+    def urls(self, digests: Iterable[str]) -> set[str]:
+        """Return the media URLs of creatives, with their signatures."""
+        return {url for digest in digests for url in media_urls(self.creatives[digest])}
 
     def media(self, digest: str) -> list[str]:
         """Return the media URLs of a creative, without their signatures."""
@@ -101,6 +107,7 @@ class Campaign:
         :param clock: gives seconds of the epoch.
         :raises IngestMayHaveStartedError: when an interruption leaves ingests that may run under unknown names.
         """
+        self.unseen = []
         lost: dict[str, LostStart] = {}
         under_way: dict[str, LostStart] = {}
         pages: list[ServiceError] = []
@@ -136,6 +143,7 @@ class Campaign:
                     guard.arm(hook, operation.name, ", ".join(self.media(digest)))
                 for digest, doubt in doubts.items():
                     self.errors[digest] = ServiceError(str(doubt), Code.UNKNOWN)
+                self.unseen = [digest for digest, doubt in doubts.items() if doubt.is_unseen]
             progress()
 
         try:

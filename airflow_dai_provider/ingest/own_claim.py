@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
-from airflow_dai_provider.ingest.ownership import Claim, OwnerRecords, shortened, url_hash
+from airflow_dai_provider.ingest.ownership import ASSET, Claim, Owner, OwnerRecords, shortened, url_hash
+from airflow_dai_provider.tasks.cancel_requests import request_cancellation
 from airflow_dai_provider.tasks.failures import describe_error
+from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE, asset_store
 
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_dai_provider.hooks.dai import DaiHook
+    from airflow_dai_provider.ingest.resume import StartedIngest
+
+#: How often the start of one ingest is attempted at most, when responses are lost.
+STARTS = 3
+START_AGAIN = (
+    "Starting it again. If the first request still starts an ingest, it is one without an adopted name, which the "
+    "sweep cancels."
+)
 #: More media URLs than this are claimed by one write.
 MOST_WRITES = 20
 
@@ -81,7 +94,7 @@ class OwnClaim:
         self._hashes = {url_hash(endpoint, url) for url in media}
         self._list_key: str | None = None
         if len(self._hashes) > MOST_WRITES:
-            self._list_key = f"list-{hashlib.sha256(repr((claim.owner, endpoint)).encode()).hexdigest()}"
+            self._list_key = claim.owner.key("list", endpoint)
 
     @_attempted("write down whose ingests these are")
     def open(self, records: OwnerRecords, media: Iterable[str], *, more: bool = False) -> None:
@@ -113,24 +126,21 @@ class OwnClaim:
             self._enter_index(records, key)
 
     @_attempted("write down that a start was in doubt")
-    def doubt(self, records: OwnerRecords, media: Iterable[str], adopted: str | None = None) -> bool:
-        """Write down that a start was in doubt, and which operation was adopted; return whether that is done."""
-        for url in media:
-            one = url_hash(self._endpoint, url)
+    def doubt(self, records: OwnerRecords, adopted: Mapping[str, str | None]) -> bool:
+        """Write down that starts were in doubt; return whether that is done.
+
+        :param adopted: by media URL, the operation that was adopted, or None while there is none.
+        """
+        hashes = {url_hash(self._endpoint, url): name for url, name in adopted.items()}
+        doubts = [{one: name} for one, name in hashes.items()]
+        if self._list_key:
+            doubts = [{shortened(one): name for one, name in hashes.items()}]
+        for doubt in doubts:
+            one = next(iter(doubt), "")
             claims = self._claims(records, one)
             if not any(claim.owner == self._claim.owner for claim in claims):
                 return False
-            form = shortened(one) if self._list_key else one
-            self._write(
-                records,
-                one,
-                [
-                    replace(claim, in_doubt={**claim.in_doubt, form: adopted})
-                    if claim.owner == self._claim.owner
-                    else claim
-                    for claim in claims
-                ],
-            )
+            self._write(records, one, [self._with_doubt(claim, doubt) for claim in claims])
         return True
 
     @_attempted("remove the record of the owner")
@@ -148,9 +158,24 @@ class OwnClaim:
                 return
 
     @_attempted("learn whether the sweep is about to cancel an ingest of an earlier try")
-    def is_stray(self, records: OwnerRecords, name: str) -> bool:
-        """Return whether the sweep is about to cancel an operation, to which no try reattaches then."""
-        return records.is_stray(self._endpoint, name)
+    def strays(self, records: OwnerRecords) -> set[str]:
+        """Return the operations that the sweep is about to cancel, to which no try reattaches then."""
+        return records.strays(self._claim.owner, self._endpoint)
+
+    def leave_strays(self, saved: list[StartedIngest], hook: DaiHook) -> list[StartedIngest]:
+        """Return the ingests of an earlier try without those that the sweep is about to cancel, which are cancelled."""
+        if not saved or not (strays := self.strays()):
+            return saved
+        for one in saved:
+            if one.operation_name in strays:
+                self.log.warning("The sweep cancels %s, which an earlier try started.", one.operation_name)
+                request_cancellation(hook, one.operation_name, self.log)
+        return [one for one in saved if one.operation_name not in strays]
+
+    def _with_doubt(self, claim: Claim, doubt: Mapping[str, str | None]) -> Claim:
+        if claim.owner != self._claim.owner:
+            return claim
+        return replace(claim, in_doubt={**claim.in_doubt, **doubt})
 
     def _claims(self, records: OwnerRecords, one: str) -> list[Claim]:
         if self._list_key is None:
@@ -168,3 +193,27 @@ class OwnClaim:
         lists = records.lists()
         if key not in lists:
             records.write_lists({**lists, key: self._clock()})
+
+
+def make_own_claim(
+    context: Context,
+    endpoint: str,
+    media: Iterable[str],
+    flags: Mapping[str, bool],
+    *,
+    clock: Callable[[], float],
+    log: Any,
+) -> OwnClaim:
+    """Return the claim of a running create task, before anything is written down.
+
+    :param media: the URLs of all that the task can start.
+    :param flags: the :data:`FLAGS` of the task.
+    """
+    ti = context["ti"]
+    records = None
+    if HAS_ASSET_STATE_STORE and context.get("task_state_store") is not None:
+        records = OwnerRecords(asset_store(ASSET))
+    index = ti.map_index if isinstance(ti.map_index, int) else -1
+    owner = Owner(ti.dag_id, ti.run_id, ti.task_id, index)
+    claim = Claim(owner, ti.try_number, since=clock(), until=None, flags=dict(flags))
+    return OwnClaim(records, claim, endpoint, media, clock=clock, log=log)

@@ -11,7 +11,7 @@ key                          value
 ``url-<hash>``               the claims of one media URL, a list: several tasks can submit the same file
 ``list-<hash>``              one claim, with the hashes of all media URLs: of a list that is too long for a write each
 ``lists``                    the keys of these, with the time of each
-``stray-<hash>``             set while the sweep is about to cancel an operation: no try reattaches to it any more
+``strays-<hash>``            by owner: the operations that the sweep is about to cancel, to which no try reattaches then
 ===========================  ==========================================================================================
 
 A claim is removed when its ingests have finished, or are meant to run on. One in doubt stays: a request without a
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any, Self
 
 from airflow_dai_provider.api.storable import pack, unpack
@@ -44,11 +44,6 @@ def url_hash(endpoint: str, url: str) -> str:
     return hashlib.sha256(f"{endpoint}\n{url}".encode()).hexdigest()
 
 
-def stray_key(endpoint: str, operation_name: str) -> str:
-    """Return the key that is set while the sweep is about to cancel an operation."""
-    return f"stray-{url_hash(endpoint, operation_name)}"
-
-
 @dataclass(frozen=True, slots=True)
 class Owner:
     """A task instance."""
@@ -62,6 +57,10 @@ class Owner:
         index = f" (map index {self.map_index})" if self.map_index >= 0 else ""
         return f"task {self.task_id}{index} of run {self.run_id} of DAG {self.dag_id}"
 
+    def key(self, kind: str, endpoint: str) -> str:
+        """Return the key of a record of this owner at an endpoint."""
+        return f"{kind}-{hashlib.sha256(repr((endpoint, *astuple(self))).encode()).hexdigest()}"
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -70,10 +69,9 @@ class Claim:
     :param try_number: of the task instance.
     :param since: when the first request was about to be sent, in seconds of the epoch.
     :param until: when the last response had come; None while that is not known.
-    :param waits: whether the task waits until its ingests have finished.
-    :param cancel_on_kill: whether a kill of the task is meant for its ingests too.
-    :param cancel_on_failure: whether a failure is.
-    :param cancel_with_run: whether the failure of the run is, once a task that does not wait has succeeded.
+    :param flags: whether the task waits until its ingests have finished (``waits``); and whether a kill of it, a
+        failure, or the failure of its run is meant for them too (``cancel_on_kill``, ``cancel_on_failure``,
+        ``cancel_with_run``).
     :param hashes: of the media URLs, see :func:`url_hash`; shortened in the claim of a list.
     :param in_doubt: by hash, the operation that was adopted after a start in doubt, or None while there is none.
     """
@@ -82,10 +80,7 @@ class Claim:
     try_number: int
     since: float
     until: float | None
-    waits: bool
-    cancel_on_kill: bool
-    cancel_on_failure: bool
-    cancel_with_run: bool
+    flags: Mapping[str, bool]
     hashes: frozenset[str] = frozenset()
     in_doubt: Mapping[str, str | None] = field(default_factory=dict)
 
@@ -115,7 +110,7 @@ class Claim:
         """Return the JSON form."""
         fields = asdict(self) | asdict(self.owner)
         del fields["owner"]
-        return fields | {"hashes": pack(sorted(self.hashes)), "in_doubt": dict(self.in_doubt)}
+        return fields | {"hashes": pack(sorted(self.hashes))}
 
     @classmethod
     def from_json(cls, value: Any) -> Self | None:
@@ -178,13 +173,14 @@ class OwnerRecords:
         else:
             self._store.delete(key)
 
-    def is_stray(self, endpoint: str, name: str) -> bool:
-        """Return whether the sweep is about to cancel an operation, or has cancelled it."""
-        return self._store.get(stray_key(endpoint, name)) is not None
+    def strays(self, owner: Owner, endpoint: str) -> set[str]:
+        """Return the operations of an owner that the sweep is about to cancel, or has cancelled."""
+        found = self._store.get(owner.key("strays", endpoint))
+        return set(map(str, found)) if isinstance(found, list) else set()
 
-    def mark_stray(self, endpoint: str, name: str, *, stray: bool) -> None:
-        """Say that the sweep is about to cancel an operation, or that it is not any more."""
-        if stray:
-            self._store.set(stray_key(endpoint, name), True)
+    def write_strays(self, owner: Owner, endpoint: str, names: Collection[str]) -> None:
+        """Replace them."""
+        if names:
+            self._store.set(owner.key("strays", endpoint), sorted(names))
         else:
-            self._store.delete(stray_key(endpoint, name))
+            self._store.delete(owner.key("strays", endpoint))

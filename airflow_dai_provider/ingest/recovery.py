@@ -37,6 +37,9 @@ DOUBT = timedelta(seconds=10)
 class IngestMayHaveStartedError(AirflowFailException):
     """An ingest may have started, but its name could not be recovered."""
 
+    #: Whether the service lists no ingest that could be it: most probably the request was lost, and not its response.
+    is_unseen = False
+
 
 @dataclass(frozen=True)
 class LostStart:
@@ -107,12 +110,14 @@ def recover_ingests(
     hook.responded = True
     found: dict[str, Operation] = {}
     reasons = dict.fromkeys(lost, "")
+    unseen: set[str] = set()
     for pause in PAUSES:
         try:
             sleep(pause)
             near = _matching(hook, {key: lost[key] for key in reasons}, {*known, *(one.name for one in found.values())})
         except Exception as error:
             reasons = dict.fromkeys(reasons, f"the operations cannot be listed: {describe_error(error)}")
+            unseen = set()
             if not isinstance(error, ServiceError) or error.rpc_code in PERMANENT:
                 break
             log.warning("%s", describe_error(error))
@@ -124,6 +129,7 @@ def recover_ingests(
             raise may_have_started([lost[key] for key in reasons], why) from interruption
         since = {key: [one for one in near[key] if lost[key].matches(one, CLOCK_SKEW)] for key in reasons}
         claims = Counter(operation.name for operations in since.values() for operation in operations)
+        unseen = {key for key, operations in since.items() if not operations}
         for key, operations in since.items():
             if len(operations) == 1 and claims[operations[0].name] == 1:
                 log.info("Found %s by its media URL and create time. Adopting it.", operations[0])
@@ -134,7 +140,10 @@ def recover_ingests(
         # Several operations, of which each has an owner among the requests, can still be told apart by none.
         if all(len(since[key]) > 1 for key in reasons):
             break
-    return found, {key: may_have_started([lost[key]], reason) for key, reason in reasons.items()}
+    errors = {key: may_have_started([lost[key]], reason) for key, reason in reasons.items()}
+    for key, doubt in errors.items():
+        doubt.is_unseen = key in unseen
+    return found, errors
 
 
 def _matching(hook: DaiHook, lost: Mapping[str, LostStart], known: Collection[str]) -> dict[str, list[Operation]]:

@@ -69,6 +69,7 @@ def start_ingest(
         except IngestMayHaveStartedError as unknown:
             # It takes the place of the interruption, whose text it contains: after an interruption Airflow would retry
             # the task, and the next try would start a second ingest.
+            unknown.is_unseen = False
             raise unknown from interruption
         except Exception as error:
             log_failure(log, "Could not push the operation name to XCom", error)

@@ -5,12 +5,27 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from airflow_dai_provider.api.operation import Operation
-from airflow_dai_provider.ingest.ownership import Claim, Owner, OwnerRecords, url_hash
-from airflow_dai_provider.tasks.xcom import XCOM_OPERATION_NAME, as_list
-from airflow_dai_provider.version_compat import has_run, run_state, run_xcom, task_states
+from airflow_dai_provider.ingest.ownership import ASSET, CLOCK_SKEW, Claim, Owner, OwnerRecords, url_hash
+from airflow_dai_provider.tasks.xcom import XCOM_OPERATION_NAME, XCOM_STARTED, as_list
+from airflow_dai_provider.version_compat import (
+    HAS_ASSET_STATE_STORE,
+    TASKS_READ_DATABASE,
+    asset_store,
+    has_run,
+    run_state,
+    run_xcom,
+    task_states,
+    xcoms_in_database,
+)
+
+NO_OWNERS = (
+    "This version of Airflow does not tell the owners of operations, so older_than is required: the age from which an "
+    "operation is a stray."
+)
 
 #: The states in which a task instance is over, unless it succeeds. Every other one is alive, those included that a task
 #: has after a clear, and those that this code does not know.
@@ -36,6 +51,11 @@ class Verdict:
     reason: str
     at_once: bool = False
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it is a stray if its owner is still over when that is looked at again."""
+        return self.is_stray and not self.at_once
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
         owner = self.claim.owner
@@ -55,11 +75,11 @@ class Verdict:
 class Owners:
     """Tells the owners of operations, and whether they are over.
 
-    :param records: what the create tasks have written down.
+    :param records: what the create tasks have written down; None where the XComs in the metadata database tell it.
     :param endpoint: base URL of the service that runs the operations.
     """
 
-    def __init__(self, records: OwnerRecords, endpoint: str) -> None:
+    def __init__(self, records: OwnerRecords | None, endpoint: str) -> None:
         self._records = records
         self._endpoint = endpoint
 
@@ -83,16 +103,34 @@ class Owners:
             verdict = verdicts[operation.name] = _judge(claim, states[claim.owner])
             if verdict.is_stray:
                 suspects[claim.owner].append(operation)
-        for owner, operations in suspects.items():
+        for owner, operations in suspects.items() if self._records else ():
             # After a start in doubt, each of them is the owner's.
             told = [one for one in operations if not verdicts[one.name].claim.doubts(self._key(one))]
             for name in self._of_others(owner, told):
                 del verdicts[name]
         return verdicts
 
-    def mark(self, name: str, *, stray: bool) -> None:
-        """Say to the next try of its task that an operation is about to be cancelled, or that it is not any more."""
-        self._records.mark_stray(self._endpoint, name, stray=stray)
+    def confirm(self, suspects: Collection[Operation], verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
+        """Judge again, and return the verdicts.
+
+        What is about to be cancelled is written down before its owner is looked at. A task is running before it reads
+        that, and does not reattach to it then. So one of the two always sees the other.
+
+        :param suspects: operations whose owner was over when it was looked at first.
+        :param verdicts: of that look, by name.
+        """
+        names: dict[Owner, list[str]] = defaultdict(list)
+        for operation in suspects:
+            names[verdicts[operation.name].claim.owner].append(operation.name)
+        if self._records:
+            for owner, every in names.items():
+                self._records.write_strays(owner, self._endpoint, every)
+        again = self.judge(suspects)
+        for owner, every in names.items():
+            left = [name for name in every if (verdict := again.get(name)) and verdict.is_stray]
+            if self._records and left != every:
+                self._records.write_strays(owner, self._endpoint, left)
+        return again
 
     def _key(self, operation: Operation) -> str:
         url = operation.ingest.signed_creative_url if operation.ingest else None
@@ -100,6 +138,8 @@ class Owners:
 
     def _claims(self, running: Iterable[Operation]) -> dict[str, list[Claim]]:
         """Return by name the claims that cover an operation."""
+        if self._records is None:
+            return self._pushed(running)
         lists = [claim for key in self._records.lists() if (claim := self._records.of_list(key))]
         by_url: dict[str, list[Claim]] = {}
         found: dict[str, list[Claim]] = {}
@@ -111,6 +151,28 @@ class Owners:
             if key not in by_url:
                 by_url[key] = self._records.of_url(key)
             found[operation.name] = [claim for claim in (*by_url[key], *lists) if claim.covers(key, created)]
+        return found
+
+    def _pushed(self, running: Iterable[Operation]) -> dict[str, list[Claim]]:
+        """Return by name the claims of those that have pushed an operation, from the metadata database."""
+        created = {one.name: one.ingest.create_time for one in running if one.ingest and one.ingest.create_time}
+        if not created:
+            return {}
+        found: dict[str, list[Claim]] = defaultdict(list)
+        since = min(created.values()) - timedelta(seconds=CLOCK_SKEW)
+        for dag_id, run_id, task_id, map_index, pushed in xcoms_in_database(XCOM_STARTED, since):
+            match pushed:
+                # Code of a user can push names too, and says nothing of what they are meant for.
+                case {
+                    "endpoint": self._endpoint,
+                    "pushed_at": {**names},
+                    "flags": {**flags},
+                    "try_number": int(number),
+                }:
+                    owner = Owner(dag_id, run_id, task_id, map_index)
+                    claim = Claim(owner, number, since=0.0, until=None, flags=flags)
+                    for name in names.keys() & created.keys():
+                        found[name].append(claim)
         return found
 
     def _of_others(self, owner: Owner, suspects: list[Operation]) -> list[str]:
@@ -134,6 +196,13 @@ class Owners:
         return others
 
 
+def find_owners(endpoint: str) -> Owners | None:
+    """Return what tells the owners of operations at an endpoint, or None where Airflow cannot tell them."""
+    if HAS_ASSET_STATE_STORE:
+        return Owners(OwnerRecords(asset_store(ASSET)), endpoint)
+    return Owners(None, endpoint) if TASKS_READ_DATABASE else None
+
+
 def _twin(name: str, key: str, claims: Collection[Claim]) -> Verdict | None:
     """Return the verdict on the ingest of a request without a response, in place of which another one was adopted."""
     doubtful = [claim for claim in claims if claim.adopted(key) not in (None, name)]
@@ -145,21 +214,20 @@ def _twin(name: str, key: str, claims: Collection[Claim]) -> Verdict | None:
 
 def _judge(claim: Claim, state: str | None) -> Verdict:
     """Decide by the state of its owner, and by what the owner is meant to cancel, whether an operation is a stray."""
-    if state == "success" and not claim.waits:
-        if not claim.cancel_with_run:
+    means = {flag for flag, given in claim.flags.items() if given is True}
+    if state == "success" and "waits" not in means:
+        if "cancel_with_run" not in means:
             return Verdict(claim, is_stray=False, reason="it has succeeded, and its ingest is meant to run on")
-        failed = run_state(claim.owner.dag_id, claim.owner.run_id) == "failed"
-        return Verdict(
-            claim, is_stray=failed, reason=f"it has succeeded, and its run has {'' if failed else 'not '}failed"
-        )
+        run = run_state(claim.owner.dag_id, claim.owner.run_id)
+        return Verdict(claim, is_stray=run == "failed", reason=f"it has succeeded, and its run is {run}")
     if state == "success":
-        return Verdict(claim, is_stray=claim.cancel_on_kill, reason="it was marked as success")
+        return Verdict(claim, is_stray="cancel_on_kill" in means, reason="it was marked as success")
     if state in OVER or state == GONE:
         why = "its run was deleted" if state == GONE else f"it is {state}"
-        if claim.cancel_on_kill and claim.cancel_on_failure:
-            return Verdict(claim, is_stray=True, reason=why)
-        parameter = "cancel_on_failure" if claim.cancel_on_kill else "cancel_on_kill"
-        return Verdict(claim, is_stray=False, reason=f"{why}, but has {parameter}=False")
+        for flag in ("cancel_on_kill", "cancel_on_failure"):
+            if flag not in means:
+                return Verdict(claim, is_stray=False, reason=f"{why}, but it has {flag}=False")
+        return Verdict(claim, is_stray=True, reason=why)
     return Verdict(claim, is_stray=False, reason=f"it is {state or 'waiting to be scheduled'}")
 
 

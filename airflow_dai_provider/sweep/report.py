@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.sweep.selection import PassedOver, Selection, Stray
+
+if TYPE_CHECKING:
+    from airflow_dai_provider.sweep.owners import Verdict
+
+#: The report names so many operations of tasks that need them.
+MAX_OWNED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +38,22 @@ class SweepReport:
         while they were read, counts once, as it came last.
     :param selection: which operations are selected.
     :param now: seconds of the epoch.
+    :param owners: by name, whose the operations are, as far as Airflow knows.
     :param dry_run: whether the sweep is not going to begin.
     """
 
     def __init__(
-        self, operations: Iterable[Operation], selection: Selection, now: float, *, dry_run: bool = False
+        self,
+        operations: Iterable[Operation],
+        selection: Selection,
+        now: float,
+        owners: Mapping[str, Verdict] = MappingProxyType({}),
+        *,
+        dry_run: bool = False,
     ) -> None:
-        verdicts = {operation.name: selection.judge(operation, now) for operation in operations}
+        verdicts = {one.name: selection.judge(one, now, owners.get(one.name)) for one in operations}
+        #: Those whose owner is not over, or has meant them to run on.
+        self.owned = {name: owner for name, owner in owners.items() if verdicts.get(name) is PassedOver.OWNED}
         reasons = Counter(verdict for verdict in verdicts.values() if isinstance(verdict, PassedOver))
         self.dry_run = dry_run
         self.listed = len(verdicts)
@@ -121,7 +137,8 @@ class SweepReport:
         count = self.passed_over
         return (
             f"{self.listed} operations listed: {count['finished']} finished, {count['spared']} spared, "
-            f"{count['other_url']} of another URL, {count['undated']} without a create time, "
+            f"{count['other_url']} of another URL, {count['owned']} of tasks that need them, "
+            f"{count['unowned']} without an owner, {count['undated']} without a create time, "
             f"{count['younger']} young enough; {len(self.found)} stray"
             + (f"; {self.unreadable} more could not be read" if self.unreadable else "")
         )
@@ -142,7 +159,8 @@ class SweepReport:
             "listed": self.listed,
             "unreadable": self.unreadable,
             "passed_over": dict(self.passed_over),
-            "found": [asdict(stray) for stray in self.found],
+            "owned": [{"name": name} | owner.to_dict() for name, owner in list(self.owned.items())[:MAX_OWNED]],
+            "found": [stray.to_dict() for stray in self.found],
             "requested": [name for name in names if name in self.requested],
             "cancelled": [name for name in names if name in self.cancelled],
             "finished": {name: self.finished[name] for name in names if name in self.finished},

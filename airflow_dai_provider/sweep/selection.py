@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 from airflow_dai_provider.api.names import InvalidNameError
 from airflow_dai_provider.api.operation import Ingest, Operation
@@ -20,6 +20,9 @@ from airflow_dai_provider.api.parameters import (
 from airflow_dai_provider.api.redaction import short_repr
 from airflow_dai_provider.tasks.one_or_many import check_operation_names
 
+if TYPE_CHECKING:
+    from airflow_dai_provider.sweep.owners import Verdict
+
 
 class PassedOver(StrEnum):
     """The reason why an operation is not selected."""
@@ -27,6 +30,8 @@ class PassedOver(StrEnum):
     FINISHED = "finished"
     SPARED = "spared"
     OTHER_URL = "other_url"
+    OWNED = "owned"
+    UNOWNED = "unowned"
     UNDATED = "undated"
     YOUNGER = "younger"
 
@@ -39,30 +44,43 @@ class Stray:
     :param create_time: ISO 8601, or None where the service has not set it.
     :param age: seconds since then.
     :param creative_url: without user, query and fragment.
+    :param owner: whose it is, and why it is a stray; None for one without an owner, which is too old.
     """
 
     name: str
     create_time: str | None
     age: int | None
     creative_url: str | None
+    owner: Verdict | None = None
 
     def __str__(self) -> str:
         age = "of unknown age" if self.age is None else f"{timedelta(seconds=self.age)} old"
-        return f"{self.name} ({age}, {self.creative_url or 'of unknown URL'})"
+        owner = f"; {self.owner}" if self.owner else ""
+        return f"{self.name} ({age}, {self.creative_url or 'of unknown URL'}{owner})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "name": self.name,
+            "create_time": self.create_time,
+            "age": self.age,
+            "creative_url": self.creative_url,
+            "owner": self.owner.to_dict() if self.owner else None,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
     """The filters of a sweep: running operations that are old enough, match every filter, and are not spared.
 
-    :param older_than: seconds.
+    :param older_than: seconds, for operations without an owner; None to leave these alone.
     :param url_prefix: the beginning of the media URL.
     :param url_pattern: a pattern that is found somewhere in the media URL.
     :param spare: names that are left alone.
     :param include_undated: whether an operation without a create time counts as old enough.
     """
 
-    older_than: float
+    older_than: float | None
     url_prefix: str | None = None
     url_pattern: re.Pattern[str] | None = None
     spare: frozenset[str] = frozenset()
@@ -78,32 +96,48 @@ class Selection:
         """
         pattern = check_optional_text("url_pattern", url_pattern, "a regular expression")
         return cls(
-            older_than=check_duration("older_than", older_than),
+            older_than=None if older_than is None else check_duration("older_than", older_than),
             url_prefix=check_optional_text("url_prefix", url_prefix, "the beginning of a URL"),
             url_pattern=None if pattern is None else _compile("url_pattern", pattern),
             spare=_check_spare(spare),
             include_undated=check_flag("include_undated", include_undated),
         )
 
-    def judge(self, operation: Operation, now: float) -> Stray | PassedOver:
-        """Decide whether an operation is selected.
-
-        :param now: seconds of the epoch.
-        """
+    def passes_over(self, operation: Operation) -> PassedOver | None:
+        """Return why an operation is not selected, whosever it is and however old; None for one that may be."""
         if operation.done:
             return PassedOver.FINISHED
         if operation.name in self.spare:
             return PassedOver.SPARED
-        ingest = operation.ingest or Ingest()
-        if not self._matches(ingest.signed_creative_url):
+        if not self._matches((operation.ingest or Ingest()).signed_creative_url):
             return PassedOver.OTHER_URL
+        return None
+
+    def judge(self, operation: Operation, now: float, owner: Verdict | None = None) -> Stray | PassedOver:
+        """Decide whether an operation is selected: by its owner, else by its age.
+
+        :param now: seconds of the epoch.
+        :param owner: whose it is, as far as Airflow knows.
+        """
+        if why := self.passes_over(operation):
+            return why
+        ingest = operation.ingest or Ingest()
         created = _timestamp(ingest.create_time)
-        url = ingest.creative_url
-        if ingest.create_time is None or created is None:
-            return Stray(operation.name, None, None, url) if self.include_undated else PassedOver.UNDATED
-        if now - created <= self.older_than:
-            return PassedOver.YOUNGER
-        return Stray(operation.name, ingest.create_time.isoformat(), int(now - created), url)
+        dated = ingest.create_time is not None and created is not None
+        stray = Stray(
+            operation.name,
+            ingest.create_time.isoformat() if ingest.create_time and created else None,
+            int(now - created) if created else None,
+            ingest.creative_url,
+            owner,
+        )
+        if owner:
+            return stray if owner.is_stray else PassedOver.OWNED
+        if self.older_than is None:
+            return PassedOver.UNOWNED
+        if not dated:
+            return stray if self.include_undated else PassedOver.UNDATED
+        return PassedOver.YOUNGER if created is not None and now - created <= self.older_than else stray
 
     def _matches(self, url: str | None) -> bool:
         if self.url_prefix is None and self.url_pattern is None:

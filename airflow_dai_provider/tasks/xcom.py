@@ -13,8 +13,8 @@ from airflow_dai_provider.tasks.failures import describe_error
 #: The name(s) of the operation(s) that a task has started: a string, or a list of them.
 XCOM_OPERATION_NAME = "operation_name"
 #: Where and when they were started: ``{"endpoint": base URL of the service, "try_number": int, "clear_number": int,
-#: "pushed_at": {operation name: seconds of the epoch}}``; the clear number is how often the run was cleared by then. A
-#: user's own code can leave out each of them.
+#: "pushed_at": {operation name: seconds of the epoch}, "flags": {parameter of the task: bool}}``; the clear number is
+#: how often the run was cleared by then. A user's own code can leave out each of them.
 XCOM_STARTED = "operation_started"
 #: The finished operation, of a task that has waited: ``Operation.to_dict()``.
 XCOM_OPERATION = "operation"
@@ -33,13 +33,20 @@ Endpoints = dict[object, set[str]]
 
 
 def push_operations(
-    ti: Any, pushed_at: Mapping[str, float], endpoint: str | None = None, clear_number: int | None = None, *, many: bool
+    ti: Any,
+    pushed_at: Mapping[str, float],
+    endpoint: str | None = None,
+    clear_number: int | None = None,
+    flags: Mapping[str, bool] | None = None,
+    *,
+    many: bool,
 ) -> None:
     """Push the operations that a task has started.
 
     :param pushed_at: for each operation by its name, when it is pushed, in seconds of the epoch.
     :param endpoint: base URL of the service that runs them.
     :param clear_number: of the run, from :func:`clear_number_of`.
+    :param flags: what the task means for its operations, for the sweep.
     :param many: whether the names are pushed as a list.
     """
     # Before the names: where it cannot be pushed, a name alone would stand for an operation at any endpoint.
@@ -48,6 +55,7 @@ def push_operations(
         "try_number": ti.try_number,
         "clear_number": clear_number,
         "pushed_at": dict(pushed_at),
+        "flags": dict(flags or {}),
     }
     ti.xcom_push(XCOM_STARTED, started)
     names = list(pushed_at)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.api.redaction import redact_json, url_secrets
 from airflow_dai_provider.ingest.campaign import without_finished
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
+from airflow_dai_provider.ingest.own_claim import OwnClaim, make_own_claim
 from airflow_dai_provider.ingest.verdict import check_retry_on, fail_for_good_where
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
 from airflow_dai_provider.operators.dai.create_many import CreateMany
@@ -58,6 +59,8 @@ class DaiCreateCreativeOperator(BaseOperator):
     :param cancel_on_kill: whether the ingest is cancelled when a user marks or clears the task, or a time limit ends
         it.
     :param cancel_on_failure: whether the ingest is cancelled when the task fails and is not retried.
+    :param cancel_with_run: whether the sweep cancels the ingest of a task that has not waited, when its run fails. A
+        later task that is cleared may still need it, so this is off by default.
     :param retry_on: reasons of a failed ingest (``INTERNAL_ERROR``, ``DOWNLOAD_ERROR``, ``INVALID_MEDIA``,
         ``REASON_UNSPECIFIED``) after which Airflow's retries of the task start it again; without them, a failed ingest
         fails the task for good.
@@ -97,6 +100,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         wait_for_completion: bool = True,
         cancel_on_kill: bool = True,
         cancel_on_failure: bool = True,
+        cancel_with_run: bool = False,
         retry_on: str | Collection[str] | None = None,
         poll_interval: float = 30.0,
         timeout: float = 3600.0,
@@ -113,6 +117,7 @@ class DaiCreateCreativeOperator(BaseOperator):
             self.wait_for_completion = check_flag("wait_for_completion", wait_for_completion)
             self.cancel_on_kill = check_flag("cancel_on_kill", cancel_on_kill)
             self.cancel_on_failure = check_flag("cancel_on_failure", cancel_on_failure)
+            self.cancel_with_run = check_flag("cancel_with_run", cancel_with_run)
             self.retry_on = check_retry_on(retry_on)
             self.poll_interval = check_seconds("poll_interval", poll_interval)
             self.timeout = check_seconds("timeout", timeout)
@@ -234,6 +239,22 @@ class DaiCreateCreativeOperator(BaseOperator):
             return creative
 
         return check_each("creative", submitted, checked, InvalidCreativeError)
+
+    @property
+    def _flags(self) -> dict[str, bool]:
+        """What decides whether the sweep cancels an ingest of this task."""
+        return {
+            "waits": self.wait_for_completion,
+            "cancel_on_kill": self.cancel_on_kill,
+            "cancel_on_failure": self.cancel_on_failure,
+            "cancel_with_run": self.cancel_with_run,
+        }
+
+    def _make_claim(self, context: Context, hook: DaiHook, media: Iterable[str]) -> OwnClaim:
+        """Return the claim of this task, by which the sweep knows whose its ingests are."""
+        with task_errors():
+            endpoint = hook.endpoint.url
+        return make_own_claim(context, endpoint, media, self._flags, clock=self._clock, log=self.log)
 
     def _make_hook(self) -> DaiHook:
         from airflow_dai_provider.hooks.dai import DaiHook

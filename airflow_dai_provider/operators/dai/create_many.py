@@ -13,6 +13,7 @@ from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import Wait, WaitTimeoutError
 from airflow_dai_provider.ingest.campaign import Campaign, pushed_rows
+from airflow_dai_provider.ingest.own_claim import START_AGAIN, STARTS
 from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, saved_here
 from airflow_dai_provider.ingest.resume_many import reattach_or_cancel_many
 from airflow_dai_provider.ingest.verdict import check_ingests
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_dai_provider.hooks.dai import DaiHook
+    from airflow_dai_provider.ingest.own_claim import OwnClaim
     from airflow_dai_provider.operators.dai.create import DaiCreateCreativeOperator
     from airflow_dai_provider.transport.threads import Workers
 
@@ -61,6 +63,7 @@ class CreateMany:
         #: By name, the ingests that have finished; by digest, those of an earlier try.
         self._finished: dict[str, Operation] = {}
         self._adopted: set[str] = set()
+        self._claim: OwnClaim | None = None
 
     def execute(self) -> list[str]:
         """Start the ingests, or reattach to those of an earlier try; wait if told to; return the names."""
@@ -68,6 +71,7 @@ class CreateMany:
         if not campaign.digests:
             task.log.info("The list of creatives is empty.")
         with task._make_hook() as hook, self._workers(hook) as workers:
+            self._claim = self._make_claim(hook)
             self._reattach(hook, workers)
             if not campaign.digests:
                 self._push([], hook)
@@ -80,8 +84,21 @@ class CreateMany:
             self._push_rows(self._finished)
             # A start that was refused does not cancel the others, which are meant to run on.
             self._guard.disarm()
+            self._own_claim.close()
             self._check({}, started=len(campaign.started))
+        if not task.cancel_with_run:
+            self._own_claim.close()  # the ingests are meant to run on
         return self._names()
+
+    @property
+    def _own_claim(self) -> OwnClaim:
+        if self._claim is None:  # of a resumed task
+            with self._task._make_hook() as hook:
+                self._claim = self._make_claim(hook)
+        return self._claim
+
+    def _make_claim(self, hook: DaiHook) -> OwnClaim:
+        return self._task._make_claim(self._context, hook, self._campaign.urls(self._campaign.creatives))
 
     def complete(self, event: Any, adopted: Sequence[int]) -> list[str]:
         """Finish the task when the wait in the triggerer is over; return the names."""
@@ -134,6 +151,7 @@ class CreateMany:
         with task_errors():
             endpoint = hook.endpoint.url
         saved = saved_here(self._store, endpoint, task.log)
+        saved = self._own_claim.leave_strays(saved, hook)
         if not saved:
             guard.disarm()
             return
@@ -157,21 +175,34 @@ class CreateMany:
         """Start the ingests of these creatives, and save the names for guards and the next try."""
         task, campaign = self._task, self._campaign
         known = {one.operation_name for one in self._store.load() if one.endpoint == hook.endpoint.url}
+        self._own_claim.open(campaign.urls(digests), more=bool(campaign.names))
         self._starting = True
+        doubted: list[str] = []
         try:
-            campaign.start(
-                digests,
-                hook,
-                workers,
-                self._guard,
-                progress=lambda: self._progress(hook),
-                known=known,
-                clock=task._clock,
-                sleep=task._sleep,
-                log=task.log,
-            )
+            for attempt in range(STARTS):
+                if attempt:
+                    again = campaign.unseen
+                    if not again or not self._own_claim.doubt(dict.fromkeys(campaign.urls(again))):
+                        break
+                    task.log.warning("%s of %s: %s", f"{len(again):,}", f"{len(campaign):,}", START_AGAIN)
+                    digests = again
+                    doubted += again
+                campaign.start(
+                    digests,
+                    hook,
+                    workers,
+                    self._guard,
+                    progress=lambda: self._progress(hook),
+                    known=known,
+                    clock=task._clock,
+                    sleep=task._sleep,
+                    log=task.log,
+                )
         finally:
             self._starting = False
+        if doubted:
+            self._own_claim.doubt({url: campaign.names.get(one) for one in doubted for url in campaign.urls([one])})
+        self._own_claim.started()
         refused = f"; {len(campaign.errors):,} were not started" if campaign.errors else ""
         task.log.info("%s of %s ingests have started%s.", f"{len(campaign.started):,}", f"{len(campaign):,}", refused)
 
@@ -195,7 +226,8 @@ class CreateMany:
         now = self._task._clock()
         self._pushed_at = {name: self._pushed_at.get(name, now) for name in names}
         number = clear_number_of(self._context)
-        push_operations(self._context["ti"], self._pushed_at, hook.endpoint.url, number, many=True)
+        flags = self._task._flags
+        push_operations(self._context["ti"], self._pushed_at, hook.endpoint.url, number, flags, many=True)
 
     def _wait(self, hook: DaiHook, workers: Workers[DaiHook]) -> _Ends:
         """Wait until the ingests have finished, in this process or in the triggerer."""
@@ -268,6 +300,7 @@ class CreateMany:
                 return self._finish(*self._wait(hook, workers))
         if not errors:
             self._guard.disarm()
+            self._own_claim.close()
         for operation in finished.values():
             count_finished(operation.state)
         self._push_rows(finished, errors)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from airflow_dai_provider.api.creative import creative_digest, media_urls
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.redaction import redact_urls
+from airflow_dai_provider.ingest.own_claim import START_AGAIN, STARTS
+from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError
 from airflow_dai_provider.ingest.resume import LATE_GUARD, IngestStore, StartedIngest, reattach_or_cancel, saved_here
 from airflow_dai_provider.ingest.start import start_ingest
 from airflow_dai_provider.ingest.verdict import check_ingest
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
+    from airflow_dai_provider.ingest.own_claim import OwnClaim
     from airflow_dai_provider.operators.dai.create import DaiCreateCreativeOperator
 
 
@@ -36,17 +39,21 @@ class CreateOne:
         self._task = task
         self._context = context
         self._store = IngestStore(context)
+        self._claim: OwnClaim | None = None
 
     def execute(self) -> str:
         """Start the ingest, or reattach to that of an earlier try; wait if told to; return the operation's name."""
         task = self._task
         with task._make_hook() as hook:
+            self._claim = self._make_claim(hook)
             found, operation = self._reattach(hook)
             if operation and operation.done:
                 return self._finish(operation)
             name, adopted = (found, task._clock()) if found else (self._start(hook), None)
             if task.wait_for_completion:
                 return self._finish(self._wait(hook, name, adopted), adopted)
+            if not task.cancel_with_run:
+                self._claim.close()  # the ingest is meant to run on
             return name
 
     def complete(self, event: Any, operation_name: str | None, adopted: float | None) -> str:
@@ -59,6 +66,7 @@ class CreateOne:
             endpoint = hook.endpoint.url
         operation = None
         saved = saved_here(self._store, endpoint, self._task.log)
+        saved = self._own_claim.leave_strays(saved, hook)
         if len(saved) > 1:
             return self._reattach_to_one_of(saved, hook)
         for earlier in saved:
@@ -98,24 +106,36 @@ class CreateOne:
 
     def _start(self, hook: DaiHook) -> str:
         """Start the ingest, and save its name for guards and the next try."""
-        with task_errors():
-            operation = start_ingest(
-                hook,
-                self._task.creative,
-                self._task.dynamic_creative_info,
-                stopped=lambda: KILLED if self._task._guard.killed else None,
-                store=self._store,
-                adopt=lambda name: self._adopt(hook, name),
-                clock=self._task._clock,
-                sleep=self._task._sleep,
-                log=self._task.log,
-            )
+        self._own_claim.open(urls := media_urls(self._task.creative))
+        doubts = 0
+        while True:
+            try:
+                with task_errors():
+                    operation = start_ingest(
+                        hook,
+                        self._task.creative,
+                        self._task.dynamic_creative_info,
+                        stopped=lambda: KILLED if self._task._guard.killed else None,
+                        store=self._store,
+                        adopt=lambda name: self._adopt(hook, name),
+                        clock=self._task._clock,
+                        sleep=self._task._sleep,
+                        log=self._task.log,
+                    )
+                break
+            except IngestMayHaveStartedError as unknown:
+                doubts += 1
+                if doubts >= STARTS or not unknown.is_unseen or not self._own_claim.doubt(dict.fromkeys(urls)):
+                    raise
+                self._task.log.warning("%s", START_AGAIN)
         try:
             self._adopt(hook, operation.name)
         finally:
             # Also when the XCom could not be pushed: the next try then reattaches.
             started = StartedIngest(operation.name, hook.endpoint.url, self._digest(), self._store.max_tries)
             self._store.try_to_save(started, self._task.log)
+        if doubts:
+            self._own_claim.doubt(dict.fromkeys(urls, operation.name))
         self._task.log.info("%s.", operation)
         return operation.name
 
@@ -132,7 +152,8 @@ class CreateOne:
     def _push(self, names: list[str], hook: DaiHook) -> None:
         pushed_at = dict.fromkeys(names, self._task._clock())
         number = clear_number_of(self._context)
-        push_operations(self._context["ti"], pushed_at, hook.endpoint.url, number, many=len(names) > 1)
+        flags = self._task._flags
+        push_operations(self._context["ti"], pushed_at, hook.endpoint.url, number, flags, many=len(names) > 1)
 
     def _wait(self, hook: DaiHook, name: str, adopted: float | None = None) -> Operation:
         """Wait until the ingest has finished, in this process or in the triggerer."""
@@ -165,12 +186,24 @@ class CreateOne:
             # A guard of the earlier try can act after this one has reattached to the same ingest.
             self._task.log.warning("An earlier try started and cancelled it. Starting a new ingest.")
             with self._task._make_hook() as hook:
+                self._claim = self._make_claim(hook)
                 name = self._start(hook)
                 return self._finish(self._wait(hook, name))
+        self._own_claim.close()
         self._context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict())
         check_ingest(operation, self._task.retry_on)
         self._store.try_to_delete(operation.name, self._task.log)
         return operation.name
+
+    @property
+    def _own_claim(self) -> OwnClaim:
+        if self._claim is None:  # of a resumed task
+            with self._task._make_hook() as hook:
+                self._claim = self._make_claim(hook)
+        return self._claim
+
+    def _make_claim(self, hook: DaiHook) -> OwnClaim:
+        return self._task._make_claim(self._context, hook, media_urls(self._task.creative))
 
     def _digest(self) -> str:
         return creative_digest(self._task.creative, self._task.dynamic_creative_info)

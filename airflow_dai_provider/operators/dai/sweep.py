@@ -1,4 +1,4 @@
-"""Operator that cancels operations which have been running for too long."""
+"""Operator that cancels the operations whose task is over: the sweep behind everything else."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
+from airflow_dai_provider.ingest.ownership import ASSET
 from airflow_dai_provider.metrics import gauge_strays
+from airflow_dai_provider.sweep.owners import NO_OWNERS, Owners, Verdict, find_owners
 from airflow_dai_provider.sweep.report import SweepReport
 from airflow_dai_provider.sweep.requests import cancel_found, wait_for_requested
-from airflow_dai_provider.sweep.selection import PassedOver, Selection, check_count
+from airflow_dai_provider.sweep.selection import PassedOver, Selection, check_count, check_duration
 from airflow_dai_provider.tasks.cancel_requests import KILLED
-from airflow_dai_provider.tasks.failures import refused_parameters, task_error, task_errors
+from airflow_dai_provider.tasks.failures import describe_error, refused_parameters, sentences, task_error, task_errors
+from airflow_dai_provider.tasks.rounds import PAUSE
 from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.tasks.xcom import XCOM_REPORT
+from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
 
 #: The most requests of one sweep that are under way at a time.
@@ -33,17 +38,24 @@ MAX_CONCURRENCY = 50
 
 
 class DaiCancelStrayOperationsOperator(BaseOperator):
-    """Cancel every operation that has been running for too long: the sweep behind all other guards.
+    """Cancel every operation whose task is over: the sweep behind all other guards, one for a whole installation.
 
-    It lists the operations of the service, selects those that run, are older than ``older_than`` and match every
-    filter, and requests the cancellation of each. The service does not know who started an operation, so ``older_than``
-    must exceed the longest legitimate ingest of all users of the account. Every operation is attempted before the task
-    fails because of one.
+    It lists the operations of the service, and asks Airflow whose each running one is. A stray is one whose task
+    instance has failed, was skipped or removed, or whose run was deleted, unless the task has meant it to run on
+    (``cancel_on_kill=False``, ``cancel_on_failure=False``, ``wait_for_completion=False``). It is looked at twice,
+    ``orphaned_for`` apart, so that a task that is cleared meanwhile keeps it. An operation whose task is not over is
+    never touched, however old it is. Every stray is attempted before the task fails because of one.
+
+    Airflow 3.3 and later know the owner of each ingest that a ``DaiCreateCreativeOperator`` has started, as soon as the
+    sweep is in a DAG that Airflow has parsed. On 2.11 the XComs tell it, as long as they exist. 3.0 to 3.2 know the age
+    only.
 
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/operations/list
 
-    :param older_than: a timedelta or seconds: the age from which an operation is a stray one, by its ``createTime``
-        and this worker's clock (templated).
+    :param older_than: a timedelta or seconds, or None: the age from which an operation without an owner is a stray too,
+        by its ``createTime`` and this worker's clock (templated). Other systems may have started it, so it must exceed
+        the longest legitimate ingest of all users of the account. Required on Airflow 3.0 to 3.2.
+    :param orphaned_for: a timedelta or seconds: how long an owner has to be over (templated).
     :param url_prefix: selects only operations whose media URL, as a text with its query, begins with this; one host
         is ``https://host/``, with the slash (templated).
     :param url_pattern: selects only operations in whose media URL, as a text with its query, this regular expression
@@ -65,8 +77,11 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
             {"dry_run": bool,
              "listed": int,                            # how many operations the service has listed
              "unreadable": int,                        # how many listed items were no operation with a valid name
-             "passed_over": {"finished": int, "spared": int, "other_url": int, "undated": int, "younger": int},
-             "found": [{"name": str, "create_time": str | None, "age": int | None, "creative_url": str | None}],
+             "passed_over": {"finished": int, "spared": int, "other_url": int, "owned": int, "unowned": int,
+                             "undated": int, "younger": int},
+             "owned": [{"name": str, **owner}],        # the first hundred whose task is not over, or needs them
+             "found": [{"name": str, "create_time": str | None, "age": int | None, "creative_url": str | None,
+                        "owner": owner | None}],
              "requested": [name],                      # cancellation requested, final state not waited for
              "cancelled": [name],                      # a poll has shown it
              "finished": {name: "SUCCEEDED" | "FAILED"},  # meanwhile, or in spite of the cancellation
@@ -75,7 +90,8 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
 
         Each operation found is in exactly one of the last five, and in none of them after a dry run or when
         ``max_cancellations`` has stopped the sweep. ``age`` is in seconds; URLs come without user, query and
-        fragment.
+        fragment. An owner is ``{"dag_id": str, "run_id": str, "task_id": str, "map_index": int, "try_number": int,
+        "reason": str}``, where the reason tells why its operation is a stray, or is none.
     :raises AirflowFailException: for a permanent error: a wrong parameter, more than ``max_cancellations``, a server
         without list or cancel, no permission, and when all that may still run was refused.
     :raises AirflowException: when something is left: the service stays unavailable, or an operation has not finished
@@ -84,6 +100,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
 
     template_fields: Sequence[str] = (
         "older_than",
+        "orphaned_for",
         "url_prefix",
         "url_pattern",
         "spare",
@@ -102,7 +119,8 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
     def __init__(
         self,
         *,
-        older_than: timedelta | float | str,
+        older_than: timedelta | float | str | None = None,
+        orphaned_for: timedelta | float | str = timedelta(minutes=2),
         url_prefix: str | None = None,
         url_pattern: str | None = None,
         spare: Collection[str] | str | None = None,
@@ -120,6 +138,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.older_than = older_than
+        self.orphaned_for = orphaned_for
         self.url_prefix = url_prefix
         self.url_pattern = url_pattern
         self.spare = spare
@@ -135,18 +154,28 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
         self._given = given_fields(self)
+        if HAS_ASSET_STATE_STORE:
+            from airflow.sdk import Asset
+
+            # Airflow knows an asset only while a DAG has it, and the create tasks must not depend on it.
+            self.inlets = [*self.inlets, Asset(ASSET)]
 
     def execute(self, context: Context) -> dict[str, Any]:
         """List, select, request the cancellations, wait if told to; return the report."""
         with task_errors():
             selection = self._check_parameters()
+            orphaned_for = check_duration("orphaned_for", self.orphaned_for)
         from airflow_dai_provider.hooks.dai import DaiHook
 
         with ExitStack() as closing:
             with task_errors("No cancellation was requested"):
                 hook = DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
                 hook.stopped = self._stopped
-                report = self._list(closing.enter_context(hook), selection)
+                closing.enter_context(hook)
+                owners = find_owners(hook.endpoint.url)
+                if owners is None and selection.older_than is None:
+                    raise ValueError(NO_OWNERS)
+                report = self._list(hook, selection, owners, orphaned_for)
             try:
                 if self._may_cancel(report):
                     self._cancel(hook, report)
@@ -173,14 +202,14 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
             include_undated=self.include_undated,
         )
 
-    def _list(self, hook: DaiHook, selection: Selection) -> SweepReport:
+    def _list(self, hook: DaiHook, selection: Selection, owners: Owners | None, orphaned_for: float) -> SweepReport:
         """List all operations before any is cancelled, and log what was found."""
         # No filter is sent, since it is not documented which ones the service understands.
         unreadable: list[str] = []
         now = self._clock()
-        operations = hook.list_operations(page_size=LIST_PAGE_SIZE, on_unreadable=unreadable.append)
         try:
-            report = SweepReport(operations, selection, now, dry_run=self.is_dry_run)
+            listed = hook.list_operations(page_size=LIST_PAGE_SIZE, on_unreadable=unreadable.append)
+            operations = list({operation.name: operation for operation in listed}.values())
         except ServiceError as error:
             if error.rpc_code is not Code.UNIMPLEMENTED:
                 raise
@@ -188,6 +217,8 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                 f"{error}. A sweep needs operations.list: nothing else tells which operations run. Check the endpoint; "
                 "if it is right, cancel by name. No cancellation was requested."
             ) from error
+        judged = self._judge(owners, [one for one in operations if not selection.passes_over(one)], orphaned_for)
+        report = SweepReport(operations, selection, now, judged, dry_run=self.is_dry_run)
         report.unreadable = len(unreadable)
         gauge_strays(len(report.found))
         self.log.info("%s.", report.selected)
@@ -198,6 +229,33 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         for stray in report.found:
             self.log.info("Found %s.", stray)
         return report
+
+    def _judge(self, owners: Owners | None, running: list[Operation], orphaned_for: float) -> dict[str, Verdict]:
+        """Return whose running operations are; those of owners that are over are looked at twice."""
+        if owners is None:
+            return {}
+        try:
+            verdicts = owners.judge(running)
+            suspects = [one for one in running if (found := verdicts.get(one.name)) and found.is_suspect]
+            if not suspects or self.is_dry_run:
+                return verdicts
+            message = "The tasks of %d operations are over. Looking again in %.0f s, since they can be cleared."
+            self.log.info(message, len(suspects), orphaned_for)
+            self._pause(orphaned_for)
+            again = owners.confirm(suspects, verdicts)
+        except AirflowException:
+            raise
+        except Exception as error:
+            message = f"Airflow does not tell whose the operations are: {describe_error(error)}"
+            raise AirflowException(sentences(message, "No cancellation was requested")) from error
+        return {name: verdict for name, verdict in verdicts.items() if not verdict.is_suspect} | again
+
+    def _pause(self, seconds: float) -> None:
+        while seconds > 0 and not self._killed:
+            self._sleep(min(seconds, PAUSE))
+            seconds -= PAUSE
+        if self._killed:
+            raise AirflowException(f"No cancellation was requested: {KILLED}.")
 
     def _may_cancel(self, report: SweepReport) -> bool:
         """Return whether to cancel what was found; raises AirflowFailException when it is too much."""
