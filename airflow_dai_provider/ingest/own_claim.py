@@ -55,7 +55,7 @@ def _attempted(
                 self.log.warning("Could not %s, so the sweep cannot tell: %s", what, describe_error(error))
                 return None
 
-        return cast(Callable[Concatenate[OwnClaim, P], T | None], attempt)
+        return cast("Callable[Concatenate[OwnClaim, P], T | None]", attempt)
 
     return decorate
 

@@ -170,8 +170,9 @@ class Owners:
                     "try_number": int(number),
                 }:
                     owner = Owner(dag_id, run_id, task_id, map_index)
-                    claim = Claim(owner, number, since=0.0, until=None, flags=flags)
-                    for name in names.keys() & created.keys():
+                    given = {str(flag): value is True for flag, value in flags.items()}
+                    claim = Claim(owner, number, since=0.0, until=None, flags=given)
+                    for name in set(map(str, names)) & created.keys():
                         found[name].append(claim)
         return found
 
