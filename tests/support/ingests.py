@@ -35,16 +35,6 @@ def store() -> Store:
 
 
 @pytest.fixture
-def records(monkeypatch: pytest.MonkeyPatch) -> Store:
-    """Give the store that all tasks share, on every version."""
-    kept = Store()
-    for module in ("ingest.own_claim", "sweep.owners"):
-        monkeypatch.setattr(f"airflow_dai_provider.{module}.asset_store", lambda _: kept)
-        monkeypatch.setattr(f"airflow_dai_provider.{module}.HAS_ASSET_STATE_STORE", True)
-    return kept
-
-
-@pytest.fixture
 def context(ti: Ti, store: Store, records: Store) -> dict[str, Any]:
     """Give the context of a task of Airflow 3.3."""
     ti.task_id = "ingest"

@@ -12,7 +12,7 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import XCOM_REPORT, DaiCancelStrayOperationsOperator
 from tests.support.clock import Clock
 from tests.support.payloads import metadata
-from tests.support.task_instance import Ti
+from tests.support.task_instance import Store, Ti
 
 LIST, GET, CANCEL = "operations.list", "operations.get", "operations.cancel"
 HOUR = 3600.0
@@ -21,8 +21,8 @@ SIGNED = "https://user:s3cret@media.example/ad.mp4?X-Goog-Signature=s3cret#s3cre
 
 
 @pytest.fixture
-def sweep_time(fake_time: Clock) -> None:
-    """Let sweeps and their hooks live on the test's clock."""
+def sweep_time(fake_time: Clock, records: Store) -> None:
+    """Let sweeps and their hooks live on the test's clock, and read the owners from a stand-in."""
 
 
 @pytest.fixture

@@ -232,7 +232,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
 
     def _judge(self, owners: Owners | None, running: list[Operation], orphaned_for: float) -> dict[str, Verdict]:
         """Return whose running operations are; those of owners that are over are looked at twice."""
-        if owners is None:
+        if owners is None or not running:
             return {}
         try:
             verdicts = owners.judge(running)

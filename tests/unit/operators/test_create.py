@@ -51,6 +51,12 @@ class TestStart:
             "try_number": 1,
             "clear_number": None,
             "pushed_at": {name: began},
+            "flags": {
+                "waits": True,
+                "cancel_on_kill": True,
+                "cancel_on_failure": True,
+                "cancel_with_run": False,
+            },
         }
         pushed = ti.pushed["ingest", -1, XCOM_OPERATION]
         assert (pushed["name"], pushed["state"]) == (name, "SUCCEEDED")
