@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from airflow_dai_provider.api.operation import Operation
@@ -82,52 +83,53 @@ class Owners:
     def __init__(self, records: OwnerRecords | None, endpoint: str) -> None:
         self._records = records
         self._endpoint = endpoint
+        self._by_url: dict[str, list[Claim]] = {}
+        self._since = datetime.now(UTC)
 
     def judge(self, running: Collection[Operation]) -> dict[str, Verdict]:
         """Return the verdicts on running operations, by name; one without an owner has none.
 
         :raises Exception: when Airflow does not tell.
         """
-        claims = self._claims(running)
-        states = _states({claim.owner for every in claims.values() for claim in every})
-        verdicts: dict[str, Verdict] = {}
+        times = [one.ingest.create_time for one in running if one.ingest and one.ingest.create_time]
+        self._since = min(times, default=self._since) - timedelta(seconds=CLOCK_SKEW)
+        twins: dict[str, Verdict] = {}
+        owned: dict[str, Claim] = {}
+        for operation in running:
+            key, claims = self._key(operation), self._claims(operation)
+            if twin := _twin(operation.name, key, claims):
+                twins[operation.name] = twin
+            elif len({claim.owner for claim in claims}) == 1:
+                owned[operation.name] = claims[-1]
+        verdicts = _verdicts(owned)
         suspects: dict[Owner, list[Operation]] = defaultdict(list)
         for operation in running:
-            key, every = self._key(operation), claims.get(operation.name, [])
-            if twin := _twin(operation.name, key, every):
-                verdicts[operation.name] = twin
-                continue
-            if len({claim.owner for claim in every}) != 1:
-                continue
-            claim = every[-1]
-            verdict = verdicts[operation.name] = _judge(claim, states[claim.owner])
-            if verdict.is_stray:
+            claim = owned.get(operation.name)
+            # After a start in doubt, each of them is the owner's.
+            if claim and verdicts[operation.name].is_stray and not claim.doubts(self._key(operation)):
                 suspects[claim.owner].append(operation)
         for owner, operations in suspects.items() if self._records else ():
-            # After a start in doubt, each of them is the owner's.
-            told = [one for one in operations if not verdicts[one.name].claim.doubts(self._key(one))]
-            for name in self._of_others(owner, told):
+            for name in self._of_others(owner, operations):
                 del verdicts[name]
-        return verdicts
+        return verdicts | twins
 
-    def confirm(self, suspects: Collection[Operation], verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
-        """Judge again, and return the verdicts.
+    def confirm(self, verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
+        """Look at the owners of suspects again, and return the verdicts by then.
 
         What is about to be cancelled is written down before its owner is looked at. A task is running before it reads
         that, and does not reattach to it then. So one of the two always sees the other.
 
-        :param suspects: operations whose owner was over when it was looked at first.
-        :param verdicts: of that look, by name.
+        :param verdicts: by name, those of the first look on operations whose owner was over.
         """
         names: dict[Owner, list[str]] = defaultdict(list)
-        for operation in suspects:
-            names[verdicts[operation.name].claim.owner].append(operation.name)
+        for name, verdict in verdicts.items():
+            names[verdict.claim.owner].append(name)
         if self._records:
             for owner, every in names.items():
                 self._records.write_strays(owner, self._endpoint, every)
-        again = self.judge(suspects)
+        again = _verdicts({name: verdict.claim for name, verdict in verdicts.items()})
         for owner, every in names.items():
-            left = [name for name in every if (verdict := again.get(name)) and verdict.is_stray]
+            left = [name for name in every if again[name].is_stray]
             if self._records and left != every:
                 self._records.write_strays(owner, self._endpoint, left)
         return again
@@ -136,31 +138,28 @@ class Owners:
         url = operation.ingest.signed_creative_url if operation.ingest else None
         return url_hash(self._endpoint, url or "")
 
-    def _claims(self, running: Iterable[Operation]) -> dict[str, list[Claim]]:
-        """Return by name the claims that cover an operation."""
+    def _claims(self, operation: Operation) -> list[Claim]:
+        """Return the claims that cover an operation."""
         if self._records is None:
-            return self._pushed(running)
-        lists = [claim for key in self._records.lists() if (claim := self._records.of_list(key))]
-        by_url: dict[str, list[Claim]] = {}
-        found: dict[str, list[Claim]] = {}
-        for operation in running:
-            ingest = operation.ingest
-            if not (ingest and ingest.signed_creative_url and ingest.create_time):
-                continue
-            key, created = self._key(operation), ingest.create_time.timestamp()
-            if key not in by_url:
-                by_url[key] = self._records.of_url(key)
-            found[operation.name] = [claim for claim in (*by_url[key], *lists) if claim.covers(key, created)]
-        return found
+            return self._pushed.get(operation.name, [])
+        ingest = operation.ingest
+        if not (ingest and ingest.signed_creative_url and ingest.create_time):
+            return []
+        key, created = self._key(operation), ingest.create_time.timestamp()
+        if key not in self._by_url:
+            self._by_url[key] = self._records.of_url(key)
+        return [claim for claim in (*self._by_url[key], *self._lists) if claim.covers(key, created)]
 
-    def _pushed(self, running: Iterable[Operation]) -> dict[str, list[Claim]]:
-        """Return by name the claims of those that have pushed an operation, from the metadata database."""
-        created = {one.name: one.ingest.create_time for one in running if one.ingest and one.ingest.create_time}
-        if not created:
-            return {}
+    @cached_property
+    def _lists(self) -> list[Claim]:
+        records = self._records
+        return [claim for key in records.lists() if (claim := records.of_list(key))] if records else []
+
+    @cached_property
+    def _pushed(self) -> dict[str, list[Claim]]:
+        """The claims of those that have pushed operations, by the names of these, from the metadata database."""
         found: dict[str, list[Claim]] = defaultdict(list)
-        since = min(created.values()) - timedelta(seconds=CLOCK_SKEW)
-        for dag_id, run_id, task_id, map_index, pushed in xcoms_in_database(XCOM_STARTED, since):
+        for dag_id, run_id, task_id, map_index, pushed in xcoms_in_database(XCOM_STARTED, self._since):
             match pushed:
                 # Code of a user can push names too, and says nothing of what they are meant for.
                 case {
@@ -168,11 +167,11 @@ class Owners:
                     "pushed_at": {**names},
                     "flags": {**flags},
                     "try_number": int(number),
-                }:
+                } if flags:
                     owner = Owner(dag_id, run_id, task_id, map_index)
                     given = {str(flag): value is True for flag, value in flags.items()}
                     claim = Claim(owner, number, since=0.0, until=None, flags=given)
-                    for name in set(map(str, names)) & created.keys():
+                    for name in map(str, names):
                         found[name].append(claim)
         return found
 
@@ -230,6 +229,12 @@ def _judge(claim: Claim, state: str | None) -> Verdict:
                 return Verdict(claim, is_stray=False, reason=f"{why}, but it has {flag}=False")
         return Verdict(claim, is_stray=True, reason=why)
     return Verdict(claim, is_stray=False, reason=f"it is {state or 'waiting to be scheduled'}")
+
+
+def _verdicts(claims: Mapping[str, Claim]) -> dict[str, Verdict]:
+    """Return by operation whether it is a stray, as its owner is now."""
+    states = _states({claim.owner for claim in claims.values()})
+    return {name: _judge(claim, states[claim.owner]) for name, claim in claims.items()}
 
 
 def _states(owners: Collection[Owner]) -> Mapping[Owner, str | None]:

@@ -69,6 +69,7 @@ class Store:
 
     kept: dict[str, Any] = field(default_factory=dict)
     broken: bool = False
+    asked: list[str] = field(default_factory=list)
 
     def get(self, key: str) -> Any:
         self._check()
@@ -83,6 +84,7 @@ class Store:
         self.kept.pop(key, None)
 
     def _check(self) -> None:
+        self.asked.append("once")
         if self.broken:
             raise RuntimeError("the API server is unavailable")
 

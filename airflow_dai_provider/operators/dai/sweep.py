@@ -236,19 +236,18 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
             return {}
         try:
             verdicts = owners.judge(running)
-            suspects = [one for one in running if (found := verdicts.get(one.name)) and found.is_suspect]
+            suspects = {name: verdict for name, verdict in verdicts.items() if verdict.is_suspect}
             if not suspects or self.is_dry_run:
                 return verdicts
             message = "The tasks of %d operations are over. Looking again in %.0f s, since they can be cleared."
             self.log.info(message, len(suspects), orphaned_for)
             self._pause(orphaned_for)
-            again = owners.confirm(suspects, verdicts)
+            return verdicts | owners.confirm(suspects)
         except AirflowException:
             raise
         except Exception as error:
             message = f"Airflow does not tell whose the operations are: {describe_error(error)}"
             raise AirflowException(sentences(message, "No cancellation was requested")) from error
-        return {name: verdict for name, verdict in verdicts.items() if not verdict.is_suspect} | again
 
     def _pause(self, seconds: float) -> None:
         while seconds > 0 and not self._killed:

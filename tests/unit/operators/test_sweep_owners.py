@@ -1,0 +1,481 @@
+"""DaiCancelStrayOperationsOperator as it asks Airflow whose the running operations are."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.ingest.own_claim import OwnClaim, make_own_claim
+from airflow_dai_provider.ingest.ownership import LATEST_START
+from airflow_dai_provider.operators.dai import DaiCancelStrayOperationsOperator
+from airflow_dai_provider.sweep import owners
+from tests.support.clock import Clock
+from tests.support.log import Log
+from tests.support.strays import make
+from tests.support.task_instance import Store, Ti
+
+pytestmark = pytest.mark.usefixtures("sweep_time")
+
+URL = "https://media.example.com/ad.mp4?sig=s3cret"
+FLAGS = {"waits": True, "cancel_on_kill": True, "cancel_on_failure": True, "cancel_with_run": False}
+ALIVE = ["running", "deferred", "up_for_retry", "up_for_reschedule", "queued", "scheduled", "restarting", None, "new"]
+
+
+@dataclass
+class Airflow:
+    """Stands in for what Airflow tells a task about others: it counts what it is asked."""
+
+    states: dict[tuple[str, str, str, int], Any] = field(default_factory=dict)
+    runs: dict[tuple[str, str], str] = field(default_factory=dict)
+    xcoms: dict[tuple[str, str, str, int], Any] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    away: bool = False
+
+    def task_states(self, dag_id: str, run_ids: list[str], task_ids: list[str]) -> dict[str, dict[str, Any]]:
+        self._note("states")
+        (task_id,) = task_ids
+        found: dict[str, dict[str, Any]] = {}
+        for (dag, run, task, index), state in self.states.items():
+            if dag == dag_id and run in run_ids and task == task_id:
+                found.setdefault(run, {})[task if index < 0 else f"{task}_{index}"] = state
+        return found
+
+    def has_run(self, dag_id: str, run_id: str) -> bool:
+        self._note("count")
+        return (dag_id, run_id) in self.runs
+
+    def run_state(self, dag_id: str, run_id: str) -> str:
+        self._note("run")
+        return self.runs[dag_id, run_id]
+
+    def run_xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int, key: str) -> Any:
+        assert key == "operation_name"
+        self._note("xcom")
+        return self.xcoms.get((dag_id, run_id, task_id, map_index))
+
+    def _note(self, what: str) -> None:
+        if self.away:
+            raise RuntimeError("the API server is unavailable")
+        self.asked.append(what)
+
+
+@pytest.fixture
+def airflow(monkeypatch: pytest.MonkeyPatch) -> Airflow:
+    stand_in = Airflow()
+    for name in ("task_states", "has_run", "run_state", "run_xcom"):
+        monkeypatch.setattr(owners, name, getattr(stand_in, name))
+    return stand_in
+
+
+Owned = Callable[..., str]
+
+
+@pytest.fixture
+def claim(emulator: DaiEmulator, clock: Clock, records: Store, log: Log) -> Callable[..., OwnClaim]:
+    """Give a function that writes down that a task instance is about to start ingests."""
+
+    def write(run_id: str = "a_run", task_id: str = "ingest", map_index: int = -1, **options: Any) -> OwnClaim:
+        ti = Ti(dag_id="a_dag", run_id=run_id, task_id=task_id, map_index=map_index)
+        media = options.pop("media", [URL])
+        endpoint = options.pop("endpoint", emulator.endpoint)
+        context: Any = {"ti": ti, "task_state_store": records}
+        own = make_own_claim(
+            context, endpoint, media, FLAGS | options, clock=clock, log=logging.getLogger("airflow_dai_provider.tests")
+        )
+        own.open(media)
+        return own
+
+    return write
+
+
+@pytest.fixture
+def owned(emulator: DaiEmulator, airflow: Airflow, clock: Clock, claim: Any) -> Owned:
+    """Give a function that starts an ingest as a create task does, and sets the task's state."""
+
+    def start(state: Any, run_id: str = "a_run", task_id: str = "ingest", map_index: int = -1, **options: Any) -> str:
+        url = options.pop("url", URL)
+        push = options.pop("push", True)
+        claim(run_id, task_id, map_index, media=[url], **options)
+        clock.advance(1)
+        name = emulator.start_ingest(seconds=math.inf, creative_url=url)
+        set_state(airflow, state, run_id, task_id, map_index)
+        if push:
+            airflow.xcoms["a_dag", run_id, task_id, map_index] = name
+        clock.advance(3600)
+        return name
+
+    return start
+
+
+def set_state(
+    airflow: Airflow, state: Any, run_id: str = "a_run", task_id: str = "ingest", map_index: int = -1
+) -> None:
+    airflow.runs.setdefault(("a_dag", run_id), "running")
+    airflow.states["a_dag", run_id, task_id, map_index] = state
+
+
+def sweep(**options: Any) -> Any:
+    return make(**options).execute({"ti": Ti(task_id="sweep")})  # type: ignore[typeddict-item]
+
+
+def cancelled(emulator: DaiEmulator) -> set[str]:
+    return {name for name in emulator.states() if emulator.cancel_requested(name)}
+
+
+def look_again(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], object]) -> None:
+    """Have something happen between the two looks of a sweep."""
+    pending = [happen]
+
+    def sleep(_: float) -> None:
+        if pending:
+            pending.pop()()
+
+    monkeypatch.setattr(DaiCancelStrayOperationsOperator, "_sleep", staticmethod(sleep))
+
+
+class TestOver:
+    @pytest.mark.parametrize("state", ["failed", "upstream_failed", "skipped", "removed", "success"])
+    def test_what_is_left_of_a_task_that_is_over_is_cancelled(
+        self, emulator: DaiEmulator, owned: Owned, state: str
+    ) -> None:
+        name = owned(state)
+        report = sweep(older_than=None)
+        assert cancelled(emulator) == {name}
+        (found,) = report["found"]
+        assert found["owner"] == {
+            "dag_id": "a_dag",
+            "run_id": "a_run",
+            "task_id": "ingest",
+            "map_index": -1,
+            "try_number": 1,
+            "reason": "it was marked as success" if state == "success" else f"it is {state}",
+        }
+        assert "s3cret" not in json.dumps(report)
+
+    @pytest.mark.parametrize("state", ALIVE, ids=str)
+    def test_what_a_task_still_needs_is_left_alone_however_old(
+        self, emulator: DaiEmulator, owned: Owned, clock: Clock, state: Any
+    ) -> None:
+        name = owned(state)
+        clock.advance(30 * 24 * 3600)
+        report = sweep(older_than=timedelta(hours=6))
+        assert cancelled(emulator) == set()
+        assert report["passed_over"]["owned"] == 1
+        (kept,) = report["owned"]
+        assert (kept["name"], kept["run_id"]) == (name, "a_run")
+
+    def test_what_is_left_of_a_deleted_run_is_cancelled(
+        self, emulator: DaiEmulator, owned: Owned, airflow: Airflow
+    ) -> None:
+        name = owned("running", push=False)
+        airflow.states.clear()
+        airflow.runs.clear()
+        report = sweep(older_than=None)
+        assert cancelled(emulator) == {name}
+        assert report["found"][0]["owner"]["reason"] == "its run was deleted"
+
+    def test_a_map_index_that_is_gone_from_a_run_is_alive(
+        self, emulator: DaiEmulator, owned: Owned, airflow: Airflow
+    ) -> None:
+        owned("failed", map_index=3)
+        del airflow.states["a_dag", "a_run", "ingest", 3]
+        sweep(older_than=None)
+        assert cancelled(emulator) == set()
+
+    def test_a_failed_map_index_does_not_take_its_siblings_with_it(self, emulator: DaiEmulator, owned: Owned) -> None:
+        first = owned("failed", map_index=0, url=f"{URL}0")
+        owned("running", map_index=1, url=f"{URL}1")
+        owned("running", task_id="ingest_0", url=f"{URL}2")
+        sweep(older_than=None)
+        assert cancelled(emulator) == {first}
+
+
+class TestMeaning:
+    @pytest.mark.parametrize(
+        ("flags", "state", "strays"),
+        [
+            ({"cancel_on_failure": False}, "failed", 0),
+            ({"cancel_on_kill": False}, "failed", 0),
+            ({"cancel_on_kill": False}, "success", 0),
+            ({"cancel_on_failure": False}, "success", 1),
+            ({"waits": False}, "success", 0),
+            ({"waits": False}, "failed", 1),
+            ({"waits": False, "cancel_on_failure": False}, "failed", 0),
+        ],
+        ids=str,
+    )
+    def test_what_the_task_is_meant_to_cancel_decides(
+        self, emulator: DaiEmulator, owned: Owned, flags: dict[str, bool], state: str, strays: int
+    ) -> None:
+        owned(state, **flags)
+        assert len(sweep(older_than=None)["found"]) == strays
+        assert len(cancelled(emulator)) == strays
+
+    @pytest.mark.parametrize(("run", "strays"), [("failed", 1), ("running", 0), ("success", 0), ("queued", 0)])
+    def test_the_failure_of_its_run_counts_only_if_the_task_says_so(
+        self, owned: Owned, airflow: Airflow, run: str, strays: int
+    ) -> None:
+        owned("success", waits=False, cancel_with_run=True)
+        airflow.runs["a_dag", "a_run"] = run
+        assert len(sweep(older_than=None)["found"]) == strays
+
+
+class TestOwner:
+    def test_what_another_system_has_started_is_left_alone(
+        self, emulator: DaiEmulator, airflow: Airflow, clock: Clock
+    ) -> None:
+        emulator.start_ingest(seconds=math.inf, creative_url=URL)
+        clock.advance(30 * 24 * 3600)
+        report = sweep(older_than=None)
+        assert report["passed_over"]["unowned"] == 1
+        assert cancelled(emulator) == set()
+        assert airflow.asked == []
+
+    def test_it_goes_by_age_where_that_is_given(self, emulator: DaiEmulator, clock: Clock) -> None:
+        name = emulator.start_ingest(seconds=math.inf, creative_url=URL)
+        clock.advance(7 * 3600)
+        report = sweep(older_than=timedelta(hours=6))
+        assert report["found"][0]["owner"] is None
+        assert cancelled(emulator) == {name}
+
+    def test_an_ingest_of_the_same_media_at_another_endpoint_is_not_its_own(
+        self, emulator: DaiEmulator, owned: Owned
+    ) -> None:
+        owned("failed", endpoint="https://dai.googleapis.com")
+        assert sweep(older_than=None)["passed_over"]["unowned"] == 1
+        assert cancelled(emulator) == set()
+
+    @pytest.mark.parametrize("later", [-1800.0, LATEST_START + 60], ids=["before", "long after"])
+    def test_an_ingest_of_the_same_media_at_another_time_is_not_its_own(
+        self, emulator: DaiEmulator, claim: Any, airflow: Airflow, clock: Clock, later: float
+    ) -> None:
+        now = clock.now
+        claim()
+        set_state(airflow, "failed")
+        clock.now = now + later
+        emulator.start_ingest(seconds=math.inf, creative_url=URL)
+        clock.now = now + 7200
+        assert sweep(older_than=None)["passed_over"]["unowned"] == 1
+
+    def test_a_lost_name_is_known_by_media_and_time(self, emulator: DaiEmulator, owned: Owned) -> None:
+        name = owned("failed", push=False)
+        sweep(older_than=None)
+        assert cancelled(emulator) == {name}
+
+    def test_what_the_task_has_pushed_tells_its_ingest_from_a_strangers(
+        self, emulator: DaiEmulator, airflow: Airflow, claim: Any, clock: Clock
+    ) -> None:
+        claim()
+        set_state(airflow, "failed")
+        own, _ = (emulator.start_ingest(seconds=math.inf, creative_url=URL) for _ in range(2))
+        airflow.xcoms["a_dag", "a_run", "ingest", -1] = own
+        clock.advance(60)
+        sweep(older_than=None)
+        assert cancelled(emulator) == {own}
+
+    def test_of_two_ingests_that_nothing_tells_apart_none_is_touched(
+        self, emulator: DaiEmulator, airflow: Airflow, claim: Any, clock: Clock
+    ) -> None:
+        claim()
+        set_state(airflow, "failed")
+        for _ in range(2):
+            emulator.start_ingest(seconds=math.inf, creative_url=URL)
+        clock.advance(60)
+        assert sweep(older_than=None)["passed_over"]["unowned"] == 2
+
+    def test_two_tasks_that_submit_the_same_media_at_a_time_keep_their_ingests(
+        self, emulator: DaiEmulator, airflow: Airflow, claim: Any, clock: Clock
+    ) -> None:
+        for run in ("a_run", "b_run"):
+            claim(run)
+            emulator.start_ingest(seconds=math.inf, creative_url=URL)
+        set_state(airflow, "failed", "a_run")
+        set_state(airflow, "running", "b_run")
+        clock.advance(60)
+        sweep(older_than=None)
+        assert cancelled(emulator) == set()
+
+    def test_two_tasks_that_submit_the_same_media_at_other_times_are_told_apart(
+        self, emulator: DaiEmulator, owned: Owned
+    ) -> None:
+        first = owned("failed", "a_run")
+        owned("running", "b_run")
+        sweep(older_than=None)
+        assert cancelled(emulator) == {first}
+
+    def test_a_long_list_is_one_record(
+        self, emulator: DaiEmulator, airflow: Airflow, claim: Any, clock: Clock, records: Store
+    ) -> None:
+        urls = [f"{URL}{number}" for number in range(1000)]
+        own = claim(media=urls)
+        names = [emulator.start_ingest(seconds=math.inf, creative_url=url) for url in urls]
+        own.started()
+        set_state(airflow, "failed")
+        airflow.xcoms["a_dag", "a_run", "ingest", -1] = names
+        clock.advance(60)
+        foreign = emulator.start_ingest(seconds=math.inf, creative_url=urls[0])
+        assert len(json.dumps(records.kept)) < 30_000
+        sweep(older_than=None, max_cancellations=2000)
+        assert cancelled(emulator) == set(names)
+        assert foreign not in cancelled(emulator)
+        assert airflow.asked == ["states", "xcom", "states"]
+
+
+class TestDoubt:
+    def test_a_late_twin_is_cancelled_although_its_task_runs(
+        self, emulator: DaiEmulator, airflow: Airflow, claim: Any, clock: Clock
+    ) -> None:
+        own = claim()
+        clock.advance(30)
+        twin, adopted = (emulator.start_ingest(seconds=math.inf, creative_url=URL) for _ in range(2))
+        assert own.doubt({URL: adopted})
+        set_state(airflow, "running")
+        clock.advance(60)
+        report = sweep(older_than=None)
+        assert cancelled(emulator) == {twin}
+        assert "a second ingest of its media" in report["found"][0]["owner"]["reason"]
+
+    def test_without_an_adopted_one_each_of_them_is_the_tasks(
+        self, emulator: DaiEmulator, airflow: Airflow, claim: Any, clock: Clock
+    ) -> None:
+        own = claim()
+        names = {emulator.start_ingest(seconds=math.inf, creative_url=URL) for _ in range(2)}
+        assert own.doubt({URL: None})
+        set_state(airflow, "running")
+        clock.advance(60)
+        sweep(older_than=None)
+        assert cancelled(emulator) == set()
+        set_state(airflow, "failed")
+        sweep(older_than=None)
+        assert cancelled(emulator) == names
+
+    def test_what_is_in_doubt_stays_written_down(self, claim: Any, records: Store) -> None:
+        own = claim()
+        own.doubt({URL: "operations/adopted"})
+        own.close()
+        assert len(records.kept) == 1
+
+
+class TestTwoLooks:
+    def test_a_task_that_is_cleared_meanwhile_keeps_its_ingest(
+        self, emulator: DaiEmulator, owned: Owned, airflow: Airflow, monkeypatch: pytest.MonkeyPatch, records: Store
+    ) -> None:
+        owned("failed")
+        before = dict(records.kept)
+        look_again(monkeypatch, lambda: set_state(airflow, None))
+        report = sweep(older_than=None)
+        assert cancelled(emulator) == set()
+        assert (report["found"], report["passed_over"]["owned"]) == ([], 1)
+        assert records.kept == before
+
+    def test_the_next_try_learns_what_is_about_to_be_cancelled_before_its_state_is_read(
+        self, owned: Owned, airflow: Airflow, claim: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name = owned("failed")
+        states, seen = airflow.task_states, []
+
+        def look(*args: Any) -> Any:
+            seen.append(claim().strays())
+            return states(*args)
+
+        monkeypatch.setattr(owners, "task_states", look)
+        sweep(older_than=None)
+        assert seen == [set(), {name}]
+
+    def test_it_waits_between_its_looks(self, owned: Owned, clock: Clock) -> None:
+        owned("failed")
+        began = clock.now
+        sweep(older_than=None, orphaned_for=timedelta(seconds=90))
+        assert clock.now - began >= 90
+
+    def test_a_kill_between_the_looks_cancels_nothing(
+        self, emulator: DaiEmulator, owned: Owned, ti: Ti, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        owned("failed")
+        operator = DaiCancelStrayOperationsOperator(task_id="sweep")
+        look_again(monkeypatch, operator.on_kill)
+        with pytest.raises(AirflowException, match="No cancellation was requested: the task was killed"):
+            operator.execute({"ti": ti})  # type: ignore[typeddict-item]
+        assert cancelled(emulator) == set()
+
+    def test_a_dry_run_looks_once_and_writes_nothing(
+        self, emulator: DaiEmulator, owned: Owned, records: Store, clock: Clock
+    ) -> None:
+        owned("failed")
+        before, began = dict(records.kept), clock.now
+        assert len(sweep(older_than=None, dry_run=True)["found"]) == 1
+        assert (records.kept, clock.now, cancelled(emulator)) == (before, began, set())
+
+    def test_two_sweeps_at_once_cancel_once_what_is_left(
+        self, emulator: DaiEmulator, owned: Owned, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name = owned("failed")
+        look_again(monkeypatch, lambda: sweep(older_than=None))
+        sweep(older_than=None)
+        assert cancelled(emulator) == {name}
+
+
+class TestOutage:
+    @pytest.mark.parametrize("part", ["records", "states", "second look"])
+    def test_without_an_answer_of_airflow_nothing_is_cancelled(
+        self, emulator: DaiEmulator, owned: Owned, airflow: Airflow, records: Store, monkeypatch: Any, part: str
+    ) -> None:
+        owned("failed")
+        if part == "records":
+            records.broken = True
+        elif part == "states":
+            airflow.away = True
+        else:
+            look_again(monkeypatch, lambda: setattr(airflow, "away", True))
+        with pytest.raises(
+            AirflowException, match="Airflow does not tell whose .* API server is unavailable"
+        ) as raised:
+            sweep(older_than=timedelta(seconds=1))
+        assert not isinstance(raised.value, AirflowFailException)
+        assert "No cancellation was requested" in str(raised.value)
+        assert cancelled(emulator) == set()
+
+
+class TestCost:
+    def test_a_thousand_operations_of_fifty_runs(
+        self, emulator: DaiEmulator, owned: Owned, airflow: Airflow, records: Store
+    ) -> None:
+        for run in range(50):
+            for index in range(20):
+                owned("failed" if run % 2 else "running", f"run_{run}", map_index=index, url=f"{URL}{run}-{index}")
+        airflow.asked.clear()
+        records.asked.clear()
+        sweep(older_than=None, max_cancellations=1000)
+        assert len(cancelled(emulator)) == 500
+        assert len(airflow.asked) + len(records.asked) <= 3 * 50 + 2 * 1000
+
+
+class TestVersions:
+    def test_without_owners_an_age_is_required(self, emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(owners, "HAS_ASSET_STATE_STORE", False)
+        monkeypatch.setattr(owners, "TASKS_READ_DATABASE", False)
+        with pytest.raises(AirflowFailException, match="older_than is required"):
+            sweep(older_than=None)
+        assert [request.method for request in emulator.requests] == []
+
+    @pytest.mark.parametrize("value", [0, -1, "soon", True, float("nan")])
+    def test_how_long_an_owner_has_to_be_over_is_checked(self, emulator: DaiEmulator, value: Any) -> None:
+        with pytest.raises(AirflowFailException, match="Invalid orphaned_for"):
+            sweep(older_than=None, orphaned_for=value)
+        assert emulator.requests == []
+
+
+def test_a_fault_of_the_list_is_told_before_airflow_is_asked(emulator: DaiEmulator, airflow: Airflow, ti: Ti) -> None:
+    emulator.inject(Fault("operations.list", rpc_status="PERMISSION_DENIED", times=None))
+    with pytest.raises(AirflowFailException, match="No cancellation was requested"):
+        sweep(older_than=None)
+    assert airflow.asked == []
