@@ -96,7 +96,9 @@ def rows_of_this_airflow(wanted: Iterable[str]) -> list[Row]:
     return [row for row in ROWS if row.id in wanted and row.expected("own", AIRFLOW) is not None]
 
 
-def play_all(airflow: Stack, service: Service, rows: list[Row]) -> dict[tuple[str, str], Outcome]:
+def play_all(
+    airflow: Stack, service: Service, rows: list[Row], forms: tuple[str, ...] = ("own", "rings")
+) -> dict[tuple[str, str], Outcome]:
     """Play the rows: together if they leave Airflow undisturbed, the others one phase after the other."""
     played: dict[tuple[str, str], Outcome] = {}
     for phase in dict.fromkeys(row.phase for row in rows):
@@ -104,7 +106,7 @@ def play_all(airflow: Stack, service: Service, rows: list[Row]) -> dict[tuple[st
             Outcome(row, Play(airflow, service, row.id, row.dag, guards))
             for row in rows
             if row.phase == phase
-            for guards in ("own", "rings")
+            for guards in forms
         ]
         started = time.monotonic()
         _play_phase(airflow, phase, outcomes)

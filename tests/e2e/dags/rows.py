@@ -1,7 +1,8 @@
 """
 The DAGs of the rows, each in two forms: with the operator's own guards only, and with those that the README recommends.
 
-``<name>__own`` contains the ingest alone. ``<name>__rings`` adds the DAG's failure callback and a teardown, and in one
+``<name>__own`` contains the ingest alone, and so does ``<name>__swept``, for an Airflow with the sweep of
+``sweeping.py``. ``<name>__rings`` adds the DAG's failure callback and a teardown, and in one
 case a Deadline. The sweep is a DAG of its own. ``rows.py`` of the tests names the DAG of each row.
 """
 
@@ -73,7 +74,9 @@ def dag(name: str, guards: str, *, setup: bool = False, teardown: bool = True, *
             list(upstream) >> cancel.as_teardown(setups=[start] if setup else [])
 
 
-for guards in ("own", "rings"):
+for guards in ("own", "rings", "swept"):
+    # Only the sweep of an Airflow that knows owners takes it.
+    no_wait = {**NO_WAIT, **({"cancel_with_run": True} if guards == "swept" else {})}
     with dag("waits", guards):
         ingest()
     with dag("waits_with_retry", guards):
@@ -116,15 +119,15 @@ for guards in ("own", "rings"):
         ingests(deferrable=True)
 
     with dag("then_work", guards):
-        ingest(**NO_WAIT) >> work()
+        ingest(**no_wait) >> work()
     with dag("setup_then_work", guards, setup=True):
-        ingest(**NO_WAIT) >> work()
+        ingest(**no_wait) >> work()
     with dag("setup_then_deferred", guards, setup=True):
-        ingest(**NO_WAIT) >> DaiOperationSensor(task_id="work", operation_name=NAME, deferrable=True)
+        ingest(**no_wait) >> DaiOperationSensor(task_id="work", operation_name=NAME, deferrable=True)
     with dag("setup_waits", guards, setup=True):
         ingest() >> work()
     with dag("then_rescheduled", guards):
-        ingest(**NO_WAIT) >> DaiOperationSensor(
+        ingest(**no_wait) >> DaiOperationSensor(
             task_id="work", operation_name=NAME, mode="reschedule", poke_interval=15
         )
 

@@ -63,9 +63,7 @@ class TestRecord:
         )
 
     @both
-    def test_it_is_removed_when_the_ingest_has_finished(
-        self, context: Any, records: Store, deferrable: bool
-    ) -> None:
+    def test_it_is_removed_when_the_ingest_has_finished(self, context: Any, records: Store, deferrable: bool) -> None:
         execute(context, deferrable=deferrable)
         assert records.kept == {}
 
@@ -74,9 +72,7 @@ class TestRecord:
             execute(context, creative=creative(f"{URL}&outcome=INVALID_MEDIA"))
         assert records.kept == {}
 
-    def test_it_is_removed_when_the_ingest_is_meant_to_run_on(
-        self, context: Any, records: Store
-    ) -> None:
+    def test_it_is_removed_when_the_ingest_is_meant_to_run_on(self, context: Any, records: Store) -> None:
         execute(context, wait_for_completion=False)
         assert records.kept == {}
 
@@ -129,9 +125,7 @@ class TestRecord:
         assert len(claim.hashes) == 1000
         assert claim.until is not None
 
-    def test_a_retry_keeps_the_claim_of_what_it_has_reattached_to(
-        self, context: Any, records: Store, ti: Ti
-    ) -> None:
+    def test_a_retry_keeps_the_claim_of_what_it_has_reattached_to(self, context: Any, records: Store, ti: Ti) -> None:
         ti.max_tries = 1
         with pytest.raises(AirflowException, match="within 10 s"):
             execute(context, creative=[creative(url) for url in urls(30)], timeout=10)
@@ -164,9 +158,7 @@ class TestOutage:
         assert count(slow, CREATE) == 1
 
     @pytest.mark.usefixtures("slow")
-    def test_before_3_3_nothing_is_read_or_written(
-        self, context_before_3_3: Any, records: Store
-    ) -> None:
+    def test_before_3_3_nothing_is_read_or_written(self, context_before_3_3: Any, records: Store) -> None:
         execute(context_before_3_3)
         assert records.asked == []
 
