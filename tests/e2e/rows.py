@@ -1,8 +1,9 @@
 """
 The rows of the table of failures: the event, the DAG, and the guard that is expected to cancel the ingest.
 
-Each row is played on ``<dag>__own`` (the operator's own guards), on ``<dag>__rings`` (with the recommended guards around
-it), and on ``<dag>__swept`` (the operator, and one sweep for the whole Airflow); see ``dags/rows.py``. The events are in ``events.py`` and ``disturbances.py``.
+Each row is played on ``<dag>__own`` (the operator's own guards), on ``<dag>__rings`` (with the recommended guards
+around it), and on ``<dag>__swept`` (the operator, and one sweep for the whole Airflow); see ``dags/rows.py``. The
+events are in ``events.py`` and ``disturbances.py``.
 
 To play one row: ``make e2e ARGS="-k row_7b-"``.
 """
