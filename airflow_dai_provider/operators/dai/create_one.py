@@ -186,7 +186,6 @@ class CreateOne:
             # A guard of the earlier try can act after this one has reattached to the same ingest.
             self._task.log.warning("An earlier try started and cancelled it. Starting a new ingest.")
             with self._task._make_hook() as hook:
-                self._claim = self._make_claim(hook)
                 name = self._start(hook)
                 return self._finish(self._wait(hook, name))
         self._own_claim.close()
