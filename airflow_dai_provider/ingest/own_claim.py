@@ -200,6 +200,7 @@ def make_own_claim(
     endpoint: str,
     media: Iterable[str],
     flags: Mapping[str, bool],
+    number: int = 1,
     *,
     clock: Callable[[], float],
     log: Any,
@@ -207,7 +208,8 @@ def make_own_claim(
     """Return the claim of a running create task, before anything is written down.
 
     :param media: the URLs of all that the task can start.
-    :param flags: the :data:`FLAGS` of the task.
+    :param flags: what the task is meant to cancel, see :class:`Claim`.
+    :param number: how many ingests it starts.
     """
     ti = context["ti"]
     records = None
@@ -215,5 +217,5 @@ def make_own_claim(
         records = OwnerRecords(asset_store(ASSET))
     index = ti.map_index if isinstance(ti.map_index, int) else -1
     owner = Owner(ti.dag_id, ti.run_id, ti.task_id, index)
-    claim = Claim(owner, ti.try_number, since=clock(), until=None, flags=dict(flags))
+    claim = Claim(owner, ti.try_number, since=clock(), until=None, flags=dict(flags), number=number)
     return OwnClaim(records, claim, endpoint, media, clock=clock, log=log)

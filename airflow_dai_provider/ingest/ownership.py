@@ -72,6 +72,7 @@ class Claim:
     :param flags: whether the task waits until its ingests have finished (``waits``); and whether a kill of it, a
         failure, or the failure of its run is meant for them too (``cancel_on_kill``, ``cancel_on_failure``,
         ``cancel_with_run``).
+    :param number: how many ingests the task starts.
     :param hashes: of the media URLs, see :func:`url_hash`; shortened in the claim of a list.
     :param in_doubt: by hash, the operation that was adopted after a start in doubt, or None while there is none.
     """
@@ -81,6 +82,7 @@ class Claim:
     since: float
     until: float | None
     flags: Mapping[str, bool]
+    number: int = 1
     hashes: frozenset[str] = frozenset()
     in_doubt: Mapping[str, str | None] = field(default_factory=dict)
 
@@ -118,8 +120,11 @@ class Claim:
         try:
             fields = dict(value)
             owner = Owner(*(fields.pop(name) for name in ("dag_id", "run_id", "task_id", "map_index")))
-            hashes = frozenset(unpack(fields.pop("hashes")))
-            return cls(owner, hashes=hashes, **fields)
+            claim = cls(owner, hashes=frozenset(unpack(fields.pop("hashes"))), **fields)
+            # What another version or a person has written can have any form.
+            claim.covers("", 0.0)
+            claim.adopted("")
+            return claim if isinstance(claim.flags, dict) and isinstance(claim.number, int) else None
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
 
@@ -156,7 +161,7 @@ class OwnerRecords:
     def lists(self) -> dict[str, float]:
         """Return the keys of the claims of lists, with the time of each."""
         found = self._store.get(_INDEX)
-        return {str(key): float(since) for key, since in found.items()} if isinstance(found, dict) else {}
+        return found if isinstance(found, dict) else {}
 
     def write_lists(self, keys: Mapping[str, float]) -> None:
         """Replace the keys of the claims of lists."""

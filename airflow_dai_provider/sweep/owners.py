@@ -84,6 +84,7 @@ class Owners:
         self._records = records
         self._endpoint = endpoint
         self._by_url: dict[str, list[Claim]] = {}
+        self._pushed_by: dict[Owner, set[str]] = {}
         self._since = datetime.now(UTC)
 
     def judge(self, running: Collection[Operation]) -> dict[str, Verdict]:
@@ -96,21 +97,25 @@ class Owners:
         twins: dict[str, Verdict] = {}
         owned: dict[str, Claim] = {}
         for operation in running:
-            key, claims = self._key(operation), self._claims(operation)
-            if twin := _twin(operation.name, key, claims):
-                twins[operation.name] = twin
-            elif len({claim.owner for claim in claims}) == 1:
-                owned[operation.name] = claims[-1]
+            if not (claim := self._claim_on(operation)):
+                continue
+            adopted = claim.adopted(self._key(operation))
+            if adopted in (None, operation.name):
+                owned[operation.name] = claim
+            else:
+                reason = f"a second ingest of its media: it has adopted {adopted}"
+                twins[operation.name] = Verdict(claim, is_stray=True, reason=reason, at_once=True)
         verdicts = _verdicts(owned)
-        suspects: dict[Owner, list[Operation]] = defaultdict(list)
-        for operation in running:
-            claim = owned.get(operation.name)
-            # After a start in doubt, each of them is the owner's.
-            if claim and verdicts[operation.name].is_stray and not claim.doubts(self._key(operation)):
-                suspects[claim.owner].append(operation)
-        for owner, operations in suspects.items() if self._records else ():
-            for name in self._of_others(owner, operations):
-                del verdicts[name]
+        if self._records:
+            suspects: dict[tuple[Owner, str], list[str]] = defaultdict(list)
+            for operation in running:
+                # After a start in doubt, each of them is the owner's.
+                claim, key = owned.get(operation.name), self._key(operation)
+                if claim and verdicts[operation.name].is_stray and not claim.doubts(key):
+                    suspects[claim.owner, key].append(operation.name)
+            for same in suspects.values():
+                for name in self._of_others(owned[same[0]], same):
+                    del verdicts[name]
         return verdicts | twins
 
     def confirm(self, verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
@@ -170,30 +175,44 @@ class Owners:
                 } if flags:
                     owner = Owner(dag_id, run_id, task_id, map_index)
                     given = {str(flag): value is True for flag, value in flags.items()}
-                    claim = Claim(owner, number, since=0.0, until=None, flags=given)
+                    claim = Claim(owner, number, since=0.0, until=None, flags=given, number=len(names))
                     for name in map(str, names):
                         found[name].append(claim)
         return found
 
-    def _of_others(self, owner: Owner, suspects: list[Operation]) -> list[str]:
-        """Return those operations that another one has started, at the time and with the media of a claim.
+    def _claim_on(self, operation: Operation) -> Claim | None:
+        """Return the claim of the owner of an operation, if there is one."""
+        of_owner = {claim.owner: claim for claim in self._claims(operation)}
+        if len(of_owner) <= 1:
+            return next(iter(of_owner.values()), None)
+        # Several tasks have submitted the same media at about the same time. What they have pushed tells them apart.
+        left: list[Claim] = []
+        for claim in of_owner.values():
+            names = self._names(claim.owner)
+            if operation.name in names:
+                return claim
+            if len(names) < claim.number:
+                left.append(claim)
+        return left[0] if len(left) == 1 else None
+
+    def _of_others(self, claim: Claim, same: list[str]) -> list[str]:
+        """Return those operations of one medium that another system has started, in the window of a claim.
 
         What the owner has pushed tells them apart. One that it has not pushed is its own only if nothing else can be:
         its process can have ended before the push.
         """
-        pushed = run_xcom(owner.dag_id, owner.run_id, owner.task_id, owner.map_index, XCOM_OPERATION_NAME)
-        names = {str(name) for name in as_list(pushed)} if pushed is not None else set()
-        by_key: dict[str, list[str]] = defaultdict(list)
-        for operation in suspects:
-            by_key[self._key(operation)].append(operation.name)
-        others: list[str] = []
-        for same in by_key.values():
-            own = names.intersection(same)
-            if own or len(same) > 1:
-                others += [name for name in same if name not in own]
-            elif isinstance(pushed, str):
-                others += same
-        return others
+        names = self._names(claim.owner)
+        own = names.intersection(same)
+        if not own and len(same) == 1 and len(names) < claim.number:
+            return []
+        return [name for name in same if name not in own]
+
+    def _names(self, owner: Owner) -> set[str]:
+        """Return the operations that a task instance has pushed."""
+        if owner not in self._pushed_by:
+            pushed = run_xcom(owner.dag_id, owner.run_id, owner.task_id, owner.map_index, XCOM_OPERATION_NAME)
+            self._pushed_by[owner] = set() if pushed is None else set(map(str, as_list(pushed)))
+        return self._pushed_by[owner]
 
 
 def find_owners(endpoint: str) -> Owners | None:
@@ -201,15 +220,6 @@ def find_owners(endpoint: str) -> Owners | None:
     if HAS_ASSET_STATE_STORE:
         return Owners(OwnerRecords(asset_store(ASSET)), endpoint)
     return Owners(None, endpoint) if TASKS_READ_DATABASE else None
-
-
-def _twin(name: str, key: str, claims: Collection[Claim]) -> Verdict | None:
-    """Return the verdict on the ingest of a request without a response, in place of which another one was adopted."""
-    doubtful = [claim for claim in claims if claim.adopted(key) not in (None, name)]
-    if not doubtful or len({claim.owner for claim in claims}) > 1:
-        return None
-    reason = f"a second ingest of its media: it has adopted {doubtful[-1].adopted(key)}"
-    return Verdict(doubtful[-1], is_stray=True, reason=reason, at_once=True)
 
 
 def _judge(claim: Claim, state: str | None) -> Verdict:

@@ -250,11 +250,11 @@ class DaiCreateCreativeOperator(BaseOperator):
             "cancel_with_run": self.cancel_with_run,
         }
 
-    def _make_claim(self, context: Context, hook: DaiHook, media: Iterable[str]) -> OwnClaim:
+    def _make_claim(self, context: Context, hook: DaiHook, media: Iterable[str], number: int = 1) -> OwnClaim:
         """Return the claim of this task, by which the sweep knows whose its ingests are."""
         with task_errors():
             endpoint = hook.endpoint.url
-        return make_own_claim(context, endpoint, media, self._flags, clock=self._clock, log=self.log)
+        return make_own_claim(context, endpoint, media, self._flags, number, clock=self._clock, log=self.log)
 
     def _make_hook(self) -> DaiHook:
         from airflow_dai_provider.hooks.dai import DaiHook

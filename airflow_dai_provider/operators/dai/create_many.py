@@ -98,7 +98,8 @@ class CreateMany:
         return self._claim
 
     def _make_claim(self, hook: DaiHook) -> OwnClaim:
-        return self._task._make_claim(self._context, hook, self._campaign.urls(self._campaign.creatives))
+        campaign = self._campaign
+        return self._task._make_claim(self._context, hook, campaign.urls(campaign.creatives), len(campaign))
 
     def complete(self, event: Any, adopted: Sequence[int]) -> list[str]:
         """Finish the task when the wait in the triggerer is over; return the names."""

@@ -89,7 +89,13 @@ def claim(emulator: DaiEmulator, clock: Clock, records: Store, log: Log) -> Call
         endpoint = options.pop("endpoint", emulator.endpoint)
         context: Any = {"ti": ti, "task_state_store": records}
         own = make_own_claim(
-            context, endpoint, media, FLAGS | options, clock=clock, log=logging.getLogger("airflow_dai_provider.tests")
+            context,
+            endpoint,
+            media,
+            FLAGS | options,
+            len(media),
+            clock=clock,
+            log=logging.getLogger("airflow_dai_provider.tests"),
         )
         own.open(media)
         return own
