@@ -88,15 +88,8 @@ def claim(emulator: DaiEmulator, clock: Clock, records: Store, log: Log) -> Call
         media = options.pop("media", [URL])
         endpoint = options.pop("endpoint", emulator.endpoint)
         context: Any = {"ti": ti, "task_state_store": records}
-        own = make_own_claim(
-            context,
-            endpoint,
-            media,
-            FLAGS | options,
-            len(media),
-            clock=clock,
-            log=logging.getLogger("airflow_dai_provider.tests"),
-        )
+        logger = logging.getLogger("airflow_dai_provider.tests")
+        own = make_own_claim(context, endpoint, media, FLAGS | options, len(media), clock=clock, log=logger)
         own.open(media)
         return own
 
@@ -317,6 +310,40 @@ class TestOwner:
         owned("running", "b_run")
         sweep(older_than=None)
         assert cancelled(emulator) == {first}
+
+    @pytest.mark.parametrize("first_pushed", [True, False])
+    def test_a_task_that_submits_the_same_media_soon_after_another_has_failed_owns_its_ingest(
+        self, emulator: DaiEmulator, airflow: Airflow, claim: Any, clock: Clock, first_pushed: bool
+    ) -> None:
+        claim("a_run")
+        set_state(airflow, "failed", "a_run")
+        if first_pushed:
+            airflow.xcoms["a_dag", "a_run", "ingest", -1] = emulator.start_ingest(seconds=0, creative_url=URL)
+        clock.advance(60)
+        claim("b_run")
+        name = emulator.start_ingest(seconds=math.inf, creative_url=URL)
+        set_state(airflow, "running", "b_run")
+        airflow.xcoms["a_dag", "b_run", "ingest", -1] = name
+        clock.advance(60)
+        sweep(older_than=None)
+        assert cancelled(emulator) == set()
+        set_state(airflow, "failed", "b_run")
+        report = sweep(older_than=None)
+        assert cancelled(emulator) == {name}
+        assert report["found"][0]["owner"]["run_id"] == "b_run"
+
+    def test_a_strangers_ingest_of_what_a_list_has_finished_is_left_alone(
+        self, emulator: DaiEmulator, airflow: Airflow, claim: Any, clock: Clock
+    ) -> None:
+        urls = [f"{URL}{number}" for number in range(3)]
+        claim(media=urls)
+        names = [emulator.start_ingest(seconds=0, creative_url=url) for url in urls]
+        airflow.xcoms["a_dag", "a_run", "ingest", -1] = names
+        set_state(airflow, "failed")
+        clock.advance(60)
+        emulator.start_ingest(seconds=math.inf, creative_url=urls[0])
+        assert sweep(older_than=None)["passed_over"]["unowned"] == 1
+        assert cancelled(emulator) == set()
 
     def test_a_long_list_is_one_record(
         self, emulator: DaiEmulator, airflow: Airflow, claim: Any, clock: Clock, records: Store
