@@ -47,11 +47,10 @@ def stage() -> Iterator[Stage]:
     with ExitStack() as stack:
         emulator = stack.enter_context(DaiEmulator())
         env = {"DAI_EMULATOR_HOST": emulator.host, **SETTINGS}
-        database = None
         if AIRFLOW < AIRFLOW_3:
-            # Several tasks at a time lock SQLite so long that Airflow 2 fails some of them.
             env |= CONCURRENT
-            database = stack.enter_context(postgresql())
+        # So many tasks at a time lock SQLite so long that Airflow itself sets some of them to failed.
+        database = stack.enter_context(postgresql())
         airflow = stack.enter_context(make_stack(HOME, dags, env, database))
         airflow.wait_for_dags("waits__own", "sweep")
         yield Stage(airflow, Service(emulator), emulator.start_ingest(seconds=7200))

@@ -103,6 +103,7 @@ def test_a_project_that_uses_the_wheel_passes_its_tests_and_mypy(installed: Path
     project.mkdir()
     (project / "cancel_dai_ingest.py").write_text(snippets[0])
     (project / "test_cancel_dai_ingest.py").write_text(test)
+    (project / "pytest.ini").write_text("[pytest]\n")  # otherwise a file in a folder above decides
     env = environment(tmp_path, project)
 
     def run(*command: str) -> str:
