@@ -174,7 +174,7 @@ class Campaign:
             _drain(under_way, hook.timeout + DRAIN_SECONDS, interruption)
             finish()
             for error in self.errors.values():
-                if error.rpc_code is Code.UNKNOWN:
+                if is_in_doubt(error):
                     # After an interruption Airflow would retry the task, and the next try would start a second ingest.
                     message = sentences(error, f"The task was interrupted: {interruption}")
                     raise IngestMayHaveStartedError(message) from interruption
@@ -286,6 +286,11 @@ def without_finished(context: Context, names: Sequence[str]) -> list[str]:
         if isinstance(row, dict) and row.get("done")
     }
     return [name for name in names if name not in done]
+
+
+def is_in_doubt(error: ServiceError) -> bool:
+    """Return whether an ingest may run under an unknown name, after a start that has failed with this error."""
+    return error.rpc_code is Code.UNKNOWN
 
 
 def _may_pass(error: ServiceError) -> bool:

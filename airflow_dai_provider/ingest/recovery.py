@@ -129,7 +129,7 @@ def recover_ingests(
             raise may_have_started([lost[key] for key in reasons], why) from interruption
         since = {key: [one for one in near[key] if lost[key].matches(one, CLOCK_SKEW)] for key in reasons}
         claims = Counter(operation.name for operations in since.values() for operation in operations)
-        unseen = {key for key, operations in since.items() if not operations}
+        unseen = {key for key, operations in near.items() if not operations}
         for key, operations in since.items():
             if len(operations) == 1 and claims[operations[0].name] == 1:
                 log.info("Found %s by its media URL and create time. Adopting it.", operations[0])
@@ -181,7 +181,7 @@ def may_have_started(lost: Collection[LostStart], reason: str) -> IngestMayHaveS
     first = next(iter(lost))
     media = some_of(sorted({one.media for one in lost}))
     return IngestMayHaveStartedError(
-        f"{first.failure} An ingest of {media} may run under an unknown name: {reason} No second ingest was started, "
-        "and the task is not retried, since a retry could start one. Check which operations run before you clear the "
-        "task, or let the sweep cancel the ingest."
+        f"{first.failure} An ingest of {media} may run under an unknown name: {reason} The task is not retried, since a "
+        "retry could start another one. Check which operations run before you clear the task, or let the sweep cancel "
+        "the ingest."
     )

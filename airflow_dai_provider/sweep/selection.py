@@ -94,6 +94,10 @@ class Selection:
 
         :raises ValueError: for the first invalid one; the message says what was given and what was expected.
         """
+        if include_undated is True and older_than is None:
+            raise ValueError(
+                "include_undated needs older_than: without it, operations without an owner are left alone."
+            )
         pattern = check_optional_text("url_pattern", url_pattern, "a regular expression")
         return cls(
             older_than=None if older_than is None else check_duration("older_than", older_than),

@@ -93,7 +93,7 @@ class Store:
 def records(monkeypatch: pytest.MonkeyPatch) -> Store:
     """Give the store that all tasks share, on every version."""
     kept = Store()
-    for module in ("ingest.own_claim", "sweep.owners"):
+    for module in ("ingest.own_record", "sweep.owners"):
         monkeypatch.setattr(f"airflow_dai_provider.{module}.asset_store", lambda _: kept)
         monkeypatch.setattr(f"airflow_dai_provider.{module}.HAS_ASSET_STATE_STORE", True)
     return kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.api.redaction import redact_json, url_secrets
 from airflow_dai_provider.ingest.campaign import without_finished
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
-from airflow_dai_provider.ingest.own_claim import OwnClaim, make_own_claim
+from airflow_dai_provider.ingest.own_record import OwnRecord
 from airflow_dai_provider.ingest.verdict import check_retry_on, fail_for_good_where
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
 from airflow_dai_provider.operators.dai.create_many import CreateMany
@@ -36,7 +36,8 @@ class DaiCreateCreativeOperator(BaseOperator):
 
     As soon as the service has responded, the name of the operation is pushed to the XCom ``operation_name``. Beside it,
     ``operation_started`` tells the callbacks where and when it was started. When the response is lost, the operator
-    searches the service's list for its ingest, and never starts a second one.
+    searches the service's list for its ingest. It starts another one only if none is listed, and the sweep would know
+    the first as a stray.
 
     It cancels the ingest when the task is killed (``cancel_on_kill``), and when the task fails and is not retried, also
     when its worker is lost (``cancel_on_failure``; then by a failure callback that the operator adds to its own. For a
@@ -250,11 +251,9 @@ class DaiCreateCreativeOperator(BaseOperator):
             "cancel_with_run": self.cancel_with_run,
         }
 
-    def _make_claim(self, context: Context, hook: DaiHook, media: Iterable[str], number: int = 1) -> OwnClaim:
-        """Return the claim of this task, by which the sweep knows whose its ingests are."""
-        with task_errors():
-            endpoint = hook.endpoint.url
-        return make_own_claim(context, endpoint, media, self._flags, number, clock=self._clock, log=self.log)
+    def _own_record(self, context: Context) -> OwnRecord:
+        """Return the record of this task, by which the sweep knows whose its ingests are."""
+        return OwnRecord(context, self._flags, clock=self._clock, log=self.log)
 
     def _make_hook(self) -> DaiHook:
         from airflow_dai_provider.hooks.dai import DaiHook

@@ -12,8 +12,8 @@ from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import Wait, WaitTimeoutError
-from airflow_dai_provider.ingest.campaign import Campaign, pushed_rows
-from airflow_dai_provider.ingest.own_claim import START_AGAIN, STARTS
+from airflow_dai_provider.ingest.campaign import Campaign, is_in_doubt, pushed_rows
+from airflow_dai_provider.ingest.own_record import START_AGAIN, STARTS
 from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, saved_here
 from airflow_dai_provider.ingest.resume_many import reattach_or_cancel_many
 from airflow_dai_provider.ingest.verdict import check_ingests
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_dai_provider.hooks.dai import DaiHook
-    from airflow_dai_provider.ingest.own_claim import OwnClaim
     from airflow_dai_provider.operators.dai.create import DaiCreateCreativeOperator
     from airflow_dai_provider.transport.threads import Workers
 
@@ -63,7 +62,7 @@ class CreateMany:
         #: By name, the ingests that have finished; by digest, those of an earlier try.
         self._finished: dict[str, Operation] = {}
         self._adopted: set[str] = set()
-        self._claim: OwnClaim | None = None
+        self._own_record = task._own_record(context)
 
     def execute(self) -> list[str]:
         """Start the ingests, or reattach to those of an earlier try; wait if told to; return the names."""
@@ -71,7 +70,6 @@ class CreateMany:
         if not campaign.digests:
             task.log.info("The list of creatives is empty.")
         with task._make_hook() as hook, self._workers(hook) as workers:
-            self._claim = self._make_claim(hook)
             self._reattach(hook, workers)
             if not campaign.digests:
                 self._push([], hook)
@@ -84,22 +82,11 @@ class CreateMany:
             self._push_rows(self._finished)
             # A start that was refused does not cancel the others, which are meant to run on.
             self._guard.disarm()
-            self._own_claim.close()
+            self._own_record.close(runs_on=True)
             self._check({}, started=len(campaign.started))
         if not task.cancel_with_run:
-            self._own_claim.close()  # the ingests are meant to run on
+            self._own_record.close(runs_on=True)
         return self._names()
-
-    @property
-    def _own_claim(self) -> OwnClaim:
-        if self._claim is None:  # of a resumed task
-            with self._task._make_hook() as hook:
-                self._claim = self._make_claim(hook)
-        return self._claim
-
-    def _make_claim(self, hook: DaiHook) -> OwnClaim:
-        campaign = self._campaign
-        return self._task._make_claim(self._context, hook, campaign.urls(campaign.creatives), len(campaign))
 
     def complete(self, event: Any, adopted: Sequence[int]) -> list[str]:
         """Finish the task when the wait in the triggerer is over; return the names."""
@@ -152,7 +139,8 @@ class CreateMany:
         with task_errors():
             endpoint = hook.endpoint.url
         saved = saved_here(self._store, endpoint, task.log)
-        saved = self._own_claim.leave_strays(saved, hook)
+        with task_errors():
+            saved = self._own_record.leave_strays(saved, hook)
         if not saved:
             guard.disarm()
             return
@@ -176,18 +164,11 @@ class CreateMany:
         """Start the ingests of these creatives, and save the names for guards and the next try."""
         task, campaign = self._task, self._campaign
         known = {one.operation_name for one in self._store.load() if one.endpoint == hook.endpoint.url}
-        self._own_claim.open(campaign.urls(digests), more=bool(campaign.names))
+        self._own_record.open(hook.endpoint.url, campaign.urls(digests), campaign.names.values())
+        doubts: set[str] = set()
         self._starting = True
-        doubted: list[str] = []
         try:
-            for attempt in range(STARTS):
-                if attempt:
-                    again = campaign.unseen
-                    if not again or not self._own_claim.doubt(dict.fromkeys(campaign.urls(again))):
-                        break
-                    task.log.warning("%s of %s: %s", f"{len(again):,}", f"{len(campaign):,}", START_AGAIN)
-                    digests = again
-                    doubted += again
+            for left in reversed(range(STARTS)):
                 campaign.start(
                     digests,
                     hook,
@@ -199,11 +180,14 @@ class CreateMany:
                     sleep=task._sleep,
                     log=task.log,
                 )
+                doubts |= {one for one in digests if (error := campaign.errors.get(one)) and is_in_doubt(error)}
+                digests = campaign.unseen
+                if not (left and digests and self._own_record.is_open):
+                    break
+                task.log.warning("%s ingests: %s", f"{len(digests):,}", START_AGAIN)
         finally:
             self._starting = False
-        if doubted:
-            self._own_claim.doubt({url: campaign.names.get(one) for one in doubted for url in campaign.urls([one])})
-        self._own_claim.started()
+        self._own_record.end(campaign.started, campaign.urls(doubts))
         refused = f"; {len(campaign.errors):,} were not started" if campaign.errors else ""
         task.log.info("%s of %s ingests have started%s.", f"{len(campaign.started):,}", f"{len(campaign):,}", refused)
 
@@ -222,6 +206,7 @@ class CreateMany:
             endpoint, max_tries = hook.endpoint.url, self._store.max_tries
             saved = [StartedIngest(name, endpoint, digest, max_tries) for digest, name in names.items()]
             self._store.try_to_save(saved, self._task.log)
+        self._own_record.note(started)
 
     def _push(self, names: Sequence[str], hook: DaiHook) -> None:
         now = self._task._clock()
@@ -301,7 +286,7 @@ class CreateMany:
                 return self._finish(*self._wait(hook, workers))
         if not errors:
             self._guard.disarm()
-            self._own_claim.close()
+            self._own_record.close()
         for operation in finished.values():
             count_finished(operation.state)
         self._push_rows(finished, errors)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_dai_provider.api.creative import creative_digest, media_urls
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.redaction import redact_urls
-from airflow_dai_provider.ingest.own_claim import START_AGAIN, STARTS
+from airflow_dai_provider.ingest.own_record import START_AGAIN, STARTS
 from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError
 from airflow_dai_provider.ingest.resume import LATE_GUARD, IngestStore, StartedIngest, reattach_or_cancel, saved_here
 from airflow_dai_provider.ingest.start import start_ingest
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
-    from airflow_dai_provider.ingest.own_claim import OwnClaim
     from airflow_dai_provider.operators.dai.create import DaiCreateCreativeOperator
 
 
@@ -39,13 +38,12 @@ class CreateOne:
         self._task = task
         self._context = context
         self._store = IngestStore(context)
-        self._claim: OwnClaim | None = None
+        self._own_record = task._own_record(context)
 
     def execute(self) -> str:
         """Start the ingest, or reattach to that of an earlier try; wait if told to; return the operation's name."""
         task = self._task
         with task._make_hook() as hook:
-            self._claim = self._make_claim(hook)
             found, operation = self._reattach(hook)
             if operation and operation.done:
                 return self._finish(operation)
@@ -53,7 +51,7 @@ class CreateOne:
             if task.wait_for_completion:
                 return self._finish(self._wait(hook, name, adopted), adopted)
             if not task.cancel_with_run:
-                self._claim.close()  # the ingest is meant to run on
+                self._own_record.close(runs_on=True)
             return name
 
     def complete(self, event: Any, operation_name: str | None, adopted: float | None) -> str:
@@ -66,7 +64,8 @@ class CreateOne:
             endpoint = hook.endpoint.url
         operation = None
         saved = saved_here(self._store, endpoint, self._task.log)
-        saved = self._own_claim.leave_strays(saved, hook)
+        with task_errors():
+            saved = self._own_record.leave_strays(saved, hook)
         if len(saved) > 1:
             return self._reattach_to_one_of(saved, hook)
         for earlier in saved:
@@ -106,8 +105,22 @@ class CreateOne:
 
     def _start(self, hook: DaiHook) -> str:
         """Start the ingest, and save its name for guards and the next try."""
-        self._own_claim.open(urls := media_urls(self._task.creative))
-        doubts = 0
+        urls = media_urls(self._task.creative)
+        self._own_record.open(hook.endpoint.url, urls)
+        operation, lost = self._request_start(hook, urls)
+        try:
+            self._adopt(hook, operation.name)
+        finally:
+            # Also when the XCom could not be pushed: the next try then reattaches.
+            started = StartedIngest(operation.name, hook.endpoint.url, self._digest(), self._store.max_tries)
+            self._store.try_to_save(started, self._task.log)
+        self._own_record.end([operation.name], lost)
+        self._task.log.info("%s.", operation)
+        return operation.name
+
+    def _request_start(self, hook: DaiHook, urls: frozenset[str]) -> tuple[Operation, frozenset[str]]:
+        """Return the started ingest, and the media URLs if requests for it were lost."""
+        lost: frozenset[str] = frozenset()
         while True:
             try:
                 with task_errors():
@@ -122,22 +135,21 @@ class CreateOne:
                         sleep=self._task._sleep,
                         log=self._task.log,
                     )
-                break
             except IngestMayHaveStartedError as unknown:
-                doubts += 1
-                if doubts >= STARTS or not unknown.is_unseen or not self._own_claim.doubt(dict.fromkeys(urls)):
+                self._starts += 1
+                lost = urls
+                if self._starts >= STARTS or not unknown.is_unseen or not self._own_record.is_open:
+                    self._own_record.end([], lost)
                     raise
                 self._task.log.warning("%s", START_AGAIN)
-        try:
-            self._adopt(hook, operation.name)
-        finally:
-            # Also when the XCom could not be pushed: the next try then reattaches.
-            started = StartedIngest(operation.name, hook.endpoint.url, self._digest(), self._store.max_tries)
-            self._store.try_to_save(started, self._task.log)
-        if doubts:
-            self._own_claim.doubt(dict.fromkeys(urls, operation.name))
-        self._task.log.info("%s.", operation)
-        return operation.name
+            except Exception:
+                # The service has certainly started nothing, but for what was lost before.
+                self._own_record.end([], lost)
+                raise
+            else:
+                return operation, lost
+
+    _starts = 0
 
     def _adopt(self, hook: DaiHook, name: str) -> None:
         """Make an ingest this try's own: arm the guard with its name, and push the name to XCom."""
@@ -188,21 +200,11 @@ class CreateOne:
             with self._task._make_hook() as hook:
                 name = self._start(hook)
                 return self._finish(self._wait(hook, name))
-        self._own_claim.close()
+        self._own_record.close()
         self._context["ti"].xcom_push(XCOM_OPERATION, operation.to_dict())
         check_ingest(operation, self._task.retry_on)
         self._store.try_to_delete(operation.name, self._task.log)
         return operation.name
-
-    @property
-    def _own_claim(self) -> OwnClaim:
-        if self._claim is None:  # of a resumed task
-            with self._task._make_hook() as hook:
-                self._claim = self._make_claim(hook)
-        return self._claim
-
-    def _make_claim(self, hook: DaiHook) -> OwnClaim:
-        return self._task._make_claim(self._context, hook, media_urls(self._task.creative))
 
     def _digest(self) -> str:
         return creative_digest(self._task.creative, self._task.dynamic_creative_info)

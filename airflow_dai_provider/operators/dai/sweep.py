@@ -236,8 +236,8 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
             return {}
         try:
             verdicts = owners.judge(running)
-            suspects = {name: verdict for name, verdict in verdicts.items() if verdict.is_suspect}
-            if not suspects or self.is_dry_run:
+            suspects = {name: verdict for name, verdict in verdicts.items() if verdict.is_stray}
+            if not suspects or self.is_dry_run or len(suspects) > self.max_cancellations:
                 return verdicts
             message = "The tasks of %d operations are over. Looking again in %.0f s, since they can be cleared."
             self.log.info(message, len(suspects), orphaned_for)
