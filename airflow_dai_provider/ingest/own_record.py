@@ -145,9 +145,6 @@ class OwnRecord:
         for name, error in errors.items():
             if error.rpc_code is not Code.NOT_FOUND:
                 raise task_error(error.rpc_code, str(error), f"{name} may still run")
-        with self._writing("Could not forget what the sweep has cancelled") as records:
-            if records:
-                records.write_strays(self._record.owner, ())
         return [one for one in saved if one.operation_name not in strays]
 
     def _write(self, names: Iterable[str], opening: Opening) -> None:

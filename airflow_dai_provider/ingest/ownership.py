@@ -11,7 +11,7 @@ key                value
 ``owner-<hash>``   the :class:`Record` of a task instance, written by that task only
 ``url-<hash>``     the keys of the records of those that have submitted a media URL, usually one
 ``lists``          the keys of the records of those that have submitted too many URLs for a write each
-``strays-<hash>``  the operations of a task instance that the sweep is about to cancel: no try reattaches to them
+``strays-<hash>``  the operations of a task in a run that the sweep is about to cancel: no try reattaches to them
 =================  ====================================================================================================
 
 A record is removed when its ingests have finished, or are meant to run on. It stays after a start in doubt: the first
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any, Self
 
 from airflow_dai_provider.api.storable import pack, unpack
@@ -193,15 +193,16 @@ class OwnerRecords:
         return others
 
     def strays(self, owner: Owner) -> set[str]:
-        """Return the operations of an owner that the sweep is about to cancel, or has cancelled."""
-        return set(self._keys(owner.key("strays")))
+        """Return the operations that the sweep is about to cancel, or has cancelled, of an owner and its siblings."""
+        return set(self._keys(replace(owner, map_index=-1).key("strays")))
 
     def write_strays(self, owner: Owner, names: Collection[str]) -> None:
-        """Replace them."""
+        """Replace them: one write for all map indexes of a task."""
+        key = replace(owner, map_index=-1).key("strays")
         if names:
-            self._store.set(owner.key("strays"), sorted(names))
+            self._store.set(key, sorted(names))
         else:
-            self._store.delete(owner.key("strays"))
+            self._store.delete(key)
 
     def check(self) -> None:
         """Write something: a read does not tell that Airflow does not know the asset.

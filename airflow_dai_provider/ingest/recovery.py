@@ -181,7 +181,7 @@ def may_have_started(lost: Collection[LostStart], reason: str) -> IngestMayHaveS
     first = next(iter(lost))
     media = some_of(sorted({one.media for one in lost}))
     return IngestMayHaveStartedError(
-        f"{first.failure} An ingest of {media} may run under an unknown name: {reason} The task is not retried, since a "
-        "retry could start another one. Check which operations run before you clear the task, or let the sweep cancel "
-        "the ingest."
+        f"{first.failure} An ingest of {media} may run under an unknown name: {reason} The task is not retried, since "
+        "a retry could start another one. Check which operations run before you clear the task, or let the sweep "
+        "cancel the ingest."
     )

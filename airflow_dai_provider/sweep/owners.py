@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
@@ -93,7 +93,7 @@ class Owners:
         """
         names: dict[Owner, list[str]] = defaultdict(list)
         for name, verdict in suspects.items():
-            names[verdict.record.owner].append(name)
+            names[replace(verdict.record.owner, map_index=-1)].append(name)
         again: dict[str, Verdict] = {}
         try:
             for owner, every in names.items():

@@ -14,8 +14,8 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.ingest.own_claim import OwnClaim, make_own_claim
-from airflow_dai_provider.ingest.ownership import LATEST_START
+from airflow_dai_provider.ingest.own_record import OwnRecord
+from airflow_dai_provider.ingest.ownership import LATEST_START, Owner, OwnerRecords
 from airflow_dai_provider.operators.dai import DaiCancelStrayOperationsOperator
 from airflow_dai_provider.sweep import owners
 from tests.support.clock import Clock
@@ -36,7 +36,6 @@ class Airflow:
 
     states: dict[tuple[str, str, str, int], Any] = field(default_factory=dict)
     runs: dict[tuple[str, str], str] = field(default_factory=dict)
-    xcoms: dict[tuple[str, str, str, int], Any] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     away: bool = False
 
@@ -57,11 +56,6 @@ class Airflow:
         self._note("run")
         return self.runs[dag_id, run_id]
 
-    def run_xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int, key: str) -> Any:
-        assert key == "operation_name"
-        self._note("xcom")
-        return self.xcoms.get((dag_id, run_id, task_id, map_index))
-
     def _note(self, what: str) -> None:
         if self.away:
             raise RuntimeError("the API server is unavailable")
@@ -71,7 +65,7 @@ class Airflow:
 @pytest.fixture
 def airflow(monkeypatch: pytest.MonkeyPatch) -> Airflow:
     stand_in = Airflow()
-    for name in ("task_states", "has_run", "run_state", "run_xcom"):
+    for name in ("task_states", "has_run", "run_state"):
         monkeypatch.setattr(owners, name, getattr(stand_in, name))
     return stand_in
 
@@ -80,35 +74,34 @@ Owned = Callable[..., str]
 
 
 @pytest.fixture
-def claim(emulator: DaiEmulator, clock: Clock, records: Store, log: Log) -> Callable[..., OwnClaim]:
+def write(emulator: DaiEmulator, clock: Clock, records: Store) -> Callable[..., OwnRecord]:
     """Give a function that writes down that a task instance is about to start ingests."""
 
-    def write(run_id: str = "a_run", task_id: str = "ingest", map_index: int = -1, **options: Any) -> OwnClaim:
+    def write(run_id: str = "a_run", task_id: str = "ingest", map_index: int = -1, **options: Any) -> OwnRecord:
         ti = Ti(dag_id="a_dag", run_id=run_id, task_id=task_id, map_index=map_index)
         media = options.pop("media", [URL])
         endpoint = options.pop("endpoint", emulator.endpoint)
         context: Any = {"ti": ti, "task_state_store": records}
-        logger = logging.getLogger("airflow_dai_provider.tests")
-        own = make_own_claim(context, endpoint, media, FLAGS | options, len(media), clock=clock, log=logger)
-        own.open(media)
+        own = OwnRecord(context, FLAGS | options, clock=clock, log=logging.getLogger("airflow_dai_provider.tests"))
+        own.open(endpoint, media)
         return own
 
     return write
 
 
 @pytest.fixture
-def owned(emulator: DaiEmulator, airflow: Airflow, clock: Clock, claim: Any) -> Owned:
+def owned(emulator: DaiEmulator, airflow: Airflow, clock: Clock, write: Any) -> Owned:
     """Give a function that starts an ingest as a create task does, and sets the task's state."""
 
     def start(state: Any, run_id: str = "a_run", task_id: str = "ingest", map_index: int = -1, **options: Any) -> str:
         url = options.pop("url", URL)
-        push = options.pop("push", True)
-        claim(run_id, task_id, map_index, media=[url], **options)
+        known = options.pop("known", True)
+        own = write(run_id, task_id, map_index, media=[url], **options)
         clock.advance(1)
         name = emulator.start_ingest(seconds=math.inf, creative_url=url)
+        if known:
+            own.end([name])
         set_state(airflow, state, run_id, task_id, map_index)
-        if push:
-            airflow.xcoms["a_dag", run_id, task_id, map_index] = name
         clock.advance(3600)
         return name
 
@@ -156,7 +149,7 @@ class TestOver:
             "task_id": "ingest",
             "map_index": -1,
             "try_number": 1,
-            "reason": "it was marked as success" if state == "success" else f"it is {state}",
+            "reason": "was marked as success" if state == "success" else f"is {state}",
         }
         assert "s3cret" not in json.dumps(report)
 
@@ -175,12 +168,12 @@ class TestOver:
     def test_what_is_left_of_a_deleted_run_is_cancelled(
         self, emulator: DaiEmulator, owned: Owned, airflow: Airflow
     ) -> None:
-        name = owned("running", push=False)
+        name = owned("running")
         airflow.states.clear()
         airflow.runs.clear()
         report = sweep(older_than=None)
         assert cancelled(emulator) == {name}
-        assert report["found"][0]["owner"]["reason"] == "its run was deleted"
+        assert report["found"][0]["owner"]["reason"] == "is gone with its run"
 
     def test_a_map_index_that_is_gone_from_a_run_is_alive(
         self, emulator: DaiEmulator, owned: Owned, airflow: Airflow
@@ -255,10 +248,10 @@ class TestOwner:
 
     @pytest.mark.parametrize("later", [-1800.0, LATEST_START + 60], ids=["before", "long after"])
     def test_an_ingest_of_the_same_media_at_another_time_is_not_its_own(
-        self, emulator: DaiEmulator, claim: Any, airflow: Airflow, clock: Clock, later: float
+        self, emulator: DaiEmulator, write: Any, airflow: Airflow, clock: Clock, later: float
     ) -> None:
         now = clock.now
-        claim()
+        write()
         set_state(airflow, "failed")
         clock.now = now + later
         emulator.start_ingest(seconds=math.inf, creative_url=URL)
@@ -266,36 +259,26 @@ class TestOwner:
         assert sweep(older_than=None)["passed_over"]["unowned"] == 1
 
     def test_a_lost_name_is_known_by_media_and_time(self, emulator: DaiEmulator, owned: Owned) -> None:
-        name = owned("failed", push=False)
+        name = owned("failed", known=False)
         sweep(older_than=None)
         assert cancelled(emulator) == {name}
 
-    def test_what_the_task_has_pushed_tells_its_ingest_from_a_strangers(
-        self, emulator: DaiEmulator, airflow: Airflow, claim: Any, clock: Clock
+    @pytest.mark.parametrize("names", [[], ["operations/finished"]], ids=["refused", "another"])
+    def test_what_another_system_has_started_soon_after_a_task_is_left_alone(
+        self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock, names: list[str]
     ) -> None:
-        claim()
+        write().end(names)
         set_state(airflow, "failed")
-        own, _ = (emulator.start_ingest(seconds=math.inf, creative_url=URL) for _ in range(2))
-        airflow.xcoms["a_dag", "a_run", "ingest", -1] = own
-        clock.advance(60)
-        sweep(older_than=None)
-        assert cancelled(emulator) == {own}
+        clock.advance(1)
+        emulator.start_ingest(seconds=math.inf, creative_url=URL)
+        assert sweep(older_than=None)["passed_over"]["unowned"] == 1
+        assert cancelled(emulator) == set()
 
-    def test_of_two_ingests_that_nothing_tells_apart_none_is_touched(
-        self, emulator: DaiEmulator, airflow: Airflow, claim: Any, clock: Clock
-    ) -> None:
-        claim()
-        set_state(airflow, "failed")
-        for _ in range(2):
-            emulator.start_ingest(seconds=math.inf, creative_url=URL)
-        clock.advance(60)
-        assert sweep(older_than=None)["passed_over"]["unowned"] == 2
-
-    def test_two_tasks_that_submit_the_same_media_at_a_time_keep_their_ingests(
-        self, emulator: DaiEmulator, airflow: Airflow, claim: Any, clock: Clock
+    def test_two_tasks_that_start_the_same_media_at_a_time_keep_their_ingests(
+        self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock
     ) -> None:
         for run in ("a_run", "b_run"):
-            claim(run)
+            write(run)
             emulator.start_ingest(seconds=math.inf, creative_url=URL)
         set_state(airflow, "failed", "a_run")
         set_state(airflow, "running", "b_run")
@@ -303,86 +286,80 @@ class TestOwner:
         sweep(older_than=None)
         assert cancelled(emulator) == set()
 
-    def test_two_tasks_that_submit_the_same_media_at_other_times_are_told_apart(
-        self, emulator: DaiEmulator, owned: Owned
+    def test_two_tasks_that_have_started_the_same_media_at_a_time_are_told_apart(
+        self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock
     ) -> None:
-        first = owned("failed", "a_run")
-        owned("running", "b_run")
-        sweep(older_than=None)
-        assert cancelled(emulator) == {first}
-
-    @pytest.mark.parametrize("first_pushed", [True, False])
-    def test_a_task_that_submits_the_same_media_soon_after_another_has_failed_owns_its_ingest(
-        self, emulator: DaiEmulator, airflow: Airflow, claim: Any, clock: Clock, first_pushed: bool
-    ) -> None:
-        claim("a_run")
+        first, second = write("a_run"), write("b_run")
+        names = [emulator.start_ingest(seconds=math.inf, creative_url=URL) for _ in range(2)]
+        first.end(names[:1])
+        second.end(names[1:])
         set_state(airflow, "failed", "a_run")
-        if first_pushed:
-            airflow.xcoms["a_dag", "a_run", "ingest", -1] = emulator.start_ingest(seconds=0, creative_url=URL)
-        clock.advance(60)
-        claim("b_run")
-        name = emulator.start_ingest(seconds=math.inf, creative_url=URL)
         set_state(airflow, "running", "b_run")
-        airflow.xcoms["a_dag", "b_run", "ingest", -1] = name
+        clock.advance(60)
+        sweep(older_than=None)
+        assert cancelled(emulator) == set(names[:1])
+
+    @pytest.mark.parametrize("waits", [True, False])
+    def test_a_run_soon_after_one_whose_process_was_lost_keeps_its_ingest(
+        self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock, waits: bool
+    ) -> None:
+        write("a_run")
+        set_state(airflow, "failed", "a_run")
+        clock.advance(60)
+        own = write("b_run", waits=waits)
+        name = emulator.start_ingest(seconds=math.inf, creative_url=URL)
+        own.end([name])
+        if not waits:
+            own.close(runs_on=True)
+        set_state(airflow, "running" if waits else "success", "b_run")
         clock.advance(60)
         sweep(older_than=None)
         assert cancelled(emulator) == set()
         set_state(airflow, "failed", "b_run")
-        report = sweep(older_than=None)
+        assert [one["owner"]["run_id"] for one in sweep(older_than=None)["found"]] == ["b_run"]
         assert cancelled(emulator) == {name}
-        assert report["found"][0]["owner"]["run_id"] == "b_run"
 
-    def test_a_strangers_ingest_of_what_a_list_has_finished_is_left_alone(
-        self, emulator: DaiEmulator, airflow: Airflow, claim: Any, clock: Clock
-    ) -> None:
-        urls = [f"{URL}{number}" for number in range(3)]
-        claim(media=urls)
-        names = [emulator.start_ingest(seconds=0, creative_url=url) for url in urls]
-        airflow.xcoms["a_dag", "a_run", "ingest", -1] = names
-        set_state(airflow, "failed")
-        clock.advance(60)
-        emulator.start_ingest(seconds=math.inf, creative_url=urls[0])
-        assert sweep(older_than=None)["passed_over"]["unowned"] == 1
-        assert cancelled(emulator) == set()
-
+    @pytest.mark.parametrize("known", [True, False])
     def test_a_long_list_is_one_record(
-        self, emulator: DaiEmulator, airflow: Airflow, claim: Any, clock: Clock, records: Store
+        self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock, records: Store, known: bool
     ) -> None:
         urls = [f"{URL}{number}" for number in range(1000)]
-        own = claim(media=urls)
+        own = write(media=urls)
         names = [emulator.start_ingest(seconds=math.inf, creative_url=url) for url in urls]
-        own.started()
+        if known:
+            own.end(names)
         set_state(airflow, "failed")
-        airflow.xcoms["a_dag", "a_run", "ingest", -1] = names
         clock.advance(60)
-        foreign = emulator.start_ingest(seconds=math.inf, creative_url=urls[0])
-        assert len(json.dumps(records.kept)) < 30_000
+        foreign = emulator.start_ingest(seconds=math.inf, creative_url="https://media.example.com/other.mp4")
+        assert len(json.dumps(records.kept)) < 40_000
         sweep(older_than=None, max_cancellations=2000)
         assert cancelled(emulator) == set(names)
         assert foreign not in cancelled(emulator)
-        assert airflow.asked == ["states", "xcom", "states"]
+        assert airflow.asked == ["states", "states"]
 
 
 class TestDoubt:
-    def test_a_late_twin_is_cancelled_although_its_task_runs(
-        self, emulator: DaiEmulator, airflow: Airflow, claim: Any, clock: Clock
+    @pytest.mark.parametrize("state", ["running", "success", "failed"])
+    def test_a_late_twin_is_cancelled_whatever_became_of_its_task(
+        self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock, state: str
     ) -> None:
-        own = claim()
+        own = write(waits=False)
         clock.advance(30)
         twin, adopted = (emulator.start_ingest(seconds=math.inf, creative_url=URL) for _ in range(2))
-        assert own.doubt({URL: adopted})
-        set_state(airflow, "running")
+        own.end([adopted], [URL])
+        own.close(runs_on=True)
+        set_state(airflow, state)
         clock.advance(60)
         report = sweep(older_than=None)
-        assert cancelled(emulator) == {twin}
-        assert "a second ingest of its media" in report["found"][0]["owner"]["reason"]
+        assert cancelled(emulator) == {twin, adopted} if state == "failed" else {twin}
+        reasons = {one["name"]: one["owner"]["reason"] for one in report["found"]}
+        assert reasons[twin] == "has started another ingest of this media after a lost response"
 
-    def test_without_an_adopted_one_each_of_them_is_the_tasks(
-        self, emulator: DaiEmulator, airflow: Airflow, claim: Any, clock: Clock
+    def test_while_a_task_starts_each_of_them_is_its_own(
+        self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock
     ) -> None:
-        own = claim()
+        write()
         names = {emulator.start_ingest(seconds=math.inf, creative_url=URL) for _ in range(2)}
-        assert own.doubt({URL: None})
         set_state(airflow, "running")
         clock.advance(60)
         sweep(older_than=None)
@@ -391,11 +368,18 @@ class TestDoubt:
         sweep(older_than=None)
         assert cancelled(emulator) == names
 
-    def test_what_is_in_doubt_stays_written_down(self, claim: Any, records: Store) -> None:
-        own = claim()
-        own.doubt({URL: "operations/adopted"})
-        own.close()
-        assert len(records.kept) == 1
+    def test_what_a_lost_process_has_started_is_a_stray_once_the_next_try_starts_another(
+        self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock
+    ) -> None:
+        write()
+        lost = emulator.start_ingest(seconds=math.inf, creative_url=URL)
+        clock.advance(60)
+        own = write()
+        own.end([emulator.start_ingest(seconds=math.inf, creative_url=URL)])
+        set_state(airflow, "running")
+        clock.advance(60)
+        sweep(older_than=None)
+        assert cancelled(emulator) == {lost}
 
 
 class TestTwoLooks:
@@ -403,7 +387,7 @@ class TestTwoLooks:
         self, emulator: DaiEmulator, owned: Owned, airflow: Airflow, monkeypatch: pytest.MonkeyPatch, records: Store
     ) -> None:
         owned("failed")
-        before = dict(records.kept)
+        before = {**records.kept, "sweep": True}
         look_again(monkeypatch, lambda: set_state(airflow, None))
         report = sweep(older_than=None)
         assert cancelled(emulator) == set()
@@ -411,13 +395,14 @@ class TestTwoLooks:
         assert records.kept == before
 
     def test_the_next_try_learns_what_is_about_to_be_cancelled_before_its_state_is_read(
-        self, owned: Owned, airflow: Airflow, claim: Any, monkeypatch: pytest.MonkeyPatch
+        self, owned: Owned, airflow: Airflow, records: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         name = owned("failed")
-        states, seen = airflow.task_states, []
+        states = airflow.task_states
+        seen: list[set[str]] = []
 
         def look(*args: Any) -> Any:
-            seen.append(claim().strays())
+            seen.append(OwnerRecords(records).strays(Owner("a_dag", "a_run", "ingest")))
             return states(*args)
 
         monkeypatch.setattr(owners, "task_states", look)
@@ -444,7 +429,7 @@ class TestTwoLooks:
         self, emulator: DaiEmulator, owned: Owned, records: Store, clock: Clock
     ) -> None:
         owned("failed")
-        before, began = dict(records.kept), clock.now
+        before, began = {**records.kept, "sweep": True}, clock.now
         assert len(sweep(older_than=None, dry_run=True)["found"]) == 1
         assert (records.kept, clock.now, cancelled(emulator)) == (before, began, set())
 
@@ -454,7 +439,7 @@ class TestTwoLooks:
         name = owned("failed")
         look_again(monkeypatch, lambda: sweep(older_than=None))
         sweep(older_than=None)
-        assert cancelled(emulator) == {name}
+        assert emulator.cancel_requested(name) <= 2
 
 
 class TestOutage:
@@ -479,17 +464,23 @@ class TestOutage:
 
 
 class TestCost:
+    @pytest.mark.parametrize(("failing", "strays"), [(2, 500), (1, 1000), (51, 0)])
     def test_a_thousand_operations_of_fifty_runs(
-        self, emulator: DaiEmulator, owned: Owned, airflow: Airflow, records: Store
+        self, emulator: DaiEmulator, owned: Owned, airflow: Airflow, records: Store, failing: int, strays: int
     ) -> None:
         for run in range(50):
             for index in range(20):
-                owned("failed" if run % 2 else "running", f"run_{run}", map_index=index, url=f"{URL}{run}-{index}")
+                owned(
+                    "running" if (run + 1) % failing else "failed",
+                    f"run_{run}",
+                    map_index=index,
+                    url=f"{URL}{run}-{index}",
+                )
         airflow.asked.clear()
         records.asked.clear()
         sweep(older_than=None, max_cancellations=1000)
-        assert len(cancelled(emulator)) == 500
-        assert len(airflow.asked) + len(records.asked) <= 3 * 50 + 2 * 1000
+        assert len(cancelled(emulator)) == strays
+        assert len(airflow.asked) + len(records.asked) <= 3 * 50 + 2 * 1000 + 2
 
 
 class TestVersions:
