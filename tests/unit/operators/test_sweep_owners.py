@@ -19,7 +19,6 @@ from airflow_dai_provider.ingest.ownership import LATEST_START, Owner, OwnerReco
 from airflow_dai_provider.operators.dai import DaiCancelStrayOperationsOperator
 from airflow_dai_provider.sweep import owners
 from tests.support.clock import Clock
-from tests.support.log import Log
 from tests.support.strays import make
 from tests.support.task_instance import Store, Ti
 
