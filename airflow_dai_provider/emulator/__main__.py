@@ -6,7 +6,7 @@ import logging
 import shlex
 import signal
 import sys
-import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +23,8 @@ from airflow_dai_provider.emulator.store import FINISHED_CANCEL
 _DEFAULT_PORT = 8085
 # Without a bound, the record of a client that polls for days would fill the memory.
 _RECORDED_REQUESTS = 1000
+#: Seconds after a signal until it is noticed, at most.
+_SIGNAL_INTERVAL = 0.1
 
 _OPEN = """\
 export DAI_EMULATOR_HOST={host}
@@ -83,9 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.authentication != (options.key_file is not None or options.metadata_server):
         parser.error("--authentication and --key-file belong together, or --metadata-server: they give access")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
-    stopping = threading.Event()
+    signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, lambda received, _: signals.append(received))
     try:
         emulator = _start(options)
     except (ValueError, _CannotServeError) as error:
@@ -93,7 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     sys.stdout.write(_greeting(emulator, options))
     sys.stdout.flush()
-    stopping.wait()
+    # No Event: its lock deadlocks with a handler that runs while it is taken, and a signal that comes just before an
+    # unlimited wait does not end it.
+    while not signals:
+        time.sleep(_SIGNAL_INTERVAL)
     emulator.stop()
     return 0
 

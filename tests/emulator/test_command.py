@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -157,21 +158,33 @@ def test_help_is_complete(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert max(map(len, output.splitlines())) <= 120
 
 
+def main_until(condition: Callable[[], object], *arguments: str) -> int:
+    """Run the function until a signal, which is sent when the condition holds, or when it never will."""
+
+    def stop() -> None:
+        try:
+            wait_until(condition)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    code = main(arguments)
+    thread.join()  # a signal that comes after this test would hit another one
+    return code
+
+
 @pytest.mark.usefixtures("signal_handlers")
 def test_function_serves_until_a_signal(capsys: pytest.CaptureFixture[str]) -> None:
     with DaiEmulator() as emulator:
         port = emulator.host.rpartition(":")[2]  # free again in a moment
 
-    def stop_when_it_serves() -> None:
+    def is_served() -> bool:
         with requests.Session() as session:
             session.mount("http://", HTTPAdapter(max_retries=Retry(connect=100, backoff_factor=0.01)))
-            session.get(f"http://127.0.0.1:{port}/v1/operations", timeout=5)
-        os.kill(os.getpid(), signal.SIGTERM)
+            return session.get(f"http://127.0.0.1:{port}/v1/operations", timeout=5).ok
 
-    thread = threading.Thread(target=stop_when_it_serves)
-    thread.start()
-    assert main(["--port", port, "--ingest-seconds", "3"]) == 0
-    thread.join()
+    assert main_until(is_served, "--port", port, "--ingest-seconds", "3") == 0
     assert f"export DAI_EMULATOR_HOST=127.0.0.1:{port}" in capsys.readouterr().out.splitlines()
 
 
@@ -257,15 +270,8 @@ def test_function_writes_a_relative_key_file_and_prints_the_seed(
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "key.json"
 
-    def stop_when_it_serves() -> None:
-        wait_until(file.exists)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=stop_when_it_serves)
-    thread.start()
     flags = ["--authentication", "--key-file", "key.json", "--fault", "status=503,rate=0.1", "--control", "off"]
-    assert main(["--port", "0", *flags]) == 0
-    thread.join()
+    assert main_until(file.exists, "--port", "0", *flags) == 0
     output = capsys.readouterr().out
     assert f'"key_path": "{file}"' in output
     assert "good for 3600 s" in output

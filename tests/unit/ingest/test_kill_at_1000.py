@@ -85,6 +85,9 @@ def test_a_kill_cancels_all(
         with pytest.raises(ProcessEndedError):
             operator.execute({"ti": ti})  # type: ignore[typeddict-item]
     finally:
+        for timer in timers:
+            timer.cancel()
+            timer.join()  # a signal that comes after this test would hit another one
         signal.signal(signal.SIGTERM, before)
 
     ingests = record()
