@@ -146,7 +146,9 @@ class Owners:
         if not times:
             return {}
         found: dict[str, list[Record]] = defaultdict(list)
-        for *ids, pushed in xcoms_in_database(XCOM_STARTED, min(times) - timedelta(seconds=CLOCK_SKEW)):
+        for dag_id, run_id, task_id, map_index, pushed in xcoms_in_database(
+            XCOM_STARTED, min(times) - timedelta(seconds=CLOCK_SKEW)
+        ):
             match pushed:
                 # Code of a user can push names too, and says nothing of what they are meant for.
                 case {
@@ -157,7 +159,8 @@ class Owners:
                 } if flags:
                     given = {str(flag): value is True for flag, value in flags.items()}
                     opening = Opening(number, since=0.0, last=0.0, ended=True)
-                    record = Record(Owner(*ids), given, frozenset(map(str, names)), (opening,))
+                    owner = Owner(dag_id, run_id, task_id, map_index)
+                    record = Record(owner, given, frozenset(map(str, names)), (opening,))
                     for name in record.names:
                         found[name].append(record)
         return {name: records[0] for name, records in found.items() if len(records) == 1}

@@ -131,10 +131,11 @@ class TestRecord:
         assert referred == [[key]] * 3
 
     def test_two_tasks_with_the_same_media_keep_both_records(
-        self, slow: DaiEmulator, context: Any, records: Store, ti: Ti
+        self, slow: DaiEmulator, context: Any, records: Store, store: Store, ti: Ti
     ) -> None:
         for run in ("a_run", "b_run"):
             ti.run_id = run
+            store.kept.clear()
             execute(context, wait_for_completion=False, cancel_with_run=True)
         keys = OwnerRecords(records).of_medium(medium(slow.endpoint, URL))
         assert keys == [Owner("a_dag", run, "ingest").key("owner") for run in ("a_run", "b_run")]
@@ -248,7 +249,8 @@ class TestDoubt:
     def test_a_refusal_after_a_lost_start_leaves_the_doubt(
         self, slow: DaiEmulator, context: Any, records: Store
     ) -> None:
-        slow.inject(Fault(CREATE, drop="before", times=1), Fault(CREATE, rpc_status="PERMISSION_DENIED", times=None))
+        slow.inject(Fault(CREATE, drop="before", times=1))
+        slow.inject(Fault(CREATE, rpc_status="PERMISSION_DENIED", times=None))
         with pytest.raises(AirflowFailException, match="PERMISSION_DENIED"):
             execute(context)
         assert opening_of(records).doubts == {medium(slow.endpoint, URL)}
@@ -304,7 +306,7 @@ class TestStrays:
         assert len(log.lines("The sweep cancels")) == 1
 
     def test_one_that_the_service_no_longer_knows_is_no_error(
-        self, slow: DaiEmulator, context: Any, records: Store, ti: Ti, store: Store
+        self, slow: DaiEmulator, context: Any, records: Store, ti: Ti
     ) -> None:
         ti.max_tries = 1
         with pytest.raises(AirflowException, match="within 10 s"):
