@@ -248,7 +248,8 @@ def _error(request: Request[Any], response: Response, now: datetime) -> ServiceE
 
     An error can come under the status of a success; then ``error.code`` takes the place of the HTTP status.
     """
-    retry_after = read_retry_after(response.headers.get("retry-after"), now)
+    headers = response.headers
+    retry_after = read_retry_after(headers.get("retry-after"), now, headers.get("date"))
     error = _error_object(response.body)
     from_front_end = error is None or 300 <= response.status < 400
     if error is None or from_front_end:

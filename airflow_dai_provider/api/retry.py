@@ -16,6 +16,8 @@ from airflow_dai_provider.api.parameters import MAX_SECONDS
 #: Seconds of backoff before the first retry, and at most (Google's own defaults).
 FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 10.0
+#: The most seconds for which the response to one request holds the others. It is less than an outage is borne.
+MAX_HELD = 120.0
 
 #: The server was too busy to act on the request.
 THROTTLED = frozenset({Code.RESOURCE_EXHAUSTED})
@@ -142,7 +144,8 @@ def not_retried(error: ServiceError, reason: str, retry_after: float | None = No
 class Pace:
     """The pause that a service has asked for, which holds every request of those that share it.
 
-    Threads may share it: it only ever holds one number.
+    A long one holds the others for a part of an outage only: it can be a mistake, and a wait that ends before it has
+    polled again says nothing of its operation. Threads may share it: it only ever holds one number.
     """
 
     def __init__(self) -> None:
@@ -151,7 +154,7 @@ class Pace:
     def note(self, error: ServiceError, now: float) -> None:
         """Hold the requests for as long as an error asks for; at least briefly, when the service is too busy."""
         if error.retry_after is not None or error.rpc_code in THROTTLED:
-            self._until = max(self._until, now + max(error.retry_after or 0.0, FIRST_BACKOFF))
+            self._until = max(self._until, now + min(max(error.retry_after or 0.0, FIRST_BACKOFF), MAX_HELD))
 
     @staticmethod
     def error(request: object, delay: float, failure: ServiceError | None = None) -> ServiceError:
@@ -190,19 +193,28 @@ def backoff(attempt: int, retry_after: float | None, random: float) -> float:
     return max(wait, retry_after or 0.0)
 
 
-def read_retry_after(value: str | None, now: datetime) -> float | None:
+def read_retry_after(value: str | None, now: datetime, date: str | None = None) -> float | None:
     """Read the header ``Retry-After``, in seconds or as a date.
 
-    :return: seconds from ``now``, never negative, and no more than a sleep holds; None where there is no header that
-        can be read.
+    :param date: the header ``Date`` of the response: both are times of the service's clock.
+    :return: seconds from that, or else from ``now``, never negative, and no more than a sleep holds; None where there
+        is no header that can be read.
     """
     if value is None:
         return None
     if value.strip().isdecimal():
         return min(float(value), MAX_SECONDS)
+    time = _read_date(value)
+    if time is None:
+        return None
+    seconds = (time - (_read_date(date or "") or now)).total_seconds()
+    return min(max(0.0, seconds), MAX_SECONDS)
+
+
+def _read_date(value: str) -> datetime | None:
+    """Read an HTTP date; None for anything else."""
     try:
         time = parsedate_to_datetime(value)
     except (ValueError, OverflowError):
         return None
-    seconds = ((time if time.tzinfo else time.replace(tzinfo=UTC)) - now).total_seconds()
-    return min(max(0.0, seconds), MAX_SECONDS)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from google.rpc import code_pb2
 
+from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError, code_of_http_status
 from airflow_dai_provider.api.parameters import MAX_SECONDS
 from airflow_dai_provider.api.retry import backoff, may_have_acted, may_retry, read_retry_after
@@ -137,6 +138,27 @@ def test_retry_after_is_read_in_both_forms_and_ignored_in_any_other(value: str |
 def test_an_absolute_retry_after_is_counted_from_now_in_any_zone() -> None:
     there = NOW.astimezone(timezone(timedelta(hours=-8)))
     assert read_retry_after("Thu, 01 Jan 2026 00:00:30 GMT", there) == 30.0
+
+
+@pytest.mark.parametrize(
+    ("date", "expected"),
+    [
+        pytest.param("Thu, 01 Jan 2026 01:00:10 GMT", 20.0, id="the service is an hour ahead"),
+        pytest.param("Wed, 31 Dec 2025 23:00:00 GMT", 7230.0, id="it is behind"),
+        pytest.param("Thu, 01 Jan 2026 02:00:00 GMT", 0.0, id="in the past"),
+        pytest.param("yesterday", 3630.0, id="no date"),
+        pytest.param(None, 3630.0, id="none"),
+    ],
+)
+def test_an_absolute_retry_after_is_counted_from_the_date_of_the_response(date: str | None, expected: float) -> None:
+    assert read_retry_after("Thu, 01 Jan 2026 01:00:30 GMT", NOW, date) == expected
+
+
+def test_a_service_whose_clock_is_an_hour_ahead_asks_for_no_longer_pause() -> None:
+    headers = {"retry-after": "Thu, 01 Jan 2026 01:00:05 GMT", "date": "Thu, 01 Jan 2026 01:00:00 GMT"}
+    with pytest.raises(ServiceError) as caught:
+        rest.read_response(rest.get_operation("operations/a"), rest.Response(503, headers, b""), NOW)
+    assert caught.value.retry_after == 5.0
 
 
 @pytest.mark.parametrize("digits", [10, 400, 5000])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from google.api_core import exceptions
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
-from airflow_dai_provider.api.polling import WaitTimeoutError
+from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.polling import MAX_OUTAGE, WaitTimeoutError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
 from tests.support.clock import Clock
@@ -36,6 +39,21 @@ def test_a_call_waits_in_a_pause_no_longer_than_its_retries_may_last(emulator: D
 
     run(main())
     assert (clock.now - began, count(emulator, GET)) == (0, 1)
+
+
+def test_one_response_that_asks_for_a_long_pause_ends_no_wait_that_shares_the_session(
+    emulator: DaiEmulator, clock: Clock
+) -> None:
+    names = [emulator.start_ingest(seconds=30) for _ in range(3)]
+    emulator.inject(Fault(GET, status=503, retry_after=3600))
+
+    async def main() -> list[Operation]:
+        async with DaiAsyncHook(api_endpoint=emulator.endpoint) as hook:
+            return await asyncio.gather(*map(hook.wait_for_operation, names))
+
+    began = clock.now
+    assert [operation.state for operation in run(main())] == ["SUCCEEDED"] * 3
+    assert clock.now - began <= 2 * MAX_OUTAGE  # all sleep on one clock
 
 
 def test_a_pause_after_an_attempt_keeps_the_error_of_the_service(emulator: DaiEmulator, clock: Clock) -> None:

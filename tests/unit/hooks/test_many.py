@@ -8,7 +8,8 @@ import pytest
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
-from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
+from airflow_dai_provider.api.polling import MAX_OUTAGE, NOT_FOUND_GRACE
+from airflow_dai_provider.api.retry import MAX_HELD
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.transport.threads import CONCURRENCY
@@ -52,6 +53,18 @@ def test_a_pause_that_the_service_asks_for_holds_every_poll(emulator: DaiEmulato
     under_way = [time for time in times[101:] if time < times[100] + 20]
     assert len(under_way) < 2 * CONCURRENCY, "Only what was under way, or sent before the response was read."
     assert len(times) <= 400 + 1
+
+
+@pytest.mark.parametrize("seconds", [200, 3600, 1e9])
+def test_one_response_that_asks_for_a_long_pause_ends_no_wait(
+    emulator: DaiEmulator, poll: Poll, seconds: float, clock: Clock
+) -> None:
+    names = [emulator.start_ingest(seconds=0) for _ in range(100)]
+    emulator.inject(Fault(method=GET, status=429, retry_after=int(seconds)))
+    began = clock.now
+    many = poll(names)
+    assert (len(many.finished), many.failed) == (100, {})
+    assert MAX_HELD <= clock.now - began < MAX_OUTAGE
 
 
 def test_one_that_is_unknown_is_believed_in_time(emulator: DaiEmulator, poll: Poll, clock: Clock) -> None:

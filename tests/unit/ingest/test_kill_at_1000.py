@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import requests
+from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_dai_provider.ingest import kill_switch
 from tests.support.ingests import make
@@ -82,7 +83,9 @@ def test_a_kill_cancels_all(
     monkeypatch.setattr(ti, "xcom_push", kill_soon, raising=False)
     before = signal.signal(signal.SIGTERM, handler)
     try:
-        with pytest.raises(ProcessEndedError):
+        # Python swallows the exception where it hits a callback of its own, such as that of a weak reference. Then the
+        # task goes on, as on Airflow 3, and fails because its ingests were cancelled.
+        with pytest.raises((ProcessEndedError, AirflowFailException)):
             operator.execute({"ti": ti})  # type: ignore[typeddict-item]
     finally:
         for timer in timers:

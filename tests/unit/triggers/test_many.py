@@ -12,6 +12,7 @@ import pytest
 
 from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.polling import MAX_OUTAGE, WaitTimeoutError
+from airflow_dai_provider.api.retry import MAX_HELD
 from airflow_dai_provider.api.storable import pack
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
@@ -185,6 +186,18 @@ def test_a_pause_holds_every_request(emulator: DaiEmulator, make_trigger: MakeTr
     refused = times[100]
     under_way = [time for time in times[101:] if time < refused + 20]
     assert len(under_way) < 2 * MAX_CONNECTIONS, "Only what was under way, or sent before the response was read."
+
+
+@pytest.mark.parametrize("seconds", [200, 3600])
+def test_one_response_that_asks_for_a_long_pause_ends_no_wait(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, seconds: int, clock: Clock
+) -> None:
+    names = [emulator.start_ingest(seconds=0) for _ in range(100)]
+    emulator.inject(Fault(method=GET, status=429, retry_after=seconds))
+    began = clock.now
+    event = fire(make_trigger(names))
+    assert set(read(event, names)[0].values()) == {"SUCCEEDED"}
+    assert MAX_HELD <= clock.now - began < MAX_OUTAGE
 
 
 # Its kill
