@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("_time")
 
 
 @pytest.fixture
-def _time(monkeypatch: pytest.MonkeyPatch, few_authorities: None, fake_time: Clock) -> None:
+def _time(monkeypatch: pytest.MonkeyPatch, few_authorities: None, fake_time: Clock, records: Store) -> None:
     """Let tasks, hooks, triggers and Airflow's sensor base live on the test's clock."""
     base = sys.modules[BaseSensorOperator.__module__]
     monkeypatch.setattr(base, "time", SimpleNamespace(sleep=fake_time.sleep, monotonic=fake_time))
