@@ -167,13 +167,12 @@ class DaiOperationTrigger(BaseTrigger):
             "timeout": self.timeout,
             "poll_interval": self.poll_interval,
             "max_outage": self.max_outage,
-            "responded": self.responded,
         }
         async with await sync_to_async(self._make_hook, thread_sensitive=False)() as hook:
             # A kill leaves little time to look up the connection and to fetch a token.
             self._hook = hook
             # Another triggerer has polled before, and without a response of the API, the wait would have ended there.
-            limits["responded"] |= hook._clock() - self.started > POLLED_BEFORE
+            limits["responded"] = self.responded or hook._clock() - self.started > POLLED_BEFORE
             if not isinstance(names, list):
                 operation = await hook.wait_for_operation(names, **limits)
                 self.log.info("%s.", operation)
