@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Seconds after which ``on_kill`` gives up waiting for the cancel request; Airflow allows 30.
 KILL_SECONDS = 25.0
+#: A wait that is older than this, in seconds, when its trigger begins was polled by another triggerer before.
+POLLED_BEFORE = 30.0
 _UNNAMED = "What this trigger waits for"
 
 # Threads of their own, since all triggers share the default ones for their look-ups. They start with the first kill.
@@ -165,11 +167,12 @@ class DaiOperationTrigger(BaseTrigger):
             "timeout": self.timeout,
             "poll_interval": self.poll_interval,
             "max_outage": self.max_outage,
-            "responded": self.responded,
         }
         async with await sync_to_async(self._make_hook, thread_sensitive=False)() as hook:
             # A kill leaves little time to look up the connection and to fetch a token.
             self._hook = hook
+            # Another triggerer has polled before, and without a response of the API, the wait would have ended there.
+            limits["responded"] = self.responded or hook._clock() - self.started > POLLED_BEFORE
             if not isinstance(names, list):
                 operation = await hook.wait_for_operation(names, **limits)
                 self.log.info("%s.", operation)

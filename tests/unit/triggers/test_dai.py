@@ -15,7 +15,7 @@ import pytest
 from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
-from airflow_dai_provider.triggers.dai import DaiOperationTrigger
+from airflow_dai_provider.triggers.dai import POLLED_BEFORE, DaiOperationTrigger
 from tests.support.clock import Clock
 from tests.support.connections import define_connection
 from tests.support.emulators import MakeEmulator
@@ -94,6 +94,20 @@ def test_nothing_is_sent_before_it_runs(make_emulator: MakeEmulator) -> None:
 
 
 # When it polls
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one", "list"])
+@pytest.mark.parametrize(("age", "polls"), [(0.0, 1), (POLLED_BEFORE + 1, 2)], ids=["first", "restarted"])
+def test_a_page_in_response_to_the_first_poll_of_another_triggerer_is_an_outage(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, clock: Clock, age: float, polls: int, several: bool
+) -> None:
+    name = emulator.start_ingest(seconds=0)
+    trigger = make_trigger([name] if several else name, started=clock.now)
+    clock.advance(age)
+    emulator.inject(Fault("operations.get", status=403, html=True))
+    event = fire(again(trigger))
+    assert len(emulator.requests) == polls
+    assert (event["status"] == "finished") == (polls == 2 or several)
 
 
 def test_the_interval_of_polls_grows_by_half(
