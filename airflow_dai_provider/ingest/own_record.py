@@ -25,8 +25,6 @@ START_AGAIN = (
     "Starting it again. If the first request still starts an ingest, the sweep cancels that one, whose name no task "
     "knows."
 )
-#: More media URLs than this are not referred to by a write each.
-MOST_WRITES = 20
 #: Seconds between two writes while many ingests are being started.
 WRITE_INTERVAL = 60.0
 
@@ -49,7 +47,7 @@ class OwnRecord:
         if HAS_ASSET_STATE_STORE and context.get("task_state_store") is not None:
             self._records = OwnerRecords(asset_store(ASSET))
         self._try_number = ti.try_number
-        self._record = Record(Owner(ti.dag_id, ti.run_id, ti.task_id, _index(ti)), flags)
+        self._record = Record(Owner.of(ti), flags)
         self._clock = clock
         self._log = log
         self._endpoint = ""
@@ -74,13 +72,14 @@ class OwnRecord:
             owner = self._record.owner
             earlier = records.get(owner.key("owner"))
             openings = earlier.openings if earlier else ()
-            lost = tuple(one if one.ended else replace(one, ended=True, doubts=one.media) for one in openings)
+            lost = [one if one.ended else replace(one, ended=True, doubts=one.media) for one in openings]
             names = (earlier.names if earlier else frozenset()) | frozenset(adopted)
             opening = Opening(self._try_number, since=now, last=now, media=media)
-            self._record = replace(self._record, names=names, openings=(*lost, opening))
+            # One without doubts tells nothing more, unless only by it the record is found and removed.
+            kept = [one for one in lost if one.doubts or not one.places <= opening.places]
+            self._record = replace(self._record, names=names, openings=(*kept, opening))
             records.write(self._record)
-            places: Iterable[str | None] = [None] if len(media) > MOST_WRITES else sorted(media)
-            self._has_neighbours = any([records.refer(owner, place) for place in places])
+            self._has_neighbours = records.refer(self._record)
             self._is_open = True
 
     @property
@@ -117,7 +116,7 @@ class OwnRecord:
             owner = self._record.owner
             record = self._record if self._record.openings else records.get(owner.key("owner"))
             if record and not record.is_in_doubt and not (runs_on and self._has_neighbours):
-                records.delete(owner)
+                records.remove(record)
 
     def leave_strays(self, saved: list[StartedIngest], hook: DaiHook) -> list[StartedIngest]:
         """Return the ingests of an earlier try without those that the sweep cancels; these are cancelled.
@@ -164,7 +163,3 @@ class OwnRecord:
             self._records = None
             self._is_open = False
             self._log.warning("%s, so the sweep cannot tell: %s", failure, describe_error(error))
-
-
-def _index(ti: Any) -> int:
-    return ti.map_index if isinstance(ti.map_index, int) else -1

@@ -12,10 +12,12 @@ key                value
 ``url-<hash>``     the keys of the records of those that have submitted a media URL, usually one
 ``lists``          the keys of the records of those that have submitted too many URLs for a write each
 ``strays-<hash>``  the operations of a task in a run that the sweep is about to cancel: no try reattaches to them
+``swept-<hash>``   the keys of the records that a sweep has met, and has not removed yet
 =================  ====================================================================================================
 
-A record is removed when its ingests have finished, or are meant to run on. It stays after a start in doubt: the first
-request can still start an ingest, although a second one was sent.
+A task removes its record when its ingests have finished, or are meant to run on. The record stays after a start in
+doubt: the first request can still start an ingest, although a second one was sent. The sweep removes what is left of
+tasks that have failed.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ LATEST_START = 900.0
 #: How far the clocks of service and worker can be apart; the service can also tell whole seconds only.
 CLOCK_SKEW = 10.0
 
+#: A record with more media than this is referred to by ``lists``, and not by a write for each.
+MOST_WRITES = 10
+
 _LISTS = "lists"
 
 
@@ -50,6 +55,11 @@ class Owner:
     run_id: str
     task_id: str
     map_index: int = -1
+
+    @classmethod
+    def of(cls, ti: Any) -> Self:
+        """Return the owner that a task instance of Airflow is."""
+        return cls(ti.dag_id, ti.run_id, ti.task_id, ti.map_index if isinstance(ti.map_index, int) else -1)
 
     def __str__(self) -> str:
         index = f" (map index {self.map_index})" if self.map_index >= 0 else ""
@@ -78,6 +88,11 @@ class Opening:
     ended: bool = False
     media: frozenset[str] = frozenset()
     doubts: frozenset[str] = frozenset()
+
+    @property
+    def places(self) -> set[str]:
+        """The keys under which the record is found, see :class:`Record`."""
+        return {_LISTS} if len(self.media) > MOST_WRITES else {f"url-{one}" for one in self.media}
 
     def may_have_started(self, one: str, created: float) -> bool:
         """Return whether an operation under an unknown name can be of a request of this opening.
@@ -111,9 +126,20 @@ class Record:
         return self.openings[-1].try_number if self.openings else 0
 
     @property
+    def last(self) -> float:
+        """When its task has last begun or ended to start ingests, in seconds of the epoch."""
+        return max((opening.last for opening in self.openings), default=0.0)
+
+    @property
     def is_in_doubt(self) -> bool:
         """Whether a request without a response can still start an ingest."""
         return any(opening.doubts for opening in self.openings)
+
+    @property
+    def places(self) -> list[str]:
+        """The keys under which this record is found."""
+        found = {place for opening in self.openings for place in opening.places}
+        return sorted(found)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -163,9 +189,13 @@ class OwnerRecords:
         """Replace the record of an owner."""
         self._store.set(record.owner.key("owner"), record.to_json())
 
-    def delete(self, owner: Owner) -> None:
-        """Remove the record of an owner. What refers to it stays until the next one writes there."""
-        self._store.delete(owner.key("owner"))
+    def remove(self, record: Record) -> None:
+        """Delete a record, and what refers to it."""
+        key = record.owner.key("owner")
+        for place in record.places:
+            others = [other for other in self._keys(place) if other != key]
+            self._replace(place, others)
+        self._store.delete(key)
 
     def of_medium(self, one: str) -> list[str]:
         """Return the keys of the records of those that have submitted a medium."""
@@ -175,12 +205,11 @@ class OwnerRecords:
         """Return the keys of the records of those that have submitted too many media for a write each."""
         return self._keys(_LISTS)
 
-    def refer(self, owner: Owner, one: str | None) -> list[str]:
-        """Let a medium, or with None the lists, refer to the record of an owner.
+    def refer(self, record: Record) -> bool:
+        """Let the media of the last opening of a record refer to it, and return whether they refer to others too."""
+        return any([self._refer(record.owner.key("owner"), place) for place in sorted(record.openings[-1].places)])
 
-        :return: the keys of the other records that it refers to.
-        """
-        place, key = (_LISTS if one is None else f"url-{one}"), owner.key("owner")
+    def _refer(self, key: str, place: str) -> bool:
         others: list[str] = []
         # Read again after it was written: another task can have written at the same time, without this one.
         for _ in range(3):
@@ -190,7 +219,7 @@ class OwnerRecords:
                 break
             others = [other for other in others if self.get(other)]
             self._store.set(place, [*others, key])
-        return others
+        return bool(others)
 
     def strays(self, owner: Owner) -> set[str]:
         """Return the operations that the sweep is about to cancel, or has cancelled, of an owner and its siblings."""
@@ -198,11 +227,15 @@ class OwnerRecords:
 
     def write_strays(self, owner: Owner, names: Collection[str]) -> None:
         """Replace them: one write for all map indexes of a task."""
-        key = replace(owner, map_index=-1).key("strays")
-        if names:
-            self._store.set(key, sorted(names))
-        else:
-            self._store.delete(key)
+        self._replace(replace(owner, map_index=-1).key("strays"), sorted(names))
+
+    def swept(self, sweep: Owner) -> set[str]:
+        """Return the keys of the records that a sweep has met and has not removed."""
+        return set(self._keys(replace(sweep, run_id="").key("swept")))
+
+    def write_swept(self, sweep: Owner, keys: Collection[str]) -> None:
+        """Replace them, for all runs of the sweep."""
+        self._replace(replace(sweep, run_id="").key("swept"), sorted(keys))
 
     def check(self) -> None:
         """Write something: a read does not tell that Airflow does not know the asset.
@@ -210,6 +243,12 @@ class OwnerRecords:
         :raises Exception: when nothing can be written.
         """
         self._store.set("sweep", True)
+
+    def _replace(self, place: str, keys: Collection[str]) -> None:
+        if keys:
+            self._store.set(place, list(keys))
+        else:
+            self._store.delete(place)
 
     def _keys(self, place: str) -> list[str]:
         found = self._store.get(place)

@@ -10,7 +10,16 @@ from functools import cached_property
 from typing import Any
 
 from airflow_dai_provider.api.operation import Operation
-from airflow_dai_provider.ingest.ownership import ASSET, CLOCK_SKEW, Opening, Owner, OwnerRecords, Record, medium
+from airflow_dai_provider.ingest.ownership import (
+    ASSET,
+    CLOCK_SKEW,
+    LATEST_START,
+    Opening,
+    Owner,
+    OwnerRecords,
+    Record,
+    medium,
+)
 from airflow_dai_provider.tasks.xcom import XCOM_STARTED
 from airflow_dai_provider.version_compat import (
     HAS_ASSET_STATE_STORE,
@@ -68,7 +77,9 @@ class Owners:
         self._records = records
         self._endpoint = endpoint
         self._read: dict[str, Record | None] = {}
-        #: The media of requests without a response, in place of which another one was sent.
+        #: The keys of the records of those that are owners.
+        self._met: set[str] = set()
+        #: The operations in place of which another one was started, after a lost response.
         self._twins: set[str] = set()
 
     def judge(self, running: Collection[Operation]) -> dict[str, Verdict]:
@@ -106,6 +117,36 @@ class Owners:
                     self._announce(owner, left)
         return again
 
+    def remove_leftovers(self, sweep: Owner, running: Collection[str], listed_at: float) -> None:
+        """Remove the records of tasks that are over, and whose ingests have finished.
+
+        Airflow cannot list them, so those that this and earlier sweeps have met are looked at.
+
+        :param sweep: the task instance that sweeps.
+        :param running: the operations that may still run, by name.
+        :param listed_at: when these were listed, in seconds of the epoch.
+        """
+        if not self._records:
+            return
+        before = self._records.swept(sweep)
+        keys = before | self._met
+        records = {key: record for key in keys if (record := self._get(key))}
+        idle = [
+            record
+            for record in records.values()
+            if record.names.isdisjoint(running) and record.last + LATEST_START < listed_at
+        ]
+        states = _states([record.owner for record in idle])
+        for record in idle:
+            owner = record.owner
+            if states[owner] in {*OVER, GONE, "success"}:
+                if self._records.strays(owner).isdisjoint(running):
+                    self._announce(owner, ())
+                self._records.remove(record)
+                del records[owner.key("owner")]
+        if records.keys() != before:
+            self._records.write_swept(sweep, records.keys())
+
     def _announce(self, owner: Owner, names: Collection[str]) -> None:
         if self._records:
             self._records.write_strays(owner, names)
@@ -122,13 +163,14 @@ class Owners:
         one, created = medium(self._endpoint, ingest.signed_creative_url), ingest.create_time.timestamp()
         keys = [*self._records.of_medium(one), *self._lists]
         records = [record for key in dict.fromkeys(keys) if (record := self._get(key))]
-        if named := [record for record in records if operation.name in record.names]:
-            return named[0] if len(named) == 1 else None
-        found = [record for record in records if any(o.may_have_started(one, created) for o in record.openings)]
+        found = [record for record in records if operation.name in record.names]
+        if not found:
+            found = [record for record in records if any(o.may_have_started(one, created) for o in record.openings)]
+            if len(found) == 1 and not any(o.may_have_started(one, created) for o in found[0].openings if not o.ended):
+                self._twins.add(operation.name)
         if len(found) != 1:
             return None
-        if not any(o.may_have_started(one, created) for o in found[0].openings if not o.ended):
-            self._twins.add(operation.name)
+        self._met.add(found[0].owner.key("owner"))
         return found[0]
 
     @cached_property

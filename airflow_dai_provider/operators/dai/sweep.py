@@ -14,14 +14,21 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
-from airflow_dai_provider.ingest.ownership import ASSET
+from airflow_dai_provider.ingest.ownership import ASSET, Owner
 from airflow_dai_provider.metrics import gauge_strays
 from airflow_dai_provider.sweep.owners import NO_OWNERS, Owners, Verdict, find_owners
 from airflow_dai_provider.sweep.report import SweepReport
 from airflow_dai_provider.sweep.requests import cancel_found, wait_for_requested
 from airflow_dai_provider.sweep.selection import PassedOver, Selection, check_count, check_duration
 from airflow_dai_provider.tasks.cancel_requests import KILLED
-from airflow_dai_provider.tasks.failures import describe_error, refused_parameters, sentences, task_error, task_errors
+from airflow_dai_provider.tasks.failures import (
+    describe_error,
+    log_failure,
+    refused_parameters,
+    sentences,
+    task_error,
+    task_errors,
+)
 from airflow_dai_provider.tasks.rounds import PAUSE
 from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.tasks.xcom import XCOM_REPORT
@@ -181,6 +188,8 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                     self._cancel(hook, report)
             finally:
                 context["ti"].xcom_push(XCOM_REPORT, report.to_dict())
+        if owners:
+            self._remove_leftovers(owners, Owner.of(context["ti"]), report)
         self._conclude(report)
         return report.to_dict()
 
@@ -277,6 +286,15 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
             cancel_found(workers, report, hook.retry_timeout, clock=self._clock, sleep=self._sleep, log=self.log)
             if self.wait_for_completion:
                 wait_for_requested(hook, workers, report, poll_interval=self.poll_interval, timeout=self.timeout)
+
+    def _remove_leftovers(self, owners: Owners, sweep: Owner, report: SweepReport) -> None:
+        """Remove records that nothing needs any more; what the list does not show may still need its own."""
+        if self.is_dry_run or report.unreadable:
+            return
+        try:
+            owners.remove_leftovers(sweep, report.running, report.listed_at)
+        except Exception as error:
+            log_failure(self.log, "Could not remove the records of finished ingests", error)
 
     def _conclude(self, report: SweepReport) -> None:
         """Log the result, and fail the task if an operation may still run."""

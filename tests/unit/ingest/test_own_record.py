@@ -9,8 +9,8 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.ingest.own_record import MOST_WRITES, STARTS, WRITE_INTERVAL
-from airflow_dai_provider.ingest.ownership import ASSET, Opening, Owner, OwnerRecords, Record, medium
+from airflow_dai_provider.ingest.own_record import STARTS, WRITE_INTERVAL
+from airflow_dai_provider.ingest.ownership import ASSET, MOST_WRITES, Opening, Owner, OwnerRecords, Record, medium
 from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError
 from tests.support.clock import Clock
 from tests.support.emulators import count
@@ -82,20 +82,30 @@ class TestRecord:
     ) -> None:
         given = [creative(url) for url in urls(number)]
         execute(context, creative=given if number > 1 else given[0], deferrable=deferrable)
-        assert owners_of(records) == set()
+        assert records.kept == {}
 
     @pytest.mark.usefixtures("slow")
     def test_it_is_removed_when_the_ingest_has_failed(self, context: Any, records: Store) -> None:
         with pytest.raises(AirflowFailException, match="INVALID_MEDIA"):
             execute(context, creative=creative(f"{URL}&outcome=INVALID_MEDIA"))
-        assert owners_of(records) == set()
+        assert records.kept == {}
 
     @pytest.mark.usefixtures("slow")
     @pytest.mark.parametrize("number", [1, 3, 30])
     def test_it_is_removed_when_the_ingest_is_meant_to_run_on(self, context: Any, records: Store, number: int) -> None:
         given = [creative(url) for url in urls(number)]
         execute(context, creative=given if number > 1 else given[0], wait_for_completion=False)
-        assert owners_of(records) == set()
+        assert records.kept == {}
+
+    def test_it_leaves_the_records_of_others_with_the_same_media(
+        self, slow: DaiEmulator, context: Any, records: Store, store: Store, ti: Ti
+    ) -> None:
+        execute(context, wait_for_completion=False, cancel_with_run=True)
+        store.kept.clear()
+        ti.run_id = "b_run"
+        execute(context)
+        assert owners_of(records) == {Owner("a_dag", "a_run", "ingest").key("owner")}
+        assert OwnerRecords(records).of_medium(medium(slow.endpoint, URL)) == sorted(owners_of(records))
 
     @pytest.mark.usefixtures("slow")
     def test_it_stays_while_the_ingest_may_run_by_mistake(self, context: Any, records: Store) -> None:
@@ -161,6 +171,19 @@ class TestRecord:
         assert len(records.asked) <= 8
         assert len(opening_of(records).media) == 1000
         assert opening_of(records).ended
+
+    @pytest.mark.parametrize("tries", [1, 5])
+    def test_tries_without_a_doubt_do_not_make_it_longer(
+        self, slow: DaiEmulator, context: Any, records: Store, ti: Ti, tries: int
+    ) -> None:
+        ti.max_tries = tries
+        slow.inject(Fault(CREATE, rpc_status="RESOURCE_EXHAUSTED", times=None))
+        for ti.try_number in range(1, tries + 1):
+            with pytest.raises(AirflowException):
+                execute(context)
+        record = record_of(records)
+        assert record
+        assert (record.try_number, len(record.openings), record.is_in_doubt) == (tries, 1, False)
 
     @pytest.mark.usefixtures("slow")
     @pytest.mark.parametrize("number", [3, 30])

@@ -19,6 +19,7 @@ from airflow_dai_provider.ingest.ownership import LATEST_START, Owner, OwnerReco
 from airflow_dai_provider.operators.dai import DaiCancelStrayOperationsOperator
 from airflow_dai_provider.sweep import owners
 from tests.support.clock import Clock
+from tests.support.log import Log
 from tests.support.strays import make
 from tests.support.task_instance import Store, Ti
 
@@ -391,7 +392,9 @@ class TestTwoLooks:
         report = sweep(older_than=None)
         assert cancelled(emulator) == set()
         assert (report["found"], report["passed_over"]["owned"]) == ([], 1)
-        assert records.kept == before
+        (met,) = records.kept.keys() - before.keys()
+        assert met.startswith("swept-")
+        assert records.kept == {**before, met: records.kept[met]}
 
     def test_the_next_try_learns_what_is_about_to_be_cancelled_before_its_state_is_read(
         self, owned: Owned, airflow: Airflow, records: Store, monkeypatch: pytest.MonkeyPatch
@@ -439,6 +442,92 @@ class TestTwoLooks:
         look_again(monkeypatch, lambda: sweep(older_than=None))
         sweep(older_than=None)
         assert emulator.cancel_requested(name) <= 2
+
+
+class TestLeftovers:
+    """What stays in the store of tasks that could not remove their records."""
+
+    @pytest.fixture
+    def left(self, emulator: DaiEmulator, owned: Owned, records: Store, clock: Clock) -> str:
+        """Let a sweep cancel the ingest of a task that has failed, which then finishes."""
+        name = owned("failed")
+        sweep(older_than=None)
+        assert cancelled(emulator) == {name}
+        assert len(records.kept) == 5
+        clock.advance(3600)
+        return name
+
+    @pytest.mark.usefixtures("left")
+    def test_they_are_removed_once_the_ingest_has_finished(self, records: Store) -> None:
+        sweep(older_than=None)
+        assert records.kept == {"sweep": True}
+
+    @pytest.mark.parametrize("state", ["success", "failed", "skipped"])
+    def test_a_start_in_doubt_stays_as_long_as_it_can_start_an_ingest(
+        self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock, records: Store, state: str
+    ) -> None:
+        own = write()
+        name = emulator.start_ingest(seconds=60, creative_url=URL)
+        own.end([name], [URL])
+        set_state(airflow, "running")
+        clock.advance(10)
+        sweep(older_than=None)
+        own.close()
+        set_state(airflow, state)
+        clock.advance(LATEST_START - 11)
+        sweep(older_than=None)
+        assert own._record.owner.key("owner") in records.kept
+        clock.advance(2)
+        sweep(older_than=None)
+        assert records.kept == {"sweep": True}
+
+    @pytest.mark.parametrize("state", [*ALIVE])
+    def test_the_record_of_a_task_that_is_not_over_stays(
+        self, left: str, airflow: Airflow, records: Store, state: Any
+    ) -> None:
+        set_state(airflow, state)
+        before = dict(records.kept)
+        sweep(older_than=None)
+        assert records.kept == before
+
+    def test_the_record_of_a_task_with_another_ingest_that_runs_stays(
+        self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock, records: Store
+    ) -> None:
+        own = write(cancel_on_kill=False)
+        short, long = (emulator.start_ingest(seconds=seconds, creative_url=URL) for seconds in (60, math.inf))
+        own.end([short, long])
+        set_state(airflow, "failed")
+        for _ in range(3):
+            clock.advance(3600)
+            sweep(older_than=None)
+        assert own._record.owner.key("owner") in records.kept
+        assert cancelled(emulator) == set()
+
+    @pytest.mark.usefixtures("left")
+    def test_those_of_another_account_stay(self, records: Store) -> None:
+        """Its sweep, which is another task, sees other operations."""
+        before = dict(records.kept)
+        make(older_than=None).execute({"ti": Ti(task_id="another_sweep")})  # type: ignore[typeddict-item]
+        assert records.kept == before
+
+    @pytest.mark.parametrize("why", ["dry run", "unreadable"])
+    def test_they_stay_where_the_list_or_the_user_says_too_little(
+        self, emulator: DaiEmulator, left: str, records: Store, why: str
+    ) -> None:
+        before = dict(records.kept)
+        if why == "unreadable":
+            emulator.inject(Fault("operations.list", listed=[{"name": 7}]))
+        sweep(older_than=None, dry_run=why == "dry run")
+        assert records.kept == before
+
+    @pytest.mark.usefixtures("left")
+    def test_an_outage_of_airflow_is_logged_and_fails_no_sweep(
+        self, records: Store, airflow: Airflow, log: Log
+    ) -> None:
+        before, airflow.away = dict(records.kept), True
+        sweep(older_than=None)
+        assert log.lines("Could not remove the records of finished ingests: RuntimeError('the API server is unavail")
+        assert records.kept == before
 
 
 class TestOutage:
