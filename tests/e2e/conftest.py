@@ -41,7 +41,7 @@ def airflow(emulator: DaiEmulator) -> Iterator[Airflow2Stack | Airflow3Stack]:
 def collect_dags(folder: Path) -> Path:
     """Create a DAG folder with the DAGs of these tests and the first DAG of the README."""
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(Path(__file__).parent / "dags", folder)
+    shutil.copytree(Path(__file__).parent / "dags", folder, ignore=shutil.ignore_patterns("owned.py"))
     first = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert first is not None
     (folder / "readme.py").write_text(first[1])

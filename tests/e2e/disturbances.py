@@ -49,13 +49,27 @@ def response_lost(play: Play) -> None:
 
 def response_lost_without_list(play: Play) -> None:
     """Lose the response of a server without operations.list: the ingest's name stays unknown."""
-    play.service.emulator.inject(Fault("creatives.create", drop="after"))
-    play.service.emulator.inject(Fault("operations.list", rpc_status="UNIMPLEMENTED"))
-    play.start()
-    play.task_is("failed")
-    play.happens()
-    play.log_says(NAME_UNKNOWN)
+    emulator = play.service.emulator
+    emulator.inject(Fault("creatives.create", drop="after"))
+    # For all requests, since a sweep can come before the task.
+    emulator.unimplement("operations.list")
+    try:
+        play.start()
+        play.task_is("failed")
+        play.happens()
+        play.log_says(NAME_UNKNOWN)
+    finally:
+        emulator.implement("operations.list")
     stray(play)
+
+
+def lost_before_response(play: Play) -> None:
+    """Lose the worker while it waits for the response to creatives.create: no name was pushed."""
+    play.service.emulator.inject(Fault("creatives.create", delay=120))
+    play.start()
+    stray(play)
+    play.kill(worker=True)
+    play.task_is("failed")
 
 
 def lives_through(play: Play) -> Iterator[None]:

@@ -69,7 +69,7 @@ def _guard(path: Path, logger: str, reason: str) -> str | None:
     task = re.search(r"/dag_id=(\w+)/.*/task_id=(\w+)/", where)
     if task is None:
         return "task callback" if "LostWorkerCallback" in logger else None
-    if task[1] == "sweep":
+    if task[1].startswith("sweep"):
         return "sweep"
     if task[2] == "cancel":
         return "teardown"

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from disturbances import DISTURBANCES, TOGETHER, TRIGGERER_STALLED
 from guards import Cancellation, cancellations
 from play import PATIENCE, Play, Service, Stack
-from rows import LEAK, ROWS, UNHARMED, Row
+from rows import FORMS, LEAK, ROWS, UNHARMED, Row
 from stack import StackError, wait_until
 
 from airflow_dai_provider.emulator import DaiEmulator
@@ -96,17 +96,16 @@ def rows_of_this_airflow(wanted: Iterable[str]) -> list[Row]:
     return [row for row in ROWS if row.id in wanted and row.expected("own", AIRFLOW) is not None]
 
 
-def play_all(
-    airflow: Stack, service: Service, rows: list[Row], forms: tuple[str, ...] = ("own", "rings")
-) -> dict[tuple[str, str], Outcome]:
-    """Play the rows: together if they leave Airflow undisturbed, the others one phase after the other."""
+def play_all(airflow: Stack, service: Service, rows: list[Row]) -> dict[tuple[str, str], Outcome]:
+    """Play the rows in each form: together if they leave Airflow undisturbed, the others one phase after the other."""
     played: dict[tuple[str, str], Outcome] = {}
     for phase in dict.fromkeys(row.phase for row in rows):
         outcomes = [
             Outcome(row, Play(airflow, service, row.id, row.dag, guards))
             for row in rows
             if row.phase == phase
-            for guards in forms
+            for guards in FORMS
+            if row.expected(guards, AIRFLOW) is not None
         ]
         started = time.monotonic()
         _play_phase(airflow, phase, outcomes)

@@ -1,124 +1,260 @@
-"""The rows again, with nothing but the operator and one sweep DAG: no stray is left, and no healthy ingest is hit."""
+"""The sweep by owner beside the rows: what it leaves alone, what it finds without a name, and what disturbs it."""
 
 from __future__ import annotations
 
-import logging
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack
-from importlib.metadata import version
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
-from outcomes import AIRFLOW, SETTINGS, Outcome, play_all
-from play import Play, Service
-from rows import AIRFLOW_3, ROWS, STATE_STORE, Row
-from stack import make_stack
-from stack_airflow_2 import CONCURRENT
-from test_rows import Stage
+from outcomes import AIRFLOW
+from play import PATIENCE, Play, Service
+from rows import STATE_STORE
+from stack import Airflow3Stack, wait_until
+from stage import Stage, stage_of
 
-from airflow_dai_provider.emulator import DaiEmulator
-from tests.support.postgresql import postgresql
+from airflow_dai_provider.emulator import DaiEmulator, Fault
 
-ROOT = Path(__file__).resolve().parents[2]
-HOME = ROOT / ".airflow" / f"swept-{version('apache-airflow')}"
-FORM = "swept"
-#: Seconds from the event until a stray is cancelled: the sweep's interval here, ``orphaned_for``, and a minute.
-SOON_ENOUGH = 10 + 5 + 60
+LOOKS_AGAIN = "Looking again"
+DAY = 86400.0
 
-pytestmark = pytest.mark.skipif(
-    AIRFLOW_3 <= AIRFLOW < STATE_STORE, reason="Airflow 3.0 to 3.2 know no owners, only ages"
-)
+pytestmark = pytest.mark.skipif(AIRFLOW < STATE_STORE, reason="Only Airflow 3.3 and later have records of owners")
 
 
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    dags = HOME.with_suffix(".dags")
-    shutil.rmtree(dags, ignore_errors=True)
-    dags.mkdir(parents=True)
-    for name in ("rows.py", "sweeping.py"):
-        shutil.copy(Path(__file__).parent / "dags" / name, dags)
-    # The other sweep goes by age.
-    rows = dags / "rows.py"
-    rows.write_text(rows.read_text().partition('\nwith DAG("sweep"')[0] + "\n")
-    logging.getLogger("airflow_dai_provider.emulator").setLevel(logging.WARNING)
-    with ExitStack() as stack:
-        emulator = stack.enter_context(DaiEmulator())
-        env = {"DAI_EMULATOR_HOST": emulator.host, **SETTINGS}
-        database = None
-        if AIRFLOW < AIRFLOW_3:
-            env |= CONCURRENT
-            database = stack.enter_context(postgresql())
-        airflow = stack.enter_context(make_stack(HOME, dags, env, database))
-        airflow.wait_for_dags("waits__swept", "sweep")
-        # As another system starts one, and a task at another endpoint.
-        yield Stage(airflow, Service(emulator), emulator.start_ingest(seconds=7200))
+class ServiceClock:
+    """The clock of the service, which can be set back for a while."""
+
+    behind = 0.0
+
+    def __call__(self) -> float:
+        return time.time() - self.behind
 
 
 @pytest.fixture(scope="module")
-def played(request: pytest.FixtureRequest, stage: Stage) -> dict[tuple[str, str], Outcome]:
-    parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    chosen = {chosen["row"].id for chosen in parameters if "row" in chosen}
-    rows = [row for row in ROWS if row.id in chosen and row.expected(FORM, AIRFLOW)]
-    return play_all(stage.airflow, stage.service, rows, (FORM,))
+def service_clock() -> ServiceClock:
+    return ServiceClock()
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"row_{row.id}")
-def test_the_sweep_leaves_no_stray(played: dict[tuple[str, str], Outcome], row: Row) -> None:
-    expected = row.expected(FORM, AIRFLOW)
-    if expected is None:
-        pytest.skip(f"Airflow {AIRFLOW[0]}.{AIRFLOW[1]} lacks what this row needs, or nothing of it is a stray")
-    outcome = played[row.id, FORM]
-    assert not outcome.problem
-    assert outcome.guard in expected.split("|"), outcome.cancellations
-    assert outcome.guard != "sweep" or (outcome.seconds or 0) < SOON_ENOUGH
-    assert [outcome.healthy[name] for name in outcome.play.healthy] == ["SUCCEEDED"] * len(outcome.play.healthy)
+@pytest.fixture(scope="module")
+def stage(service_clock: ServiceClock) -> Iterator[Stage]:
+    with stage_of("ownership", service_clock) as stage:
+        yield stage
 
 
-def test_what_another_system_has_started_is_left_alone(played: dict[tuple[str, str], Outcome], stage: Stage) -> None:
-    assert stage.service.emulator.state(stage.spared) == "RUNNING"
-    assert stage.service.cancels(stage.spared) == []
+@pytest.fixture
+def airflow(stage: Stage) -> Airflow3Stack:
+    assert isinstance(stage.airflow, Airflow3Stack)
+    return stage.airflow
 
 
-def test_a_task_that_does_not_wait_keeps_its_ingest_in_a_run_that_has_succeeded(stage: Stage) -> None:
-    play = Play(stage.airflow, stage.service, "healthy", "then_work", FORM)
-    play.start(work="skip")
-    name = play.ingest().name
-    play.run_is("success")
-    _wait_for_sweeps(stage)
-    assert stage.service.cancels(name) == []
+@pytest.fixture
+def make_play(stage: Stage, request: pytest.FixtureRequest) -> Callable[..., Play]:
+    """Give a function that makes a play of a DAG, in the form that the sweep looks after; ``own`` is left alone."""
+    number = iter(range(100))
+
+    def make(dag: str, form: str = "swept") -> Play:
+        return Play(stage.airflow, stage.service, f"{request.node.name}-{next(number)}", dag, form)
+
+    return make
 
 
-def test_a_retry_in_its_delay_keeps_its_ingest(stage: Stage) -> None:
-    play = Play(stage.airflow, stage.service, "delay", "waits_for_retry", FORM)
-    play.start()
-    name = play.ingest().name
-    play.task_is("up_for_retry")
-    _wait_for_sweeps(stage)
-    assert (stage.service.cancels(name), stage.service.emulator.state(name)) == ([], "RUNNING")
+@pytest.fixture
+def sweep_once(airflow: Airflow3Stack) -> Callable[..., str]:
+    """Give a function that starts a sweep over the ingests of a play, and waits until it looks at them again."""
+
+    def start(play: Play, orphaned_for: float) -> str:
+        run = airflow.trigger("sweep_once", {"prefix": play.url, "orphaned_for": orphaned_for})
+
+        def looks() -> bool:
+            return any(LOOKS_AGAIN in line for line in airflow.task_log_lines("sweep_once", run, "sweep"))
+
+        wait_until("the first look", looks, PATIENCE, 0.5)
+        return run
+
+    return start
 
 
-def test_a_deleted_run_leaves_no_stray(stage: Stage) -> None:
-    """Its process is lost before, so nothing of it can cancel."""
-    play = Play(stage.airflow, stage.service, "deleted", "waits", FORM)
-    play.start()
-    play.waits()
-    play.strays = [play.ingest().name]
-    play.kill(worker=True)
-    play.airflow.mark_run(play.dag_id, play.run_id, "failed")
-    play.delete()
-    play.cancelled()
+def wait_for_sweeps(service: Service, number: int = 3) -> None:
+    """Wait until so many sweeps have listed the operations from now on."""
+
+    def lists() -> int:
+        return sum(
+            request.method == "operations.list" and request.time > began for request in service.emulator.requests
+        )
+
+    began = time.time()
+    # The plays list, too, but not meanwhile.
+    wait_until("sweeps", lambda: lists() >= number, PATIENCE, 1.0)
 
 
-def _wait_for_sweeps(stage: Stage, number: int = 2) -> None:
-    """Wait until so many sweeps have begun and ended from now on."""
-    lists = [request for request in stage.service.emulator.requests if request.method == "operations.list"]
-    seen = len(lists)
+def is_untouched(service: Service, *names: str) -> bool:
+    wait_for_sweeps(service)
+    return all(service.emulator.state(name) == "RUNNING" and not service.cancels(name) for name in names)
 
-    def swept() -> bool:
-        now = [request for request in stage.service.emulator.requests if request.method == "operations.list"]
-        return len(now) > seen + number
 
-    from stack import wait_until
+class TestHealthy:
+    def test_what_another_system_has_started(self, stage: Stage) -> None:
+        name = stage.service.emulator.start_ingest(seconds=7200, creative_url="https://media.example.com/x/swept/0.mp4")
+        assert is_untouched(stage.service, name, stage.spared)
 
-    wait_until("sweeps", swept, 180, 1.0)
+    def test_a_task_that_does_not_wait_in_a_run_that_has_succeeded(self, stage: Stage, make_play: Any) -> None:
+        play = make_play("then_work")
+        play.start(work="skip")
+        play.run_is("success")
+        assert is_untouched(stage.service, play.ingest().name)
+
+    def test_a_task_that_waits_for_its_retry(self, stage: Stage, make_play: Any) -> None:
+        play = make_play("waits_for_retry")
+        play.start()
+        play.task_is("up_for_retry")
+        assert is_untouched(stage.service, play.ingest().name)
+
+    def test_a_paused_dag_for_a_day(
+        self, stage: Stage, airflow: Airflow3Stack, make_play: Any, service_clock: ServiceClock
+    ) -> None:
+        """By the service's clock the ingest is a day old, and nothing of the run goes on."""
+        play = make_play("waits_for_retry")
+        service_clock.behind = 1.1 * DAY
+        try:
+            play.start(seconds=10 * DAY)
+            name = play.ingest().name
+        finally:
+            service_clock.behind = 0.0
+        play.task_is("up_for_retry")
+        airflow.api("PATCH", f"dags/{play.dag_id}", json={"is_paused": True})
+        try:
+            run = airflow.trigger("sweep_once", {"prefix": play.url})
+            assert airflow.wait_for_run("sweep_once", run) == "success"
+            report = airflow.xcom("sweep_once", run, "sweep")
+            assert (report["passed_over"]["owned"], report["found"]) == (1, [])
+            assert is_untouched(stage.service, name)
+        finally:
+            airflow.api("PATCH", f"dags/{play.dag_id}", json={"is_paused": False})
+
+    def test_a_task_that_is_cleared_between_the_two_looks(
+        self, stage: Stage, airflow: Airflow3Stack, make_play: Any, sweep_once: Any
+    ) -> None:
+        play = make_play("waits", "own")
+        play.start()
+        name = play.waits().name
+        play.kill()
+        play.task_is("failed")
+        run = sweep_once(play, 40)
+        play.clear()
+        play.task_is("running", tries=2)
+        assert airflow.wait_for_run("sweep_once", run) == "success"
+        assert airflow.xcom("sweep_once", run, "sweep")["found"] == []
+        play.is_polled()
+        assert (stage.service.emulator.state(name), stage.service.cancels(name)) == ("RUNNING", [])
+        assert [one.name for one in stage.service.ingests(play.url)] == [name]
+
+    def test_a_mapped_sibling(self, stage: Stage, make_play: Any) -> None:
+        play = make_play("mapped")
+        play.start(urls=[play.media(number) for number in range(3)])
+        play.ingest(2)
+        by_url = {one.url: one.name for one in stage.service.ingests(play.url)}
+        play.strays = [by_url.pop(play.media(1))]
+        play.kill(map_index=1, worker=True)
+        play.cancelled()
+        assert is_untouched(stage.service, *by_url.values())
+
+    def test_the_same_media_of_another_run(self, stage: Stage, make_play: Any) -> None:
+        play, other = make_play("waits"), make_play("waits")
+        other.url = play.url
+        for one in (play, other):
+            one.start()
+            one.task_is("running")
+        healthy = {play.ingest().name, play.ingest(1).name}
+        play.waits()
+        play.kill(worker=True)
+
+        def cancelled() -> list[str]:
+            return [name for name in healthy if stage.service.cancels(name)]
+
+        wait_until("the cancel", cancelled, PATIENCE, 1.0)
+        (stray,) = cancelled()
+        healthy.remove(stray)
+        assert is_untouched(stage.service, *healthy)
+
+    def test_a_task_that_is_not_meant_to_cancel(self, stage: Stage, make_play: Any) -> None:
+        play = make_play("keeps")
+        play.start()
+        play.run_is("failed")
+        assert is_untouched(stage.service, play.ingest().name)
+
+    def test_an_operation_of_the_same_name_at_another_endpoint(self, stage: Stage, make_play: Any) -> None:
+        play = make_play("waits")
+        play.start()
+        play.strays = [play.waits().name]
+        with DaiEmulator() as elsewhere:
+            name = elsewhere.start_ingest(play.strays[0], seconds=7200, creative_url=play.media())
+            play.kill(worker=True)
+            play.cancelled()
+            assert (elsewhere.state(name), elsewhere.requests) == ("RUNNING", [])
+
+
+class TestWithoutName:
+    def test_a_retry_after_a_lost_response_keeps_its_own_ingest(self, stage: Stage, make_play: Any) -> None:
+        play = make_play("waits_with_retry")
+        stage.service.emulator.inject(Fault("creatives.create", delay=120))
+        play.start()
+        play.strays = [play.ingest().name]
+        play.kill(worker=True)
+        healthy = play.ingest(1).name
+        play.cancelled()
+        play.task_is("running", tries=2)
+        assert is_untouched(stage.service, healthy)
+
+    def test_a_deleted_run(self, airflow: Airflow3Stack, make_play: Any) -> None:
+        """Its worker is lost before, so nothing of it can cancel."""
+        play = make_play("waits")
+        play.start()
+        play.strays = [play.waits().name]
+        play.kill(worker=True)
+        airflow.mark_run(play.dag_id, play.run_id, "failed")
+        play.delete()
+        play.cancelled()
+
+
+class TestDisturbed:
+    def test_two_sweeps_at_once(self, stage: Stage, airflow: Airflow3Stack, make_play: Any, sweep_once: Any) -> None:
+        play = make_play("waits", "own")
+        play.start()
+        name = play.waits().name
+        play.kill()
+        play.task_is("failed")
+        runs = [sweep_once(play, seconds) for seconds in (40, 20)]
+        assert [airflow.wait_for_run("sweep_once", run) for run in runs] == ["success"] * 2
+        assert stage.service.emulator.state(name) == "CANCELLED"
+        assert len(stage.service.cancels(name)) <= 2
+
+    def test_the_api_server_is_down_when_it_looks_again(
+        self, stage: Stage, airflow: Airflow3Stack, make_play: Any, sweep_once: Any
+    ) -> None:
+        play = make_play("waits", "own")
+        play.start()
+        name = play.waits().name
+        play.kill()
+        play.task_is("failed")
+        run = sweep_once(play, 10)
+        airflow.kill_component("api-server")
+        time.sleep(40)
+        assert stage.service.cancels(name) == []
+        airflow.restart_component("api-server")
+        airflow.wait_for_run("sweep_once", run)
+        again = airflow.trigger("sweep_once", {"prefix": play.url})
+        assert airflow.wait_for_run("sweep_once", again) == "success"
+        assert stage.service.emulator.state(name) == "CANCELLED"
+
+    def test_the_api_server_stalls_while_the_record_is_written(
+        self, stage: Stage, airflow: Airflow3Stack, make_play: Any
+    ) -> None:
+        play = make_play("waits")
+        stage.service.emulator.inject(Fault("creatives.create", delay=5))
+        play.start(seconds=60)
+        name = play.ingest().name
+        airflow.pause_component("api-server")
+        time.sleep(15)
+        airflow.resume_component("api-server")
+        play.task_is("success")
+        assert (stage.service.emulator.state(name), stage.service.cancels(name)) == ("SUCCEEDED", [])

@@ -1,9 +1,9 @@
 """
-The DAGs of the rows, each in two forms: with the operator's own guards only, and with those that the README recommends.
+The DAGs of the rows, each in three forms.
 
-``<name>__own`` contains the ingest alone, and so does ``<name>__swept``, for an Airflow with the sweep of
-``sweeping.py``. ``<name>__rings`` adds the DAG's failure callback and a teardown, and in one
-case a Deadline. The sweep is a DAG of its own. ``rows.py`` of the tests names the DAG of each row.
+``<name>__own`` contains the ingest alone. ``<name>__swept`` does too, and the DAG ``sweep_owned`` of ``owned.py`` looks after it.
+``<name>__rings`` adds the DAG's failure callback and a teardown, and in one case a Deadline. ``sweep`` comes after all of
+them. ``rows.py`` of the tests names the DAG of each row.
 """
 
 from __future__ import annotations
@@ -75,8 +75,7 @@ def dag(name: str, guards: str, *, setup: bool = False, teardown: bool = True, *
 
 
 for guards in ("own", "rings", "swept"):
-    # Only the sweep of an Airflow that knows owners takes it.
-    no_wait = {**NO_WAIT, **({"cancel_with_run": True} if guards == "swept" else {})}
+    no_wait = {**NO_WAIT, "cancel_with_run": guards == "swept"}
     with dag("waits", guards):
         ingest()
     with dag("waits_with_retry", guards):

@@ -481,10 +481,9 @@ class TestLeftovers:
         sweep(older_than=None)
         assert records.kept == {"sweep": True}
 
+    @pytest.mark.usefixtures("left")
     @pytest.mark.parametrize("state", [*ALIVE])
-    def test_the_record_of_a_task_that_is_not_over_stays(
-        self, left: str, airflow: Airflow, records: Store, state: Any
-    ) -> None:
+    def test_the_record_of_a_task_that_is_not_over_stays(self, airflow: Airflow, records: Store, state: Any) -> None:
         set_state(airflow, state)
         before = dict(records.kept)
         sweep(older_than=None)
@@ -510,9 +509,10 @@ class TestLeftovers:
         make(older_than=None).execute({"ti": Ti(task_id="another_sweep")})  # type: ignore[typeddict-item]
         assert records.kept == before
 
+    @pytest.mark.usefixtures("left")
     @pytest.mark.parametrize("why", ["dry run", "unreadable"])
     def test_they_stay_where_the_list_or_the_user_says_too_little(
-        self, emulator: DaiEmulator, left: str, records: Store, why: str
+        self, emulator: DaiEmulator, records: Store, why: str
     ) -> None:
         before = dict(records.kept)
         if why == "unreadable":
