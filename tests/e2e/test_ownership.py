@@ -182,7 +182,7 @@ class TestHealthy:
         play.run_is("failed")
         assert is_untouched(stage.service, play.ingest().name)
 
-    def test_an_operation_of_the_same_name_at_another_endpoint(self, stage: Stage, make_play: Any) -> None:
+    def test_an_operation_of_the_same_name_at_another_endpoint(self, make_play: Any) -> None:
         play = make_play("waits")
         play.start()
         play.strays = [play.waits().name]

@@ -1,9 +1,9 @@
 """
 The DAGs of the rows, each in three forms.
 
-``<name>__own`` contains the ingest alone. ``<name>__swept`` does too, and the DAG ``sweep_owned`` of ``owned.py`` looks after it.
-``<name>__rings`` adds the DAG's failure callback and a teardown, and in one case a Deadline. ``sweep`` comes after all of
-them. ``rows.py`` of the tests names the DAG of each row.
+``<name>__own`` contains the ingest alone. ``<name>__swept`` does too, and a sweep of ``owned.py`` looks after it.
+``<name>__rings`` adds the DAG's failure callback and a teardown, and in one case a Deadline. The DAG ``sweep`` comes
+after all of them. ``rows.py`` of the tests names the DAG of each row.
 """
 
 from __future__ import annotations
