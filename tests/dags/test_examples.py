@@ -173,24 +173,14 @@ CASES = {
         1,
         options=QUICK,
     ),
-    "the sweep cancels what has run for too long": Case(
-        "cancel_strays",
-        "success",
-        {"cancel_strays": "success"},
-        ["CANCELLED", "CANCELLED"],
-        2,
-        running=NAMED[1:],
-        age=7 * 3600,
-        options=SLOW_CANCEL,
-    ),
-    "the sweep leaves alone what has not": Case(
+    "the sweep leaves alone what another system has started": Case(
         "cancel_strays",
         "success",
         {"cancel_strays": "success"},
         ["RUNNING", "RUNNING"],
         0,
         running=NAMED[1:],
-        age=5 * 3600,
+        age=7 * 3600,
     ),
     "the callback of a task": Case(
         "cancel_on_task_failure",
@@ -251,6 +241,25 @@ def test_the_callback_of_a_dag(emulator: DaiEmulator, run_dag: RunDag, log: Log,
     # XComs there. The log has to say so.
     assert list(emulator.states().values()) == ["RUNNING"]
     assert "XComs cannot be read here: dag.test() of Airflow 3" in log.text
+
+
+def test_the_sweep_cancels_what_a_run_has_left(make_emulator: MakeEmulator, run_dag: RunDag, clock: Clock) -> None:
+    """Its task has not waited, and has said that the failure of its run is meant for its ingest."""
+    emulator = make_emulator(ingest_seconds=7 * 3600)
+    sweep = load(FOLDER / "cancel_strays.py")
+    # From now on Airflow knows the asset.
+    assert run_dag(sweep).state == "success"
+    dag = load(FOLDER / "cancel_on_run_failure.py")
+    dag.on_failure_callback = None
+    dag.get_task("start_ingest").cancel_with_run = True
+    assert run_dag(dag).state == "failed"
+    assert list(emulator.states().values()) == ["RUNNING"]
+    clock.advance(60)
+    run = run_dag(sweep)
+    assert run.state == "success"
+    assert list(emulator.states().values()) == ["CANCELLED"]
+    (found,) = run.xcom("cancel_strays", "report")["found"]
+    assert (found["owner"]["dag_id"], found["owner"]["task_id"]) == ("cancel_on_run_failure", "start_ingest")
 
 
 def test_within_its_deadline(make_emulator: MakeEmulator, run_dag: RunDag) -> None:

@@ -315,9 +315,9 @@ class TestParameters:
         assert operator.gcp_conn_id == "google_cloud_default"
         assert (operator.impersonation_chain, operator.api_endpoint) == (None, None)
 
-    def test_older_than_is_required(self) -> None:
-        with pytest.raises((TypeError, AirflowException), match="older_than"):
-            DaiCancelStrayOperationsOperator(task_id="sweep")
+    def test_by_default_only_what_has_an_owner_can_be_a_stray(self) -> None:
+        operator = DaiCancelStrayOperationsOperator(task_id="sweep")
+        assert (operator.older_than, operator.orphaned_for) == (None, timedelta(minutes=2))
 
     def test_parameters_are_keyword_only(self) -> None:
         with pytest.raises((TypeError, AirflowException)):

@@ -56,6 +56,10 @@ class TestSelection:
         verdict = judge(operation(age=age), older_than=older_than)
         assert isinstance(verdict, Stray) if picked else verdict is PassedOver.YOUNGER
 
+    @pytest.mark.parametrize("age", [None, 0, 1000 * HOUR])
+    def test_without_an_age_only_what_has_an_owner_can_be_a_stray(self, age: float | None) -> None:
+        assert judge(operation(age=age), older_than=None) is PassedOver.UNOWNED
+
     @pytest.mark.parametrize("include_undated", [False, True])
     @pytest.mark.parametrize(
         "create_time", [None, "", "yesterday", 5, "1970-01-01T00:00:00Z", "0001-01-01T00:00:00Z"], ids=repr
@@ -120,7 +124,7 @@ class TestSelection:
 
 BAD = {
     "older_than": (
-        [0, -1, 0.0, "0", "-5", True, None, "", "None", "2h", "nan", float("nan"), float("inf"), "inf", 10**400, [60]]
+        [0, -1, 0.0, "0", "-5", True, "", "None", "2h", "nan", float("nan"), float("inf"), "inf", 10**400, [60]]
         + [timedelta(0), timedelta(seconds=-1), {"hours": 1}, b"60"],
         "expected a timedelta, or a positive number of seconds",
     ),
@@ -211,13 +215,23 @@ class TestReport:
             "dry_run": False,
             "listed": 7,
             "unreadable": 0,
-            "passed_over": {"finished": 2, "spared": 1, "other_url": 1, "undated": 1, "younger": 1},
+            "passed_over": {
+                "finished": 2,
+                "spared": 1,
+                "other_url": 1,
+                "owned": 0,
+                "unowned": 0,
+                "undated": 1,
+                "younger": 1,
+            },
+            "owned": [],
             "found": [
                 {
                     "name": "operations/stray",
                     "create_time": "2026-11-22T10:00:00+00:00",
                     "age": 7200,
                     "creative_url": "https://media.example/ads/ad.mp4",
+                    "owner": None,
                 }
             ],
             "requested": [],
@@ -227,8 +241,8 @@ class TestReport:
             "left": {},
         }
         assert report.selected == (
-            "7 operations listed: 2 finished, 1 spared, 1 of another URL, 1 without a create time, 1 young enough; "
-            "1 stray"
+            "7 operations listed: 2 finished, 1 spared, 1 of another URL, 0 of tasks that need them, "
+            "0 without an owner, 1 without a create time, 1 young enough; 1 stray"
         )
 
     def test_one_listed_twice_counts_once_as_it_came_last(self) -> None:
