@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from airflow import __version__ as airflow_version
+
+log = logging.getLogger(__name__)
 
 _AIRFLOW = tuple(map(int, airflow_version.split(".")[:2]))
 
@@ -165,9 +168,18 @@ def xcoms_in_database(key: str, since: datetime) -> list[tuple[str, str, str, in
     from airflow.models.xcom import XCom
     from airflow.utils.session import create_session
 
+    values: list[tuple[str, str, str, int, Any]] = []
     with create_session() as session:
-        found = session.query(XCom).filter(XCom.key == key, XCom.timestamp >= since)
-        return [(one.dag_id, one.run_id, one.task_id, one.map_index, XCom.deserialize_value(one)) for one in found]
+        for one in session.query(XCom).filter(XCom.key == key, XCom.timestamp >= since):
+            try:
+                value = XCom.deserialize_value(one)
+            except Exception as error:
+                # Of code of a user, or of another version; it must not keep all others from being read.
+                place = f"{one.task_id} of run {one.run_id} of DAG {one.dag_id}"
+                log.warning("Cannot read the XCom %s of task %s: %s", key, place, type(error).__name__)
+            else:
+                values.append((one.dag_id, one.run_id, one.task_id, one.map_index, value))
+    return values
 
 
 def asset_store(name: str) -> Any:

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -569,6 +569,95 @@ class TestCost:
         sweep(older_than=None, max_cancellations=1000)
         assert len(cancelled(emulator)) == strays
         assert len(airflow.asked) + len(records.asked) <= 3 * 50 + 2 * 1000 + 2
+
+
+class TestXComs:
+    """As on Airflow 2, where a task can read what all others have pushed."""
+
+    @pytest.fixture
+    def pushed(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        """Give the XComs that the database holds, and forget the records."""
+        found: list[Any] = []
+
+        def read(key: str, since: datetime) -> list[Any]:
+            assert (key, since.tzinfo) == ("operation_started", UTC)
+            return found
+
+        monkeypatch.setattr(owners, "HAS_ASSET_STATE_STORE", False)
+        monkeypatch.setattr(owners, "TASKS_READ_DATABASE", True)
+        monkeypatch.setattr(owners, "xcoms_in_database", read)
+        return found
+
+    @pytest.fixture
+    def start(self, emulator: DaiEmulator, clock: Clock, pushed: list[Any]) -> Callable[..., str]:
+        """Give a function that starts an ingest whose name a task pushes; later it is an hour old."""
+
+        def start(run_id: str = "a_run", task_id: str = "ingest", map_index: int = -1, **started: Any) -> str:
+            name = emulator.start_ingest(seconds=math.inf, creative_url=URL)
+            value = {"endpoint": emulator.endpoint, "try_number": 1, "pushed_at": {name: clock.now}, "flags": FLAGS}
+            pushed.append(("a_dag", run_id, task_id, map_index, value | started))
+            clock.advance(3600)
+            return name
+
+        return start
+
+    def test_what_is_left_of_a_task_that_is_over_is_cancelled(
+        self, emulator: DaiEmulator, airflow: Airflow, start: Any
+    ) -> None:
+        strays = {start(run) for run in ("run_1", "run_2")}
+        start("run_3")
+        for run, state in {"run_1": "failed", "run_2": "skipped", "run_3": "deferred"}.items():
+            set_state(airflow, state, run)
+        report = sweep(older_than=None)
+        assert cancelled(emulator) == strays
+        assert report["passed_over"]["owned"] == 1
+
+    def test_what_is_left_of_a_deleted_run_has_no_owner(self, emulator: DaiEmulator) -> None:
+        """Its XComs are deleted with it."""
+        emulator.start_ingest(seconds=math.inf, creative_url=URL)
+        assert sweep(older_than=None)["passed_over"]["unowned"] == 1
+        assert cancelled(emulator) == set()
+
+    @pytest.mark.parametrize(
+        "started",
+        [
+            {"endpoint": "https://elsewhere.example"},
+            {"endpoint": None},
+            {"flags": {}},
+            {"flags": None},
+            {"pushed_at": None},
+            {"pushed_at": {"operations/another": 1.0}},
+            {"try_number": "one"},
+        ],
+    )
+    def test_what_another_system_has_started_or_pushed_is_left_alone(
+        self, emulator: DaiEmulator, airflow: Airflow, start: Any, started: dict[str, Any]
+    ) -> None:
+        start(**started)
+        set_state(airflow, "failed")
+        assert sweep(older_than=None)["passed_over"]["unowned"] == 1
+        assert cancelled(emulator) == set()
+
+    @pytest.mark.parametrize("value", [None, 7, "text", [], {}])
+    def test_any_other_value_is_no_owner(
+        self, emulator: DaiEmulator, airflow: Airflow, start: Any, pushed: list[Any], value: Any
+    ) -> None:
+        name = start()
+        pushed.insert(0, ("a_dag", "b_run", "ingest", -1, value))
+        set_state(airflow, "failed")
+        sweep(older_than=None)
+        assert cancelled(emulator) == {name}
+
+    def test_a_name_with_two_owners_has_none(
+        self, emulator: DaiEmulator, airflow: Airflow, start: Any, pushed: list[Any]
+    ) -> None:
+        """A task of a user has pushed the other task's name."""
+        start()
+        pushed.append(("a_dag", "b_run", *pushed[0][2:]))
+        for run in ("a_run", "b_run"):
+            set_state(airflow, "failed", run)
+        sweep(older_than=None)
+        assert cancelled(emulator) == set()
 
 
 class TestVersions:
