@@ -11,6 +11,7 @@ from typing import Any
 
 from campaigns import campaign
 from load_topics import poll, scale
+from owners import owners
 from processes import Bench, ScenarioError, running_script
 from report import Limit, Topic, milli, times
 
@@ -137,4 +138,12 @@ def sync(bench: Bench) -> Topic:
     return topic
 
 
-TOPICS = {"poll": poll, "scale": scale, "notice": notice, "import": imports, "sync": sync, "campaign": campaign}
+TOPICS = {
+    "poll": poll,
+    "scale": scale,
+    "notice": notice,
+    "import": imports,
+    "sync": sync,
+    "campaign": campaign,
+    "owners": owners,
+}

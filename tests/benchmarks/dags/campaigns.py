@@ -1,14 +1,12 @@
-"""The same campaign mapped and as a list. Each process of a task leaves a line in the file ``BENCHMARK_PROCESSES``."""
+"""The same campaign mapped and as a list."""
 
 from __future__ import annotations
 
-import json
-import os
 import resource
-from pathlib import Path
 from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG, task
+from campaign_tasks import PARAMS, creatives, note
 
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCreateCreativeOperator
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
@@ -17,15 +15,6 @@ try:
     from airflow.sdk import get_parsing_context
 except ImportError:
     from airflow.utils.dag_parsing_context import get_parsing_context
-
-PARAMS = {"campaign": "a", "number": 2, "seconds": 20}
-
-
-def note(**fields: Any) -> None:
-    """Add a line for this process."""
-    line = json.dumps({"pid": os.getpid(), **fields})
-    with Path(os.environ["BENCHMARK_PROCESSES"]).open("a") as file:
-        file.write(f"{line}\n")
 
 
 def note_memory(context: Any) -> None:
@@ -41,17 +30,6 @@ if (parsed_for := get_parsing_context()).task_id:
 def operations(params: dict) -> list[str]:
     """Return the names of the operations of a campaign."""
     return [f"operations/{params['campaign']}/{number}" for number in range(params["number"])]
-
-
-@task
-def creatives(params: dict) -> list[dict]:
-    """Return the creatives of a campaign."""
-    uri = f"https://media.example.com/{params['campaign']}-{{}}.mp4?seconds={params['seconds']}"
-    media = {"delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
-    return [
-        {"adSystem": "example", "mediaFiles": [{"uri": uri.format(number), **media}]}
-        for number in range(params["number"])
-    ]
 
 
 measured: dict[str, Any] = {"on_success_callback": note_memory}

@@ -1,0 +1,108 @@
+"""Owners of ingests on a real Airflow: what a record adds to a campaign, and what a sweep costs that reads them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from campaigns import PATIENCE, ROOT, START, Campaigns, Run, Stack, make_stack, wait_until
+from processes import Bench
+from report import Limit, Topic, times
+
+from airflow_dai_provider.emulator import DaiEmulator
+from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE
+
+HERE = Path(__file__).parent
+#: The ingests of the campaign.
+CAMPAIGN = 1_000
+#: The runs that fail, and the ingests that each leaves running: of two tasks.
+FAILED, LEFT = 50, 20
+
+
+def owners(bench: Bench) -> Topic:
+    """Measure a campaign without and with a record, and a sweep over a thousand ingests of fifty runs."""
+    title = f"owners: records and the sweep, through Airflow {version('apache-airflow')} with LocalExecutor"
+    columns = ("", "operations", "seconds", "CPU", "requests to Airflow")
+    if not HAS_ASSET_STATE_STORE:
+        return Topic(title, columns, notes=["This version of Airflow has no records."])
+    lines, dags = bench.work / "processes", bench.work / "dags"
+    dags.mkdir()
+    for name in ("campaign_tasks.py", "campaigns.py"):
+        shutil.copy(HERE / "dags" / name, dags)
+    number, runs = bench.reduced(CAMPAIGN), bench.reduced(FAILED)
+    with DaiEmulator(ingest_seconds=86_400) as emulator:
+        env = {"DAI_EMULATOR_HOST": emulator.host, "BENCHMARK_PROCESSES": str(lines)}
+        bench.say("owners: starting Airflow")
+        with make_stack(ROOT / ".airflow" / f"owners-{version('apache-airflow')}", dags, env) as stack:
+            stack.wait_for_dags("ingests_list")
+            campaigns = Campaigns(stack, emulator, lines)
+            bench.say(f"owners: a campaign of {number:,} without a record")
+            without = campaigns.run("ingests_list", number)
+            # Airflow knows the asset as soon as it has parsed a DAG with the sweep.
+            shutil.copy(HERE / "dags" / "owners.py", dags)
+            stack.wait_for_dags("failing_runs", "sweep_owned")
+            bench.say(f"owners: a campaign of {number:,} with a record")
+            recorded = campaigns.run("ingests_list", number)
+            bench.say(f"owners: {runs} runs fail, and leave {LEFT} ingests each")
+            left = _leave(stack, emulator, lines, runs)
+            bench.say(f"owners: a sweep over {left:,} ingests")
+            sweep = _sweep(stack, lines)
+        cancelled = list(emulator.states().values()).count("CANCELLED")
+    topic = Topic(
+        title,
+        columns,
+        data={"without": asdict(without), "with": asdict(recorded), "sweep": sweep},
+    )
+    topic.rows += [
+        ("campaign without a record", *_figures(without), ""),
+        ("campaign with a record", *_figures(recorded), ""),
+        ("sweep", f"{left:,}", f"{sweep['seconds']:.1f} s", "", f"{sweep['requests']:,}"),
+    ]
+    topic.notes.append(f"With a record, a campaign takes {times(recorded.cpu / without.cpu)} of the CPU without.")
+    topic.limits += [
+        Limit(f"CPU of a campaign of {number:,}, with a record / without", recorded.cpu / without.cpu, 1.1),
+        Limit("requests to Airflow / (3 per run and task, and 2 per operation)", _share(sweep, left, runs), 1.0),
+        Limit("strays that the sweep has left", left - cancelled, 0),
+    ]
+    return topic
+
+
+def _leave(stack: Stack, emulator: DaiEmulator, lines: Path, runs: int) -> int:
+    """Have runs fail while their ingests run; return the number of ingests."""
+    emulator.reset()
+    lines.write_text("")
+    started = [
+        stack.trigger("failing_runs", {"campaign": f"run-{run}", "number": LEFT // 2, "seconds": 86_400})
+        for run in range(runs)
+    ]
+    states = [stack.wait_for_run("failing_runs", run, PATIENCE) for run in started]
+    requested = sum(request.method == START for request in emulator.requests)
+    if states != ["failed"] * runs or requested != runs * LEFT:
+        raise RuntimeError(f"The runs have started {requested} ingests, and are {set(states)}")
+    return requested
+
+
+def _sweep(stack: Stack, lines: Path) -> dict[str, float]:
+    run = stack.trigger("sweep_owned")
+    if stack.wait_for_run("sweep_owned", run, PATIENCE) != "success":
+        raise RuntimeError(f"The sweep has failed:\n{stack.task_log('sweep_owned', run, 'sweep')}")
+
+    def noted() -> list[dict[str, float]]:
+        return [note for line in lines.read_text().splitlines() if "requests" in (note := json.loads(line))]
+
+    (sweep,) = wait_until("the figures of the sweep", noted, 10.0, 0.2)
+    # The cancellations take effect at the next request.
+    time.sleep(1)
+    return dict(sweep)
+
+
+def _figures(run: Run) -> tuple[str, str, str]:
+    return f"{run.operations:,}", f"{run.seconds:.0f} s", f"{run.cpu:.1f} s"
+
+
+def _share(sweep: dict[str, float], operations: int, runs: int) -> float:
+    return sweep["requests"] / (3 * runs * 2 + 2 * operations)
