@@ -193,6 +193,16 @@ def asset_store(name: str) -> Any:
     return AssetStateStoreAccessor(name=name)
 
 
+def is_unknown_asset(error: Exception) -> bool:
+    """Return whether the state store of an asset has failed because Airflow does not know the asset.
+
+    The error comes from the supervisor of the task; under ``dag.test()`` from the client of the API server.
+    """
+    detail = getattr(getattr(error, "error", None), "detail", None)
+    status = detail.get("status_code") if isinstance(detail, dict) else None
+    return 404 in (status, getattr(getattr(error, "response", None), "status_code", None))
+
+
 def run_xcom(dag_id: str, run_id: str, task_id: str, map_index: int, key: str) -> Any:
     """Return one XCom of a run, or None; in the triggerer of Airflow 3, from a thread."""
     from airflow.sdk.execution_time.xcom import XCom

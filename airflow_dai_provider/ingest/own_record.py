@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_dai_provider.api.errors import Code
-from airflow_dai_provider.ingest.ownership import ASSET, Opening, Owner, OwnerRecords, Record, medium
+from airflow_dai_provider.ingest.ownership import ASSET, Opening, Owner, OwnerRecords, Record, media_key
 from airflow_dai_provider.tasks.cancel_requests import request_cancellations
 from airflow_dai_provider.tasks.failures import describe_error, task_error
-from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE, asset_store
+from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE, TASKS_READ_DATABASE, asset_store
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -25,6 +24,8 @@ START_AGAIN = (
     "Starting it again. If the first request still starts an ingest, the sweep cancels that one, whose name no task "
     "knows."
 )
+#: Seconds within which a sweep has to have looked after the endpoint for that.
+SWEPT_WITHIN = 3600.0
 #: Seconds between two writes while many ingests are being started.
 WRITE_INTERVAL = 60.0
 
@@ -43,90 +44,101 @@ class OwnRecord:
 
     def __init__(self, context: Context, flags: Mapping[str, bool], *, clock: Callable[[], float], log: Any) -> None:
         ti = context["ti"]
-        self._records: OwnerRecords | None = None
-        if HAS_ASSET_STATE_STORE and context.get("task_state_store") is not None:
-            self._records = OwnerRecords(asset_store(ASSET))
         self._try_number = ti.try_number
         self._record = Record(Owner.of(ti), flags)
         self._clock = clock
         self._log = log
-        self._endpoint = ""
-        self._has_neighbours = False
         self._is_open = False
+        self._records: OwnerRecords | None = None
+        if HAS_ASSET_STATE_STORE and context.get("task_state_store") is not None:
+            with self._writing("There is no store for the records of owners"):
+                self._records = OwnerRecords(asset_store(ASSET))
+        elif flags["cancel_with_run"] and not TASKS_READ_DATABASE:
+            log.warning("cancel_with_run has no effect on this version of Airflow, whose sweep knows no owners.")
 
     def open(self, endpoint: str, urls: Collection[str], adopted: Iterable[str] = ()) -> None:
-        """Write down that ingests are about to be started; before anything is sent.
+        """Write down that ingests are about to be started, before anything is sent.
 
-        What an earlier try has begun to start, and has not adopted, can be an ingest that nobody waits for.
+        What an earlier try has started, or has begun to start, and this one has not adopted, is an ingest that no task
+        waits for.
 
         :param endpoint: base URL of the service.
-        :param urls: of the media.
+        :param urls: of the media; none of a try that only reattaches.
         :param adopted: the operations of earlier tries to which this one has reattached.
         """
         now = self._clock()
-        self._endpoint = endpoint
-        media = frozenset(medium(endpoint, url) for url in urls)
+        opening = Opening(
+            self._try_number,
+            endpoint,
+            since=now,
+            last=now,
+            ended=not urls,
+            unknown=frozenset(map(media_key, urls)),
+            names=frozenset(adopted),
+        )
         with self._writing("Could not write down whose ingests these are") as records:
             if not records:
                 return
-            owner = self._record.owner
-            earlier = records.get(owner.key("owner"))
+            earlier = records.get(self._record.owner)
             openings = earlier.openings if earlier else ()
-            lost = [one if one.ended else replace(one, ended=True, doubts=one.media) for one in openings]
-            names = (earlier.names if earlier else frozenset()) | frozenset(adopted)
-            opening = Opening(self._try_number, since=now, last=now, media=media)
-            # One without doubts tells nothing more, unless only by it the record is found and removed.
-            kept = [one for one in lost if one.doubts or not one.places <= opening.places]
-            self._record = replace(self._record, names=names, openings=(*kept, opening))
+            self._record = Record(self._record.owner, self._record.flags, openings).open(opening)
             records.write(self._record)
-            self._has_neighbours = records.refer(self._record)
-            self._is_open = True
+            self._is_open = bool(urls)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the sweep finds an ingest of this try under an unknown name, so that a start can be repeated."""
-        return self._is_open
+    def may_start_again(self, endpoint: str) -> bool:
+        """Return whether a sweep finds an ingest of this try under an unknown name, so that a start can be repeated."""
+        with self._writing("Could not learn when a sweep has come last") as records:
+            if not (records and self._is_open):
+                return False
+            if self._clock() - records.last_sweep(endpoint) <= SWEPT_WITHIN:
+                return True
+            self._log.info("No sweep has come in the last hour, so the start is not attempted again.")
+        return False
 
     def note(self, names: Iterable[str]) -> None:
         """Write down the operations that have started so far, now and then."""
-        opening = self._record.openings[-1] if self._is_open else None
-        if opening and self._clock() >= opening.last + WRITE_INTERVAL:
-            self._write(names, replace(opening, last=self._clock()))
+        if self._is_open and self._clock() >= self._record.last + WRITE_INTERVAL:
+            self._set(names)
+            self._write()
 
-    def end(self, names: Iterable[str], doubts: Iterable[str] = ()) -> None:
+    def end(self, names: Iterable[str], lost: Iterable[str] = ()) -> None:
         """Write down that all responses have come, or will not.
 
         :param names: the operations that have started.
-        :param doubts: the media URLs of requests that got no response.
+        :param lost: the media URLs of requests that got no response.
         """
         if self._is_open:
-            unknown = frozenset(medium(self._endpoint, url) for url in doubts)
-            self._write(names, replace(self._record.openings[-1], last=self._clock(), ended=True, doubts=unknown))
             self._is_open = False
+            self._set(names, ended=True, unknown=frozenset(map(media_key, lost)))
+            if self._record.names or self._record.has_unknown:
+                self._write()
+            else:
+                self.close()
 
-    def close(self, *, runs_on: bool = False) -> None:
-        """Remove the record, since nothing of this task runs by mistake any more.
+    def run_on(self) -> None:
+        """Write down that what has started is meant to run on, whatever becomes of the task."""
+        if self._record.openings:
+            self._set((), runs_on=True)
+            self._write()
 
-        :param runs_on: whether its ingests are meant to run on. Then the record stays if others have submitted the same
-            media, so that these are not taken for theirs.
-        """
+    def close(self) -> None:
+        """Remove the record, since all ingests of this task have finished; not while another one may run."""
         with self._writing("Could not remove the record of the owner") as records:
             if not records:
                 return
-            owner = self._record.owner
-            record = self._record if self._record.openings else records.get(owner.key("owner"))
-            if record and not record.is_in_doubt and not (runs_on and self._has_neighbours):
-                records.remove(record)
+            record = self._record if self._record.openings else records.get(self._record.owner)
+            if record and len(record.openings) == 1 and not record.has_unknown:
+                records.delete(record.owner)
 
     def leave_strays(self, saved: list[StartedIngest], hook: DaiHook) -> list[StartedIngest]:
-        """Return the ingests of an earlier try without those that the sweep cancels; these are cancelled.
+        """Return the ingests of an earlier try without those that a sweep cancels; these are cancelled.
 
         :raises AirflowException: when one cannot be cancelled.
         """
         strays: set[str] = set()
         if saved:
             with self._writing("Could not learn what the sweep cancels") as records:
-                strays = records.strays(self._record.owner) if records else set()
+                strays = records.pending_cancellations(self._record.owner) if records else set()
         names = [one.operation_name for one in saved if one.operation_name in strays]
         if not names:
             return saved
@@ -146,10 +158,11 @@ class OwnRecord:
                 raise task_error(error.rpc_code, str(error), f"{name} may still run")
         return [one for one in saved if one.operation_name not in strays]
 
-    def _write(self, names: Iterable[str], opening: Opening) -> None:
-        record = self._record
-        every = record.names | frozenset(names)
-        self._record = replace(record, names=every, openings=(*record.openings[:-1], opening))
+    def _set(self, names: Iterable[str], **changes: Any) -> None:
+        known = self._record.openings[-1].names | frozenset(names)
+        self._record = self._record.change(names=known, last=self._clock(), **changes)
+
+    def _write(self) -> None:
         with self._writing("Could not write down which ingests have started") as records:
             if records:
                 records.write(self._record)

@@ -1,4 +1,4 @@
-"""The owners of ingests: what create tasks write down, and what the sweep reads.
+"""Records of ownership: what create tasks write down before they start ingests, and what the sweep reads.
 
 The service knows no owners. So a task writes a record before it asks the service to start anything, and adds the names
 of its operations when it knows them. An operation whose name is unknown, because a response was lost or a process
@@ -9,21 +9,19 @@ Airflow (3.3 and later), which all tasks share. Its keys cannot be listed:
 key                value
 =================  ====================================================================================================
 ``owner-<hash>``   the :class:`Record` of a task instance, written by that task only
-``url-<hash>``     the keys of the records of those that have submitted a media URL, usually one
-``lists``          the keys of the records of those that have submitted too many URLs for a write each
-``strays-<hash>``  the operations of a task in a run that the sweep is about to cancel: no try reattaches to them
-``swept-<hash>``   the keys of the records that a sweep has met, and has not removed yet
+``owners-<part>``  the keys of the records; in parts, since the tasks of an installation write them at the same time
+``strays-<hash>``  for a task in a run, the operations that sweeps are about to cancel: no try reattaches to them
+``sweep-<hash>``   when a sweep has last begun to look after all operations of an endpoint
+``sweep``          when any other sweep has last begun
 =================  ====================================================================================================
 
-A task removes its record when its ingests have finished, or are meant to run on. The record stays after a start in
-doubt: the first request can still start an ingest, although a second one was sent. The sweep removes what is left of
-tasks that have failed.
+A task removes its record when its ingests have finished. What others leave is removed by the sweep.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any, Self
 
@@ -33,18 +31,15 @@ from airflow_dai_provider.api.storable import pack, unpack
 ASSET = "airflow_dai_provider_ingests"
 #: Seconds after its request in which the service can still start an ingest.
 LATEST_START = 900.0
-#: How far the clocks of service and worker can be apart; the service can also tell whole seconds only.
-CLOCK_SKEW = 10.0
+#: How far the clocks of service and worker can be apart, in seconds.
+CLOCK_SKEW = 60.0
 
-#: A record with more media than this is referred to by ``lists``, and not by a write for each.
-MOST_WRITES = 10
-
-_LISTS = "lists"
+_PARTS = 32
 
 
-def medium(endpoint: str, url: str) -> str:
-    """Return what stands for a media URL, with its signature, at an endpoint: 16 hexadecimal digits."""
-    return hashlib.sha256(f"{endpoint}\n{url}".encode()).hexdigest()[:16]
+def media_key(url: str) -> str:
+    """Return what stands for a media URL, with its signature: 16 hexadecimal digits."""
+    return _hash(url)[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,43 +60,47 @@ class Owner:
         index = f" (map index {self.map_index})" if self.map_index >= 0 else ""
         return f"task {self.task_id}{index} of run {self.run_id} of DAG {self.dag_id}"
 
-    def key(self, kind: str) -> str:
-        """Return the key of a record of this owner."""
-        return f"{kind}-{hashlib.sha256(repr(astuple(self)).encode()).hexdigest()[:32]}"
+    @property
+    def key(self) -> str:
+        """The key of its record."""
+        return f"owner-{_hash(repr(astuple(self)))}"
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """One time at which a try has started ingests.
+    """What one try has started, or has reattached to.
 
     :param try_number: of the task instance.
+    :param endpoint: base URL of the service.
     :param since: when the first request was about to be sent, in seconds of the epoch.
     :param last: when this was written last.
     :param ended: whether all responses had come by then; otherwise the process may have ended before.
-    :param media: what was submitted, see :func:`medium`.
-    :param doubts: those of them for which a request got no response.
+    :param unknown: the keys of the media whose operations are not known by name, see :func:`media_key`: all of them
+        until it has ended, and then those for which a request got no response.
+    :param names: the operations that are known.
+    :param runs_on: whether these are meant to run on, whatever becomes of the task.
     """
 
     try_number: int
+    endpoint: str
     since: float
     last: float
     ended: bool = False
-    media: frozenset[str] = frozenset()
-    doubts: frozenset[str] = frozenset()
+    unknown: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    runs_on: bool = False
 
-    @property
-    def places(self) -> set[str]:
-        """The keys under which the record is found, see :class:`Record`."""
-        return {_LISTS} if len(self.media) > MOST_WRITES else {f"url-{one}" for one in self.media}
-
-    def may_have_started(self, one: str, created: float) -> bool:
+    def may_have_started(self, media: str, created: float) -> bool:
         """Return whether an operation under an unknown name can be of a request of this opening.
 
-        :param one: its medium.
+        :param media: its key.
         :param created: when the service has created it, in seconds of the epoch.
         """
-        unknown = self.doubts if self.ended else self.media
-        return one in unknown and self.since - CLOCK_SKEW <= created <= self.last + LATEST_START
+        return media in self.unknown and self.since - CLOCK_SKEW <= created <= self.last + LATEST_START
+
+    def without(self, names: Collection[str]) -> Opening:
+        """Return it as an opening of an earlier try, of which a later one has taken over these operations."""
+        return replace(self, ended=True, names=self.names - frozenset(names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +110,11 @@ class Record:
     :param flags: whether the task waits until its ingests have finished (``waits``); and whether a kill of it, a
         failure, or the failure of its run is meant for them too (``cancel_on_kill``, ``cancel_on_failure``,
         ``cancel_with_run``).
-    :param names: the operations that it has started, of all its openings.
-    :param openings: in their order.
+    :param openings: in their order. Of all but the last, only that is kept which no later try has taken over.
     """
 
     owner: Owner
     flags: Mapping[str, bool]
-    names: frozenset[str] = frozenset()
     openings: tuple[Opening, ...] = field(default=())
 
     @property
@@ -127,27 +124,36 @@ class Record:
 
     @property
     def last(self) -> float:
-        """When its task has last begun or ended to start ingests, in seconds of the epoch."""
+        """When it was written last, in seconds of the epoch."""
         return max((opening.last for opening in self.openings), default=0.0)
 
     @property
-    def is_in_doubt(self) -> bool:
-        """Whether a request without a response can still start an ingest."""
-        return any(opening.doubts for opening in self.openings)
+    def names(self) -> frozenset[str]:
+        """The operations that are known."""
+        return frozenset().union(*(opening.names for opening in self.openings))
 
     @property
-    def places(self) -> list[str]:
-        """The keys under which this record is found."""
-        found = {place for opening in self.openings for place in opening.places}
-        return sorted(found)
+    def has_unknown(self) -> bool:
+        """Whether an operation of this task can run under a name that is not known."""
+        return any(opening.unknown for opening in self.openings)
+
+    def open(self, opening: Opening) -> Record:
+        """Return the record with another opening, which has taken over its names from earlier ones."""
+        earlier = (one.without(opening.names if one.endpoint == opening.endpoint else ()) for one in self.openings)
+        return replace(self, openings=(*(one for one in earlier if one.names or one.unknown), opening))
+
+    def change(self, **changes: Any) -> Record:
+        """Return the record with changes of its last opening."""
+        *earlier, opening = self.openings
+        return replace(self, openings=(*earlier, replace(opening, **changes)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
         openings = [
-            asdict(one) | {"media": pack(sorted(one.media)), "doubts": sorted(one.doubts)} for one in self.openings
+            asdict(one) | {"unknown": pack(sorted(one.unknown)), "names": pack(sorted(one.names))}
+            for one in self.openings
         ]
-        names = pack(sorted(self.names))
-        return {"owner": list(astuple(self.owner)), "flags": dict(self.flags), "names": names, "openings": openings}
+        return {"owner": list(astuple(self.owner)), "flags": dict(self.flags), "openings": openings}
 
     @classmethod
     def from_json(cls, value: Any) -> Self | None:
@@ -156,18 +162,19 @@ class Record:
             openings = tuple(
                 Opening(
                     int(one["try_number"]),
+                    str(one["endpoint"]),
                     float(one["since"]),
                     float(one["last"]),
                     one["ended"] is True,
-                    frozenset(unpack(one["media"])),
-                    frozenset(one["doubts"]),
+                    frozenset(unpack(one["unknown"])),
+                    frozenset(unpack(one["names"])),
+                    one["runs_on"] is True,
                 )
                 for one in value["openings"]
             )
             dag_id, run_id, task_id, map_index = value["owner"]
             owner = Owner(str(dag_id), str(run_id), str(task_id), int(map_index))
-            flags = {str(flag): given is True for flag, given in value["flags"].items()}
-            return cls(owner, flags, frozenset(unpack(value["names"])), openings)
+            return cls(owner, {str(flag): given is True for flag, given in value["flags"].items()}, openings)
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
 
@@ -181,75 +188,103 @@ class OwnerRecords:
     def __init__(self, store: Any) -> None:
         self._store = store
 
-    def get(self, key: str) -> Record | None:
-        """Return a record by its key."""
-        return Record.from_json(self._store.get(key))
+    def get(self, owner: Owner) -> Record | None:
+        """Return the record of an owner."""
+        return Record.from_json(self._store.get(owner.key))
 
     def write(self, record: Record) -> None:
-        """Replace the record of an owner."""
-        self._store.set(record.owner.key("owner"), record.to_json())
-
-    def remove(self, record: Record) -> None:
-        """Delete a record, and what refers to it."""
-        key = record.owner.key("owner")
-        for place in record.places:
-            others = [other for other in self._keys(place) if other != key]
-            self._replace(place, others)
-        self._store.delete(key)
-
-    def of_medium(self, one: str) -> list[str]:
-        """Return the keys of the records of those that have submitted a medium."""
-        return self._keys(f"url-{one}")
-
-    def of_lists(self) -> list[str]:
-        """Return the keys of the records of those that have submitted too many media for a write each."""
-        return self._keys(_LISTS)
-
-    def refer(self, record: Record) -> bool:
-        """Let the media of the last opening of a record refer to it, and return whether they refer to others too."""
-        return any([self._refer(record.owner.key("owner"), place) for place in sorted(record.openings[-1].places)])
-
-    def _refer(self, key: str, place: str) -> bool:
-        others: list[str] = []
+        """Replace the record of an owner, and see that it is listed."""
+        self._store.set(record.owner.key, record.to_json())
+        part = _part(record.owner.key)
         # Read again after it was written: another task can have written at the same time, without this one.
         for _ in range(3):
-            found = self._keys(place)
-            others = [other for other in found if other != key]
-            if key in found:
-                break
-            others = [other for other in others if self.get(other)]
-            self._store.set(place, [*others, key])
-        return bool(others)
+            keys = self._keys(part)
+            if record.owner.key in keys:
+                return
+            self._store.set(part, [*keys, record.owner.key])
 
-    def strays(self, owner: Owner) -> set[str]:
-        """Return the operations that the sweep is about to cancel, or has cancelled, of an owner and its siblings."""
-        return set(self._keys(replace(owner, map_index=-1).key("strays")))
+    def delete(self, owner: Owner) -> None:
+        """Remove the record of an owner; its key stays listed until :meth:`all` has found it to be gone."""
+        self._store.delete(owner.key)
 
-    def write_strays(self, owner: Owner, names: Collection[str]) -> None:
-        """Replace them: one write for all map indexes of a task."""
-        self._replace(replace(owner, map_index=-1).key("strays"), sorted(names))
+    def all(self) -> list[Record]:
+        """Return the records of all owners."""
+        records: list[Record] = []
+        for part in map(_part_name, range(_PARTS)):
+            gone = set()
+            for key in self._keys(part):
+                if record := Record.from_json(self._store.get(key)):
+                    records.append(record)
+                else:
+                    gone.add(key)
+            if gone and (now := self._keys(part)):
+                self._replace(part, [key for key in now if key not in gone])
+        return records
 
-    def swept(self, sweep: Owner) -> set[str]:
-        """Return the keys of the records that a sweep has met and has not removed."""
-        return set(self._keys(replace(sweep, run_id="").key("swept")))
+    def pending_cancellations(self, owner: Owner) -> set[str]:
+        """Return the operations of an owner and its siblings that sweeps are about to cancel, or have cancelled."""
+        return set(self._pending(owner))
 
-    def write_swept(self, sweep: Owner, keys: Collection[str]) -> None:
-        """Replace them, for all runs of the sweep."""
-        self._replace(replace(sweep, run_id="").key("swept"), sorted(keys))
+    def announce(self, sweep: Owner, owner: Owner, names: Iterable[str]) -> None:
+        """Add operations to these, on behalf of a sweep."""
+        pending = self._pending(owner)
+        for name in names:
+            pending[name] = sorted({*pending.get(name, ()), sweep.key})
+        self._replace(_pending_key(owner), pending)
 
-    def check(self) -> None:
-        """Write something: a read does not tell that Airflow does not know the asset.
+    def retract(self, sweep: Owner, owner: Owner, names: Iterable[str]) -> None:
+        """Take back operations that a sweep has announced; what another one has announced stays."""
+        pending = self._pending(owner)
+        for name in names:
+            pending[name] = [one for one in pending.get(name, ()) if one != sweep.key]
+        self._replace(_pending_key(owner), {name: sweeps for name, sweeps in pending.items() if sweeps})
 
-        :raises Exception: when nothing can be written.
+    def forget(self, owner: Owner, names: Collection[str]) -> None:
+        """Take back operations that have finished."""
+        pending = self._pending(owner)
+        left = {name: sweeps for name, sweeps in pending.items() if name not in names}
+        if left != pending:
+            self._replace(_pending_key(owner), left)
+
+    def note_sweep(self, endpoint: str | None, now: float) -> None:
+        """Note that a sweep begins. It has to be written: no read tells that Airflow does not know the asset.
+
+        :param endpoint: of which it looks after all operations.
         """
-        self._store.set("sweep", True)
+        self._store.set(f"sweep-{_hash(endpoint)}" if endpoint else "sweep", now)
 
-    def _replace(self, place: str, keys: Collection[str]) -> None:
-        if keys:
-            self._store.set(place, list(keys))
+    def last_sweep(self, endpoint: str) -> float:
+        """Return when a sweep has last noted that, in seconds of the epoch."""
+        noted = self._store.get(f"sweep-{_hash(endpoint)}")
+        return float(noted) if isinstance(noted, int | float) else 0.0
+
+    def _pending(self, owner: Owner) -> dict[str, list[str]]:
+        found = self._store.get(_pending_key(owner))
+        return {str(name): list(map(str, sweeps)) for name, sweeps in found.items()} if isinstance(found, dict) else {}
+
+    def _replace(self, key: str, value: list[str] | dict[str, Any]) -> None:
+        if value:
+            self._store.set(key, value)
         else:
-            self._store.delete(place)
+            self._store.delete(key)
 
-    def _keys(self, place: str) -> list[str]:
-        found = self._store.get(place)
+    def _keys(self, part: str) -> list[str]:
+        found = self._store.get(part)
         return [str(key) for key in found] if isinstance(found, list) else []
+
+
+def _pending_key(owner: Owner) -> str:
+    """Return the key of what is about to be cancelled of a task in a run: one for all its map indexes."""
+    return f"strays-{_hash(repr(astuple(replace(owner, map_index=-1))))}"
+
+
+def _part(key: str) -> str:
+    return _part_name(int(key[-8:], 16) % _PARTS)
+
+
+def _part_name(number: int) -> str:
+    return f"owners-{number}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -31,7 +31,7 @@ PAUSES = (0.0, 2.0, 5.0, 10.0)
 #: How far the service's clock may be behind the worker's; it can also tell whole seconds only.
 CLOCK_SKEW = timedelta(seconds=1)
 #: An ingest that was created shortly before the request is that of another start, unless a clock is wrong: it is named.
-DOUBT = timedelta(seconds=10)
+DOUBT = timedelta(seconds=60)
 
 
 class IngestMayHaveStartedError(AirflowFailException):

@@ -1,12 +1,12 @@
-"""The owners of running operations, as Airflow knows them, and whether these are over."""
+"""Owners of running operations, as Airflow knows them, and whether these are over."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 from airflow_dai_provider.api.operation import Operation
@@ -18,7 +18,7 @@ from airflow_dai_provider.ingest.ownership import (
     Owner,
     OwnerRecords,
     Record,
-    medium,
+    media_key,
 )
 from airflow_dai_provider.tasks.xcom import XCOM_STARTED
 from airflow_dai_provider.version_compat import (
@@ -35,12 +35,19 @@ NO_OWNERS = (
     "This version of Airflow does not tell the owners of operations, so older_than is required: the age from which an "
     "operation is a stray."
 )
+NO_ASSET = (
+    f"Airflow does not know the asset {ASSET}, in which it keeps the owners. It comes to know it with a DAG that has a "
+    f'sweep which is not mapped; or give .partial(inlets=[Asset("{ASSET}")]) to one that is.'
+)
 
 #: The states in which a task instance is over, unless it succeeds. Every other one is alive, those included that a task
 #: has after a clear, and those that this code does not know.
 OVER = frozenset({"failed", "upstream_failed", "skipped", "removed"})
 #: Stands for the state of a task instance whose run was deleted.
 GONE = "gone"
+#: Seconds after which a record is removed although an operation of it is not listed as finished: the service forgets
+#: operations, and another account's are not listed.
+KEPT = 7 * 86400.0
 #: The most characters of the ids of runs in the URL of one request.
 _CHARACTERS_AT_A_TIME = 3000
 
@@ -71,178 +78,192 @@ class Owners:
 
     :param records: what the create tasks have written; None where the XComs in the metadata database tell it.
     :param endpoint: base URL of the service that runs the operations.
+    :param sweep: the task instance that asks.
     """
 
-    def __init__(self, records: OwnerRecords | None, endpoint: str) -> None:
+    def __init__(self, records: OwnerRecords | None, endpoint: str, sweep: Owner) -> None:
         self._records = records
         self._endpoint = endpoint
-        self._read: dict[str, Record | None] = {}
-        #: The keys of the records of those that are owners.
-        self._met: set[str] = set()
-        #: The operations in place of which another one was started, after a lost response.
-        self._twins: set[str] = set()
+        self._sweep = sweep
+        #: As they were read last.
+        self._read: dict[Owner, Record] = {}
+
+    def note_sweep(self, now: float, *, of_all: bool) -> None:
+        """Note that this sweep begins.
+
+        :param of_all: whether it looks after all operations of the endpoint.
+        :raises Exception: when Airflow does not know the asset, or does not respond.
+        """
+        if self._records:
+            self._records.note_sweep(self._endpoint if of_all else None, now)
 
     def judge(self, running: Collection[Operation]) -> dict[str, Verdict]:
         """Return the verdicts on running operations, by name; one without an owner has none.
 
         :raises Exception: when Airflow does not tell.
         """
-        if self._records:
-            self._records.check()
-            records = {one.name: self._record_of(one) for one in running}
-        else:
-            records = self._pushed(running)
-        return self._verdicts({name: record for name, record in records.items() if record})
+        read = self._records.all() if self._records else self._pushed(running)
+        self._read = {record.owner: record for record in read}
+        return self._judge(read, running)
 
-    def confirm(self, suspects: Mapping[str, Verdict]) -> dict[str, Verdict]:
-        """Look at the owners again, and return the verdicts by then.
+    def confirm(self, suspects: Mapping[str, Verdict], running: Iterable[Operation]) -> dict[str, Verdict]:
+        """Read the owners again, and return the verdicts by then.
 
-        What is about to be cancelled is written down before its owner is looked at. A task is running before it reads
-        that, and does not reattach to it then. So one of the two always sees the other.
+        What is about to be cancelled is written down before the state of its owner is read. A task is running before it
+        reads that, and does not reattach to it then. So one of the two always sees the other.
 
-        :param suspects: the verdicts of the first look on what was found to be stray, by name.
+        :param suspects: the verdicts of the first time on what was found to be stray, by name.
+        :param running: the operations, these among them.
         """
+        suspected = [one for one in running if one.name in suspects]
+        records = self._records
+        if records is None:
+            return self._judge(self._pushed(suspected), suspected)
         names: dict[Owner, list[str]] = defaultdict(list)
         for name, verdict in suspects.items():
             names[replace(verdict.record.owner, map_index=-1)].append(name)
         again: dict[str, Verdict] = {}
         try:
             for owner, every in names.items():
-                self._announce(owner, every)
-            again = self._verdicts({name: verdict.record for name, verdict in suspects.items()})
+                records.announce(self._sweep, owner, every)
+            read = map(records.get, {verdict.record.owner for verdict in suspects.values()})
+            again = self._judge([record for record in read if record], suspected)
         finally:
             for owner, every in names.items():
-                left = [name for name in every if name in again and again[name].is_stray]
-                if left != every:
-                    self._announce(owner, left)
+                if left := [name for name in every if name not in again or not again[name].is_stray]:
+                    records.retract(self._sweep, owner, left)
         return again
 
-    def remove_leftovers(self, sweep: Owner, running: Collection[str], listed_at: float) -> None:
+    def remove_leftovers(self, listed: Mapping[str, bool], listed_at: float) -> None:
         """Remove the records of tasks that are over, and whose ingests have finished.
 
-        Airflow cannot list them, so those that this and earlier sweeps have met are looked at.
-
-        :param sweep: the task instance that sweeps.
-        :param running: the operations that may still run, by name.
-        :param listed_at: when these were listed, in seconds of the epoch.
+        :param listed: the operations that the service lists, by name, and whether they have finished.
+        :param listed_at: when that was, in seconds of the epoch.
         """
         if not self._records:
             return
-        before = self._records.swept(sweep)
-        keys = before | self._met
-        records = {key: record for key in keys if (record := self._get(key))}
-        idle = [
-            record
-            for record in records.values()
-            if record.names.isdisjoint(running) and record.last + LATEST_START < listed_at
-        ]
+        idle = [record for record in self._read.values() if self._is_idle(record, listed, listed_at)]
         states = _states([record.owner for record in idle])
         for record in idle:
-            owner = record.owner
-            if states[owner] in {*OVER, GONE, "success"}:
-                if self._records.strays(owner).isdisjoint(running):
-                    self._announce(owner, ())
-                self._records.remove(record)
-                del records[owner.key("owner")]
-        if records.keys() != before:
-            self._records.write_swept(sweep, records.keys())
+            # A task that was cleared meanwhile has changed it.
+            if states[record.owner] in {*OVER, GONE, "success"} and self._records.get(record.owner) == record:
+                self._records.delete(record.owner)
+                self._records.forget(record.owner, record.names)
 
-    def _announce(self, owner: Owner, names: Collection[str]) -> None:
-        if self._records:
-            self._records.write_strays(owner, names)
+    def _judge(self, records: Iterable[Record], running: Collection[Operation]) -> dict[str, Verdict]:
+        found = _find_owners(records, self._endpoint, running)
+        states = _states({record.owner for record, _ in found.values()})
+        state_of_run = cache(run_state)
+        return {name: _judge(name, owner, states[owner[0].owner], state_of_run) for name, owner in found.items()}
 
-    def _record_of(self, operation: Operation) -> Record | None:
-        """Return the record of the owner of an operation, if it is known.
+    def _is_idle(self, record: Record, listed: Mapping[str, bool], listed_at: float) -> bool:
+        """Return whether no operation of a record can run any more, as far as this endpoint tells."""
+        here = all(opening.endpoint == self._endpoint for opening in record.openings)
+        known = {listed.get(name) for name in record.names} if here else {None}
+        if False in known:
+            return False
+        finished = None not in known and not record.has_unknown
+        return listed_at - record.last > (LATEST_START if finished else KEPT)
 
-        A task that has written the name is the owner. Else it is the only one with a request for this media, at about
-        this time, whose response is not known.
-        """
-        ingest = operation.ingest
-        if not (self._records and ingest and ingest.signed_creative_url and ingest.create_time):
-            return None
-        one, created = medium(self._endpoint, ingest.signed_creative_url), ingest.create_time.timestamp()
-        keys = [*self._records.of_medium(one), *self._lists]
-        records = [record for key in dict.fromkeys(keys) if (record := self._get(key))]
-        found = [record for record in records if operation.name in record.names]
-        if not found:
-            found = [record for record in records if any(o.may_have_started(one, created) for o in record.openings)]
-            if len(found) == 1 and not any(o.may_have_started(one, created) for o in found[0].openings if not o.ended):
-                self._twins.add(operation.name)
-        if len(found) != 1:
-            return None
-        self._met.add(found[0].owner.key("owner"))
-        return found[0]
-
-    @cached_property
-    def _lists(self) -> list[str]:
-        return self._records.of_lists() if self._records else []
-
-    def _get(self, key: str) -> Record | None:
-        if self._records and key not in self._read:
-            self._read[key] = self._records.get(key)
-        return self._read.get(key)
-
-    def _pushed(self, running: Collection[Operation]) -> dict[str, Record | None]:
-        """Return by name the records that the XComs in the metadata database make."""
+    def _pushed(self, running: Collection[Operation]) -> list[Record]:
+        """Return the records that the XComs in the metadata database make."""
         times = [one.ingest.create_time for one in running if one.ingest and one.ingest.create_time]
         if not times:
-            return {}
-        found: dict[str, list[Record]] = defaultdict(list)
+            return []
+        records: list[Record] = []
         for dag_id, run_id, task_id, map_index, pushed in xcoms_in_database(
             XCOM_STARTED, min(times) - timedelta(seconds=CLOCK_SKEW)
         ):
             match pushed:
                 # Code of a user can push names too, and says nothing of what they are meant for.
                 case {
-                    "endpoint": self._endpoint,
+                    "endpoint": str(endpoint),
                     "pushed_at": {**names},
                     "flags": {**flags},
                     "try_number": int(number),
                 } if flags:
                     given = {str(flag): value is True for flag, value in flags.items()}
-                    opening = Opening(number, since=0.0, last=0.0, ended=True)
-                    owner = Owner(dag_id, run_id, task_id, map_index)
-                    record = Record(owner, given, frozenset(map(str, names)), (opening,))
-                    for name in record.names:
-                        found[name].append(record)
-        return {name: records[0] for name, records in found.items() if len(records) == 1}
-
-    def _verdicts(self, records: Mapping[str, Record]) -> dict[str, Verdict]:
-        """Return by operation whether it is a stray, as its owner is now."""
-        every = {record.owner: record for record in records.values()}
-        states = _states(every)
-        verdicts = {owner: _judge(record, states[owner]) for owner, record in every.items()}
-        twin = "has started another ingest of this media after a lost response"
-        return {
-            name: Verdict(record, is_stray=True, reason=twin) if name in self._twins else verdicts[record.owner]
-            for name, record in records.items()
-        }
+                    opening = Opening(number, endpoint, 0.0, 0.0, ended=True, names=frozenset(map(str, names)))
+                    records.append(Record(Owner(dag_id, run_id, task_id, map_index), given, (opening,)))
+        return records
 
 
-def find_owners(endpoint: str) -> Owners | None:
+def find_owners(endpoint: str, sweep: Owner) -> Owners | None:
     """Return what tells the owners of operations at an endpoint, or None where Airflow cannot tell them."""
     if HAS_ASSET_STATE_STORE:
-        return Owners(OwnerRecords(asset_store(ASSET)), endpoint)
-    return Owners(None, endpoint) if TASKS_READ_DATABASE else None
+        return Owners(OwnerRecords(asset_store(ASSET)), endpoint, sweep)
+    return Owners(None, endpoint, sweep) if TASKS_READ_DATABASE else None
 
 
-def _judge(record: Record, state: str | None) -> Verdict:
-    """Decide by the state of its owner, and by what the owner is meant to cancel, whether an operation is a stray."""
-    owner, means = record.owner, {flag for flag, given in record.flags.items() if given}
-    if state == "success" and "waits" not in means:
-        if "cancel_with_run" not in means:
-            return Verdict(record, is_stray=False, reason="has succeeded, and meant its ingest to run on")
-        run = run_state(owner.dag_id, owner.run_id)
-        return Verdict(record, is_stray=run == "failed", reason=f"has succeeded; its run is {run}")
+#: An owner's record, and the opening to which an operation belongs.
+Found = tuple[Record, Opening]
+
+
+def _find_owners(records: Iterable[Record], endpoint: str, running: Iterable[Operation]) -> dict[str, Found]:
+    """Return the owners of operations by name, as far as they are known.
+
+    A task that has written the name is the owner. Else it is the only one with a request for this media, at about this
+    time, whose response is not known.
+    """
+    by_name: dict[str, dict[Owner, Found]] = defaultdict(dict)
+    by_media: dict[str, list[Found]] = defaultdict(list)
+    for record in records:
+        for opening in record.openings:
+            if opening.endpoint == endpoint:
+                for name in opening.names:
+                    by_name[name][record.owner] = record, opening
+                for media in opening.unknown:
+                    by_media[media].append((record, opening))
+    found: dict[str, Found] = {}
+    for one in running:
+        owners = by_name.get(one.name, {})
+        ingest = one.ingest
+        if not owners and ingest and ingest.signed_creative_url and ingest.create_time:
+            media, created = media_key(ingest.signed_creative_url), ingest.create_time.timestamp()
+            owners = {
+                record.owner: (record, opening)
+                for record, opening in by_media.get(media, ())
+                if opening.may_have_started(media, created)
+            }
+        if len(owners) == 1:
+            found[one.name] = next(iter(owners.values()))
+    return found
+
+
+def _judge(name: str, found: Found, state: str | None, state_of_run: Callable[[str, str], str]) -> Verdict:
+    """Decide whether an operation is a stray: by the state of its owner, and by what the owner is meant to cancel."""
+    record, opening = found
+    flags = {flag for flag, given in record.flags.items() if given}
+    is_over, reason = _is_over(record, flags, state, state_of_run)
+    needed = ["cancel_on_kill"] if state == "success" else ["cancel_on_kill", "cancel_on_failure"]
+    if opening != record.openings[-1]:
+        is_over, reason = True, f"{reason}, and whose later try has not reattached to it"
+    elif opening.ended and name not in opening.names:
+        is_over, reason = True, f"{reason}, and whose request for it got no response"
+    elif state == "success" and "waits" not in flags:
+        needed = []
+    missing = [flag for flag in needed if flag not in flags]
+    if is_over and missing:
+        return Verdict(record, is_stray=False, reason=f"{reason}, but has {missing[0]}=False")
+    return Verdict(record, is_stray=is_over, reason=reason)
+
+
+def _is_over(
+    record: Record, flags: Collection[str], state: str | None, state_of_run: Callable[[str, str], str]
+) -> tuple[bool, str]:
+    """Return whether an owner needs its ingests no more, by its state, and why."""
+    if record.openings[-1].runs_on:
+        return False, f"is {state}, and meant its ingests to run on"
+    if state == "success" and "waits" not in flags:
+        if "cancel_with_run" not in flags:
+            return False, "has succeeded, and meant its ingest to run on"
+        run = state_of_run(record.owner.dag_id, record.owner.run_id)
+        return run == "failed", f"has succeeded; its run is {run}"
     if state == "success":
-        return Verdict(record, is_stray="cancel_on_kill" in means, reason="was marked as success")
-    if state in OVER or state == GONE:
-        why = "is gone with its run" if state == GONE else f"is {state}"
-        for flag in ("cancel_on_kill", "cancel_on_failure"):
-            if flag not in means:
-                return Verdict(record, is_stray=False, reason=f"{why}, but has {flag}=False")
-        return Verdict(record, is_stray=True, reason=why)
-    return Verdict(record, is_stray=False, reason=f"is {state or 'waiting to be scheduled'}")
+        return True, "was marked as success"
+    if state == GONE:
+        return True, "is gone with its run"
+    return state in OVER, f"is {state or 'waiting to be scheduled'}"
 
 
 def _states(owners: Collection[Owner]) -> Mapping[Owner, str | None]:

@@ -54,8 +54,8 @@ class SweepReport:
         listed = {one.name: one for one in operations}
         verdicts = {name: selection.judge(one, now, owners.get(name)) for name, one in listed.items()}
         self.listed_at = now
-        #: The operations that had not finished by then.
-        self.running = {name for name, one in listed.items() if not one.done}
+        #: By name, whether an operation had finished by then.
+        self.done = {name: one.done for name, one in listed.items()}
         #: Those whose owner is not over, or has meant them to run on.
         self.owned = {name: owner for name, owner in owners.items() if verdicts.get(name) is PassedOver.OWNED}
         reasons = Counter(verdict for verdict in verdicts.values() if isinstance(verdict, PassedOver))

@@ -107,6 +107,11 @@ class Selection:
             include_undated=check_flag("include_undated", include_undated),
         )
 
+    @property
+    def takes_every_url(self) -> bool:
+        """Whether no filter leaves out operations by their media."""
+        return self.url_prefix is None and self.url_pattern is None
+
     def passes_over(self, operation: Operation) -> PassedOver | None:
         """Return why an operation is not selected, whosever it is and however old; None for one that may be."""
         if operation.done:

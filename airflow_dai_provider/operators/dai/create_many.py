@@ -75,17 +75,18 @@ class CreateMany:
                 self._push([], hook)
             if missing := campaign.missing:
                 self._start(hook, workers, missing)
+            elif self._adopted:
+                self._own_record.open(hook.endpoint.url, (), campaign.started)
             if task.wait_for_completion:
                 return self._finish(*self._wait(hook, workers))
+        if not task.cancel_with_run:
+            self._own_record.run_on()
         failed = any(operation.state is not OperationState.SUCCEEDED for operation in self._finished.values())
         if campaign.errors or failed:
             self._push_rows(self._finished)
             # A start that was refused does not cancel the others, which are meant to run on.
             self._guard.disarm()
-            self._own_record.close(runs_on=True)
             self._check({}, started=len(campaign.started))
-        if not task.cancel_with_run:
-            self._own_record.close(runs_on=True)
         return self._names()
 
     def complete(self, event: Any, adopted: Sequence[int]) -> list[str]:
@@ -182,7 +183,7 @@ class CreateMany:
                 )
                 doubts |= {one for one in digests if (error := campaign.errors.get(one)) and is_in_doubt(error)}
                 digests = campaign.unseen
-                if not (left and digests and self._own_record.is_open):
+                if not (left and digests and self._own_record.may_start_again(hook.endpoint.url)):
                     break
                 task.log.warning("%s ingests: %s", f"{len(digests):,}", START_AGAIN)
         finally:

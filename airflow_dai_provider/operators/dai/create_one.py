@@ -47,11 +47,13 @@ class CreateOne:
             found, operation = self._reattach(hook)
             if operation and operation.done:
                 return self._finish(operation)
+            if found:
+                self._own_record.open(hook.endpoint.url, (), [found])
             name, adopted = (found, task._clock()) if found else (self._start(hook), None)
             if task.wait_for_completion:
                 return self._finish(self._wait(hook, name, adopted), adopted)
             if not task.cancel_with_run:
-                self._own_record.close(runs_on=True)
+                self._own_record.run_on()
             return name
 
     def complete(self, event: Any, operation_name: str | None, adopted: float | None) -> str:
@@ -120,7 +122,7 @@ class CreateOne:
 
     def _request_start(self, hook: DaiHook, urls: frozenset[str]) -> tuple[Operation, frozenset[str]]:
         """Return the started ingest, and the media URLs if requests for it were lost."""
-        lost: frozenset[str] = frozenset()
+        endpoint, lost = hook.endpoint.url, frozenset[str]()
         while True:
             try:
                 with task_errors():
@@ -138,7 +140,7 @@ class CreateOne:
             except IngestMayHaveStartedError as unknown:
                 self._starts += 1
                 lost = urls
-                if self._starts >= STARTS or not unknown.is_unseen or not self._own_record.is_open:
+                if self._starts >= STARTS or not unknown.is_unseen or not self._own_record.may_start_again(endpoint):
                     self._own_record.end([], lost)
                     raise
                 self._task.log.warning("%s", START_AGAIN)

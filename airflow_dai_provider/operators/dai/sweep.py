@@ -16,7 +16,7 @@ from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
 from airflow_dai_provider.ingest.ownership import ASSET, Owner
 from airflow_dai_provider.metrics import gauge_strays
-from airflow_dai_provider.sweep.owners import NO_OWNERS, Owners, Verdict, find_owners
+from airflow_dai_provider.sweep.owners import NO_ASSET, NO_OWNERS, Owners, Verdict, find_owners
 from airflow_dai_provider.sweep.report import SweepReport
 from airflow_dai_provider.sweep.requests import cancel_found, wait_for_requested
 from airflow_dai_provider.sweep.selection import PassedOver, Selection, check_count, check_duration
@@ -32,7 +32,7 @@ from airflow_dai_provider.tasks.failures import (
 from airflow_dai_provider.tasks.rounds import PAUSE
 from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.tasks.xcom import XCOM_REPORT
-from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE
+from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE, is_unknown_asset
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -179,9 +179,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                 hook = DaiHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
                 hook.stopped = self._stopped
                 closing.enter_context(hook)
-                owners = find_owners(hook.endpoint.url)
-                if owners is None and selection.older_than is None:
-                    raise ValueError(NO_OWNERS)
+                owners = self._find_owners(hook, selection, Owner.of(context["ti"]))
                 report = self._list(hook, selection, owners, orphaned_for)
             try:
                 if self._may_cancel(report):
@@ -189,7 +187,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
             finally:
                 context["ti"].xcom_push(XCOM_REPORT, report.to_dict())
         if owners:
-            self._remove_leftovers(owners, Owner.of(context["ti"]), report)
+            self._remove_leftovers(owners, report)
         self._conclude(report)
         return report.to_dict()
 
@@ -210,6 +208,23 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
             spare=self.spare,
             include_undated=self.include_undated,
         )
+
+    def _find_owners(self, hook: DaiHook, selection: Selection, sweep: Owner) -> Owners | None:
+        """Return what tells the owners of operations; None where only their ages are known."""
+        owners = find_owners(hook.endpoint.url, sweep)
+        if owners is None and selection.older_than is None:
+            raise ValueError(NO_OWNERS)
+        if owners:
+            try:
+                owners.note_sweep(self._clock(), of_all=selection.takes_every_url and not self.is_dry_run)
+            except Exception as error:
+                if not is_unknown_asset(error):
+                    raise _untold(error) from error
+                if selection.older_than is None:
+                    raise AirflowException(sentences(NO_ASSET, "No cancellation was requested")) from error
+                self.log.warning("%s The operations are judged by their age.", NO_ASSET)
+                return None
+        return owners
 
     def _list(self, hook: DaiHook, selection: Selection, owners: Owners | None, orphaned_for: float) -> SweepReport:
         """List all operations before any is cancelled, and log what was found."""
@@ -241,7 +256,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
 
     def _judge(self, owners: Owners | None, running: list[Operation], orphaned_for: float) -> dict[str, Verdict]:
         """Return whose running operations are; those of owners that are over are looked at twice."""
-        if owners is None or not running:
+        if owners is None:
             return {}
         try:
             verdicts = owners.judge(running)
@@ -251,12 +266,11 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
             message = "The tasks of %d operations are over. Looking again in %.0f s, since they can be cleared."
             self.log.info(message, len(suspects), orphaned_for)
             self._pause(orphaned_for)
-            return verdicts | owners.confirm(suspects)
+            return verdicts | owners.confirm(suspects, running)
         except AirflowException:
             raise
         except Exception as error:
-            message = f"Airflow does not tell whose the operations are: {describe_error(error)}"
-            raise AirflowException(sentences(message, "No cancellation was requested")) from error
+            raise _untold(error) from error
 
     def _pause(self, seconds: float) -> None:
         while seconds > 0 and not self._killed:
@@ -287,12 +301,12 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
             if self.wait_for_completion:
                 wait_for_requested(hook, workers, report, poll_interval=self.poll_interval, timeout=self.timeout)
 
-    def _remove_leftovers(self, owners: Owners, sweep: Owner, report: SweepReport) -> None:
+    def _remove_leftovers(self, owners: Owners, report: SweepReport) -> None:
         """Remove records that nothing needs any more; what the list does not show may still need its own."""
         if self.is_dry_run or report.unreadable:
             return
         try:
-            owners.remove_leftovers(sweep, report.running, report.listed_at)
+            owners.remove_leftovers(report.done, report.listed_at)
         except Exception as error:
             log_failure(self.log, "Could not remove the records of finished ingests", error)
 
@@ -309,3 +323,9 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                 f"{len(failures)} of {len(report.found)} stray operations may still run: {some_of(reasons)}. "
                 f"The XCom '{XCOM_REPORT}' has all of it",
             )
+
+
+def _untold(error: Exception) -> AirflowException:
+    """Return the error for a sweep to which Airflow does not tell the owners."""
+    message = f"Airflow does not tell whose the operations are: {describe_error(error)}"
+    return AirflowException(sentences(message, "No cancellation was requested"))

@@ -18,6 +18,7 @@ from airflow_dai_provider.ingest.own_record import OwnRecord
 from airflow_dai_provider.ingest.ownership import LATEST_START, Owner, OwnerRecords
 from airflow_dai_provider.operators.dai import DaiCancelStrayOperationsOperator
 from airflow_dai_provider.sweep import owners
+from airflow_dai_provider.sweep.owners import KEPT
 from tests.support.clock import Clock
 from tests.support.log import Log
 from tests.support.strays import make
@@ -82,8 +83,9 @@ def write(emulator: DaiEmulator, clock: Clock, records: Store) -> Callable[..., 
         media = options.pop("media", [URL])
         endpoint = options.pop("endpoint", emulator.endpoint)
         context: Any = {"ti": ti, "task_state_store": records}
+        adopted = options.pop("adopted", ())
         own = OwnRecord(context, FLAGS | options, clock=clock, log=logging.getLogger("airflow_dai_provider.tests"))
-        own.open(endpoint, media)
+        own.open(endpoint, media, adopted)
         return own
 
     return write
@@ -121,6 +123,11 @@ def sweep(**options: Any) -> Any:
 
 def cancelled(emulator: DaiEmulator) -> set[str]:
     return {name for name in emulator.states() if emulator.cancel_requested(name)}
+
+
+def without_sweeps(records: Store) -> dict[str, Any]:
+    """Return what the store holds, without the notes of when a sweep has begun."""
+    return {key: value for key, value in records.kept.items() if not key.startswith("sweep")}
 
 
 def look_again(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], object]) -> None:
@@ -310,14 +317,14 @@ class TestOwner:
         name = emulator.start_ingest(seconds=math.inf, creative_url=URL)
         own.end([name])
         if not waits:
-            own.close(runs_on=True)
+            own.run_on()
         set_state(airflow, "running" if waits else "success", "b_run")
         clock.advance(60)
         sweep(older_than=None)
         assert cancelled(emulator) == set()
         set_state(airflow, "failed", "b_run")
-        assert [one["owner"]["run_id"] for one in sweep(older_than=None)["found"]] == ["b_run"]
-        assert cancelled(emulator) == {name}
+        sweep(older_than=None)
+        assert cancelled(emulator) == ({name} if waits else set())
 
     @pytest.mark.parametrize("known", [True, False])
     def test_a_long_list_is_one_record(
@@ -347,13 +354,58 @@ class TestDoubt:
         clock.advance(30)
         twin, adopted = (emulator.start_ingest(seconds=math.inf, creative_url=URL) for _ in range(2))
         own.end([adopted], [URL])
-        own.close(runs_on=True)
+        if state == "success":
+            own.run_on()
         set_state(airflow, state)
         clock.advance(60)
         report = sweep(older_than=None)
-        assert cancelled(emulator) == {twin, adopted} if state == "failed" else {twin}
+        assert cancelled(emulator) == ({twin, adopted} if state == "failed" else {twin})
         reasons = {one["name"]: one["owner"]["reason"] for one in report["found"]}
-        assert reasons[twin] == "has started another ingest of this media after a lost response"
+        assert "and whose request for it got no response" in reasons[twin]
+
+    @pytest.mark.parametrize(("flags", "strays"), [({}, 1), ({"cancel_on_failure": False}, 0)])
+    @pytest.mark.parametrize("state", ["running", "failed"])
+    def test_what_a_later_try_has_not_taken_over_is_cancelled(
+        self,
+        emulator: DaiEmulator,
+        airflow: Airflow,
+        write: Any,
+        clock: Clock,
+        state: str,
+        flags: dict[str, bool],
+        strays: int,
+    ) -> None:
+        first, second = (emulator.start_ingest(seconds=math.inf, creative_url=URL) for _ in range(2))
+        for name in (first, second):
+            write(**flags).end([name])
+        set_state(airflow, state)
+        clock.advance(60)
+        sweep(older_than=None)
+        expected = {first, second} if state == "failed" else {first}
+        assert cancelled(emulator) == (expected if strays else set())
+
+    def test_what_a_later_try_has_taken_over_is_left_alone(
+        self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock
+    ) -> None:
+        names = [emulator.start_ingest(seconds=math.inf, creative_url=URL) for _ in range(3)]
+        write().end(names)
+        write(adopted=names[:2], media=[])
+        set_state(airflow, "running")
+        clock.advance(60)
+        sweep(older_than=None)
+        assert cancelled(emulator) == {names[2]}
+
+    def test_those_beside_a_refused_one_run_on(
+        self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock
+    ) -> None:
+        own = write(waits=False)
+        own.end([emulator.start_ingest(seconds=math.inf, creative_url=URL)])
+        own.run_on()
+        set_state(airflow, "failed")
+        airflow.runs["a_dag", "a_run"] = "failed"
+        clock.advance(60)
+        assert sweep(older_than=None)["passed_over"]["owned"] == 1
+        assert cancelled(emulator) == set()
 
     def test_while_a_task_starts_each_of_them_is_its_own(
         self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock
@@ -387,14 +439,12 @@ class TestTwoLooks:
         self, emulator: DaiEmulator, owned: Owned, airflow: Airflow, monkeypatch: pytest.MonkeyPatch, records: Store
     ) -> None:
         owned("failed")
-        before = {**records.kept, "sweep": True}
+        before = dict(records.kept)
         look_again(monkeypatch, lambda: set_state(airflow, None))
         report = sweep(older_than=None)
         assert cancelled(emulator) == set()
         assert (report["found"], report["passed_over"]["owned"]) == ([], 1)
-        (met,) = records.kept.keys() - before.keys()
-        assert met.startswith("swept-")
-        assert records.kept == {**before, met: records.kept[met]}
+        assert without_sweeps(records) == before
 
     def test_the_next_try_learns_what_is_about_to_be_cancelled_before_its_state_is_read(
         self, owned: Owned, airflow: Airflow, records: Store, monkeypatch: pytest.MonkeyPatch
@@ -404,7 +454,7 @@ class TestTwoLooks:
         seen: list[set[str]] = []
 
         def look(*args: Any) -> Any:
-            seen.append(OwnerRecords(records).strays(Owner("a_dag", "a_run", "ingest")))
+            seen.append(OwnerRecords(records).pending_cancellations(Owner("a_dag", "a_run", "ingest")))
             return states(*args)
 
         monkeypatch.setattr(owners, "task_states", look)
@@ -431,9 +481,9 @@ class TestTwoLooks:
         self, emulator: DaiEmulator, owned: Owned, records: Store, clock: Clock
     ) -> None:
         owned("failed")
-        before, began = {**records.kept, "sweep": True}, clock.now
+        before, began = dict(records.kept), clock.now
         assert len(sweep(older_than=None, dry_run=True)["found"]) == 1
-        assert (records.kept, clock.now, cancelled(emulator)) == (before, began, set())
+        assert (without_sweeps(records), clock.now, cancelled(emulator)) == (before, began, set())
 
     def test_two_sweeps_at_once_cancel_once_what_is_left(
         self, emulator: DaiEmulator, owned: Owned, monkeypatch: pytest.MonkeyPatch
@@ -453,17 +503,18 @@ class TestLeftovers:
         name = owned("failed")
         sweep(older_than=None)
         assert cancelled(emulator) == {name}
-        assert len(records.kept) == 5
+        assert {key.partition("-")[0] for key in records.kept} == {"owner", "owners", "strays", "sweep"}
         clock.advance(3600)
         return name
 
     @pytest.mark.usefixtures("left")
     def test_they_are_removed_once_the_ingest_has_finished(self, records: Store) -> None:
-        sweep(older_than=None)
-        assert records.kept == {"sweep": True}
+        for _ in range(2):  # what lists the records is tidied when they are read
+            sweep(older_than=None)
+        assert without_sweeps(records) == {}
 
     @pytest.mark.parametrize("state", ["success", "failed", "skipped"])
-    def test_a_start_in_doubt_stays_as_long_as_it_can_start_an_ingest(
+    def test_a_start_in_doubt_stays_for_days(
         self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock, records: Store, state: str
     ) -> None:
         own = write()
@@ -474,20 +525,20 @@ class TestLeftovers:
         sweep(older_than=None)
         own.close()
         set_state(airflow, state)
-        clock.advance(LATEST_START - 11)
+        clock.advance(KEPT - 11)
         sweep(older_than=None)
-        assert own._record.owner.key("owner") in records.kept
+        assert own._record.owner.key in records.kept
         clock.advance(2)
         sweep(older_than=None)
-        assert records.kept == {"sweep": True}
+        assert own._record.owner.key not in records.kept
 
     @pytest.mark.usefixtures("left")
     @pytest.mark.parametrize("state", [*ALIVE])
     def test_the_record_of_a_task_that_is_not_over_stays(self, airflow: Airflow, records: Store, state: Any) -> None:
         set_state(airflow, state)
-        before = dict(records.kept)
+        before = without_sweeps(records)
         sweep(older_than=None)
-        assert records.kept == before
+        assert without_sweeps(records) == before
 
     def test_the_record_of_a_task_with_another_ingest_that_runs_stays(
         self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock, records: Store
@@ -499,35 +550,57 @@ class TestLeftovers:
         for _ in range(3):
             clock.advance(3600)
             sweep(older_than=None)
-        assert own._record.owner.key("owner") in records.kept
+        assert own._record.owner.key in records.kept
         assert cancelled(emulator) == set()
 
-    @pytest.mark.usefixtures("left")
-    def test_those_of_another_account_stay(self, records: Store) -> None:
-        """Its sweep, which is another task, sees other operations."""
-        before = dict(records.kept)
-        make(older_than=None).execute({"ti": Ti(task_id="another_sweep")})  # type: ignore[typeddict-item]
-        assert records.kept == before
+    @pytest.mark.parametrize("endpoint", [None, "https://dai.googleapis.com"], ids=["account", "endpoint"])
+    def test_those_of_another_account_or_endpoint_stay_for_days(
+        self, emulator: DaiEmulator, write: Any, airflow: Airflow, records: Store, clock: Clock, endpoint: str | None
+    ) -> None:
+        """A sweep there sees other operations."""
+        own = write(endpoint=endpoint or emulator.endpoint)
+        own.end(["operations/elsewhere"])
+        set_state(airflow, "failed")
+        clock.advance(KEPT - 1)
+        sweep(older_than=None)
+        assert own._record.owner.key in records.kept
+        clock.advance(2)
+        sweep(older_than=None)
+        assert own._record.owner.key not in records.kept
+
+    def test_a_record_that_a_cleared_task_has_written_meanwhile_stays(
+        self, left: str, write: Any, airflow: Airflow, records: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        states = airflow.task_states
+
+        def look(*args: Any) -> Any:
+            found = states(*args)
+            write().end([left])
+            return found
+
+        monkeypatch.setattr(owners, "task_states", look)
+        sweep(older_than=None)
+        assert Owner("a_dag", "a_run", "ingest").key in records.kept
 
     @pytest.mark.usefixtures("left")
     @pytest.mark.parametrize("why", ["dry run", "unreadable"])
     def test_they_stay_where_the_list_or_the_user_says_too_little(
         self, emulator: DaiEmulator, records: Store, why: str
     ) -> None:
-        before = dict(records.kept)
+        before = without_sweeps(records)
         if why == "unreadable":
             emulator.inject(Fault("operations.list", listed=[{"name": 7}]))
         sweep(older_than=None, dry_run=why == "dry run")
-        assert records.kept == before
+        assert without_sweeps(records) == before
 
     @pytest.mark.usefixtures("left")
     def test_an_outage_of_airflow_is_logged_and_fails_no_sweep(
         self, records: Store, airflow: Airflow, log: Log
     ) -> None:
-        before, airflow.away = dict(records.kept), True
+        before, airflow.away = without_sweeps(records), True
         sweep(older_than=None)
         assert log.lines("Could not remove the records of finished ingests: RuntimeError('the API server is unavail")
-        assert records.kept == before
+        assert without_sweeps(records) == before
 
 
 class TestOutage:
@@ -568,7 +641,7 @@ class TestCost:
         records.asked.clear()
         sweep(older_than=None, max_cancellations=1000)
         assert len(cancelled(emulator)) == strays
-        assert len(airflow.asked) + len(records.asked) <= 3 * 50 + 2 * 1000 + 2
+        assert len(airflow.asked) + len(records.asked) <= 3 * 50 + 2 * 1000
 
 
 class TestXComs:
