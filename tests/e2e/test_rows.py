@@ -10,7 +10,7 @@ import pytest
 import report
 from outcomes import AIRFLOW, Outcome, play_all, rows_of_this_airflow
 from play import PATIENCE
-from rows import FORMS, ROWS, Row
+from rows import FORMS, NO_STRAY, ROWS, Row
 from stack import wait_until
 from stage import Stage, stage_of
 
@@ -67,8 +67,11 @@ def test_row(played: dict[tuple[str, str], Outcome], row: Row, guards: str) -> N
 def test_the_sweep_leaves_no_stray_and_spares_the_healthy(
     played: dict[tuple[str, str], Outcome], swept: dict[str, str]
 ) -> None:
-    left = {outcome.row.id: outcome.after_sweep for outcome in played.values()}
-    assert [row for row, states in left.items() if "RUNNING" in states.values()] == []
+    # In some rows the ingest is one that is meant to run on, unless a guard is added.
+    left = {
+        key: outcome.after_sweep for key, outcome in played.items() if key not in {(row, "own") for row in NO_STRAY}
+    }
+    assert [key for key, states in left.items() if "RUNNING" in states.values()] == []
     assert swept == {"young": "RUNNING", "spared": "RUNNING"}
 
 

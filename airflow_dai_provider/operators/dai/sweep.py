@@ -165,7 +165,8 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
             from airflow.sdk import Asset
 
             # Airflow knows an asset only while a DAG has it, and the create tasks must not depend on it.
-            self.inlets = [*self.inlets, Asset(ASSET)]
+            if Asset(ASSET) not in self.inlets:
+                self.inlets = [*self.inlets, Asset(ASSET)]
 
     def execute(self, context: Context) -> dict[str, Any]:
         """List, select, request the cancellations, wait if told to; return the report."""

@@ -18,15 +18,16 @@ class CountedSweep(DaiCancelStrayOperationsOperator):
         """Sweep, and count."""
         from airflow.sdk.execution_time import task_runner
 
-        comms = task_runner.SUPERVISOR_COMMS
-        send, requests = comms.send, 0
+        # The instance takes no other method.
+        decoder = type(task_runner.SUPERVISOR_COMMS)
+        send, requests = decoder.send, 0
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             nonlocal requests
             requests += 1
             return send(*args, **kwargs)
 
-        comms.send = counted
+        decoder.send = counted  # type: ignore[method-assign]
         began = time.monotonic()
         report = super().execute(context)
         note(task="sweep", requests=requests, seconds=time.monotonic() - began - self.orphaned_for)
@@ -43,7 +44,7 @@ with DAG("failing_runs", schedule=None, params=PARAMS, max_active_runs=100):
     for part in ("first", "second"):
         ingest = DaiCreateCreativeOperator(
             task_id=part,
-            creative=creatives.override(task_id=f"creatives_{part}")(part),
+            creative=creatives.override(task_id=f"creatives_{part}")(part=part),
             wait_for_completion=False,
             cancel_with_run=True,
         )

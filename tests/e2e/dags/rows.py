@@ -27,7 +27,7 @@ from airflow_dai_provider.sensors.dai import DaiOperationSensor
 NAME = "{{ ti.xcom_pull(task_ids='ingest', key='operation_name') }}"
 #: The unit, in seconds, of all time limits.
 SOON = 8
-NO_WAIT = {"wait_for_completion": False}
+NO_WAIT = {"wait_for_completion": False, "cancel_with_run": True}
 
 
 def creative(url: str) -> dict[str, Any]:
@@ -75,7 +75,6 @@ def dag(name: str, guards: str, *, setup: bool = False, teardown: bool = True, *
 
 
 for guards in ("own", "rings", "swept"):
-    no_wait = {**NO_WAIT, "cancel_with_run": guards == "swept"}
     with dag("waits", guards):
         ingest()
     with dag("waits_with_retry", guards):
@@ -118,15 +117,15 @@ for guards in ("own", "rings", "swept"):
         ingests(deferrable=True)
 
     with dag("then_work", guards):
-        ingest(**no_wait) >> work()
+        ingest(**NO_WAIT) >> work()
     with dag("setup_then_work", guards, setup=True):
-        ingest(**no_wait) >> work()
+        ingest(**NO_WAIT) >> work()
     with dag("setup_then_deferred", guards, setup=True):
-        ingest(**no_wait) >> DaiOperationSensor(task_id="work", operation_name=NAME, deferrable=True)
+        ingest(**NO_WAIT) >> DaiOperationSensor(task_id="work", operation_name=NAME, deferrable=True)
     with dag("setup_waits", guards, setup=True):
         ingest() >> work()
     with dag("then_rescheduled", guards):
-        ingest(**no_wait) >> DaiOperationSensor(
+        ingest(**NO_WAIT) >> DaiOperationSensor(
             task_id="work", operation_name=NAME, mode="reschedule", poke_interval=15
         )
 
