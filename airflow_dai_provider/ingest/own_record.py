@@ -20,11 +20,8 @@ if TYPE_CHECKING:
 
 #: How often the start of one ingest is attempted at most, when the service lists none after a lost response.
 STARTS = 3
-START_AGAIN = (
-    "Starting it again. If the first request still starts an ingest, the sweep cancels that one, whose name no task "
-    "knows."
-)
-#: Seconds within which a sweep has to have looked after the endpoint for that.
+START_AGAIN = "Starting it again. If the first request still starts an ingest, the sweep cancels that one."
+#: Seconds within which a sweep of the endpoint must have begun for that.
 SWEPT_WITHIN = 3600.0
 #: Seconds between two writes while many ingests are being started.
 WRITE_INTERVAL = 60.0
@@ -51,7 +48,7 @@ class OwnRecord:
         self._is_open = False
         self._records: OwnerRecords | None = None
         if HAS_ASSET_STATE_STORE and context.get("task_state_store") is not None:
-            with self._writing("There is no store for the records of owners"):
+            with self._writing("Could not open the store of the records"):
                 self._records = OwnerRecords(asset_store(ASSET))
         elif flags["cancel_with_run"] and not TASKS_READ_DATABASE:
             log.warning("cancel_with_run has no effect on this version of Airflow, whose sweep knows no owners.")
@@ -59,8 +56,7 @@ class OwnRecord:
     def open(self, endpoint: str, urls: Collection[str], adopted: Iterable[str] = ()) -> None:
         """Write down that ingests are about to be started, before anything is sent.
 
-        What an earlier try has started, or has begun to start, and this one has not adopted, is an ingest that no task
-        waits for.
+        Ingests that an earlier try has started, or has begun to start, and that this one has not adopted, are strays.
 
         :param endpoint: base URL of the service.
         :param urls: of the media; none of a try that only reattaches.
@@ -76,7 +72,7 @@ class OwnRecord:
             unknown=frozenset(map(media_key, urls)),
             names=frozenset(adopted),
         )
-        with self._writing("Could not write down whose ingests these are") as records:
+        with self._writing("Could not record the owner of the ingests") as records:
             if not records:
                 return
             earlier = records.get(self._record.owner)
@@ -87,12 +83,12 @@ class OwnRecord:
 
     def may_start_again(self, endpoint: str) -> bool:
         """Return whether a sweep finds an ingest of this try under an unknown name, so that a start can be repeated."""
-        with self._writing("Could not learn when a sweep has come last") as records:
+        with self._writing("Could not read when the last sweep began") as records:
             if not (records and self._is_open):
                 return False
             if self._clock() - records.last_sweep(endpoint) <= SWEPT_WITHIN:
                 return True
-            self._log.info("No sweep has come in the last hour, so the start is not attempted again.")
+            self._log.info("No sweep of this endpoint has begun in the last hour, so the start is not attempted again.")
         return False
 
     def note(self, names: Iterable[str]) -> None:
@@ -137,7 +133,7 @@ class OwnRecord:
         """
         strays: set[str] = set()
         if saved:
-            with self._writing("Could not learn what the sweep cancels") as records:
+            with self._writing("Could not read what the sweep cancels") as records:
                 strays = records.pending_cancellations(self._record.owner) if records else set()
         names = [one.operation_name for one in saved if one.operation_name in strays]
         if not names:
@@ -163,7 +159,7 @@ class OwnRecord:
         self._record = self._record.change(names=known, last=self._clock(), **changes)
 
     def _write(self) -> None:
-        with self._writing("Could not write down which ingests have started") as records:
+        with self._writing("Could not record which ingests have started") as records:
             if records:
                 records.write(self._record)
 
@@ -175,4 +171,4 @@ class OwnRecord:
         except Exception as error:
             self._records = None
             self._is_open = False
-            self._log.warning("%s, so the sweep cannot tell: %s", failure, describe_error(error))
+            self._log.warning("%s, so the sweep does not know it: %s", failure, describe_error(error))

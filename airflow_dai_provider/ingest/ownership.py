@@ -11,8 +11,8 @@ key                value
 ``owner-<hash>``   the :class:`Record` of a task instance, written by that task only
 ``owners-<part>``  the keys of the records; in parts, since the tasks of an installation write them at the same time
 ``strays-<hash>``  for a task in a run, the operations that sweeps are about to cancel: no try reattaches to them
-``sweep-<hash>``   when a sweep has last begun to look after all operations of an endpoint
-``sweep``          when any other sweep has last begun
+``sweep-<hash>``   when the last sweep of an endpoint began that has no filter
+``sweep``          when the last other sweep began
 =================  ====================================================================================================
 
 A task removes its record when its ingests have finished. What others leave is removed by the sweep.
@@ -27,7 +27,7 @@ from typing import Any, Self
 
 from airflow_dai_provider.api.storable import pack, unpack
 
-#: The asset whose state store has the records. The sweep has it as an inlet, by which Airflow comes to know it.
+#: The asset whose state store has the records. The sweep has it as an inlet, which registers it.
 ASSET = "airflow_dai_provider_ingests"
 #: Seconds after its request in which the service can still start an ingest.
 LATEST_START = 900.0
@@ -247,9 +247,9 @@ class OwnerRecords:
             self._replace(_pending_key(owner), left)
 
     def note_sweep(self, endpoint: str | None, now: float) -> None:
-        """Note that a sweep begins. It has to be written: no read tells that Airflow does not know the asset.
+        """Note that a sweep begins. Only a write fails when Airflow does not know the asset.
 
-        :param endpoint: of which it looks after all operations.
+        :param endpoint: of a sweep without a filter; None for another one.
         """
         self._store.set(f"sweep-{_hash(endpoint)}" if endpoint else "sweep", now)
 

@@ -32,12 +32,12 @@ from airflow_dai_provider.version_compat import (
 )
 
 NO_OWNERS = (
-    "This version of Airflow does not tell the owners of operations, so older_than is required: the age from which an "
-    "operation is a stray."
+    "The owners of operations are not known on this version of Airflow, so older_than is required: the age from which "
+    "an operation is a stray."
 )
 NO_ASSET = (
-    f"Airflow does not know the asset {ASSET}, in which it keeps the owners. It comes to know it with a DAG that has a "
-    f'sweep which is not mapped; or give .partial(inlets=[Asset("{ASSET}")]) to one that is.'
+    f"Airflow does not know the asset {ASSET}, which has the owners of operations. A DAG with a sweep that is not "
+    f'mapped registers it; a mapped sweep needs .partial(inlets=[Asset("{ASSET}")]).'
 )
 
 #: The states in which a task instance is over, unless it succeeds. Every other one is alive, those included that a task
@@ -54,7 +54,7 @@ _CHARACTERS_AT_A_TIME = 3000
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whose an operation is, and whether it is a stray.
+    """The owner of an operation, and whether it is a stray.
 
     :param record: of the owner.
     :param is_stray: whether the owner is over, and did not mean the operation to run on.
@@ -74,9 +74,9 @@ class Verdict:
 
 
 class Owners:
-    """Tells the owners of running operations, and whether they are over.
+    """Find the owners of running operations, and judge by them which are strays.
 
-    :param records: what the create tasks have written; None where the XComs in the metadata database tell it.
+    :param records: what the create tasks have written; None where the XComs in the metadata database have it.
     :param endpoint: base URL of the service that runs the operations.
     :param sweep: the task instance that asks.
     """
@@ -91,7 +91,7 @@ class Owners:
     def note_sweep(self, now: float, *, of_all: bool) -> None:
         """Note that this sweep begins.
 
-        :param of_all: whether it looks after all operations of the endpoint.
+        :param of_all: whether it has no filter.
         :raises Exception: when Airflow does not know the asset, or does not respond.
         """
         if self._records:
@@ -100,7 +100,7 @@ class Owners:
     def judge(self, running: Collection[Operation]) -> dict[str, Verdict]:
         """Return the verdicts on running operations, by name; one without an owner has none.
 
-        :raises Exception: when Airflow does not tell.
+        :raises Exception: when Airflow does not respond.
         """
         read = self._records.all() if self._records else self._pushed(running)
         self._read = {record.owner: record for record in read}
@@ -157,7 +157,7 @@ class Owners:
         return {name: _judge(name, owner, states[owner[0].owner], state_of_run) for name, owner in found.items()}
 
     def _is_idle(self, record: Record, listed: Mapping[str, bool], listed_at: float) -> bool:
-        """Return whether no operation of a record can run any more, as far as this endpoint tells."""
+        """Return whether no operation of a record can run any more, as far as this list shows."""
         here = all(opening.endpoint == self._endpoint for opening in record.openings)
         known = {listed.get(name) for name in record.names} if here else {None}
         if False in known:
@@ -189,7 +189,7 @@ class Owners:
 
 
 def find_owners(endpoint: str, sweep: Owner) -> Owners | None:
-    """Return what tells the owners of operations at an endpoint, or None where Airflow cannot tell them."""
+    """Return the owners of operations at an endpoint, or None where they are not known."""
     if HAS_ASSET_STATE_STORE:
         return Owners(OwnerRecords(asset_store(ASSET)), endpoint, sweep)
     return Owners(None, endpoint, sweep) if TASKS_READ_DATABASE else None
@@ -237,9 +237,9 @@ def _judge(name: str, found: Found, state: str | None, state_of_run: Callable[[s
     is_over, reason = _is_over(record, flags, state, state_of_run)
     needed = ["cancel_on_kill"] if state == "success" else ["cancel_on_kill", "cancel_on_failure"]
     if opening != record.openings[-1]:
-        is_over, reason = True, f"{reason}, and whose later try has not reattached to it"
+        is_over, reason = True, f"{reason}, but a later try has not reattached to this ingest"
     elif opening.ended and name not in opening.names:
-        is_over, reason = True, f"{reason}, and whose request for it got no response"
+        is_over, reason = True, f"{reason}, and the request for this ingest got no response"
     elif state == "success" and "waits" not in flags:
         needed = []
     missing = [flag for flag in needed if flag not in flags]

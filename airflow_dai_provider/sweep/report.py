@@ -38,7 +38,7 @@ class SweepReport:
         while they were read, counts once, as it came last.
     :param selection: which operations are selected.
     :param now: seconds of the epoch.
-    :param owners: by name, whose the operations are, as far as Airflow knows.
+    :param owners: by name, the verdicts on operations that have an owner.
     :param dry_run: whether the sweep is not going to begin.
     """
 

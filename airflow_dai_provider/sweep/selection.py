@@ -44,7 +44,7 @@ class Stray:
     :param create_time: ISO 8601, or None where the service has not set it.
     :param age: seconds since then.
     :param creative_url: without user, query and fragment.
-    :param owner: whose it is, and why it is a stray; None for one without an owner, which is too old.
+    :param owner: its owner, and why it is a stray; None for one without an owner, which is too old.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Selection:
         return self.url_prefix is None and self.url_pattern is None
 
     def passes_over(self, operation: Operation) -> PassedOver | None:
-        """Return why an operation is not selected, whosever it is and however old; None for one that may be."""
+        """Return why an operation is not selected, whatever its owner and its age; None for one that may be."""
         if operation.done:
             return PassedOver.FINISHED
         if operation.name in self.spare:
@@ -126,7 +126,7 @@ class Selection:
         """Decide whether an operation is selected: by its owner, else by its age.
 
         :param now: seconds of the epoch.
-        :param owner: whose it is, as far as Airflow knows.
+        :param owner: the verdict by its owner, if it has one.
         """
         if why := self.passes_over(operation):
             return why

@@ -15,7 +15,7 @@ from stage import Stage, stage_of
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 
-LOOKS_AGAIN = "Looking again"
+READS_AGAIN = "Reading their states again"
 DAY = 86400.0
 
 pytestmark = pytest.mark.skipif(AIRFLOW < STATE_STORE, reason="Only Airflow 3.3 and later have records of owners")
@@ -60,13 +60,13 @@ def make_play(stage: Stage, request: pytest.FixtureRequest) -> Callable[..., Pla
 
 @pytest.fixture
 def sweep_once(airflow: Airflow3Stack) -> Callable[..., str]:
-    """Give a function that starts a sweep over the ingests of a play, and waits until it looks at them again."""
+    """Give a function that starts a sweep over the ingests of a play, and waits until it is about to read the states again."""
 
     def start(play: Play, orphaned_for: float) -> str:
         run = airflow.trigger("sweep_once", {"prefix": play.url, "orphaned_for": orphaned_for})
 
         def looks() -> bool:
-            return any(LOOKS_AGAIN in line for line in airflow.task_log_lines("sweep_once", run, "sweep"))
+            return any(READS_AGAIN in line for line in airflow.task_log_lines("sweep_once", run, "sweep"))
 
         wait_until("the first look", looks, PATIENCE, 0.5)
         return run
@@ -245,7 +245,7 @@ class TestDisturbed:
         assert (stage.service.emulator.state(name), stage.service.cancels(name)) == ("SUCCEEDED", [])
 
     def test_the_endpoint_changes(self, stage: Stage, airflow: Airflow3Stack, make_play: Any, sweep_once: Any) -> None:
-        """An operation of the same name runs there, and of the same media. The sweep must not take it for the task's."""
+        """An operation of the same name and media runs there. The sweep must not take it for the task's."""
         play = make_play("waits", "own")
         play.start()
         name = play.waits().name

@@ -252,7 +252,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         }
 
     def _own_record(self, context: Context) -> OwnRecord:
-        """Return the record of this task, by which the sweep knows whose its ingests are."""
+        """Return the record of this task, by which the sweep knows the owner of its ingests."""
         return OwnRecord(context, self._flags, clock=self._clock, log=self.log)
 
     def _make_hook(self) -> DaiHook:

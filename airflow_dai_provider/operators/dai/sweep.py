@@ -1,4 +1,4 @@
-"""Operator that cancels the operations whose task is over: the sweep behind everything else."""
+"""Operator that cancels the operations of tasks that are over."""
 
 from __future__ import annotations
 
@@ -47,15 +47,16 @@ MAX_CONCURRENCY = 50
 class DaiCancelStrayOperationsOperator(BaseOperator):
     """Cancel every operation whose task is over: the sweep behind all other guards, one for a whole installation.
 
-    It lists the operations of the service, and asks Airflow whose each running one is. A stray is one whose task
-    instance has failed, was skipped or removed, or whose run was deleted, unless the task has meant it to run on
-    (``cancel_on_kill=False``, ``cancel_on_failure=False``, ``wait_for_completion=False``). It is looked at twice,
-    ``orphaned_for`` apart, so that a task that is cleared meanwhile keeps it. An operation whose task is not over is
-    never touched, however old it is. Every stray is attempted before the task fails because of one.
+    It lists the operations of the service, and finds the owner of each running one: the task instance that has started
+    it. A stray is an operation whose owner has failed, was skipped or removed, or whose run was deleted, unless the
+    owner meant it to run on (``cancel_on_kill=False``, ``cancel_on_failure=False``, ``wait_for_completion=False``). The
+    state of the owner is read twice, ``orphaned_for`` apart, so that a task that is cleared meanwhile keeps its
+    operation. An operation whose owner is not over is never cancelled, however old it is. Every stray is attempted
+    before the task fails because of one.
 
-    Airflow 3.3 and later know the owner of each ingest that a ``DaiCreateCreativeOperator`` has started, as soon as the
-    sweep is in a DAG that Airflow has parsed. On 2.11 the XComs tell it, as long as they exist. 3.0 to 3.2 know the age
-    only.
+    On Airflow 3.3 and later, each ``DaiCreateCreativeOperator`` records itself as the owner, as soon as Airflow has
+    parsed a DAG with a sweep. On 2.11 the owner is found in the XComs, as long as they exist. On 3.0 to 3.2 only the
+    age of an operation is known.
 
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/operations/list
 
@@ -86,7 +87,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
              "unreadable": int,                        # how many listed items were no operation with a valid name
              "passed_over": {"finished": int, "spared": int, "other_url": int, "owned": int, "unowned": int,
                              "undated": int, "younger": int},
-             "owned": [{"name": str, **owner}],        # the first hundred whose task is not over, or needs them
+             "owned": [{"name": str, **owner}],        # the first hundred that are still needed
              "found": [{"name": str, "create_time": str | None, "age": int | None, "creative_url": str | None,
                         "owner": owner | None}],
              "requested": [name],                      # cancellation requested, final state not waited for
@@ -98,7 +99,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         Each operation found is in exactly one of the last five, and in none of them after a dry run or when
         ``max_cancellations`` has stopped the sweep. ``age`` is in seconds; URLs come without user, query and
         fragment. An owner is ``{"dag_id": str, "run_id": str, "task_id": str, "map_index": int, "try_number": int,
-        "reason": str}``, where the reason tells why its operation is a stray, or is none.
+        "reason": str}``, whose reason says why the operation is a stray, or is not.
     :raises AirflowFailException: for a permanent error: a wrong parameter, more than ``max_cancellations``, a server
         without list or cancel, no permission, and when all that may still run was refused.
     :raises AirflowException: when something is left: the service stays unavailable, or an operation has not finished
@@ -211,7 +212,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         )
 
     def _find_owners(self, hook: DaiHook, selection: Selection, sweep: Owner) -> Owners | None:
-        """Return what tells the owners of operations; None where only their ages are known."""
+        """Return the owners of operations; None where only the ages of these are known."""
         owners = find_owners(hook.endpoint.url, sweep)
         if owners is None and selection.older_than is None:
             raise ValueError(NO_OWNERS)
@@ -220,7 +221,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                 owners.note_sweep(self._clock(), of_all=selection.takes_every_url and not self.is_dry_run)
             except Exception as error:
                 if not is_unknown_asset(error):
-                    raise _untold(error) from error
+                    raise _unreadable_owners(error) from error
                 if selection.older_than is None:
                     raise AirflowException(sentences(NO_ASSET, "No cancellation was requested")) from error
                 self.log.warning("%s The operations are judged by their age.", NO_ASSET)
@@ -256,7 +257,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         return report
 
     def _judge(self, owners: Owners | None, running: list[Operation], orphaned_for: float) -> dict[str, Verdict]:
-        """Return whose running operations are; those of owners that are over are looked at twice."""
+        """Return the verdicts on running operations; the owners of suspects are read twice."""
         if owners is None:
             return {}
         try:
@@ -264,14 +265,14 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
             suspects = {name: verdict for name, verdict in verdicts.items() if verdict.is_stray}
             if not suspects or self.is_dry_run or len(suspects) > self.max_cancellations:
                 return verdicts
-            message = "The tasks of %d operations are over. Looking again in %.0f s, since they can be cleared."
+            message = "The owners of %d operations are over. Reading their states again in %.0f s."
             self.log.info(message, len(suspects), orphaned_for)
             self._pause(orphaned_for)
             return verdicts | owners.confirm(suspects, running)
         except AirflowException:
             raise
         except Exception as error:
-            raise _untold(error) from error
+            raise _unreadable_owners(error) from error
 
     def _pause(self, seconds: float) -> None:
         while seconds > 0 and not self._killed:
@@ -326,7 +327,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
             )
 
 
-def _untold(error: Exception) -> AirflowException:
-    """Return the error for a sweep to which Airflow does not tell the owners."""
-    message = f"Airflow does not tell whose the operations are: {describe_error(error)}"
+def _unreadable_owners(error: Exception) -> AirflowException:
+    """Return the error of a sweep that cannot read the owners."""
+    message = f"Cannot read the owners of the operations: {describe_error(error)}"
     return AirflowException(sentences(message, "No cancellation was requested"))

@@ -271,7 +271,7 @@ class TestOutage:
         records.broken = True
         assert execute(context) == the(slow)
         assert len(records.asked) == 1
-        (line,) = log.lines("Could not write down whose ingests these are, so the sweep cannot tell")
+        (line,) = log.lines("Could not record the owner of the ingests, so the sweep does not know it")
         assert "the API server is unavailable" in line
         assert log.errors == []
 
@@ -314,7 +314,7 @@ class TestDoubt:
         with pytest.raises(IngestMayHaveStartedError):
             execute(context)
         assert count(slow, CREATE) == 1
-        assert log.lines("No sweep has come in the last hour")
+        assert log.lines("No sweep of this endpoint has begun in the last hour")
 
     @pytest.mark.usefixtures("swept")
     def test_it_is_attempted_a_few_times_only(self, slow: DaiEmulator, context: Any, records: Store) -> None:

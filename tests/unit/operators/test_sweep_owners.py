@@ -361,7 +361,7 @@ class TestDoubt:
         report = sweep(older_than=None)
         assert cancelled(emulator) == ({twin, adopted} if state == "failed" else {twin})
         reasons = {one["name"]: one["owner"]["reason"] for one in report["found"]}
-        assert "and whose request for it got no response" in reasons[twin]
+        assert "the request for this ingest got no response" in reasons[twin]
 
     @pytest.mark.parametrize(("flags", "strays"), [({}, 1), ({"cancel_on_failure": False}, 0)])
     @pytest.mark.parametrize("state", ["running", "failed"])
@@ -616,7 +616,7 @@ class TestOutage:
         else:
             look_again(monkeypatch, lambda: setattr(airflow, "away", True))
         with pytest.raises(
-            AirflowException, match="Airflow does not tell whose .* API server is unavailable"
+            AirflowException, match="Cannot read the owners of the operations: .* API server is unavailable"
         ) as raised:
             sweep(older_than=timedelta(seconds=1))
         assert not isinstance(raised.value, AirflowFailException)
