@@ -60,7 +60,7 @@ def make_play(stage: Stage, request: pytest.FixtureRequest) -> Callable[..., Pla
 
 @pytest.fixture
 def sweep_once(airflow: Airflow3Stack) -> Callable[..., str]:
-    """Give a function that starts a sweep over the ingests of a play, and waits until it is about to read the states again."""
+    """Give a function that starts a sweep of a play's ingests, and waits until it is about to read the states again."""
 
     def start(play: Play, orphaned_for: float) -> str:
         run = airflow.trigger("sweep_once", {"prefix": play.url, "orphaned_for": orphaned_for})
