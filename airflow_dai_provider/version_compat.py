@@ -156,7 +156,9 @@ def run_state(dag_id: str, run_id: str) -> str:
         return str(run.get_state())
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
-    return str(RuntimeTaskInstance.get_dagrun_state(dag_id=dag_id, run_id=run_id))
+    state: Any = RuntimeTaskInstance.get_dagrun_state(dag_id=dag_id, run_id=run_id)
+    # An enumeration under dag.test(), a text in a worker.
+    return str(getattr(state, "value", state))
 
 
 def xcoms_in_database(key: str, since: datetime) -> list[tuple[str, str, str, int, Any]]:

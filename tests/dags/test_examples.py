@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_dai_provider.emulator import DaiEmulator
+from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
 from tests.support.airflow_versions import dag_bag, deadline_names
 from tests.support.clock import Clock
 from tests.support.dag_runs import RunDag
 from tests.support.emulators import MakeEmulator
 from tests.support.log import Log
+from tests.support.payloads import creative
 
 FOLDER = Path(__file__).parents[2] / "dags_examples"
 FILES = sorted(FOLDER.glob("*.py"))
@@ -249,9 +252,16 @@ def test_the_sweep_cancels_what_a_run_has_left(make_emulator: MakeEmulator, run_
     sweep = load(FOLDER / "cancel_strays.py")
     # From now on Airflow knows the asset.
     assert run_dag(sweep).state == "success"
-    dag = load(FOLDER / "cancel_on_run_failure.py")
-    dag.on_failure_callback = None
-    dag.get_task("start_ingest").cancel_with_run = True
+    with DAG("unwanted_ad", schedule=None) as dag:
+        start = DaiCreateCreativeOperator(
+            task_id="start", creative=creative(), wait_for_completion=False, cancel_with_run=True
+        )
+
+        @task
+        def publish() -> None:
+            raise RuntimeError("The ad is not wanted any more.")
+
+        start >> publish()
     assert run_dag(dag).state == "failed"
     assert list(emulator.states().values()) == ["RUNNING"]
     clock.advance(60)
@@ -259,7 +269,8 @@ def test_the_sweep_cancels_what_a_run_has_left(make_emulator: MakeEmulator, run_
     assert run.state == "success"
     assert list(emulator.states().values()) == ["CANCELLED"]
     (found,) = run.xcom("cancel_strays", "report")["found"]
-    assert (found["owner"]["dag_id"], found["owner"]["task_id"]) == ("cancel_on_run_failure", "start_ingest")
+    assert (found["owner"]["dag_id"], found["owner"]["task_id"]) == ("unwanted_ad", "start")
+    assert found["owner"]["reason"] == "has succeeded; its run is failed"
 
 
 def test_within_its_deadline(make_emulator: MakeEmulator, run_dag: RunDag) -> None:

@@ -332,6 +332,7 @@ class TestParameters:
     def test_templates_are_rendered(self) -> None:
         operator = make(
             older_than="{{ seconds }}",
+            orphaned_for="{{ seconds }}",
             url_prefix="https://{{ word }}/",
             url_pattern="{{ word }}$",
             spare=["operations/{{ word }}"],
@@ -342,6 +343,7 @@ class TestParameters:
         operator.render_template_fields({"word": "x", "seconds": 60})
         assert {name: getattr(operator, name) for name in operator.template_fields} == {
             "older_than": "60",
+            "orphaned_for": "60",
             "url_prefix": "https://x/",
             "url_pattern": "x$",
             "spare": ["operations/x"],
