@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow_dai_provider.api.errors import Code
+from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.ingest.ownership import ASSET, Opening, Owner, OwnerRecords, Record, media_key
 from airflow_dai_provider.tasks.cancel_requests import request_cancellations
 from airflow_dai_provider.tasks.failures import describe_error, task_error
@@ -48,9 +49,9 @@ class OwnRecord:
         self._is_open = False
         self._records: OwnerRecords | None = None
         if HAS_ASSET_STATE_STORE and context.get("task_state_store") is not None:
-            with self._writing("Could not open the store of the records"):
+            with self._using("Could not open the store of the records"):
                 self._records = OwnerRecords(asset_store(ASSET))
-        elif flags["cancel_with_run"] and not TASKS_READ_DATABASE:
+        if flags["cancel_with_run"] and not (HAS_ASSET_STATE_STORE or TASKS_READ_DATABASE):
             log.warning("cancel_with_run has no effect on this version of Airflow, whose sweep knows no owners.")
 
     def open(self, endpoint: str, urls: Collection[str], adopted: Iterable[str] = ()) -> None:
@@ -72,7 +73,7 @@ class OwnRecord:
             unknown=frozenset(map(media_key, urls)),
             names=frozenset(adopted),
         )
-        with self._writing("Could not record the owner of the ingests") as records:
+        with self._using("Could not record the owner of the ingests, so the sweep does not know it") as records:
             if not records:
                 return
             earlier = records.get(self._record.owner)
@@ -83,8 +84,10 @@ class OwnRecord:
 
     def may_start_again(self, endpoint: str) -> bool:
         """Return whether a sweep finds an ingest of this try under an unknown name, so that a start can be repeated."""
-        with self._writing("Could not read when the last sweep began") as records:
-            if not (records and self._is_open):
+        with self._using("Could not read when the last sweep began") as records:
+            # Otherwise nothing that this task leaves is a stray.
+            flags = self._record.flags
+            if not (records and self._is_open and flags["cancel_on_kill"] and flags["cancel_on_failure"]):
                 return False
             if self._clock() - records.last_sweep(endpoint) <= SWEPT_WITHIN:
                 return True
@@ -111,15 +114,18 @@ class OwnRecord:
             else:
                 self.close()
 
-    def run_on(self) -> None:
-        """Write down that what has started is meant to run on, whatever becomes of the task."""
+    def run_on(self, *, refused: bool = False) -> None:
+        """Write down that what has started is meant to run on.
+
+        :param refused: whether the task fails nevertheless, since the service has refused others of a list.
+        """
         if self._record.openings:
-            self._set((), runs_on=True)
+            self._set((), runs_on=True, refused=refused)
             self._write()
 
     def close(self) -> None:
         """Remove the record, since all ingests of this task have finished; not while another one may run."""
-        with self._writing("Could not remove the record of the owner") as records:
+        with self._using("Could not remove the record of the owner") as records:
             if not records:
                 return
             record = self._record if self._record.openings else records.get(self._record.owner)
@@ -129,12 +135,14 @@ class OwnRecord:
     def leave_strays(self, saved: list[StartedIngest], hook: DaiHook) -> list[StartedIngest]:
         """Return the ingests of an earlier try without those that a sweep cancels; these are cancelled.
 
-        :raises AirflowException: when one cannot be cancelled.
+        One whose cancellation the service refuses is returned too.
+
+        :raises AirflowException: when one cannot be cancelled for now.
         """
         strays: set[str] = set()
         if saved:
-            with self._writing("Could not read what the sweep cancels") as records:
-                strays = records.pending_cancellations(self._record.owner) if records else set()
+            with self._using("Could not read what the sweep cancels") as records:
+                strays = records.pending_cancellations(self._record.owner, hook.endpoint.url) if records else set()
         names = [one.operation_name for one in saved if one.operation_name in strays]
         if not names:
             return saved
@@ -144,14 +152,16 @@ class OwnRecord:
                 workers,
                 names,
                 retry_timeout=hook.retry_timeout,
-                on_settled=lambda *_: None,
                 clock=hook._clock,
                 sleep=hook._sleep,
                 log=self._log,
             )
         for name, error in errors.items():
-            if error.rpc_code is not Code.NOT_FOUND:
+            if error.rpc_code not in PERMANENT:
                 raise task_error(error.rpc_code, str(error), f"{name} may still run")
+            if error.rpc_code is not Code.NOT_FOUND:
+                self._log.warning("%s may still run: %s", name, error)
+                strays.remove(name)
         return [one for one in saved if one.operation_name not in strays]
 
     def _set(self, names: Iterable[str], **changes: Any) -> None:
@@ -159,16 +169,16 @@ class OwnRecord:
         self._record = self._record.change(names=known, last=self._clock(), **changes)
 
     def _write(self) -> None:
-        with self._writing("Could not record which ingests have started") as records:
+        with self._using("Could not record which ingests have started, so the sweep does not know them") as records:
             if records:
                 records.write(self._record)
 
     @contextmanager
-    def _writing(self, failure: str) -> Iterator[OwnerRecords | None]:
+    def _using(self, failure: str) -> Iterator[OwnerRecords | None]:
         """Give the records, or None where there are none; an error is logged, and ends their use."""
         try:
             yield self._records
         except Exception as error:
             self._records = None
             self._is_open = False
-            self._log.warning("%s, so the sweep does not know it: %s", failure, describe_error(error))
+            self._log.warning("%s: %s", failure, describe_error(error))

@@ -3,14 +3,14 @@
 The service knows no owners. So a task writes a record before it asks the service to start anything, and adds the names
 of its operations when it knows them. An operation whose name is unknown, because a response was lost or a process
 ended, is known by its media URL and the time of its creation. The records are kept in the state store of an asset of
-Airflow (3.3 and later), which all tasks share. Its keys cannot be listed:
+Airflow (3.3 and later), which all tasks share. Airflow cannot list its keys, so these are used:
 
 =================  ====================================================================================================
 key                value
 =================  ====================================================================================================
 ``owner-<hash>``   the :class:`Record` of a task instance, written by that task only
 ``owners-<part>``  the keys of the records; in parts, since the tasks of an installation write them at the same time
-``strays-<hash>``  for a task in a run, the operations that sweeps are about to cancel: no try reattaches to them
+``strays-<hash>``  the operations of a task in a run that sweeps are about to cancel: no try reattaches to them
 ``sweep-<hash>``   when the last sweep of an endpoint began that has no filter
 ``sweep``          when the last other sweep began
 =================  ====================================================================================================
@@ -78,7 +78,8 @@ class Opening:
     :param unknown: the keys of the media whose operations are not known by name, see :func:`media_key`: all of them
         until it has ended, and then those for which a request got no response.
     :param names: the operations that are known.
-    :param runs_on: whether these are meant to run on, whatever becomes of the task.
+    :param runs_on: whether these are meant to run on, since the task does not wait and has done its work.
+    :param refused: whether that is so although the task fails, since the service has refused others of a list.
     """
 
     try_number: int
@@ -89,6 +90,7 @@ class Opening:
     unknown: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
     runs_on: bool = False
+    refused: bool = False
 
     def may_have_started(self, media: str, created: float) -> bool:
         """Return whether an operation under an unknown name can be of a request of this opening.
@@ -169,6 +171,7 @@ class Record:
                     frozenset(unpack(one["unknown"])),
                     frozenset(unpack(one["names"])),
                     one["runs_on"] is True,
+                    one["refused"] is True,
                 )
                 for one in value["openings"]
             )
@@ -211,40 +214,38 @@ class OwnerRecords:
         """Return the records of all owners."""
         records: list[Record] = []
         for part in map(_part_name, range(_PARTS)):
-            gone = set()
-            for key in self._keys(part):
-                if record := Record.from_json(self._store.get(key)):
-                    records.append(record)
-                else:
-                    gone.add(key)
-            if gone and (now := self._keys(part)):
-                self._replace(part, [key for key in now if key not in gone])
+            found = {key: self._store.get(key) for key in self._keys(part)}
+            records += filter(None, map(Record.from_json, found.values()))
+            # Read again, since its owner can have written it meanwhile.
+            gone = {key for key, value in found.items() if value is None and self._store.get(key) is None}
+            if gone:
+                self._replace(part, [key for key in self._keys(part) if key not in gone])
         return records
 
-    def pending_cancellations(self, owner: Owner) -> set[str]:
+    def pending_cancellations(self, owner: Owner, endpoint: str) -> set[str]:
         """Return the operations of an owner and its siblings that sweeps are about to cancel, or have cancelled."""
-        return set(self._pending(owner))
+        return set(self._pending(_pending_key(owner, endpoint)))
 
-    def announce(self, sweep: Owner, owner: Owner, names: Iterable[str]) -> None:
+    def announce(self, sweep: Owner, owner: Owner, endpoint: str, names: Iterable[str]) -> None:
         """Add operations to these, on behalf of a sweep."""
-        pending = self._pending(owner)
+        pending = self._pending(key := _pending_key(owner, endpoint))
         for name in names:
             pending[name] = sorted({*pending.get(name, ()), sweep.key})
-        self._replace(_pending_key(owner), pending)
+        self._replace(key, pending)
 
-    def retract(self, sweep: Owner, owner: Owner, names: Iterable[str]) -> None:
+    def retract(self, sweep: Owner, owner: Owner, endpoint: str, names: Iterable[str]) -> None:
         """Take back operations that a sweep has announced; what another one has announced stays."""
-        pending = self._pending(owner)
+        pending = self._pending(key := _pending_key(owner, endpoint))
         for name in names:
             pending[name] = [one for one in pending.get(name, ()) if one != sweep.key]
-        self._replace(_pending_key(owner), {name: sweeps for name, sweeps in pending.items() if sweeps})
+        self._replace(key, {name: sweeps for name, sweeps in pending.items() if sweeps})
 
-    def forget(self, owner: Owner, names: Collection[str]) -> None:
-        """Take back operations that have finished."""
-        pending = self._pending(owner)
-        left = {name: sweeps for name, sweeps in pending.items() if name not in names}
+    def forget(self, owner: Owner, endpoint: str, running: Collection[str]) -> None:
+        """Take back all that do not run any more."""
+        pending = self._pending(key := _pending_key(owner, endpoint))
+        left = {name: sweeps for name, sweeps in pending.items() if name in running}
         if left != pending:
-            self._replace(_pending_key(owner), left)
+            self._replace(key, left)
 
     def note_sweep(self, endpoint: str | None, now: float) -> None:
         """Note that a sweep begins. Only a write fails when Airflow does not know the asset.
@@ -258,8 +259,8 @@ class OwnerRecords:
         noted = self._store.get(f"sweep-{_hash(endpoint)}")
         return float(noted) if isinstance(noted, int | float) else 0.0
 
-    def _pending(self, owner: Owner) -> dict[str, list[str]]:
-        found = self._store.get(_pending_key(owner))
+    def _pending(self, key: str) -> dict[str, list[str]]:
+        found = self._store.get(key)
         return {str(name): list(map(str, sweeps)) for name, sweeps in found.items()} if isinstance(found, dict) else {}
 
     def _replace(self, key: str, value: list[str] | dict[str, Any]) -> None:
@@ -273,9 +274,9 @@ class OwnerRecords:
         return [str(key) for key in found] if isinstance(found, list) else []
 
 
-def _pending_key(owner: Owner) -> str:
+def _pending_key(owner: Owner, endpoint: str) -> str:
     """Return the key of what is about to be cancelled of a task in a run: one for all its map indexes."""
-    return f"strays-{_hash(repr(astuple(replace(owner, map_index=-1))))}"
+    return f"strays-{_hash(repr((endpoint, *astuple(replace(owner, map_index=-1)))))}"
 
 
 def _part(key: str) -> str:

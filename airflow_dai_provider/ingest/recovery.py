@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 #: Seconds to pause before each search; the service may still be processing the request.
 PAUSES = (0.0, 2.0, 5.0, 10.0)
 #: How far the service's clock may be behind the worker's; it can also tell whole seconds only.
-CLOCK_SKEW = timedelta(seconds=1)
+SERVICE_BEHIND = timedelta(seconds=1)
 #: An ingest that was created shortly before the request is that of another start, unless a clock is wrong: it is named.
-DOUBT = timedelta(seconds=60)
+DOUBT = timedelta(seconds=10)
 
 
 class IngestMayHaveStartedError(AirflowFailException):
@@ -127,7 +127,7 @@ def recover_ingests(
             # next try would start a second ingest.
             why = f"the search was interrupted: {interruption}."
             raise may_have_started([lost[key] for key in reasons], why) from interruption
-        since = {key: [one for one in near[key] if lost[key].matches(one, CLOCK_SKEW)] for key in reasons}
+        since = {key: [one for one in near[key] if lost[key].matches(one, SERVICE_BEHIND)] for key in reasons}
         claims = Counter(operation.name for operations in since.values() for operation in operations)
         unseen = {key for key, operations in near.items() if not operations}
         for key, operations in since.items():
@@ -147,7 +147,10 @@ def recover_ingests(
 
 
 def _matching(hook: DaiHook, lost: Mapping[str, LostStart], known: Collection[str]) -> dict[str, list[Operation]]:
-    """Return by key the listed operations that a request could have started, also if they were created too early."""
+    """Return by key the listed operations that a request could have started.
+
+    Also those that were created too early: shortly before it, or at any time if they still run.
+    """
     near: dict[str, dict[str, Operation]] = {key: {} for key in lost}
     keys: dict[str | None, list[str]] = {}
     for key, one in lost.items():
@@ -156,7 +159,7 @@ def _matching(hook: DaiHook, lost: Mapping[str, LostStart], known: Collection[st
     for operation in hook.list_operations(page_size=LIST_PAGE_SIZE):
         media_url = operation.ingest.signed_creative_url if operation.ingest else None
         for key in keys.get(media_url, ()):
-            if operation.name not in known and lost[key].matches(operation, DOUBT):
+            if operation.name not in known and (not operation.done or lost[key].matches(operation, DOUBT)):
                 near[key][operation.name] = operation
     return {key: list(operations.values()) for key, operations in near.items()}
 

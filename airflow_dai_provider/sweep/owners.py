@@ -27,6 +27,7 @@ from airflow_dai_provider.version_compat import (
     asset_store,
     has_run,
     run_state,
+    run_xcom,
     task_states,
     xcoms_in_database,
 )
@@ -59,11 +60,13 @@ class Verdict:
     :param record: of the owner.
     :param is_stray: whether the owner is over, and did not mean the operation to run on.
     :param reason: why, as the end of a sentence about the owner.
+    :param owners: all owners that it can have.
     """
 
     record: Record
     is_stray: bool
     reason: str
+    owners: tuple[Owner, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -116,22 +119,32 @@ class Owners:
         :param running: the operations, these among them.
         """
         suspected = [one for one in running if one.name in suspects]
-        records = self._records
-        if records is None:
-            return self._judge(self._pushed(suspected), suspected)
+        if self._records:
+            again = self._announce_and_judge(self._records, suspects, suspected)
+        else:
+            again = self._judge(self._pushed(suspected), suspected)
+        return {
+            name: again.get(name) or replace(verdict, is_stray=False, reason="was not found again")
+            for name, verdict in suspects.items()
+        }
+
+    def _announce_and_judge(
+        self, records: OwnerRecords, suspects: Mapping[str, Verdict], running: Collection[Operation]
+    ) -> dict[str, Verdict]:
         names: dict[Owner, list[str]] = defaultdict(list)
         for name, verdict in suspects.items():
-            names[replace(verdict.record.owner, map_index=-1)].append(name)
+            for owner in {replace(owner, map_index=-1) for owner in verdict.owners}:
+                names[owner].append(name)
         again: dict[str, Verdict] = {}
         try:
             for owner, every in names.items():
-                records.announce(self._sweep, owner, every)
-            read = map(records.get, {verdict.record.owner for verdict in suspects.values()})
-            again = self._judge([record for record in read if record], suspected)
+                records.announce(self._sweep, owner, self._endpoint, every)
+            read = map(records.get, {owner for verdict in suspects.values() for owner in verdict.owners})
+            again = self._judge([record for record in read if record], running)
         finally:
             for owner, every in names.items():
                 if left := [name for name in every if name not in again or not again[name].is_stray]:
-                    records.retract(self._sweep, owner, left)
+                    records.retract(self._sweep, owner, self._endpoint, left)
         return again
 
     def remove_leftovers(self, listed: Mapping[str, bool], listed_at: float) -> None:
@@ -142,19 +155,39 @@ class Owners:
         """
         if not self._records:
             return
+        running = {name for name, done in listed.items() if not done}
         idle = [record for record in self._read.values() if self._is_idle(record, listed, listed_at)]
         states = _states([record.owner for record in idle])
         for record in idle:
             # A task that was cleared meanwhile has changed it.
             if states[record.owner] in {*OVER, GONE, "success"} and self._records.get(record.owner) == record:
                 self._records.delete(record.owner)
-                self._records.forget(record.owner, record.names)
+                self._records.forget(record.owner, self._endpoint, running)
 
     def _judge(self, records: Iterable[Record], running: Collection[Operation]) -> dict[str, Verdict]:
         found = _find_owners(records, self._endpoint, running)
-        states = _states({record.owner for record, _ in found.values()})
+        states = _states({record.owner for owners in found.values() for record, _ in owners})
         state_of_run = cache(run_state)
-        return {name: _judge(name, owner, states[owner[0].owner], state_of_run) for name, owner in found.items()}
+        verdicts: dict[str, Verdict] = {}
+        for name, owners in found.items():
+            each = [_judge(name, self._correct(name, owner), states[owner[0].owner], state_of_run) for owner in owners]
+            # Of several possible owners, each has to be over.
+            if len(each) == 1 or all(one.is_stray for one in each):
+                verdicts[name] = replace(each[0], owners=tuple(record.owner for record, _ in owners))
+        return verdicts
+
+    def _correct(self, name: str, found: Found) -> Found:
+        """Return the owner with what it has pushed to XCom, in case that its record could not be written."""
+        record, opening = found
+        if not self._records or not _is_twin(name, found):
+            return found
+        owner = record.owner
+        started = run_xcom(owner.dag_id, owner.run_id, owner.task_id, owner.map_index, XCOM_STARTED)
+        match started:
+            case {"endpoint": self._endpoint, "pushed_at": {**names}} if name in names:
+                record = record.change(names=record.openings[-1].names | {name})
+                return record, record.openings[-1]
+        return record, opening
 
     def _is_idle(self, record: Record, listed: Mapping[str, bool], listed_at: float) -> bool:
         """Return whether no operation of a record can run any more, as far as this list shows."""
@@ -183,7 +216,18 @@ class Owners:
                     "try_number": int(number),
                 } if flags:
                     given = {str(flag): value is True for flag, value in flags.items()}
-                    opening = Opening(number, endpoint, 0.0, 0.0, ended=True, names=frozenset(map(str, names)))
+                    runs_on = not given.get("waits") and not given.get("cancel_with_run")
+                    opening = Opening(
+                        number,
+                        endpoint,
+                        since=0.0,
+                        last=0.0,
+                        ended=True,
+                        names=frozenset(map(str, names)),
+                        runs_on=runs_on,
+                        # Perhaps: it has not pushed that.
+                        refused=runs_on,
+                    )
                     records.append(Record(Owner(dag_id, run_id, task_id, map_index), given, (opening,)))
         return records
 
@@ -199,11 +243,13 @@ def find_owners(endpoint: str, sweep: Owner) -> Owners | None:
 Found = tuple[Record, Opening]
 
 
-def _find_owners(records: Iterable[Record], endpoint: str, running: Iterable[Operation]) -> dict[str, Found]:
-    """Return the owners of operations by name, as far as they are known.
+def _find_owners(
+    records: Iterable[Record], endpoint: str, running: Iterable[Operation]
+) -> dict[str, Collection[Found]]:
+    """Return the possible owners of operations, by name; mostly one, or none.
 
-    A task that has written the name is the owner. Else it is the only one with a request for this media, at about this
-    time, whose response is not known.
+    A task that has written the name is the owner. Else it is a task with a request for this media, at about this time,
+    whose response is not known.
     """
     by_name: dict[str, dict[Owner, Found]] = defaultdict(dict)
     by_media: dict[str, list[Found]] = defaultdict(list)
@@ -214,7 +260,7 @@ def _find_owners(records: Iterable[Record], endpoint: str, running: Iterable[Ope
                     by_name[name][record.owner] = record, opening
                 for media in opening.unknown:
                     by_media[media].append((record, opening))
-    found: dict[str, Found] = {}
+    found: dict[str, Collection[Found]] = {}
     for one in running:
         owners = by_name.get(one.name, {})
         ingest = one.ingest
@@ -225,9 +271,15 @@ def _find_owners(records: Iterable[Record], endpoint: str, running: Iterable[Ope
                 for record, opening in by_media.get(media, ())
                 if opening.may_have_started(media, created)
             }
-        if len(owners) == 1:
-            found[one.name] = next(iter(owners.values()))
+        if owners:
+            found[one.name] = list(owners.values())
     return found
+
+
+def _is_twin(name: str, found: Found) -> bool:
+    """Return whether the owner of an operation does not know it: it waits for another one, or has waited for it."""
+    record, opening = found
+    return opening != record.openings[-1] or (opening.ended and name not in opening.names)
 
 
 def _judge(name: str, found: Found, state: str | None, state_of_run: Callable[[str, str], str]) -> Verdict:
@@ -236,10 +288,14 @@ def _judge(name: str, found: Found, state: str | None, state_of_run: Callable[[s
     flags = {flag for flag, given in record.flags.items() if given}
     is_over, reason = _is_over(record, flags, state, state_of_run)
     needed = ["cancel_on_kill"] if state == "success" else ["cancel_on_kill", "cancel_on_failure"]
-    if opening != record.openings[-1]:
-        is_over, reason = True, f"{reason}, but a later try has not reattached to this ingest"
-    elif opening.ended and name not in opening.names:
-        is_over, reason = True, f"{reason}, and the request for this ingest got no response"
+    if _is_twin(name, found):
+        is_known = name in opening.names
+        is_over = True
+        reason += (
+            ", but a later try has not reattached to this ingest"
+            if is_known
+            else ", and the request for this ingest got no response"
+        )
     elif state == "success" and "waits" not in flags:
         needed = []
     missing = [flag for flag in needed if flag not in flags]
@@ -252,18 +308,19 @@ def _is_over(
     record: Record, flags: Collection[str], state: str | None, state_of_run: Callable[[str, str], str]
 ) -> tuple[bool, str]:
     """Return whether an owner needs its ingests no more, by its state, and why."""
-    if record.openings[-1].runs_on:
-        return False, f"is {state}, and meant its ingests to run on"
-    if state == "success" and "waits" not in flags:
-        if "cancel_with_run" not in flags:
-            return False, "has succeeded, and meant its ingest to run on"
-        run = state_of_run(record.owner.dag_id, record.owner.run_id)
-        return run == "failed", f"has succeeded; its run is {run}"
-    if state == "success":
+    opening = record.openings[-1]
+    is_over = state in OVER or state == GONE
+    described = "is gone with its run" if state == GONE else f"is {state or 'waiting to be scheduled'}"
+    if opening.runs_on and (state != "failed" or opening.refused):
+        return False, f"{'has succeeded' if state == 'success' else described}, and meant its ingest to run on"
+    if state != "success":
+        return is_over, described
+    if "waits" in flags:
         return True, "was marked as success"
-    if state == GONE:
-        return True, "is gone with its run"
-    return state in OVER, f"is {state or 'waiting to be scheduled'}"
+    if "cancel_with_run" not in flags:
+        return False, "has succeeded, and meant its ingest to run on"
+    run = state_of_run(record.owner.dag_id, record.owner.run_id)
+    return run == "failed", f"has succeeded; its run is {run}"
 
 
 def _states(owners: Collection[Owner]) -> Mapping[Owner, str | None]:

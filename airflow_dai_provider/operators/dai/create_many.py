@@ -79,9 +79,9 @@ class CreateMany:
                 self._own_record.open(hook.endpoint.url, (), campaign.started)
             if task.wait_for_completion:
                 return self._finish(*self._wait(hook, workers))
-        if not task.cancel_with_run:
-            self._own_record.run_on()
         failed = any(operation.state is not OperationState.SUCCEEDED for operation in self._finished.values())
+        if not task.cancel_with_run:
+            self._own_record.run_on(refused=bool(campaign.errors or failed))
         if campaign.errors or failed:
             self._push_rows(self._finished)
             # A start that was refused does not cancel the others, which are meant to run on.

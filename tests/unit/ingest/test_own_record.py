@@ -27,6 +27,7 @@ def urls(number: int) -> list[str]:
 
 
 KEYS = {media_key(URL)}
+SWEEP = Owner("a_dag", "b_run", "sweep")
 
 
 def record_of(records: Store, run_id: str = "a_run") -> Record:
@@ -35,8 +36,8 @@ def record_of(records: Store, run_id: str = "a_run") -> Record:
     return record
 
 
-def announce(records: Store, names: list[str]) -> None:
-    OwnerRecords(records).announce(Owner("a_dag", "b_run", "sweep"), Owner("a_dag", "a_run", "ingest"), names)
+def announce(records: Store, endpoint: str, names: list[str]) -> None:
+    OwnerRecords(records).announce(SWEEP, Owner("a_dag", "a_run", "ingest"), endpoint, names)
 
 
 def opening_of(records: Store) -> Opening:
@@ -119,7 +120,8 @@ class TestRecord:
     ) -> None:
         given = [creative(url) for url in urls(number)]
         execute(context, creative=given if number > 1 else given[0], wait_for_completion=False)
-        assert (opening_of(records).runs_on, opening_of(records).names) == (True, set(slow.states()))
+        assert (opening_of(records).runs_on, opening_of(records).refused) == (True, False)
+        assert opening_of(records).names == set(slow.states())
 
     @pytest.mark.parametrize(("with_run", "runs_on"), [(False, True), (True, False)])
     def test_those_beside_a_refused_one_are_meant_to_run_on_too(
@@ -129,7 +131,8 @@ class TestRecord:
         given = [creative(url) for url in urls(3)]
         with pytest.raises(AirflowFailException, match="PERMISSION_DENIED"):
             execute(context, creative=given, wait_for_completion=False, cancel_with_run=with_run)
-        assert (opening_of(records).runs_on, opening_of(records).names) == (runs_on, set(slow.states()))
+        assert (opening_of(records).runs_on, opening_of(records).refused) == (runs_on, runs_on)
+        assert opening_of(records).names == set(slow.states())
         assert len(slow.states()) == 2
 
     @pytest.mark.usefixtures("slow")
@@ -317,6 +320,29 @@ class TestDoubt:
         assert log.lines("No sweep of this endpoint has begun in the last hour")
 
     @pytest.mark.usefixtures("swept")
+    @pytest.mark.parametrize("flag", ["cancel_on_kill", "cancel_on_failure"])
+    def test_it_is_not_attempted_again_where_the_sweep_would_leave_both(
+        self, slow: DaiEmulator, context: Any, flag: str
+    ) -> None:
+        slow.inject(Fault(CREATE, drop="before", times=1))
+        with pytest.raises(IngestMayHaveStartedError):
+            execute(context, **{flag: False})
+        assert count(slow, CREATE) == 1
+
+    @pytest.mark.usefixtures("swept")
+    @pytest.mark.parametrize("age", [30, 7200])
+    def test_it_is_not_attempted_again_while_another_ingest_of_the_media_runs(
+        self, slow: DaiEmulator, context: Any, clock: Clock, age: float
+    ) -> None:
+        """By a clock that is wrong it can be the one whose response was lost."""
+        other = slow.start_ingest(seconds=1e6, creative_url=URL)
+        clock.advance(age)
+        slow.inject(Fault(CREATE, drop="before", times=1))
+        with pytest.raises(IngestMayHaveStartedError, match=f"{other} was created too early"):
+            execute(context)
+        assert count(slow, CREATE) == 1
+
+    @pytest.mark.usefixtures("swept")
     def test_it_is_attempted_a_few_times_only(self, slow: DaiEmulator, context: Any, records: Store) -> None:
         slow.inject(Fault(CREATE, drop="before", times=None))
         with pytest.raises(IngestMayHaveStartedError):
@@ -397,7 +423,7 @@ class TestStrays:
         with pytest.raises(AirflowException, match="within 10 s"):
             execute(context, creative=given if number > 1 else given[0], timeout=10)
         first = list(slow.states())
-        announce(records, first)
+        announce(records, slow.endpoint, first)
         ti.try_number, ti.max_tries = 2, 2
         names = execute(context, creative=given if number > 1 else given[0])
         assert not set(first) & set(names if number > 1 else [names])
@@ -412,11 +438,40 @@ class TestStrays:
         with pytest.raises(AirflowException, match="within 10 s"):
             execute(context, timeout=10)
         first = the(slow)
-        announce(records, [first])
+        announce(records, slow.endpoint, [first])
         slow.inject(Fault(CANCEL, rpc_status="NOT_FOUND", times=None))
         slow.inject(Fault("operations.get", first, rpc_status="NOT_FOUND", times=None))
         ti.try_number, ti.max_tries = 2, 2
         assert execute(context) != first
+
+    @pytest.mark.parametrize("number", [1, 3])
+    def test_a_try_reattaches_to_what_cannot_be_cancelled(
+        self, slow: DaiEmulator, context: Any, records: Store, ti: Ti, log: Log, number: int
+    ) -> None:
+        ti.max_tries = 1
+        given = [creative(url) for url in urls(number)]
+        with pytest.raises(AirflowException, match="within 10 s"):
+            execute(context, creative=given if number > 1 else given[0], timeout=10)
+        first = list(slow.states())
+        announce(records, slow.endpoint, first)
+        slow.inject(Fault(CANCEL, rpc_status="PERMISSION_DENIED", times=None))
+        ti.try_number = 2
+        names = execute(context, creative=given if number > 1 else given[0])
+        assert sorted(names if number > 1 else [names]) == sorted(first)
+        assert len(log.lines("may still run: PERMISSION_DENIED")) == number
+
+    def test_an_outage_of_the_service_fails_the_try(
+        self, slow: DaiEmulator, context: Any, records: Store, ti: Ti
+    ) -> None:
+        ti.max_tries = 1
+        with pytest.raises(AirflowException, match="within 10 s"):
+            execute(context, timeout=10)
+        announce(records, slow.endpoint, [the(slow)])
+        slow.inject(Fault(None, rpc_status="UNAVAILABLE", times=None))
+        ti.try_number = 2
+        with pytest.raises(AirflowException, match="may still run") as raised:
+            execute(context)
+        assert not isinstance(raised.value, AirflowFailException)
 
 
 class TestForm:
@@ -440,7 +495,7 @@ class TestForm:
         assert OwnerRecords(kept).get(owner) is None
         assert OwnerRecords(kept).all() == []
         kept = Store({"strays-" + owner.key: value})
-        assert OwnerRecords(kept).pending_cancellations(owner) == set()
+        assert OwnerRecords(kept).pending_cancellations(owner, "https://a.example") == set()
 
     def test_map_index_and_run_make_other_owners(self) -> None:
         owners = [Owner("d", "r", "t"), Owner("d", "r", "t", 0), Owner("d", "r", "t_0"), Owner("d", "s", "t")]
@@ -449,27 +504,34 @@ class TestForm:
 
 class TestPending:
     OWNER = Owner("a_dag", "a_run", "ingest")
-    SWEEPS = (Owner("a_dag", "b_run", "sweep"), Owner("a_dag", "c_run", "sweep"))
+    SWEEPS = (SWEEP, Owner("a_dag", "c_run", "sweep"))
+    AT = "https://a.example"
 
     def test_what_one_sweep_takes_back_another_still_announces(self) -> None:
         records = OwnerRecords(Store())
         for sweep in self.SWEEPS:
-            records.announce(sweep, self.OWNER, ["operations/a", "operations/b"])
-        records.retract(self.SWEEPS[1], self.OWNER, ["operations/a", "operations/b"])
-        assert records.pending_cancellations(self.OWNER) == {"operations/a", "operations/b"}
-        records.retract(self.SWEEPS[0], self.OWNER, ["operations/a"])
-        assert records.pending_cancellations(self.OWNER) == {"operations/b"}
+            records.announce(sweep, self.OWNER, self.AT, ["operations/a", "operations/b"])
+        records.retract(self.SWEEPS[1], self.OWNER, self.AT, ["operations/a", "operations/b"])
+        assert records.pending_cancellations(self.OWNER, self.AT) == {"operations/a", "operations/b"}
+        records.retract(self.SWEEPS[0], self.OWNER, self.AT, ["operations/a"])
+        assert records.pending_cancellations(self.OWNER, self.AT) == {"operations/b"}
 
     def test_siblings_share_it(self) -> None:
         store = Store()
         records = OwnerRecords(store)
         for index in range(3):
-            records.announce(self.SWEEPS[0], Owner("a_dag", "a_run", "ingest", index), [f"operations/{index}"])
+            sibling = Owner("a_dag", "a_run", "ingest", index)
+            records.announce(self.SWEEPS[0], sibling, self.AT, [f"operations/{index}"])
         assert len(store.kept) == 1
-        records.forget(self.OWNER, ["operations/0", "operations/1"])
-        assert records.pending_cancellations(self.OWNER) == {"operations/2"}
-        records.forget(self.OWNER, ["operations/2"])
+        records.forget(self.OWNER, self.AT, {"operations/2", "operations/3"})
+        assert records.pending_cancellations(self.OWNER, self.AT) == {"operations/2"}
+        records.forget(self.OWNER, self.AT, set())
         assert store.kept == {}
+
+    def test_an_operation_of_the_same_name_at_another_endpoint_is_another_one(self) -> None:
+        records = OwnerRecords(Store())
+        records.announce(self.SWEEPS[0], self.OWNER, self.AT, ["operations/a"])
+        assert records.pending_cancellations(self.OWNER, "https://b.example") == set()
 
 
 def test_the_name_of_the_asset_is_fixed() -> None:
