@@ -48,6 +48,7 @@ def owners(bench: Bench) -> Topic:
             stack.wait_for_dags("failing_runs", "sweep_owned")
             bench.say(f"owners: a campaign of {number:,} with a record")
             recorded = campaigns.run("ingests_list", number)
+            _check_records(stack)
             bench.say(f"owners: {runs} runs fail, and leave {LEFT} ingests each")
             left = _leave(stack, emulator, lines, runs)
             bench.say(f"owners: a sweep over {left:,} ingests")
@@ -70,6 +71,14 @@ def owners(bench: Bench) -> Topic:
         Limit("strays that the sweep has left", left - cancelled, 0),
     ]
     return topic
+
+
+def _check_records(stack: Stack) -> None:
+    """Check that the campaign has written its record: a warning says that it has not."""
+    runs = sorted(path.name for path in (stack.home / "logs" / "dag_id=ingests_list").iterdir())
+    log = stack.task_log("ingests_list", runs[-1].removeprefix("run_id="), "ingest")
+    if "Could not record" in log or not log:
+        raise RuntimeError(f"The campaign has written no record:\n{log}")
 
 
 def _leave(stack: Stack, emulator: DaiEmulator, lines: Path, runs: int) -> int:

@@ -22,6 +22,9 @@ if not (3, 0) <= tuple(map(int, airflow_version.split(".")[:2])) < (3, 3):
             task_id="sweep", orphaned_for=5, url_pattern="/swept/", max_cancellations=100, max_concurrency=4
         )
 
+with DAG("sweep_all", schedule=None):
+    DaiCancelStrayOperationsOperator(task_id="sweep", older_than=86400, max_cancellations=1000)
+
 with DAG("sweep_once", schedule=None, params={"orphaned_for": 5, "prefix": "https://media.example.com/"}):
     DaiCancelStrayOperationsOperator(
         task_id="sweep",
