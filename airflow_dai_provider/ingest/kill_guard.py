@@ -188,10 +188,6 @@ class IngestGuard:
     def kill(self) -> None:
         """Request the cancellations, from a signal handler."""
         self.killed = True
-        self._send_prepared(_KILLED)
-
-    def _send_prepared(self, reason: str) -> None:
-        """Send the prepared cancel requests, if there are any."""
         names = [name for name in list(self._to_kill) if self._take(name)]
         if self._switch is None or not names:
             return
@@ -201,7 +197,7 @@ class IngestGuard:
         if self._workers:
             self._workers.hold(0.0)
         self._accepted.update(name for name in names if name not in errors)
-        self._tell(names, errors, reason)
+        self._tell(names, errors, _KILLED)
 
     def tell_of_threads(self) -> None:
         """Log what the threads have requested during a kill."""
@@ -250,8 +246,7 @@ class IngestGuard:
     def _cancel_after(self, failure: BaseException, context: Context, make_hook: Callable[[], DaiHook]) -> None:
         """Request the cancellations after an error, or leave the ingests to the next try. Never raise."""
         names: list[str] = []
-        # Without a hook for these ingests the prepared requests are left: perhaps only Airflow is unavailable.
-        connected = refused = False
+        refused = False
         try:
             names, endpoints = self._names(context)
             if names and not self.killed and next_try_reattaches(context, failure, names):
@@ -267,7 +262,6 @@ class IngestGuard:
                     # must not keep the requests from being tried.
                     hook.service = ServiceState()
                     hook.responded = True  # to the start of the ingest
-                    connected = True
                     refused = self._request(hook, names, endpoints)
             # What was refused stays guarded: a late kill and the failure callback attempt it again.
             if not refused:
@@ -277,8 +271,6 @@ class IngestGuard:
             about = self._ingests.get(names[0], "") if len(names) == 1 else ""
             what = ", ".join(names) or "An ingest of this task"
             self._log.error("%s may still run: it could not be cancelled: %s%s", what, why, about)
-            if not connected:
-                self._send_prepared("its task has failed")
 
     def _request(self, hook: DaiHook, names: list[str], endpoints: Endpoints) -> bool:
         """Request the cancellation of all that runs at the endpoint of the hook; return whether some may still run."""
