@@ -24,7 +24,7 @@ MAX_OUTAGE = 300.0
 #: Seconds for which polls must return NOT_FOUND, and no poll the operation, before it is believed: a service can take
 #: as long until all its servers know an operation that one of them has just created, and one server can be behind.
 NOT_FOUND_GRACE = 10.0
-#: So many polls must return it: in a busy triggerer two polls can be as far apart, and each have met another server.
+#: The number of polls that must return it: in a busy triggerer, two can be ten seconds apart.
 NOT_FOUND_POLLS = 4
 
 
