@@ -24,6 +24,8 @@ MAX_OUTAGE = 300.0
 #: Seconds for which polls must return NOT_FOUND, and no poll the operation, before it is believed: a service can take
 #: as long until all its servers know an operation that one of them has just created, and one server can be behind.
 NOT_FOUND_GRACE = 10.0
+#: The number of polls that must return it: in a busy triggerer, two can be ten seconds apart.
+NOT_FOUND_POLLS = 4
 
 
 class WaitTimeoutError(TimeoutError):
@@ -73,6 +75,7 @@ class Wait:
         self.jitter = jitter
         self._failing_since: float | None = None
         self._missing_since: float | None = None
+        self._missing_polls = 0
         self._failures = 0
         self._told: set[Code] = set()
 
@@ -110,7 +113,7 @@ class Wait:
         failures, since = self._failures, self._failing_since
         self.responded = True
         self._failing_since = self._missing_since = None
-        self._failures = 0
+        self._failures = self._missing_polls = 0
         self._told.clear()
         if since is None or failures < 2:
             return None
@@ -142,7 +145,9 @@ class Wait:
         if error.rpc_code is Code.NOT_FOUND:
             if self._missing_since is None:
                 self._missing_since = now
-            return self._missing_since + NOT_FOUND_GRACE - now
+            self._missing_polls += 1
+            left = self._missing_since + NOT_FOUND_GRACE - now
+            return left if self._missing_polls >= NOT_FOUND_POLLS else max(left, FIRST_INTERVAL)
         if self.max_outage == float("inf"):
             return 0.0 if error.rpc_code in PERMANENT else self.max_outage
         failing_since = now if self._failing_since is None else self._failing_since

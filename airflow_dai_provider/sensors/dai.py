@@ -350,7 +350,6 @@ class DaiOperationSensor(BaseSensorOperator):
             poll_interval=max(self._longest_interval(), FIRST_INTERVAL),
             expected_states=check_expected_states(self.expected_states) if several else None,
             max_outage=self._max_outage,
-            responded="_last_poll" in vars(self),
             cancel_on_kill=self.cancel_on_kill,
         )
 

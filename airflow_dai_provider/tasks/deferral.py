@@ -65,7 +65,6 @@ def defer_wait(
     operation_name: str | list[str],
     *,
     resume_with: dict[str, Any] | None = None,
-    responded: bool = True,
     **trigger_arguments: Any,
 ) -> NoReturn:
     """Defer a task until an operation has finished, or each of a list.
@@ -79,7 +78,6 @@ def defer_wait(
         changed meanwhile: at another endpoint, another operation can have this name.
     :param make_trigger: the class ``DaiOperationTrigger``, which the caller imports, since triggers build on tasks.
     :param resume_with: further arguments for ``execute_complete``.
-    :param responded: whether the API has responded to this task.
     :param trigger_arguments: arguments of the trigger, besides those that are attributes of the task.
     """
     limit = min(task.timeout, _execution_timeout(task))
@@ -87,7 +85,6 @@ def defer_wait(
         operation_name,
         started=time.time(),
         timeout=limit,
-        responded=responded,
         gcp_conn_id=task.gcp_conn_id,
         impersonation_chain=task.impersonation_chain,
         api_endpoint=hook.fixed_endpoint,

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 #: Seconds after which ``on_kill`` gives up waiting for the cancel request; Airflow allows 30.
 KILL_SECONDS = 25.0
-#: A wait that is older than this, in seconds, when its trigger begins was polled by another triggerer before.
-POLLED_BEFORE = 30.0
 _UNNAMED = "What this trigger waits for"
 
 # Threads of their own, since all triggers share the default ones for their look-ups. They start with the first kill.
@@ -58,8 +56,6 @@ class DaiOperationTrigger(BaseTrigger):
     :param started: when the wait began, in seconds of the epoch; now, if it is not given.
     :param timeout: seconds to wait at most, counted from ``started``, or None for no limit.
     :param max_outage: seconds that the service may be unavailable (300), or None for no limit.
-    :param responded: whether the API has responded to the task before: from then on a front end's error page is an
-        outage, also after a restart of the triggerer.
     :param cancel_on_kill: whether what has not finished is cancelled when the deferred task is killed: marked, cleared,
         or stopped with its run. It is not cancelled when the triggerer stops, restarts or hands over.
     :param expected_states: of a list, the final states that the log does not tell by themselves; None for every one.
@@ -76,7 +72,6 @@ class DaiOperationTrigger(BaseTrigger):
         started: float | None = None,
         timeout: float | None = None,
         max_outage: float | None = MAX_OUTAGE,
-        responded: bool = False,
         cancel_on_kill: bool = False,
         expected_states: Collection[str] | None = None,
         gcp_conn_id: str = "google_cloud_default",
@@ -94,7 +89,6 @@ class DaiOperationTrigger(BaseTrigger):
         self.timeout = timeout
         self.max_outage = max_outage
         # Nothing is refused here: an error that is raised while a stored trigger is made ends the whole triggerer.
-        self.responded = responded
         self.cancel_on_kill = cancel_on_kill
         self.expected_states = expected_states
         self.gcp_conn_id = gcp_conn_id
@@ -115,7 +109,6 @@ class DaiOperationTrigger(BaseTrigger):
                 "started": self.started,
                 "timeout": self.timeout,
                 "max_outage": self.max_outage,
-                "responded": self.responded,
                 "cancel_on_kill": self.cancel_on_kill,
                 "expected_states": self.expected_states and sorted(map(str, self.expected_states)),
                 "gcp_conn_id": self.gcp_conn_id,
@@ -167,12 +160,12 @@ class DaiOperationTrigger(BaseTrigger):
             "timeout": self.timeout,
             "poll_interval": self.poll_interval,
             "max_outage": self.max_outage,
+            # The worker has polled before it deferred, and has not met the page of a front end: that is an outage now.
+            "responded": True,
         }
         async with await sync_to_async(self._make_hook, thread_sensitive=False)() as hook:
             # A kill leaves little time to look up the connection and to fetch a token.
             self._hook = hook
-            # Another triggerer has polled before, and without a response of the API, the wait would have ended there.
-            limits["responded"] = self.responded or hook._clock() - self.started > POLLED_BEFORE
             if not isinstance(names, list):
                 operation = await hook.wait_for_operation(names, **limits)
                 self.log.info("%s.", operation)

@@ -10,6 +10,7 @@ from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import (
     MAX_OUTAGE,
     NOT_FOUND_GRACE,
+    NOT_FOUND_POLLS,
     Wait,
     WaitTimeoutError,
     check_seconds,
@@ -293,11 +294,33 @@ def test_a_good_poll_ends_the_grace() -> None:
 @pytest.mark.parametrize("between", [AWAY, ServiceError("no token", Code.UNAVAILABLE, None, False)])
 def test_other_errors_between_neither_end_the_grace_nor_prove_anything(between: ServiceError) -> None:
     wait = make_wait()
-    wait.after_error(GONE, 0.0)
+    for second in range(NOT_FOUND_POLLS - 1):
+        wait.after_error(GONE, second)
     wait.after_error(between, 11.0)
     with pytest.raises(ServiceError) as caught:
         wait.after_error(GONE, 12.0)
     assert caught.value is GONE
+
+
+@pytest.mark.parametrize("apart", [12.0, 300.0])
+def test_a_few_polls_are_not_believed_however_far_apart(apart: float) -> None:
+    """A triggerer that is busy polls late."""
+    wait = make_wait()
+    for number in range(NOT_FOUND_POLLS - 1):
+        pause, _ = wait.after_error(GONE, number * apart)
+        assert 0 < pause <= NOT_FOUND_GRACE
+    with pytest.raises(ServiceError) as caught:
+        wait.after_error(GONE, (NOT_FOUND_POLLS - 1) * apart)
+    assert caught.value is GONE
+
+
+def test_the_polls_are_counted_anew_after_one_that_returns_the_operation() -> None:
+    wait = make_wait()
+    for second in range(0, 60, 20):
+        wait.after_error(GONE, second)
+    wait.after_poll(RUNNING, 61.0)
+    for second in range(80, 140, 20):
+        wait.after_error(GONE, second)
 
 
 def test_the_grace_begins_with_the_first_not_found_of_a_longer_outage() -> None:

@@ -166,7 +166,6 @@ def test_it_requests_polls_once_and_defers(slow: DaiEmulator, context: Any, cloc
         "started": clock.now,
         "timeout": TIMEOUT,
         "max_outage": MAX_OUTAGE,
-        "responded": True,
         "cancel_on_kill": False,
         "expected_states": None,
         "gcp_conn_id": "google_cloud_default",

@@ -308,7 +308,6 @@ def test_it_polls_once_and_defers(emulator: DaiEmulator, context: Any, clock: Cl
         "started": clock.now,
         "timeout": TIMEOUT,
         "max_outage": MAX_OUTAGE,
-        "responded": True,
         "cancel_on_kill": False,
         "expected_states": None,
         "gcp_conn_id": "google_cloud_default",
@@ -371,25 +370,9 @@ def test_a_first_poll_that_fails_for_now_is_left_to_the_triggerer(
 ) -> None:
     emulator.start_ingest(NAME)
     emulator.inject(Fault(**fault))
-    _, arguments = deferred_by(make_sensor(deferrable=True, **options), context)
-    assert arguments["responded"] is False
+    deferred_by(make_sensor(deferrable=True, **options), context)
     assert len(emulator.requests) == 1
     assert len(log.lines("The first poll failed: ")) == 1
-
-
-@pytest.mark.parametrize(
-    ("fault", "responded"),
-    [({"status": 503}, False), ({"drop": "before"}, False), ({}, True)],
-    ids=str,
-)
-def test_the_trigger_of_a_list_is_told_whether_the_api_has_responded(
-    emulator: DaiEmulator, context: Any, fault: Any, responded: bool
-) -> None:
-    emulator.start_ingest(NAME)
-    if fault:
-        emulator.inject(Fault(**fault))
-    _, arguments = deferred_by(make_sensor(operation_name=[NAME], deferrable=True), context)
-    assert arguments["responded"] is responded
 
 
 @pytest.mark.parametrize("how", ["deferred", "finished", "failed"])

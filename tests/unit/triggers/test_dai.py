@@ -15,7 +15,7 @@ import pytest
 from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
-from airflow_dai_provider.triggers.dai import POLLED_BEFORE, DaiOperationTrigger
+from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from tests.support.clock import Clock
 from tests.support.connections import define_connection
 from tests.support.emulators import MakeEmulator
@@ -32,7 +32,6 @@ ARGUMENTS: dict[str, Any] = {
     "started": 1_749_999_000.25,
     "timeout": 86400.0,
     "max_outage": None,
-    "responded": True,
     "cancel_on_kill": True,
     "expected_states": ["CANCELLED"],
     "gcp_conn_id": "another",
@@ -97,17 +96,18 @@ def test_nothing_is_sent_before_it_runs(make_emulator: MakeEmulator) -> None:
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one", "list"])
-@pytest.mark.parametrize(("age", "polls"), [(0.0, 1), (POLLED_BEFORE + 1, 2)], ids=["first", "restarted"])
-def test_a_page_in_response_to_the_first_poll_of_another_triggerer_is_an_outage(
-    emulator: DaiEmulator, make_trigger: MakeTrigger, clock: Clock, age: float, polls: int, several: bool
+@pytest.mark.parametrize("age", [0.0, 3.0, 3600.0])
+@pytest.mark.parametrize("status", [403, 404, 501])
+def test_a_page_in_response_to_the_first_poll_is_an_outage(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, clock: Clock, age: float, status: int, several: bool
 ) -> None:
+    """The worker has polled before, or another triggerer."""
     name = emulator.start_ingest(seconds=0)
     trigger = make_trigger([name] if several else name, started=clock.now)
     clock.advance(age)
-    emulator.inject(Fault("operations.get", status=403, html=True))
+    emulator.inject(Fault("operations.get", status=status, html=True))
     event = fire(again(trigger))
-    assert len(emulator.requests) == polls
-    assert (event["status"] == "finished") == (polls == 2 or several)
+    assert (event["status"], len(emulator.requests)) == ("finished", 2)
 
 
 def test_the_interval_of_polls_grows_by_half(
