@@ -209,7 +209,7 @@ def test_a_finished_operation_is_fired(emulator: DaiEmulator, make_trigger: Make
         ({"rpc_status": "UNIMPLEMENTED"}, "UNIMPLEMENTED", "501 UNIMPLEMENTED"),
         ({"status": 403}, "PERMISSION_DENIED", "403 PERMISSION_DENIED"),
         ({"status": 404}, "NOT_FOUND", "404 NOT_FOUND"),
-        ({"status": 404, "body": b"<html>"}, "UNIMPLEMENTED", "is the endpoint right"),
+        ({"status": 404, "body": b"<html>"}, "UNAVAILABLE", "is the endpoint right"),
         ({"status": 401}, "UNAUTHENTICATED", "401 UNAUTHENTICATED"),
         ({"rpc_status": "FAILED_PRECONDITION"}, "FAILED_PRECONDITION", "400 FAILED_PRECONDITION"),
         ({"rpc_status": "DATA_LOSS"}, "DATA_LOSS", "500 DATA_LOSS"),
