@@ -1,0 +1,377 @@
+"""DaiCancelStrayOperationsOperator: how it reads the owners, and what it removes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.ingest.ownership import Owner, OwnerRecords
+from airflow_dai_provider.operators.dai import DaiCancelStrayOperationsOperator
+from airflow_dai_provider.sweep import owners
+from airflow_dai_provider.sweep.owners import KEPT
+from tests.support.clock import Clock
+from tests.support.log import Log
+from tests.support.owners import (
+    ALIVE,
+    FLAGS,
+    URL,
+    Airflow,
+    Owned,
+    before_second_read,
+    cancelled,
+    set_state,
+    sweep,
+    without_sweeps,
+)
+from tests.support.strays import make
+from tests.support.task_instance import Store, Ti
+
+pytestmark = pytest.mark.usefixtures("sweep_time")
+
+
+class TestReadTwice:
+    def test_a_task_that_is_cleared_meanwhile_keeps_its_ingest(
+        self,
+        emulator: DaiEmulator,
+        owned: Owned,
+        airflow: Airflow,
+        monkeypatch: pytest.MonkeyPatch,
+        records: Store,
+    ) -> None:
+        owned("failed")
+        before = dict(records.kept)
+        before_second_read(monkeypatch, lambda: set_state(airflow, None))
+        report = sweep(older_than=None)
+        assert cancelled(emulator) == set()
+        assert (report["found"], report["passed_over"]["owned"]) == ([], 1)
+        assert without_sweeps(records) == before
+
+    def test_the_next_try_learns_what_is_about_to_be_cancelled_before_its_state_is_read(
+        self,
+        emulator: DaiEmulator,
+        owned: Owned,
+        airflow: Airflow,
+        records: Store,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        name = owned("failed")
+        states = airflow.task_states
+        seen: list[set[str]] = []
+
+        def read(*args: Any) -> Any:
+            seen.append(
+                OwnerRecords(records).pending_cancellations(Owner("a_dag", "a_run", "ingest"), emulator.endpoint)
+            )
+            return states(*args)
+
+        monkeypatch.setattr(owners, "task_states", read)
+        sweep(older_than=None)
+        assert seen == [set(), {name}]
+
+    def test_it_waits_between_the_two_reads(self, owned: Owned, clock: Clock) -> None:
+        owned("failed")
+        began = clock.now
+        sweep(older_than=None, orphaned_for=timedelta(seconds=90))
+        assert clock.now - began >= 90
+
+    def test_a_kill_between_the_two_reads_cancels_nothing(
+        self, emulator: DaiEmulator, owned: Owned, ti: Ti, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        owned("failed")
+        operator = DaiCancelStrayOperationsOperator(task_id="sweep")
+        before_second_read(monkeypatch, operator.on_kill)
+        with pytest.raises(AirflowException, match="No cancellation was requested: the task was killed"):
+            operator.execute({"ti": ti})  # type: ignore[typeddict-item]
+        assert cancelled(emulator) == set()
+
+    def test_a_dry_run_reads_once_and_writes_nothing(
+        self, emulator: DaiEmulator, owned: Owned, records: Store, clock: Clock
+    ) -> None:
+        owned("failed")
+        before, began = dict(records.kept), clock.now
+        assert len(sweep(older_than=None, dry_run=True)["found"]) == 1
+        assert (without_sweeps(records), clock.now, cancelled(emulator)) == (before, began, set())
+
+    def test_two_sweeps_at_once_cancel_once_what_is_left(
+        self, emulator: DaiEmulator, owned: Owned, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name = owned("failed")
+        another = make(older_than=None)
+        before_second_read(monkeypatch, lambda: another.execute({"ti": Ti(task_id="sweep", run_id="another")}))  # type: ignore[typeddict-item]
+        sweep(older_than=None)
+        assert emulator.state(name) == "CANCELLED"
+        assert emulator.cancel_requested(name) in (1, 2)
+
+
+class TestLeftovers:
+    """What stays in the store of tasks that could not remove their records."""
+
+    @pytest.fixture
+    def left(self, emulator: DaiEmulator, owned: Owned, records: Store, clock: Clock) -> str:
+        """Let a sweep cancel the ingest of a task that has failed, which then finishes."""
+        name = owned("failed")
+        sweep(older_than=None)
+        assert cancelled(emulator) == {name}
+        assert {key.partition("-")[0] for key in records.kept} == {"owner", "owners", "strays", "sweep"}
+        clock.advance(3600)
+        return name
+
+    @pytest.mark.usefixtures("left")
+    def test_they_are_removed_once_the_ingest_has_finished(self, records: Store) -> None:
+        for _ in range(2):  # what lists the records is tidied when they are read
+            sweep(older_than=None)
+        assert without_sweeps(records) == {}
+
+    @pytest.mark.parametrize("state", ["success", "failed", "skipped"])
+    def test_a_start_in_doubt_stays_for_days(
+        self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock, records: Store, state: str
+    ) -> None:
+        own = write()
+        name = emulator.start_ingest(seconds=60, creative_url=URL)
+        own.end([name], [URL])
+        set_state(airflow, "running")
+        clock.advance(10)
+        sweep(older_than=None)
+        own.close()
+        set_state(airflow, state)
+        clock.advance(KEPT - 11)
+        sweep(older_than=None)
+        assert own._record.owner.key in records.kept
+        clock.advance(2)
+        sweep(older_than=None)
+        assert own._record.owner.key not in records.kept
+
+    @pytest.mark.usefixtures("left")
+    @pytest.mark.parametrize("state", [*ALIVE])
+    def test_the_record_of_a_task_that_is_not_over_stays(self, airflow: Airflow, records: Store, state: Any) -> None:
+        set_state(airflow, state)
+        before = without_sweeps(records)
+        sweep(older_than=None)
+        assert without_sweeps(records) == before
+
+    def test_the_record_of_a_task_with_another_ingest_that_runs_stays(
+        self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock, records: Store
+    ) -> None:
+        own = write(cancel_on_kill=False)
+        short, long = (emulator.start_ingest(seconds=seconds, creative_url=URL) for seconds in (60, math.inf))
+        own.end([short, long])
+        set_state(airflow, "failed")
+        for _ in range(3):
+            clock.advance(3600)
+            sweep(older_than=None)
+        assert own._record.owner.key in records.kept
+        assert cancelled(emulator) == set()
+
+    @pytest.mark.parametrize("endpoint", [None, "https://dai.googleapis.com"], ids=["account", "endpoint"])
+    def test_those_of_another_account_or_endpoint_stay_for_days(
+        self,
+        emulator: DaiEmulator,
+        write: Any,
+        airflow: Airflow,
+        records: Store,
+        clock: Clock,
+        endpoint: str | None,
+    ) -> None:
+        """A sweep there sees other operations."""
+        own = write(endpoint=endpoint or emulator.endpoint)
+        own.end(["operations/elsewhere"])
+        set_state(airflow, "failed")
+        clock.advance(KEPT - 1)
+        sweep(older_than=None)
+        assert own._record.owner.key in records.kept
+        clock.advance(2)
+        sweep(older_than=None)
+        assert own._record.owner.key not in records.kept
+
+    def test_a_record_that_a_cleared_task_has_written_meanwhile_stays(
+        self, left: str, write: Any, airflow: Airflow, records: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        states = airflow.task_states
+
+        def read(*args: Any) -> Any:
+            found = states(*args)
+            write().end([left])
+            return found
+
+        monkeypatch.setattr(owners, "task_states", read)
+        sweep(older_than=None)
+        assert Owner("a_dag", "a_run", "ingest").key in records.kept
+
+    @pytest.mark.usefixtures("left")
+    @pytest.mark.parametrize("why", ["dry run", "unreadable"])
+    def test_they_stay_where_the_list_or_the_user_says_too_little(
+        self, emulator: DaiEmulator, records: Store, why: str
+    ) -> None:
+        before = without_sweeps(records)
+        if why == "unreadable":
+            emulator.inject(Fault("operations.list", listed=[{"name": 7}]))
+        sweep(older_than=None, dry_run=why == "dry run")
+        assert without_sweeps(records) == before
+
+    @pytest.mark.usefixtures("left")
+    def test_an_outage_of_airflow_is_logged_and_fails_no_sweep(
+        self, records: Store, airflow: Airflow, log: Log
+    ) -> None:
+        before, airflow.away = without_sweeps(records), True
+        sweep(older_than=None)
+        assert log.lines("Could not remove the records of finished ingests: RuntimeError('the API server is unavail")
+        assert without_sweeps(records) == before
+
+
+class TestOutage:
+    @pytest.mark.parametrize("part", ["records", "states", "second read"])
+    def test_without_an_answer_of_airflow_nothing_is_cancelled(
+        self, emulator: DaiEmulator, owned: Owned, airflow: Airflow, records: Store, monkeypatch: Any, part: str
+    ) -> None:
+        owned("failed")
+        if part == "records":
+            records.broken = True
+        elif part == "states":
+            airflow.away = True
+        else:
+            before_second_read(monkeypatch, lambda: setattr(airflow, "away", True))
+        with pytest.raises(
+            AirflowException, match="Cannot read the owners of the operations: .* API server is unavailable"
+        ) as raised:
+            sweep(older_than=timedelta(seconds=1))
+        assert not isinstance(raised.value, AirflowFailException)
+        assert "No cancellation was requested" in str(raised.value)
+        assert cancelled(emulator) == set()
+
+
+class TestCost:
+    @pytest.mark.parametrize(("failing", "strays"), [(2, 500), (1, 1000), (51, 0)])
+    def test_a_thousand_operations_of_fifty_runs(
+        self, emulator: DaiEmulator, owned: Owned, airflow: Airflow, records: Store, failing: int, strays: int
+    ) -> None:
+        for run in range(50):
+            for index in range(20):
+                owned(
+                    "running" if (run + 1) % failing else "failed",
+                    f"run_{run}",
+                    map_index=index,
+                    url=f"{URL}{run}-{index}",
+                )
+        airflow.asked.clear()
+        records.asked.clear()
+        sweep(older_than=None, max_cancellations=1000)
+        assert len(cancelled(emulator)) == strays
+        assert len(airflow.asked) + len(records.asked) <= 3 * 50 + 2 * 1000
+
+
+class TestXComs:
+    """As on Airflow 2, where a task can read what all others have pushed."""
+
+    @pytest.fixture
+    def pushed(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        """Give the XComs that the database holds, and forget the records."""
+        found: list[Any] = []
+
+        def read(key: str, since: datetime) -> list[Any]:
+            assert (key, since.tzinfo) == ("operation_started", UTC)
+            return found
+
+        monkeypatch.setattr(owners, "HAS_ASSET_STATE_STORE", False)
+        monkeypatch.setattr(owners, "TASKS_READ_DATABASE", True)
+        monkeypatch.setattr(owners, "xcoms_in_database", read)
+        return found
+
+    @pytest.fixture
+    def start(self, emulator: DaiEmulator, clock: Clock, pushed: list[Any]) -> Callable[..., str]:
+        """Give a function that starts an ingest whose name a task pushes; later it is an hour old."""
+
+        def start(run_id: str = "a_run", task_id: str = "ingest", map_index: int = -1, **started: Any) -> str:
+            name = emulator.start_ingest(seconds=math.inf, creative_url=URL)
+            value = {"endpoint": emulator.endpoint, "try_number": 1, "pushed_at": {name: clock.now}, "flags": FLAGS}
+            pushed.append(("a_dag", run_id, task_id, map_index, value | started))
+            clock.advance(3600)
+            return name
+
+        return start
+
+    def test_what_is_left_of_a_task_that_is_over_is_cancelled(
+        self, emulator: DaiEmulator, airflow: Airflow, start: Any
+    ) -> None:
+        strays = {start(run) for run in ("run_1", "run_2")}
+        start("run_3")
+        for run, state in {"run_1": "failed", "run_2": "skipped", "run_3": "deferred"}.items():
+            set_state(airflow, state, run)
+        report = sweep(older_than=None)
+        assert cancelled(emulator) == strays
+        assert report["passed_over"]["owned"] == 1
+
+    def test_what_is_left_of_a_deleted_run_has_no_owner(self, emulator: DaiEmulator) -> None:
+        """Its XComs are deleted with it."""
+        emulator.start_ingest(seconds=math.inf, creative_url=URL)
+        assert sweep(older_than=None)["passed_over"]["unowned"] == 1
+        assert cancelled(emulator) == set()
+
+    @pytest.mark.parametrize(
+        "started",
+        [
+            {"endpoint": "https://elsewhere.example"},
+            {"endpoint": None},
+            {"flags": {}},
+            {"flags": None},
+            {"pushed_at": None},
+            {"pushed_at": {"operations/another": 1.0}},
+            {"try_number": "one"},
+        ],
+    )
+    def test_what_another_system_has_started_or_pushed_is_left_alone(
+        self, emulator: DaiEmulator, airflow: Airflow, start: Any, started: dict[str, Any]
+    ) -> None:
+        start(**started)
+        set_state(airflow, "failed")
+        assert sweep(older_than=None)["passed_over"]["unowned"] == 1
+        assert cancelled(emulator) == set()
+
+    @pytest.mark.parametrize("value", [None, 7, "text", [], {}])
+    def test_any_other_value_is_no_owner(
+        self, emulator: DaiEmulator, airflow: Airflow, start: Any, pushed: list[Any], value: Any
+    ) -> None:
+        name = start()
+        pushed.insert(0, ("a_dag", "b_run", "ingest", -1, value))
+        set_state(airflow, "failed")
+        sweep(older_than=None)
+        assert cancelled(emulator) == {name}
+
+    @pytest.mark.parametrize(("second", "strays"), [("running", 0), ("failed", 1)])
+    def test_of_two_owners_each_has_to_be_over(
+        self, emulator: DaiEmulator, airflow: Airflow, start: Any, pushed: list[Any], second: str, strays: int
+    ) -> None:
+        """A task of a user has pushed the other task's name."""
+        start()
+        pushed.append(("a_dag", "b_run", *pushed[0][2:]))
+        set_state(airflow, "failed", "a_run")
+        set_state(airflow, second, "b_run")
+        sweep(older_than=None)
+        assert len(cancelled(emulator)) == strays
+
+
+class TestVersions:
+    def test_without_owners_an_age_is_required(self, emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(owners, "HAS_ASSET_STATE_STORE", False)
+        monkeypatch.setattr(owners, "TASKS_READ_DATABASE", False)
+        with pytest.raises(AirflowFailException, match="older_than is required"):
+            sweep(older_than=None)
+        assert [request.method for request in emulator.requests] == []
+
+    @pytest.mark.parametrize("value", [0, -1, "soon", True, float("nan")])
+    def test_how_long_an_owner_has_to_be_over_is_checked(self, emulator: DaiEmulator, value: Any) -> None:
+        with pytest.raises(AirflowFailException, match="Invalid orphaned_for"):
+            sweep(older_than=None, orphaned_for=value)
+        assert emulator.requests == []
+
+
+def test_a_fault_of_the_list_is_told_before_airflow_is_asked(emulator: DaiEmulator, airflow: Airflow, ti: Ti) -> None:
+    emulator.inject(Fault("operations.list", rpc_status="PERMISSION_DENIED", times=None))
+    with pytest.raises(AirflowFailException, match="No cancellation was requested"):
+        sweep(older_than=None)
+    assert airflow.asked == []
