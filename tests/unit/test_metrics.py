@@ -18,13 +18,13 @@ README = Path(__file__).parents[2] / "README.md"
 WORK = """
 import asyncio
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
-from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCancelStrayOperationsOperator
+from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCancelStrayOperationsOperator, sweep
 from tests.support.airflow_versions import start_metrics
 
 start_metrics()
 
 class TaskInstance:
-    task_id, try_number = "cancel", 1
+    dag_id, run_id, task_id, map_index, try_number = "a_dag", "a_run", "cancel", -1, 1
     def xcom_push(self, key, value): pass
 
 DaiCancelOperationOperator(
@@ -41,6 +41,8 @@ async def main():
         await hook.wait_for_operation("operations/b")
 
 asyncio.run(main())
+# No Airflow runs here that knows owners.
+sweep.find_owners = lambda *_: None
 DaiCancelStrayOperationsOperator(
     task_id="sweep", older_than=0.001, wait_for_completion=True
 ).execute({"ti": TaskInstance()})

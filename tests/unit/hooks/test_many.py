@@ -60,6 +60,8 @@ def test_one_response_that_asks_for_a_long_pause_ends_no_wait(
     emulator: DaiEmulator, poll: Poll, seconds: float, clock: Clock
 ) -> None:
     names = [emulator.start_ingest(seconds=0) for _ in range(100)]
+    # Others get a response before it. Without any, the pause lasts as long as an outage may.
+    emulator.inject(Fault(method=GET, headers={"X-Fine": "yes"}, times=10))
     emulator.inject(Fault(method=GET, status=429, retry_after=int(seconds)))
     began = clock.now
     many = poll(names)

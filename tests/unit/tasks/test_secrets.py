@@ -57,7 +57,7 @@ def kill(_: Ti) -> None:
 
 
 @pytest.mark.parametrize("act", [cancel, delete, sweep, notify, kill])
-@pytest.mark.usefixtures("fake_time", "few_authorities")
+@pytest.mark.usefixtures("fake_time", "few_authorities", "records")
 @pytest.mark.parametrize("fault", ["503", "closed"])
 def test_the_password_of_a_proxy_is_never_logged(
     monkeypatch: pytest.MonkeyPatch, tiny_server: Serve, ti: Ti, log: Log, act: Callable[[Ti], None], fault: str

@@ -23,9 +23,9 @@ from tests.support.task_instance import Ti
 A, B = "operations/a", "operations/b"
 
 
-def test_the_name_is_pushed_with_its_try_time_and_endpoint(make_ti: type[Ti]) -> None:
+def test_the_name_is_pushed_with_its_try_time_endpoint_and_flags(make_ti: type[Ti]) -> None:
     ti = make_ti(try_number=2)
-    push_operations(ti, {A: 12.5}, "https://x", many=False)
+    push_operations(ti, {A: 12.5}, "https://x", flags={"waits": True}, many=False)
     assert {key: value for (_, _, key), value in ti.pushed.items()} == {
         "operation_name": A,
         "operation_started": {
@@ -33,6 +33,7 @@ def test_the_name_is_pushed_with_its_try_time_and_endpoint(make_ti: type[Ti]) ->
             "try_number": 2,
             "clear_number": None,
             "pushed_at": {A: 12.5},
+            "flags": {"waits": True},
         },
     }
     keys = [key for _, _, key in ti.pushed]
