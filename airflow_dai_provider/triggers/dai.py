@@ -120,10 +120,19 @@ class DaiOperationTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll until each operation has finished, and fire; whatever goes wrong is an event of this wait only."""
         names: Any = self.operation_name
+        wait: asyncio.Future[dict[str, Any]] | None = None
         try:
             names = unpack_names(names)
-            payload = await self._wait(names)
+            # A task of its own: the triggerer knows a user's kill by the message of the cancellation, which asgiref
+            # drops when it comes while a connection or a token is fetched in a thread.
+            wait = asyncio.ensure_future(self._wait(names))
+            payload = await asyncio.shield(wait)
         except asyncio.CancelledError:
+            if wait:
+                wait.cancel()
+                # No longer than until the triggerer cancels again, which it does about once a second.
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({wait})
             if not TRIGGERS_HAVE_ON_KILL:
                 await self.on_kill()
             raise

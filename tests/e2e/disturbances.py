@@ -74,7 +74,8 @@ def lost_before_response(play: Play) -> None:
 
 def lives_through(play: Play) -> Iterator[None]:
     """Disturb the triggerer while a task is deferred: its ingest runs on."""
-    play.start(seconds=100)
+    # Longer than the triggerer is away, which another row of the phase decides.
+    play.start(seconds=150)
     play.waits("deferred")
     play.healthy = [play.ingest().name]
     yield

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MANY = 50
 HEALTHY_BESIDE = 5
 #: Seconds from the event until a sweep has cancelled: its interval, ``orphaned_for``, and a minute.
-SWEPT_WITHIN = 15 + 5 + 60
+SWEPT_WITHIN = 30 + 5 + 60
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from airflow_dai_provider.operators.dai import DaiCancelStrayOperationsOperator,
 if not (3, 0) <= tuple(map(int, airflow_version.split(".")[:2])) < (3, 3):
     with DAG(
         "sweep_owned",
-        schedule=timedelta(seconds=15),
+        schedule=timedelta(seconds=30),
         start_date=datetime(2026, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,

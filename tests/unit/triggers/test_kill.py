@@ -26,13 +26,16 @@ from tests.support.log import Log
 from tests.support.token_server import token_server
 
 MakeTrigger = Callable[..., DaiOperationTrigger]
+#: The message of the cancellation; which text it is does not matter.
+USER_ACTION = "user-action"
 
 
 class Killing:
     """
     The triggerer after the user's click: it cancels the trigger again and again until that has finished.
 
-    Airflow 3.3 awaits on_kill with a time limit. The first of these cancels is passed on to on_kill, and the second
+    Airflow 3.3 knows by the message of the cancellation that a user has killed the task; when the triggerer stops there
+    is none. It awaits on_kill with a time limit. The first of these cancels is passed on to on_kill, and the second
     makes the triggerer leave it behind and clean up, so the task that on_kill has started runs on by itself.
     """
 
@@ -45,7 +48,7 @@ class Killing:
         running = asyncio.create_task(self._run_trigger(trigger))
         await until(lambda: when() or running.done())
         while not running.done():
-            running.cancel("__airflow_user_action__")
+            running.cancel(USER_ACTION)
             self.cancels += 1
             await asyncio.wait({running}, timeout=self.every)
         assert running.cancelled()
@@ -55,8 +58,8 @@ class Killing:
         try:
             async for event in trigger.run():
                 raise AssertionError(f"Nothing should have been fired: {event}")
-        except asyncio.CancelledError:
-            if self.has_on_kill:
+        except asyncio.CancelledError as error:
+            if self.has_on_kill and error.args == (USER_ACTION,):
                 with suppress(TimeoutError, asyncio.CancelledError):
                     await asyncio.wait_for(trigger.on_kill(), 10)  # type: ignore[misc]
             raise
