@@ -171,8 +171,10 @@ def xcoms_in_database(key: str, since: datetime) -> list[tuple[str, str, str, in
     from airflow.utils.session import create_session
 
     values: list[tuple[str, str, str, int, Any]] = []
+    # Not whole XComs, which deserialize their values while they are loaded, and raise there.
+    columns = (XCom.dag_id, XCom.run_id, XCom.task_id, XCom.map_index, XCom.value)
     with create_session() as session:
-        for one in session.query(XCom).filter(XCom.key == key, XCom.timestamp >= since):
+        for one in session.query(*columns).filter(XCom.key == key, XCom.timestamp >= since):
             try:
                 value = XCom.deserialize_value(one)
             except Exception as error:
