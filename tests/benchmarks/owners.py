@@ -14,7 +14,6 @@ from processes import Bench
 from report import Limit, Topic, times
 
 from airflow_dai_provider.emulator import DaiEmulator
-from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE
 
 HERE = Path(__file__).parent
 #: The ingests of the campaign.
@@ -27,7 +26,8 @@ def owners(bench: Bench) -> Topic:
     """Measure a campaign without and with a record, and a sweep over a thousand ingests of fifty runs."""
     title = f"owners: records and the sweep, through Airflow {version('apache-airflow')} with LocalExecutor"
     columns = ("", "operations", "seconds", "CPU", "requests to Airflow")
-    if not HAS_ASSET_STATE_STORE:
+    # Not by version_compat: an import of Airflow prints the requests that the emulator gets.
+    if tuple(map(int, version("apache-airflow").split(".")[:2])) < (3, 3):
         return Topic(title, columns, notes=["This version of Airflow has no records."])
     lines, dags = bench.work / "processes", bench.work / "dags"
     dags.mkdir()

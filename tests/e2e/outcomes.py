@@ -22,7 +22,7 @@ MAJOR, MINOR = map(int, version("apache-airflow").split(".")[:2])
 AIRFLOW = (MAJOR, MINOR)
 #: Plays at a time; fewer than Airflow's slots, since each play holds up to three. On SQLite the API server of Airflow
 #: 3.0 stalls under 12. When more tasks start at once, heartbeats are late, and Airflow takes the tasks for lost.
-PLAYS_AT_ONCE = 3 if AIRFLOW == (3, 0) else 9 if AIRFLOW > (3, 0) else 8
+PLAYS_AT_ONCE = 3 if AIRFLOW == (3, 0) else 9 if AIRFLOW > (3, 0) else 5
 
 #: Seconds after its event at which a running ingest counts as leaked, where no guard is expected. Longer than it takes
 #: to notice a lost worker.
