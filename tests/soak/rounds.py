@@ -38,6 +38,8 @@ FAULTLESS = 90
 class TaskInstance:
     """The part of a task instance that the operators use."""
 
+    dag_id: str = "soak"
+    run_id: str = "soak"
     task_id: str = "soak"
     map_index: int = -1
     try_number: int = 1
