@@ -65,13 +65,22 @@ def sweep_once(airflow: Airflow3Stack) -> Callable[..., str]:
     def start(play: Play, orphaned_for: float) -> str:
         run = airflow.trigger("sweep_once", {"prefix": play.url, "orphaned_for": orphaned_for})
 
-        def looks() -> bool:
+        def reads() -> bool:
             return any(READS_AGAIN in line for line in airflow.task_log_lines("sweep_once", run, "sweep"))
 
-        wait_until("the first look", looks, PATIENCE, 0.5)
+        wait_until("the first read", reads, PATIENCE, 0.5)
         return run
 
     return start
+
+
+def lose(play: Play) -> str:
+    """Start an ingest, and kill the process of its task, which has no retries; return the name of what is left."""
+    play.start()
+    name = play.waits().name
+    play.kill()
+    play.task_is("failed")
+    return name
 
 
 def is_untouched(stage: Stage, *names: str) -> bool:
@@ -132,14 +141,11 @@ class TestHealthy:
         finally:
             airflow.api("PATCH", f"dags/{play.dag_id}", json={"is_paused": False})
 
-    def test_a_task_that_is_cleared_between_the_two_looks(
+    def test_a_task_that_is_cleared_between_the_two_reads(
         self, stage: Stage, airflow: Airflow3Stack, make_play: Any, sweep_once: Any
     ) -> None:
         play = make_play("waits", "own")
-        play.start()
-        name = play.waits().name
-        play.kill()
-        play.task_is("failed")
+        name = lose(play)
         run = sweep_once(play, 40)
         play.clear()
         play.task_is("running", tries=2)
@@ -218,22 +224,16 @@ class TestWithoutName:
 class TestDisturbed:
     def test_two_sweeps_at_once(self, stage: Stage, airflow: Airflow3Stack, make_play: Any, sweep_once: Any) -> None:
         play = make_play("waits", "own")
-        play.start()
-        name = play.waits().name
-        play.kill()
-        play.task_is("failed")
+        name = lose(play)
         runs = [sweep_once(play, seconds) for seconds in (40, 20)]
         assert [airflow.wait_for_run("sweep_once", run) for run in runs] == ["success"] * 2
         assert is_cancelled(stage, name)
 
-    def test_the_api_server_is_down_when_it_looks_again(
+    def test_the_api_server_is_down_when_it_reads_again(
         self, stage: Stage, airflow: Airflow3Stack, make_play: Any, sweep_once: Any
     ) -> None:
         play = make_play("waits", "own")
-        play.start()
-        name = play.waits().name
-        play.kill()
-        play.task_is("failed")
+        name = lose(play)
         run = sweep_once(play, 10)
         airflow.kill_component("api-server")
         time.sleep(40)
@@ -261,10 +261,7 @@ class TestDisturbed:
     def test_the_endpoint_changes(self, stage: Stage, airflow: Airflow3Stack, make_play: Any, sweep_once: Any) -> None:
         """An operation of the same name and media runs there. The sweep must not take it for the task's."""
         play = make_play("waits", "own")
-        play.start()
-        name = play.waits().name
-        play.kill()
-        play.task_is("failed")
+        name = lose(play)
         with DaiEmulator() as elsewhere:
             elsewhere.start_ingest(name, seconds=7200, creative_url=play.media())
             restart_scheduler(airflow, elsewhere)

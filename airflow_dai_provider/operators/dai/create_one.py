@@ -39,6 +39,8 @@ class CreateOne:
         self._context = context
         self._store = IngestStore(context)
         self._own_record = task._own_record(context)
+        #: How many starts were lost, of all that this try has attempted.
+        self._starts = 0
 
     def execute(self) -> str:
         """Start the ingest, or reattach to that of an earlier try; wait if told to; return the operation's name."""
@@ -150,8 +152,6 @@ class CreateOne:
                 raise
             else:
                 return operation, lost
-
-    _starts = 0
 
     def _adopt(self, hook: DaiHook, name: str) -> None:
         """Make an ingest this try's own: arm the guard with its name, and push the name to XCom."""

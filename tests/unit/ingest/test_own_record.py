@@ -148,7 +148,7 @@ class TestRecord:
         slow.inject(Fault(CREATE, rpc_status="PERMISSION_DENIED", times=None))
         given = [creative(url) for url in urls(number)]
         with pytest.raises(AirflowFailException):
-            execute(context, creative=given if number > 1 else given[0])
+            execute(context, creative=given)
         assert owners_of(records) == set()
 
     @pytest.mark.usefixtures("slow")
@@ -413,19 +413,28 @@ class TestDoubt:
         assert [one.unknown for one in record_of(records).openings] == [KEYS, set()]
 
 
+def time_out_and_announce(
+    slow: DaiEmulator, context: Any, records: Store, ti: Ti, number: int
+) -> tuple[Any, list[str]]:
+    """Let a try run out of time, and a sweep be about to cancel its ingests; return what was given, and their names."""
+    ti.max_tries = 1
+    several = [creative(url) for url in urls(number)]
+    given = several if number > 1 else several[0]
+    with pytest.raises(AirflowException, match="within 10 s"):
+        execute(context, creative=given, timeout=10)
+    names = list(slow.states())
+    announce(records, slow.endpoint, names)
+    return given, names
+
+
 class TestStrays:
     @pytest.mark.parametrize("number", [1, 3])
     def test_a_try_does_not_reattach_to_what_the_sweep_cancels(
         self, slow: DaiEmulator, context: Any, records: Store, ti: Ti, log: Log, number: int
     ) -> None:
-        ti.max_tries = 1
-        given = [creative(url) for url in urls(number)]
-        with pytest.raises(AirflowException, match="within 10 s"):
-            execute(context, creative=given if number > 1 else given[0], timeout=10)
-        first = list(slow.states())
-        announce(records, slow.endpoint, first)
+        given, first = time_out_and_announce(slow, context, records, ti, number)
         ti.try_number, ti.max_tries = 2, 2
-        names = execute(context, creative=given if number > 1 else given[0])
+        names = execute(context, creative=given)
         assert not set(first) & set(names if number > 1 else [names])
         assert {slow.states()[name] for name in first} == {"CANCELLED"}
         assert count(slow, CANCEL) == number
@@ -448,15 +457,10 @@ class TestStrays:
     def test_a_try_reattaches_to_what_cannot_be_cancelled(
         self, slow: DaiEmulator, context: Any, records: Store, ti: Ti, log: Log, number: int
     ) -> None:
-        ti.max_tries = 1
-        given = [creative(url) for url in urls(number)]
-        with pytest.raises(AirflowException, match="within 10 s"):
-            execute(context, creative=given if number > 1 else given[0], timeout=10)
-        first = list(slow.states())
-        announce(records, slow.endpoint, first)
+        given, first = time_out_and_announce(slow, context, records, ti, number)
         slow.inject(Fault(CANCEL, rpc_status="PERMISSION_DENIED", times=None))
         ti.try_number = 2
-        names = execute(context, creative=given if number > 1 else given[0])
+        names = execute(context, creative=given)
         assert sorted(names if number > 1 else [names]) == sorted(first)
         assert sum("403 PERMISSION_DENIED" in line for line in log.lines("may still run")) == number
 
