@@ -16,6 +16,8 @@ extensions = ["myst_parser", "autoapi.extension", "sphinx_copybutton"]
 html_theme = "furo"
 html_title = f"{project} {release}"
 exclude_patterns = ["_build"]
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 80
 # A link to a page or a heading that does not exist is a warning, and make docs makes it an error.
 myst_heading_anchors = 4
 

@@ -10,6 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.support.airflow_versions import VERSION
 from tests.support.documents import DOCS, blocks_of
 
 PAGE = DOCS / "tutorial.md"
@@ -17,6 +20,7 @@ PAGE = DOCS / "tutorial.md"
 SET_UP = ("make demo", "source .venvs/")
 
 
+@pytest.mark.skipif(VERSION == (3, 0), reason="dag.test() of Airflow 3.0 fails at any sensor's second poke")
 def test_it_cancels_the_ingest(tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", "-eu", "-c", f"trap 'kill $(jobs -p)' EXIT\n{script()}"],
