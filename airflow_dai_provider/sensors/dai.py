@@ -76,8 +76,9 @@ class DaiOperationSensor(BaseSensorOperator):
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own (templated).
 
     Every parameter of Airflow's sensors works too: ``mode`` (``poke`` or ``reschedule``), ``poke_interval``,
-    ``timeout`` and ``max_wait`` (numbers of seconds, timedeltas, or texts such as ``"6h"``), ``soft_fail`` (an unexpected final state and a timeout skip the task; a permanent error,
-    such as UNIMPLEMENTED, still fails it), ``exponential_backoff``, ``silent_fail``, ``never_fail``.
+    ``timeout`` and ``max_wait`` (numbers of seconds, timedeltas, or texts such as ``"90s"`` and ``"6h"``),
+    ``soft_fail`` (an unexpected final state and a timeout skip the task; a permanent error, such as UNIMPLEMENTED,
+    still fails it), ``exponential_backoff``, ``silent_fail``, ``never_fail``.
 
     A service that is away is borne for five minutes in each mode, from the first failed poll on. In ``poke`` and
     ``reschedule`` mode the poke that meets the outage stays and polls on, also when the next poke would be due, so

@@ -14,6 +14,7 @@ from airflow_dai_provider.sweep.verdicts import (
     GONE,
     OVER,
     Found,
+    OwnerIndex,
     States,
     Verdict,
     is_twin,
@@ -74,7 +75,7 @@ class Owners:
         """
         written = self._records.all() if self._records else []
         self._read = {record.owner: record for record in written}
-        return self._judge([*self._pushed(running), *written], running)
+        return self._judge([*written, *self._pushed(running)], running)
 
     def confirm(self, suspects: Mapping[str, Verdict], running: Iterable[Operation]) -> dict[str, Verdict]:
         """Read the owners again, and return the verdicts by then.
@@ -107,7 +108,7 @@ class Owners:
             for owner, every in names.items():
                 records.announce(self._sweep, owner, self._endpoint, every)
             read = map(records.get, {owner for verdict in suspects.values() for owner in verdict.owners})
-            again = self._judge([*self._pushed(running), *filter(None, read)], running)
+            again = self._judge([*filter(None, read), *self._pushed(running)], running)
         finally:
             for owner, every in names.items():
                 if left := [name for name in every if name not in again or not again[name].is_stray]:
@@ -116,6 +117,8 @@ class Owners:
 
     def remove_leftovers(self, listed: Mapping[str, bool], listed_at: float, kept: float = KEPT) -> list[Owner]:
         """Remove the records of tasks that are over, and whose ingests have finished; return whose they were.
+
+        They are those that :meth:`judge` has read.
 
         :param listed: the operations that the service lists, by name, and whether they have finished.
         :param listed_at: when that was, in seconds of the epoch.
@@ -136,7 +139,7 @@ class Owners:
         return removed
 
     def _judge(self, records: Iterable[Record], operations: Collection[Operation]) -> dict[str, Verdict]:
-        return judge_all(records, operations, self._endpoint, self._airflow, self._correct)
+        return judge_all(OwnerIndex(self._endpoint, records), operations, self._airflow, self._correct)
 
     def _correct(self, name: str, found: Found) -> Found:
         """Return the owner with what it has pushed to XCom, in case that its record could not be written."""

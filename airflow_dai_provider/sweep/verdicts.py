@@ -67,29 +67,76 @@ class Verdict:
 Found = tuple[Record, Opening]
 
 
-def judge_all(
-    records: Iterable[Record],
+class OwnerIndex:
+    """The records of owners, by the operations that they have started at one endpoint.
+
+    A task that has written the name is the owner. Else it is a task with a request for this media, at about this time,
+    whose response is not known.
+
+    :param endpoint: base URL of the service that runs the operations.
+    """
+
+    def __init__(self, endpoint: str, records: Iterable[Record] = ()) -> None:
+        self._endpoint = endpoint
+        self._by_name: dict[str, dict[Owner, Found]] = {}
+        self._by_media: dict[str, list[Found]] = {}
+        for record in records:
+            self.add(record)
+
+    def add(self, record: Record) -> None:
+        """Add a record; for an operation that another record of its owner has, that one stays."""
+        for opening in record.openings:
+            if opening.endpoint == self._endpoint:
+                for name in opening.names:
+                    self._by_name.setdefault(name, {}).setdefault(record.owner, (record, opening))
+                for media in opening.unknown:
+                    self._by_media.setdefault(media, []).append((record, opening))
+
+    def find(self, operation: Operation) -> list[Found]:
+        """Return the possible owners of an operation; mostly one, or none."""
+        if owners := self._by_name.get(operation.name):
+            return list(owners.values())
+        ingest = operation.ingest
+        if not (ingest and ingest.signed_creative_url and ingest.create_time):
+            return []
+        media, created = media_key(ingest.signed_creative_url), ingest.create_time.timestamp()
+        by_owner = {
+            record.owner: (record, opening)
+            for record, opening in self._by_media.get(media, ())
+            if opening.may_have_started(media, created)
+        }
+        return list(by_owner.values())
+
+
+def judge_each(
+    index: OwnerIndex,
     operations: Iterable[Operation],
-    endpoint: str,
     airflow: States,
     correct: Callable[[str, Found], Found] = lambda _, found: found,
-) -> dict[str, Verdict]:
-    """Return the verdicts on operations, by name; one without an owner has none.
+) -> dict[str, list[Verdict]]:
+    """Return by operation the verdicts, one for each possible owner; one without an owner is left out.
 
-    :param endpoint: base URL of the service that runs them.
     :param correct: returns what is known of an owner besides its record.
     :raises Exception: when Airflow does not respond.
     """
-    found = _find_owners(records, endpoint, operations)
+    found = {one.name: owners for one in operations if (owners := index.find(one))}
     states = read_states({record.owner for owners in found.values() for record, _ in owners}, airflow)
     state_of_run = cache(airflow.run_state)
-    verdicts: dict[str, Verdict] = {}
-    for name, owners in found.items():
-        each = [_judge(name, correct(name, owner), states[owner[0].owner], state_of_run) for owner in owners]
-        # Of several possible owners, each has to be over.
-        if len(each) == 1 or all(one.is_stray for one in each):
-            verdicts[name] = replace(each[0], owners=tuple(record.owner for record, _ in owners))
-    return verdicts
+    return {
+        name: [_judge(name, correct(name, owner), states[owner[0].owner], state_of_run) for owner in owners]
+        for name, owners in found.items()
+    }
+
+
+def judge_all(
+    index: OwnerIndex, operations: Iterable[Operation], airflow: States, correct: Callable[[str, Found], Found]
+) -> dict[str, Verdict]:
+    """Do the same, and return one verdict on each operation: of several possible owners, each has to be over."""
+    return {
+        name: replace(each[0], owners=tuple(one.record.owner for one in each))
+        for name, each in judge_each(index, operations, airflow, correct).items()
+        if len(each) == 1 or all(one.is_stray for one in each)
+    }
 
 
 def pushed_records(xcoms: Iterable[tuple[str, str, str, int, Any]]) -> Iterator[Record]:
@@ -119,39 +166,6 @@ def pushed_records(xcoms: Iterable[tuple[str, str, str, int, Any]]) -> Iterator[
                     refused=runs_on,
                 )
                 yield Record(Owner(dag_id, run_id, task_id, map_index), given, (opening,))
-
-
-def _find_owners(
-    records: Iterable[Record], endpoint: str, running: Iterable[Operation]
-) -> dict[str, Collection[Found]]:
-    """Return the possible owners of operations, by name; mostly one, or none.
-
-    A task that has written the name is the owner. Else it is a task with a request for this media, at about this time,
-    whose response is not known.
-    """
-    by_name: dict[str, dict[Owner, Found]] = defaultdict(dict)
-    by_media: dict[str, list[Found]] = defaultdict(list)
-    for record in records:
-        for opening in record.openings:
-            if opening.endpoint == endpoint:
-                for name in opening.names:
-                    by_name[name][record.owner] = record, opening
-                for media in opening.unknown:
-                    by_media[media].append((record, opening))
-    found: dict[str, Collection[Found]] = {}
-    for one in running:
-        owners = by_name.get(one.name, {})
-        ingest = one.ingest
-        if not owners and ingest and ingest.signed_creative_url and ingest.create_time:
-            media, created = media_key(ingest.signed_creative_url), ingest.create_time.timestamp()
-            owners = {
-                record.owner: (record, opening)
-                for record, opening in by_media.get(media, ())
-                if opening.may_have_started(media, created)
-            }
-        if owners:
-            found[one.name] = list(owners.values())
-    return found
 
 
 def is_twin(name: str, found: Found) -> bool:

@@ -14,7 +14,7 @@ from airflow_dai_provider.api.endpoint import parse_endpoint
 from airflow_dai_provider.api.parameters import check_connection
 from airflow_dai_provider.tasks.one_or_many import check_each
 
-#: By parameter, what other operators and sensors, or a typing error of the plural kind, call it.
+#: By parameter, what other operators and sensors call it.
 _NEIGHBOURS = {
     "poll_interval": ("poke_interval", "polling_interval", "check_interval", "polling_period_seconds"),
     "poke_interval": ("poll_interval", "polling_interval", "check_interval", "polling_period_seconds"),
@@ -33,8 +33,10 @@ _MARKS = ("{{", "{%", "{#")
 _MEDIA_FIELDS = ("mediaFiles", "mezzanines")
 _FILE = {"uri": "https://host/", "delivery": DELIVERIES[0], "mimeType": "video/mp4"}
 #: Valid values, to check the fields beside a template.
-_VALID: dict[str, Any] = {"delivery": DELIVERIES[0], "activeDuration": "1s"} | {
-    field: [_FILE] for field in _MEDIA_FIELDS
+_VALID: dict[str, Any] = {
+    "delivery": DELIVERIES[0],
+    "activeDuration": "1s",
+    **dict.fromkeys(_MEDIA_FIELDS, [_FILE]),
 }
 
 

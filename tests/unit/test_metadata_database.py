@@ -1,4 +1,4 @@
-"""What the metadata database tells a process that reads it: XComs and states of real runs, and the state of an asset."""
+"""The metadata database, read by this process: XComs and states of real runs, and the state store of an asset."""
 
 from __future__ import annotations
 
@@ -110,7 +110,8 @@ class TestAssetStore:
         assert metadata_database.find_asset_store("no such asset") is None
 
     @pytest.mark.skipif(not HAS_ASSET_STATE_STORE, reason="Only Airflow 3.3 and later have a state store of assets")
-    def test_it_keeps_values(self, asset: None) -> None:
+    @pytest.mark.usefixtures("asset")
+    def test_it_keeps_values(self) -> None:
         store = metadata_database.find_asset_store(ASSET)
         assert store is not None
         store.set("owner-a", {"a": [1]})

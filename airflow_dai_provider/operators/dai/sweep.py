@@ -58,9 +58,10 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
 
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/operations/list
 
-    :param older_than: a timedelta, seconds, or a text such as ``"6h"``, or None: the age from which an operation without an owner is a stray too,
-        by its ``createTime`` and this worker's clock (templated). Other systems may have started it, so it must exceed
-        the longest legitimate ingest of all users of the account. Required on Airflow 3.0 to 3.2.
+    :param older_than: a timedelta, seconds, or a text such as ``"6h"``, or None: the age from which an operation
+        without an owner is a stray too, by its ``createTime`` and this worker's clock (templated). Other systems may
+        have started it, so it must exceed the longest legitimate ingest of all users of the account. Required on
+        Airflow 3.0 to 3.2.
     :param orphaned_for: such a duration: how long an owner has to be over (templated).
     :param url_prefix: selects only operations whose media URL, as a text with its query, begins with this; one host
         is ``https://host/``, with the slash (templated).
