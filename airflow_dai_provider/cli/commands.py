@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
@@ -18,6 +16,7 @@ from airflow_dai_provider.cli.session import Session, command
 from airflow_dai_provider.cli.strays import purge, sweep
 from airflow_dai_provider.tasks.cancel_requests import request_cancellations
 from airflow_dai_provider.tasks.events import describe_names
+from airflow_dai_provider.tasks.failures import sentences
 from airflow_dai_provider.tasks.rounds import request_in_rounds
 
 __all__ = ["cancel", "check", "delete_creative", "get", "list", "purge", "sweep", "wait", "whose"]
@@ -37,7 +36,7 @@ def list(session: Session) -> bool:  # noqa: A001 - the name of the command
         url = (one.ingest.signed_creative_url if one.ingest else None) or ""
         if args.url_prefix is not None and not url.startswith(args.url_prefix):
             return False
-        age = rows.age_of(one, datetime.now(UTC)) if args.older_than is not None else None
+        age = rows.age_of(one, session.now()) if args.older_than is not None else None
         return args.older_than is None or (age is not None and age.total_seconds() > args.older_than)
 
     printed = session.rows(rows.LISTED)
@@ -45,7 +44,7 @@ def list(session: Session) -> bool:  # noqa: A001 - the name of the command
     for page in _pages(listed):
         wanted = [one for one in page if is_wanted(one)]
         owners = session.owners.of(wanted)
-        printed.add([rows.listed_row(one, owners.get(one.name, ())) for one in wanted])
+        printed.add([rows.listed_row(one, session.now(), owners.get(one.name, ())) for one in wanted])
     printed.close()
     if not printed.number:
         session.notes.say("No such operation." if args.all or args.url_prefix or args.older_than else "Nothing runs.")
@@ -64,7 +63,7 @@ def get(session: Session) -> bool:
     """Show an operation."""
     operation = session.hook.get_operation(session.args.name)
     owners = session.owners.of([operation]).get(operation.name, ())
-    session.show([rows.shown_row(operation, owners)], rows.SHOWN)
+    session.show([rows.shown_row(operation, session.now(), owners)], rows.SHOWN)
     return True
 
 
@@ -99,8 +98,8 @@ def cancel(session: Session) -> bool:
             names,
             retry_timeout=session.hook.retry_timeout,
             unimplemented_ends=True,
-            clock=time.monotonic,
-            sleep=time.sleep,
+            clock=session.clock,
+            sleep=session.sleep,
             log=session.log if session.args.verbose else _Silent(),
         )
     requested = [name for name in names if name not in finished and name not in errors]
@@ -131,11 +130,11 @@ def _describe(session: Session, names: Sequence[str]) -> None:
     """Tell what is about to be cancelled, and whose it is; of many operations this would be no help."""
     if len(names) > MAX_LISTED:
         return
-    found, _ = session.poll(names)
+    found, errors = session.poll(names)
     owners = session.owners.of([*found.values()])
     for name in names:
         of = "; ".join(f"of {one.record.owner}, which {one.reason}" for one in owners.get(name, ()))
-        session.notes.say(". ".join(filter(None, (str(found.get(name, name)), of))) + ".")
+        session.notes.say(sentences(found.get(name) or errors[name], of and f"It is {of}"))
 
 
 @command
@@ -152,7 +151,7 @@ def _waited(name: str, many: ManyWait) -> Row:
     """Return what a wait has found."""
     if name in many.finished:
         operation = many.finished[name]
-        return rows.result_row(name, operation.state.value, None if operation.state == "SUCCEEDED" else operation)
+        return rows.result_row(name, operation.state.value, operation if operation.state == "FAILED" else None)
     if name in many.failed:
         return rows.result_row(name, "unknown", many.failed[name])
     return rows.result_row(name, "may still run", many.errors.get(name) or many.running.get(name))
@@ -171,8 +170,8 @@ def delete_creative(session: Session) -> bool:
             lambda hook, name: hook.delete_creative(name),
             retry_timeout=session.hook.retry_timeout,
             ends=lambda error: error.rpc_code is Code.UNIMPLEMENTED,
-            clock=time.monotonic,
-            sleep=time.sleep,
+            clock=session.clock,
+            sleep=session.sleep,
             log=session.log if session.args.verbose else _Silent(),
         )
     session.show(

@@ -6,12 +6,15 @@ from collections.abc import Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
+from airflow.providers.common.compat.sdk import AirflowException
+
 from airflow_dai_provider import metadata_database
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.cli.output import Notes
 from airflow_dai_provider.ingest.ownership import ASSET, CLOCK_SKEW, OWNER_KEYS, Owner, OwnerRecords, Record
 from airflow_dai_provider.sweep.owners import Owners
 from airflow_dai_provider.sweep.verdicts import OwnerIndex, Verdict, judge_each, pushed_records
+from airflow_dai_provider.tasks.failures import sentences
 from airflow_dai_provider.tasks.xcom import XCOM_STARTED
 
 _EVER = datetime(2000, 1, 1, tzinfo=UTC)
@@ -54,10 +57,8 @@ class KnownOwners:
         return f"{records:,} records of owners, and the XComs, can be read"
 
     def _tell(self, error: Exception) -> None:
-        # Whatever a driver of a database raises; its text has the whole statement.
         self._away = True
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        self._notes.say(f"The metadata database cannot be read, so no owners are known: {reason}")
+        self._notes.say(f"No owners are known: {_unreadable(error)}")
 
     def _read(self, operations: Collection[Operation]) -> None:
         times = [one.ingest.create_time if one.ingest else None for one in operations]
@@ -74,6 +75,11 @@ class KnownOwners:
             self._read_since = since
 
 
+def _unreadable(error: Exception) -> str:
+    """Return a sentence on what a driver of a database has raised, whose text has the whole statement."""
+    return f"The metadata database cannot be read: {str(error).partition(chr(10))[0] or type(error).__name__}"
+
+
 def read_records() -> Iterator[Record]:
     """Yield the records of owners; on a version of Airflow without them, none."""
     store = metadata_database.find_asset_store(ASSET)
@@ -87,8 +93,14 @@ def read_records() -> Iterator[Record]:
 
 
 def owners_for_sweep(endpoint: str) -> Owners:
-    """Return the owners as a sweep needs them, which announces to them what it is about to cancel."""
-    store = metadata_database.find_asset_store(ASSET)
+    """Return the owners as a sweep needs them, which announces to them what it is about to cancel.
+
+    :raises AirflowException: when the database cannot be read.
+    """
+    try:
+        store = metadata_database.find_asset_store(ASSET)
+    except Exception as error:
+        raise AirflowException(sentences(_unreadable(error), "Nothing was changed")) from error
     sweep = Owner("airflow dai", str(uuid4()), "sweep")
     records = OwnerRecords(store) if store else None
     return Owners(records, endpoint, sweep, metadata_database, read_xcoms=True)

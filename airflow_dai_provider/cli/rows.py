@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.cli.output import Row
@@ -41,9 +41,8 @@ def owner_row(owner: Owner) -> Row:
     return {"dag_id": owner.dag_id, "run_id": owner.run_id, "task_id": owner.task_id, "map_index": index}
 
 
-def listed_row(operation: Operation, verdicts: Sequence[Verdict] = ()) -> Row:
+def listed_row(operation: Operation, now: datetime, verdicts: Sequence[Verdict] = ()) -> Row:
     """Return an operation as a list shows it."""
-    now = datetime.now(UTC)
     age = age_of(operation, now)
     return {
         "name": operation.name,
@@ -54,9 +53,9 @@ def listed_row(operation: Operation, verdicts: Sequence[Verdict] = ()) -> Row:
     }
 
 
-def shown_row(operation: Operation, verdicts: Sequence[Verdict]) -> Row:
+def shown_row(operation: Operation, now: datetime, verdicts: Sequence[Verdict]) -> Row:
     """Return all that is known of an operation."""
-    ingest, listed = operation.ingest, listed_row(operation, verdicts)
+    ingest, listed = operation.ingest, listed_row(operation, now, verdicts)
     error = f"{operation.error_code}: {operation.error_message or 'no message'}" if operation.error_code else None
     if error and ingest and ingest.reason:
         error = f"{ingest.reason} ({error})"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cached_property, wraps
 from typing import Any
 
@@ -37,6 +38,10 @@ class Session:
     :param args: of the command line.
     """
 
+    #: Replaced in tests. The clock is the epoch's, as the service's create times are.
+    _clock: Callable[[], float] = staticmethod(time.time)
+    sleep: Callable[[float], None] = staticmethod(time.sleep)
+
     def __init__(self, args: Namespace) -> None:
         self.args = args
         self.notes = Notes()
@@ -53,6 +58,14 @@ class Session:
     def owners(self) -> KnownOwners:
         """The owners of operations."""
         return KnownOwners(self.hook.endpoint.url, self.notes)
+
+    def clock(self) -> float:
+        """Return the seconds of the epoch."""
+        return self._clock()
+
+    def now(self) -> datetime:
+        """Return the time."""
+        return datetime.fromtimestamp(self._clock(), UTC)
 
     def rows(self, columns: Sequence[str]) -> Rows:
         """Return what prints rows as the user wants them."""
@@ -147,8 +160,6 @@ def command(function: Callable[[Session], bool]) -> Callable[[Namespace], None]:
 def _run(function: Callable[[Session], bool], args: Namespace) -> int:
     """Return the exit code."""
     notes = Notes()
-    if not args.verbose:
-        warnings.simplefilter("ignore")
     try:
         session = Session(args)
         with session.hook:

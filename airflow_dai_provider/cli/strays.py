@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
@@ -66,8 +65,8 @@ def _find(session: Session, selection: Selection, owners: Owners, *, dry_run: bo
         orphaned_for=args.orphaned_for,
         limit=args.max_cancellations,
         dry_run=dry_run,
-        clock=time.time,
-        sleep=time.sleep,
+        clock=session.clock,
+        sleep=session.sleep,
         log=session.log,
     )
 
@@ -89,7 +88,7 @@ def _cancel(session: Session, report: SweepReport) -> None:
     if not report.left:
         return
     with hook.workers(len(report.left)) as workers:
-        cancel_found(workers, report, hook.retry_timeout, clock=time.monotonic, sleep=time.sleep, log=session.log)
+        cancel_found(workers, report, hook.retry_timeout, clock=session.clock, sleep=session.sleep, log=session.log)
         if args.wait and report.requested:
             with session.notes.progress("Waiting for the strays", len(report.requested)):
                 wait_for_requested(hook, workers, report, poll_interval=args.poll_interval, timeout=args.timeout)
@@ -129,7 +128,7 @@ def purge(session: Session) -> bool:
         session.show([], rows.OWNER[:4])
         return True
     unreadable: list[str] = []
-    now = time.time()
+    now = session.clock()
     owners = owners_for_sweep(session.hook.endpoint.url)
     listed = session.hook.list_operations(page_size=LIST_PAGE_SIZE, on_unreadable=unreadable.append)
     done = {operation.name: operation.done for operation in listed}
