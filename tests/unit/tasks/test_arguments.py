@@ -90,7 +90,7 @@ class TestValues:
                 CANCEL,
                 "operation_name",
                 "ingest-1",
-                "Invalid operation name 'ingest-1': expected a string 'operations/'",
+                "Invalid operation name 'ingest-1': expected a string",
             ),
             (CANCEL, "operation_name", [NAME, "b"], r"operation_name\[1\]: Invalid operation name 'b'"),
             (CANCEL, "operation_name", None, "Invalid operation name None"),
@@ -112,9 +112,8 @@ class TestValues:
         ],
     )
     def test_a_wrong_value_is_refused(self, kind: type[Any], parameter: str, value: Any, words: str) -> None:
-        with pytest.raises((InvalidParameterError, Exception), match=words) as caught:
+        with pytest.raises(InvalidParameterError, match=words):
             make(kind, **{parameter: value})
-        assert caught.type.__name__ in ("InvalidParameterError", "AirflowFailException")
 
     @pytest.mark.parametrize("template", TEMPLATES, ids=repr)
     @pytest.mark.parametrize("kind", TASKS)
