@@ -79,7 +79,7 @@ def whose(session: Session) -> bool:
         operation = Operation(name, OperationState.RUNNING)
     owners = session.owners.of([operation]).get(name, ())
     session.show([rows.whose_row(name, one) for one in owners], rows.WHOSE)
-    if not owners:
+    if not owners and not session.owners.away:
         session.notes.say(f"No task is known that has started {name}: another system can have started it.")
     return bool(owners)
 
@@ -109,7 +109,7 @@ def cancel(session: Session) -> bool:
         if name in finished:
             return rows.result_row(name, finished[name].state.value, "had already finished")
         if name in errors:
-            return rows.result_row(name, "refused", errors[name])
+            return rows.failed_row(name, errors[name], "may still run")
         return _waited(name, many) if many else rows.result_row(name, "requested", "the service may take a while")
 
     session.show(map(row, names), rows.RESULT)
@@ -153,7 +153,7 @@ def _waited(name: str, many: ManyWait) -> Row:
         operation = many.finished[name]
         return rows.result_row(name, operation.state.value, operation if operation.state == "FAILED" else None)
     if name in many.failed:
-        return rows.result_row(name, "unknown", many.failed[name])
+        return rows.failed_row(name, many.failed[name], "may still run")
     return rows.result_row(name, "may still run", many.errors.get(name) or many.running.get(name))
 
 
@@ -174,10 +174,13 @@ def delete_creative(session: Session) -> bool:
             sleep=session.sleep,
             log=session.log if session.args.verbose else _Silent(),
         )
-    session.show(
-        (rows.result_row(name, "deleted" if name in deleted else "refused", errors.get(name)) for name in names),
-        rows.RESULT,
-    )
+
+    def row(name: str) -> Row:
+        if name in deleted:
+            return rows.result_row(name, "deleted")
+        return rows.failed_row(name, errors[name], "may still exist")
+
+    session.show(map(row, names), rows.RESULT)
     session.tell(errors)
     return not errors
 

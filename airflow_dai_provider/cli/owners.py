@@ -33,11 +33,12 @@ class KnownOwners:
         self._index = OwnerIndex(endpoint)
         self._notes = notes
         self._read_since: datetime | None = None
-        self._away = False
+        #: Whether the database cannot be read.
+        self.away = False
 
     def of(self, operations: Collection[Operation]) -> dict[str, list[Verdict]]:
         """Return the verdicts on operations by name, one for each possible owner."""
-        if self._away or not operations:
+        if self.away or not operations:
             return {}
         try:
             self._read(operations)
@@ -57,7 +58,7 @@ class KnownOwners:
         return f"{records:,} records of owners, and the XComs, can be read"
 
     def _tell(self, error: Exception) -> None:
-        self._away = True
+        self.away = True
         self._notes.say(f"No owners are known: {_unreadable(error)}")
 
     def _read(self, operations: Collection[Operation]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.cli.output import Row
 from airflow_dai_provider.ingest.ownership import Owner
 from airflow_dai_provider.sweep.verdicts import Verdict
@@ -78,6 +80,16 @@ def whose_row(name: str, verdict: Verdict) -> Row:
         "is_stray": "yes" if verdict.is_stray else "no",
         "reason": verdict.reason,
     }
+
+
+def failed_row(name: str, error: ServiceError, left: str) -> Row:
+    """Return a request that has failed.
+
+    :param left: what is left behind, unless the service has refused the request, or does not know the name.
+    """
+    if error.rpc_code is Code.NOT_FOUND:
+        return result_row(name, "unknown", error)
+    return result_row(name, "refused" if error.rpc_code in PERMANENT else left, error)
 
 
 def result_row(name: str, result: str, reason: object = None) -> Row:

@@ -69,8 +69,9 @@ def rendered(make: Callable[..., Any], **options: Any) -> Any:
 
     :param make: returns a task, from its parameters.
     """
-    task = make(**{name: TEMPLATE if name in TEMPLATED else value for name, value in options.items()})
-    for name in TEMPLATED & options.keys():
+    fields = {name for name, value in options.items() if name in TEMPLATED and value is not None}
+    task = make(**options | dict.fromkeys(fields, TEMPLATE))
+    for name in fields:
         setattr(task, name, options[name])
     return task
 

@@ -110,19 +110,20 @@ class TestList:
         assert [row["name"] for row in result.rows] == ["operations/a"]
         assert "2 items of the list were no operations" in result.err
 
-    @pytest.mark.parametrize("output", FORMATS)
+    @pytest.mark.parametrize(("output", "number"), [*((output, 1_000) for output in FORMATS), ("plain", 10_000)])
     def test_a_long_list_is_printed_page_by_page_and_not_kept(
-        self, make_emulator: MakeEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch, output: str
+        self, make_emulator: MakeEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch, output: str, number: int
     ) -> None:
         emulator = make_emulator()
-        names = [emulator.start_ingest() for _ in range(1_000)]
+        names = [emulator.start_ingest() for _ in range(number)]
         pages: list[int] = []
         kept: list[int] = []
         add = Rows.add
 
         def note(self: Rows, page: Any) -> None:
             pages.append(methods(emulator).count("operations.list"))
-            kept.append(sum(isinstance(one, Operation) for one in gc.get_objects()))
+            if len(pages) % 10 == 0:
+                kept.append(sum(isinstance(one, Operation) for one in gc.get_objects()))
             add(self, page)
 
         monkeypatch.setattr(Rows, "add", note)
@@ -133,8 +134,9 @@ class TestList:
             found = [str(row["name"]) for row in read(output, result.out)]
         assert sorted(found) == sorted(names)
         # Each page was printed before the next one was read.
-        assert pages == list(range(1, 11))
-        assert max(kept) <= 300
+        assert pages == list(range(1, number // 100 + 1))
+        # This page, and the one that was read last.
+        assert max(kept) <= 200
 
 
 class TestGet:
@@ -230,7 +232,7 @@ class TestTrouble:
         monkeypatch.setenv("DAI_EMULATOR_HOST", f"127.0.0.1:{closed_port}")
         result = dai(*arguments)
         assert result.code == 1
-        assert "UNAVAILABLE" in result.out + result.err
+        assert "got no response from" in result.out + result.err
         assert "Traceback" not in result.err
 
     @pytest.mark.parametrize("arguments", READS.values(), ids=READS)
