@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from airflow.cli.simple_table import AirflowConsole
@@ -58,7 +58,7 @@ class Rows:
             self._print("[]\n")
 
     def _add_plain(self, page: Sequence[Row]) -> None:
-        rows = [[value or "" for value in row.values()] for row in page]
+        rows = [[row[column] or "" for column in self._columns] for row in page]
         if not self.number:
             rows.insert(0, [*self._columns])
         self._widths = {
@@ -111,11 +111,11 @@ class Notes:
         return answer.strip().lower() in ("y", "yes")
 
     @contextmanager
-    def progress(self, description: str, total: int) -> Iterator[Progress]:
-        """Yield a progress bar of one task; it is seen on a terminal only."""
+    def progress(self, description: str, total: int) -> Iterator[Callable[[object], None]]:
+        """Show a progress bar, on a terminal only; yield what is called with each that has finished."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(
             *columns, console=self._console, disable=not self._console.is_terminal, transient=True
         ) as progress:
-            progress.add_task(description, total=total)
-            yield progress
+            bar = progress.add_task(description, total=total)
+            yield lambda _: progress.advance(bar)

@@ -102,8 +102,8 @@ class Session:
         """Wait until operations have finished, or the user ends the wait; say what still runs, and why."""
         args, names = self.args, list(dict.fromkeys(names))
         wait = self.hook.make_wait(describe_names(names), timeout=args.timeout, poll_interval=args.poll_interval)
-        with self.notes.progress(f"Waiting for {describe_names(names)}", len(names)) as progress:
-            many = ManyWait(names, wait, on_finish=lambda _: progress.advance(progress.task_ids[0]))
+        with self.notes.progress(f"Waiting for {describe_names(names)}", len(names)) as advance:
+            many = ManyWait(names, wait, on_finish=advance)
             try:
                 with self.hook.workers(len(names), wait=wait) as workers:
                     self.hook.wait_for_many(workers, many)

@@ -90,8 +90,9 @@ def _cancel(session: Session, report: SweepReport) -> None:
     with hook.workers(len(report.left)) as workers:
         cancel_found(workers, report, hook.retry_timeout, clock=session.clock, sleep=session.sleep, log=session.log)
         if args.wait and report.requested:
-            with session.notes.progress("Waiting for the strays", len(report.requested)):
-                wait_for_requested(hook, workers, report, poll_interval=args.poll_interval, timeout=args.timeout)
+            limits = {"poll_interval": args.poll_interval, "timeout": args.timeout}
+            with session.notes.progress("Waiting for the strays", len(report.requested)) as advance:
+                wait_for_requested(hook, workers, report, advance, **limits)
 
 
 def _show(session: Session, report: SweepReport) -> bool:
