@@ -79,7 +79,7 @@ class TestNames:
     def test_default_args_of_other_tasks_are_none_of_ours(self) -> None:
         with DAG("mixed", schedule=None, default_args={"poke_interval": 5, "poll_interval": 6, "qqq": 7}):
             assert make(CANCEL).poll_interval == 6
-            assert make(SENSOR).poke_interval == 5
+            assert DaiOperationSensor(task_id="wait", operation_name=NAME).poke_interval == 5
 
 
 class TestValues:
@@ -118,6 +118,8 @@ class TestValues:
     @pytest.mark.parametrize("template", TEMPLATES, ids=repr)
     @pytest.mark.parametrize("kind", TASKS)
     def test_a_template_is_left_to_the_run(self, kind: type[Any], template: Any) -> None:
+        if kind is CREATE and NAME in template:
+            pytest.skip("A name is no creative.")
         fields = [field for field in kind.template_fields if field != "dynamic_creative_info"]
         made = make(kind, **dict.fromkeys(fields, template))
         assert [getattr(made, field) for field in fields] == [template] * len(fields)
@@ -147,7 +149,7 @@ class TestValues:
     def test_what_is_wrong_beside_a_template_is_refused(self, template: dict[str, Any], words: str) -> None:
         with pytest.raises(InvalidParameterError, match=f"^Invalid creative: {words}") as caught:
             make(CREATE, creative={"adSystem": "example", **template})
-        assert ";" not in str(caught.value)
+        assert str(caught.value).count("expected") == 1
 
     def test_marks_of_its_own_are_not_guessed_at(self) -> None:
         marks = {"variable_start_string": "<<", "variable_end_string": ">>"}
