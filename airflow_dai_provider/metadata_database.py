@@ -61,7 +61,7 @@ def run_state(dag_id: str, run_id: str) -> str:
 
 def run_xcom(dag_id: str, run_id: str, task_id: str, map_index: int, key: str) -> Any:
     """Return one XCom of a run, or None; one that cannot be read counts as None."""
-    place = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
+    place: dict[str, Any] = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
     return next((value for *_, value in _xcoms(key, **place)), None)
 
 

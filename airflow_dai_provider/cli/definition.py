@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from airflow.cli.cli_config import (
     ARG_OUTPUT,
@@ -21,6 +21,8 @@ from airflow.cli.cli_config import (
     positive_int,
     string_list_type,
 )
+
+T = TypeVar("T")
 
 
 def dai_commands() -> list[GroupCommand]:
@@ -46,7 +48,7 @@ def _duration(text: str) -> float:
     return _checked(lambda value: check_seconds("duration", value), text)
 
 
-def _checked(check: Callable[[str], Any], text: str) -> Any:
+def _checked(check: Callable[[str], T], text: str) -> T:
     try:
         return check(text)
     except ValueError as error:

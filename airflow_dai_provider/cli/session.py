@@ -46,7 +46,9 @@ class Session:
         self.args = args
         self.notes = Notes()
         #: What hooks, and what cancels, tell.
-        self.log: Any = logging.getLogger(__name__) if args.verbose else self.notes
+        self.log: Any = self.notes
+        if args.verbose:
+            self.log = logging.getLogger(__name__)
         with usage():
             if args.api_endpoint is not None:
                 parse_endpoint(args.api_endpoint, "--api-endpoint")

@@ -105,6 +105,7 @@ def _show(session: Session, report: SweepReport) -> bool:
 
 def _row(stray: Stray, report: SweepReport) -> Row:
     name, outcomes = stray.name, report.failures
+    result: str | None
     if name in outcomes:
         result = f"may still run: {outcomes[name].reason}"
     elif name in report.cancelled:

@@ -22,7 +22,7 @@ from airflow_dai_provider.api.redaction import short_repr
 from airflow_dai_provider.tasks.one_or_many import check_operation_names
 
 if TYPE_CHECKING:
-    from airflow_dai_provider.sweep.owners import Verdict
+    from airflow_dai_provider.sweep.verdicts import Verdict
 
 
 class PassedOver(StrEnum):

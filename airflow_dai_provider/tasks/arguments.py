@@ -59,20 +59,26 @@ def check_parameter_names(kind: type[Any], given: Mapping[str, Any]) -> None:
 def check_literals(task: Any, checks: Mapping[str, Callable[[Any], object]]) -> None:
     """Check each template field that has no template in it; call it at the end of a constructor.
 
-    A mapped task is constructed when it runs, from what other tasks have returned. Its fields are checked by
-    ``execute``, which may have an earlier try's ingest to take care of.
-
     :param checks: by field, what raises ValueError for a wrong value. The fields of the connection are checked anyway.
     :raises ValueError: for the first wrong value.
     """
-    dag = task.get_dag() if hasattr(task, "get_dag") else None
-    if getattr(task, "_BaseOperator__from_mapped", False) or getattr(dag, "jinja_environment_kwargs", None):
-        # Such a DAG can have other marks of a template.
+    if not shows_literals(task):
         return
     for field, check in (_CONNECTION | dict(checks)).items():
         value = getattr(task, field)
         if not has_template(value):
             check(value)
+
+
+def shows_literals(task: Any) -> bool:
+    """Return whether the fields of a task are what the DAG file shows, and templates in them can be told.
+
+    A mapped task is constructed when it runs, from what other tasks have returned. Its fields are checked by
+    ``execute``, which may have an earlier try's ingest to take care of.
+    """
+    # A DAG with an environment of its own can have other marks of a template.
+    marks = getattr(task.get_dag(), "jinja_environment_kwargs", None)
+    return not marks and not getattr(task, "_BaseOperator__from_mapped", False)
 
 
 def has_template(value: Any) -> bool:
@@ -117,13 +123,13 @@ def _is_template(value: Any) -> bool:
 
 
 @cache
-def _parameters(kind: type[Any]) -> frozenset[str]:
+def _parameters(kind: Any) -> frozenset[str]:
     """Return the parameters of all constructors of a class."""
+    constructors = [vars(base)["__init__"] for base in kind.__mro__[:-1] if "__init__" in vars(base)]
     return frozenset(
         name
-        for base in kind.__mro__
-        if "__init__" in vars(base) and base is not object
-        for name, one in signature(base.__init__).parameters.items()
+        for constructor in constructors
+        for name, one in signature(constructor).parameters.items()
         if one.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
     )
 

@@ -19,7 +19,12 @@ from airflow_dai_provider.ingest.verdict import check_retry_on, fail_for_good_wh
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
 from airflow_dai_provider.operators.dai.create_many import CreateMany
 from airflow_dai_provider.operators.dai.create_one import CreateOne
-from airflow_dai_provider.tasks.arguments import check_creative_literals, check_literals, check_parameter_names
+from airflow_dai_provider.tasks.arguments import (
+    check_creative_literals,
+    check_literals,
+    check_parameter_names,
+    shows_literals,
+)
 from airflow_dai_provider.tasks.deferral import resumption
 from airflow_dai_provider.tasks.failures import refused_parameters, task_errors
 from airflow_dai_provider.tasks.one_or_many import check_each, one_or_many
@@ -133,7 +138,7 @@ class DaiCreateCreativeOperator(BaseOperator):
         self._given = given_fields(self)
         with refused_parameters():
             check_literals(self, {})
-            if not self._BaseOperator__from_mapped:
+            if shows_literals(self):
                 check_creative_literals(creative, dynamic_creative_info)
         if cancel_on_failure:
             callback = LostWorkerCallback(self)
