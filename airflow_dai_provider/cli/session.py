@@ -181,5 +181,10 @@ def _run(function: Callable[[Session], bool], args: Namespace) -> int:
 def _log_to_stderr() -> None:
     """Keep the log out of the output, where Airflow does not do it by itself."""
     for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+        if not (isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout):
+            continue
+        if hasattr(handler, "_use_stderr"):
+            # That of Airflow 2 looks the stream up each time.
+            handler._use_stderr = True
+        else:
             handler.setStream(sys.stderr)
