@@ -113,9 +113,10 @@ class Notes:
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Callable[[object], None]]:
         """Show a progress bar, on a terminal only; yield what is called with each that has finished."""
+        if not self._console.is_terminal:
+            yield lambda _: None
+            return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(
-            *columns, console=self._console, disable=not self._console.is_terminal, transient=True
-        ) as progress:
+        with Progress(*columns, console=self._console, transient=True) as progress:
             bar = progress.add_task(description, total=total)
             yield lambda _: progress.advance(bar)

@@ -40,7 +40,7 @@ _VALID: dict[str, Any] = {
 }
 
 
-def check_parameter_names(kind: type[Any], given: Mapping[str, Any]) -> None:
+def check_parameter_names(kind: Any, given: Mapping[str, Any]) -> None:
     """Check the arguments that a constructor hands on to Airflow's, which names unknown ones without a hint.
 
     :param kind: the class of the task.
