@@ -23,5 +23,7 @@ def get_provider_info() -> dict[str, Any]:
         "sensors": [{"integration-name": integration, "python-modules": ["airflow_dai_provider.sensors.dai"]}],
         "triggers": [{"integration-name": integration, "python-modules": ["airflow_dai_provider.triggers.dai"]}],
         "hooks": [{"integration-name": integration, "python-modules": ["airflow_dai_provider.hooks.dai"]}],
+        # Airflow 3.2 and later read it.
+        "cli": ["airflow_dai_provider.cli.definition.dai_commands"],
         "notifications": ["airflow_dai_provider.notifications.dai.DaiCancelOperationNotifier"],
     }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from airflow import __version__ as airflow_version
 
-log = logging.getLogger(__name__)
+from airflow_dai_provider import metadata_database
 
 _AIRFLOW = tuple(map(int, airflow_version.split(".")[:2]))
 
@@ -112,7 +111,7 @@ def task_states(dag_id: str, run_ids: list[str], task_ids: list[str] | None = No
     Map index 3 of a task ``a`` and a task ``a_3`` are named alike: ask for one task at a time.
     """
     if TASKS_READ_DATABASE:
-        return _task_states_in_database(dag_id, run_ids, task_ids)
+        return metadata_database.task_states(dag_id, run_ids, task_ids)
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     states: dict[str, dict[str, Any]] = RuntimeTaskInstance.get_task_states(
@@ -121,27 +120,10 @@ def task_states(dag_id: str, run_ids: list[str], task_ids: list[str] | None = No
     return states
 
 
-def _task_states_in_database(dag_id: str, run_ids: list[str], task_ids: list[str] | None) -> dict[str, dict[str, Any]]:
-    from airflow.models.taskinstance import TaskInstance
-    from airflow.utils.session import create_session
-
-    states: dict[str, dict[str, Any]] = {}
-    with create_session() as session:
-        query = session.query(TaskInstance).filter(TaskInstance.dag_id == dag_id, TaskInstance.run_id.in_(run_ids))
-        if task_ids is not None:
-            query = query.filter(TaskInstance.task_id.in_(task_ids))
-        for ti in query:
-            key = ti.task_id if ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
-            states.setdefault(ti.run_id, {})[key] = ti.state
-    return states
-
-
 def has_run(dag_id: str, run_id: str) -> bool:
     """Return whether a run exists; the state of a run cannot be told for a deleted one, and in an outage of Airflow."""
     if TASKS_READ_DATABASE:
-        from airflow.models import DagRun
-
-        return bool(DagRun.find(dag_id=dag_id, run_id=run_id))
+        return metadata_database.has_run(dag_id, run_id)
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     return RuntimeTaskInstance.get_dr_count(dag_id=dag_id, run_ids=[run_id]) > 0
@@ -150,40 +132,12 @@ def has_run(dag_id: str, run_id: str) -> bool:
 def run_state(dag_id: str, run_id: str) -> str:
     """Return the state of a run that exists."""
     if TASKS_READ_DATABASE:
-        from airflow.models import DagRun
-
-        (run,) = DagRun.find(dag_id=dag_id, run_id=run_id)
-        return str(run.get_state())
+        return metadata_database.run_state(dag_id, run_id)
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     state: Any = RuntimeTaskInstance.get_dagrun_state(dag_id=dag_id, run_id=run_id)
     # An enumeration under dag.test(), a text in a worker.
     return str(getattr(state, "value", state))
-
-
-def xcoms_in_database(key: str, since: datetime) -> list[tuple[str, str, str, int, Any]]:
-    """Return the XComs of all tasks with a key, where a task can read the metadata database.
-
-    :param since: the earliest time of one.
-    :return: of each the DAG, the run, the task, the map index, and the value.
-    """
-    from airflow.models.xcom import XCom
-    from airflow.utils.session import create_session
-
-    values: list[tuple[str, str, str, int, Any]] = []
-    # Not whole XComs, which deserialize their values while they are loaded, and raise there.
-    columns = (XCom.dag_id, XCom.run_id, XCom.task_id, XCom.map_index, XCom.value)
-    with create_session() as session:
-        for one in session.query(*columns).filter(XCom.key == key, XCom.timestamp >= since):
-            try:
-                value = XCom.deserialize_value(one)
-            except Exception as error:
-                # Of code of a user, or of another version; it must not keep all others from being read.
-                place = f"{one.task_id} of run {one.run_id} of DAG {one.dag_id}"
-                log.warning("Cannot read the XCom %s of task %s: %s", key, place, type(error).__name__)
-            else:
-                values.append((one.dag_id, one.run_id, one.task_id, one.map_index, value))
-    return values
 
 
 def asset_store(name: str) -> Any:

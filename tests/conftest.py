@@ -13,6 +13,7 @@ from pathlib import Path
 pytest_plugins = [
     f"tests.support.{name}"
     for name in (
+        "assets",
         "authorities",
         "clock",
         "connections",

@@ -5,8 +5,10 @@ Messages say what was given and what was expected, and guess at the template tha
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 
 from airflow_dai_provider.api.names import is_missing_name, missing_hint
 from airflow_dai_provider.api.redaction import short_repr
@@ -18,25 +20,47 @@ MAX_SECONDS = 1e9
 MAX_REQUEST_SECONDS = 86_400.0
 
 
+#: A duration as a user gives it: a number of seconds, or a text such as ``"90s"``, ``"6h"`` or ``"1h 30m"``.
+Duration = float | timedelta | str
+
+_NUMBER = r"\d{1,12}(?:\.\d{1,9})?"
+_PARTS = re.compile("".join(rf"(?:({_NUMBER})\s*{unit}\s*)?" for unit in "dhms"), re.ASCII)
+_SECONDS = (86400.0, 3600.0, 60.0, 1.0)
+
+
+def read_duration(text: str) -> float | None:
+    """Return the seconds of a duration that is a text: days, hours, minutes and seconds; None for any other text."""
+    parts = _PARTS.fullmatch(text.strip())
+    if not parts or not any(parts.groups()):
+        return None
+    return sum(float(number) * seconds for number, seconds in zip(parts.groups(), _SECONDS, strict=True) if number)
+
+
 def check_seconds(parameter: str, value: object, *, zero: bool = False, most: float = MAX_SECONDS) -> float:
     """Return a duration in seconds.
 
+    :param value: a number of seconds, a timedelta, or a text as :func:`read_duration` takes it.
     :param zero: whether 0 is one.
-    :param most: the longest one.
-    :raises ValueError: when it is no positive number, or too large.
+    :param most: the longest one, in seconds.
+    :raises ValueError: when it is no positive duration, or too long.
     """
+    seconds = value
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, str):
+        seconds = read_duration(value)
     if (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and 0 <= value <= sys.float_info.max
-        and (value or zero)
+        isinstance(seconds, int | float)
+        and not isinstance(seconds, bool)
+        and 0 <= seconds <= sys.float_info.max
+        and (seconds or zero)
     ):
-        if value <= most:
-            return float(value)
+        if seconds <= most:
+            return float(seconds)
         raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected a number of seconds, at most {most:,.0f}.")
     raise ValueError(
         f"Invalid {parameter} {short_repr(value)}: expected a {'non-negative' if zero else 'positive'} number of "
-        "seconds."
+        "seconds, a timedelta, or a text such as '90s' or '6h'."
     )
 
 

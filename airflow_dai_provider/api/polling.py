@@ -10,7 +10,7 @@ from random import random
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import Operation
-from airflow_dai_provider.api.parameters import check_seconds
+from airflow_dai_provider.api.parameters import Duration, check_seconds
 from airflow_dai_provider.api.retry import PERMANENT, TRANSIENT, as_outage
 
 #: Seconds between the first poll, which comes at once, and the second.
@@ -60,9 +60,9 @@ class Wait:
         name: str,
         *,
         started: float,
-        poll_interval: float,
-        timeout: float | None = None,
-        max_outage: float | None = MAX_OUTAGE,
+        poll_interval: Duration,
+        timeout: Duration | None = None,
+        max_outage: Duration | None = MAX_OUTAGE,
         responded: bool = False,
         jitter: Callable[[], float] = random,
     ) -> None:

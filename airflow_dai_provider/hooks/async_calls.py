@@ -15,6 +15,7 @@ from asgiref.sync import sync_to_async
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.parameters import Duration
 from airflow_dai_provider.api.retry import Retry, as_outage
 from airflow_dai_provider.hooks.sync import DaiHook
 from airflow_dai_provider.transport.aiohttp_session import AiohttpTransport
@@ -46,9 +47,9 @@ class DaiAsyncCallingHook(GoogleBaseAsyncHook):
         gcp_conn_id: str = "google_cloud_default",
         impersonation_chain: str | Sequence[str] | None = None,
         api_endpoint: str | None = None,
-        timeout: float = 10.0,
+        timeout: Duration = 10.0,
         *,
-        retry_timeout: float = 60.0,
+        retry_timeout: Duration = 60.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(

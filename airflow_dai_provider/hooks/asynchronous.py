@@ -11,6 +11,7 @@ from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.parameters import Duration
 from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
 from airflow_dai_provider.hooks.async_calls import DaiAsyncCallingHook
 from airflow_dai_provider.hooks.calls import judge
@@ -66,9 +67,9 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         name: str,
         *,
         started: float | None = None,
-        timeout: float | None = None,
-        poll_interval: float = 30.0,
-        max_outage: float | None = MAX_OUTAGE,
+        timeout: Duration | None = None,
+        poll_interval: Duration = 30.0,
+        max_outage: Duration | None = MAX_OUTAGE,
         responded: bool = False,
     ) -> Wait:
         """Return a wait with these limits, see :meth:`wait_for_operation`."""
@@ -87,9 +88,9 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         name: str,
         *,
         started: float | None = None,
-        timeout: float | None = None,
-        poll_interval: float = 30.0,
-        max_outage: float | None = MAX_OUTAGE,
+        timeout: Duration | None = None,
+        poll_interval: Duration = 30.0,
+        max_outage: Duration | None = MAX_OUTAGE,
         responded: bool = False,
     ) -> Operation:
         """Poll an operation until it has finished, as :meth:`DaiHook.wait_for_operation` does.

@@ -18,7 +18,7 @@ from google.auth.transport.requests import AuthorizedSession
 
 from airflow_dai_provider.api.endpoint import EXTRA_KEY, Endpoint, emulator_endpoint, service_endpoint
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.api.parameters import MAX_REQUEST_SECONDS, check_connection, check_seconds
+from airflow_dai_provider.api.parameters import MAX_REQUEST_SECONDS, Duration, check_connection, check_seconds
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.api.retry import ServiceState
 from airflow_dai_provider.transport.google_errors import class_of, typed
@@ -62,9 +62,9 @@ class DaiBaseHook(GoogleBaseHook):
         gcp_conn_id: str = "google_cloud_default",
         impersonation_chain: str | Sequence[str] | None = None,
         api_endpoint: str | None = None,
-        timeout: float = 10.0,
+        timeout: Duration = 10.0,
         *,
-        retry_timeout: float = 60.0,
+        retry_timeout: Duration = 60.0,
         quota_project_id: str | None = None,
         **kwargs: Any,
     ) -> None:

@@ -13,6 +13,7 @@ from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.parameters import Duration
 from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
 from airflow_dai_provider.api.retry import not_begun
 from airflow_dai_provider.hooks.calls import DaiCallingHook
@@ -42,7 +43,8 @@ class DaiHook(DaiCallingHook):
     :param gcp_conn_id: the Google Cloud connection.
     :param impersonation_chain: service account(s) to impersonate, as in every Google operator.
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own.
-    :param timeout: seconds that one request may take in all, over every address of the host.
+    :param timeout: seconds that one request may take in all, over every address of the host. Here and in methods, a
+        duration can also be a timedelta, or a text such as ``"90s"``.
     :param retry_timeout: seconds after which one call is not retried again; 0 for no retry.
     :raises ValueError: for a timeout that is no positive number, and for a bad endpoint.
     """
@@ -140,7 +142,9 @@ class DaiHook(DaiCallingHook):
         """
         self._call(rest.delete_operation(name))
 
-    def wait_for_operation(self, name: str, *, timeout: float | None = None, poll_interval: float = 30.0) -> Operation:
+    def wait_for_operation(
+        self, name: str, *, timeout: Duration | None = None, poll_interval: Duration = 30.0
+    ) -> Operation:
         """Poll an operation until it has finished; quickly at first, later once per interval; one log line per poll.
 
         A poll that fails is made again, for up to ``polling.MAX_OUTAGE`` seconds.
@@ -163,9 +167,9 @@ class DaiHook(DaiCallingHook):
         self,
         name: str,
         *,
-        timeout: float | None = None,
-        poll_interval: float = 30.0,
-        max_outage: float | None = MAX_OUTAGE,
+        timeout: Duration | None = None,
+        poll_interval: Duration = 30.0,
+        max_outage: Duration | None = MAX_OUTAGE,
         elapsed: float = 0.0,
         responded: bool = False,
     ) -> Wait:

@@ -34,6 +34,8 @@ LATEST_START = 900.0
 #: How far the clocks of service and worker can be apart, in seconds.
 CLOCK_SKEW = 60.0
 
+#: The beginning of the keys of records.
+OWNER_KEYS = "owner-"
 _PARTS = 32
 
 
@@ -63,7 +65,7 @@ class Owner:
     @property
     def key(self) -> str:
         """The key of its record."""
-        return f"owner-{_hash(repr(astuple(self)))}"
+        return f"{OWNER_KEYS}{_hash(repr(astuple(self)))}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.names import InvalidNameError, check_operation_name, is_missing_name
-from airflow_dai_provider.api.parameters import check_seconds
+from airflow_dai_provider.api.parameters import Duration, check_seconds
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.notifications.rendering import RenderingNotifier
 from airflow_dai_provider.tasks.callback_scope import CallbackKind, callback_kind, operations_started, run_of_deadline
@@ -79,7 +79,7 @@ class DaiCancelOperationNotifier(RenderingNotifier):
         ingest_task_ids: str | Sequence[str] | None = None,
         context: Context | None = None,
         *,
-        timeout: float = 10.0,
+        timeout: Duration = 10.0,
         gcp_conn_id: str = "google_cloud_default",
         impersonation_chain: str | Sequence[str] | None = None,
         api_endpoint: str | None = None,

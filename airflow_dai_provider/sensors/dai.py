@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 from inspect import unwrap
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -27,6 +27,7 @@ from airflow_dai_provider.api.polling import FIRST_INTERVAL, MAX_OUTAGE, WaitTim
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.sensors.many import ManyPokes
+from airflow_dai_provider.tasks.arguments import check_literals, check_parameter_names
 from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait, resumption
 from airflow_dai_provider.tasks.events import describe_names, read_event, read_many_event
 from airflow_dai_provider.tasks.failures import (
@@ -74,9 +75,10 @@ class DaiOperationSensor(BaseSensorOperator):
     :param impersonation_chain: service account(s) to impersonate (templated).
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own (templated).
 
-    Every parameter of Airflow's sensors works too: ``mode`` (``poke`` or ``reschedule``), ``poke_interval`` and
-    ``timeout`` in seconds, ``soft_fail`` (an unexpected final state and a timeout skip the task; a permanent error,
-    such as UNIMPLEMENTED, still fails it), ``exponential_backoff``, ``max_wait``, ``silent_fail``, ``never_fail``.
+    Every parameter of Airflow's sensors works too: ``mode`` (``poke`` or ``reschedule``), ``poke_interval``,
+    ``timeout`` and ``max_wait`` (numbers of seconds, timedeltas, or texts such as ``"90s"`` and ``"6h"``),
+    ``soft_fail`` (an unexpected final state and a timeout skip the task; a permanent error, such as UNIMPLEMENTED,
+    still fails it), ``exponential_backoff``, ``silent_fail``, ``never_fail``.
 
     A service that is away is borne for five minutes in each mode, from the first failed poll on. In ``poke`` and
     ``reschedule`` mode the poke that meets the outage stays and polls on, also when the next poke would be due, so
@@ -121,10 +123,11 @@ class DaiOperationSensor(BaseSensorOperator):
         **kwargs: Any,
     ) -> None:
         with refused_parameters():
-            # Before and after: Airflow itself fails on a large one, and takes others from default_args.
-            for name in _SENSOR_DURATIONS & kwargs.keys():
-                _check_duration(name, kwargs[name])
-            super().__init__(**kwargs)
+            check_parameter_names(type(self), kwargs)
+            # Before and after: Airflow itself fails on a large one, or on a text, and has a default of its own.
+            for given in (kwargs, default_args := dict(kwargs.get("default_args") or {})):
+                given |= {name: _check_duration(name, given[name]) for name in _SENSOR_DURATIONS & given.keys()}
+            super().__init__(**kwargs | {"default_args": default_args})
             for name in _SENSOR_DURATIONS:
                 _check_duration(name, getattr(self, name))
             for name in _SENSOR_FLAGS:
@@ -138,6 +141,8 @@ class DaiOperationSensor(BaseSensorOperator):
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
         self._given = given_fields(self)
+        with refused_parameters():
+            check_literals(self, {"operation_name": check_operation_names, "expected_states": check_expected_states})
 
     #: The guard of the process that pokes, if ``cancel_on_kill`` is set.
     _guard: IngestGuard | None = None
@@ -402,8 +407,6 @@ class DaiOperationSensor(BaseSensorOperator):
         raise error
 
 
-def _check_duration(name: str, value: object) -> None:
-    """Check a duration of a sensor; ``timeout=0`` means one poke."""
-    if value is not None:
-        seconds = value.total_seconds() if isinstance(value, timedelta) else value
-        check_seconds(name, seconds, zero=name == "timeout")
+def _check_duration(name: str, value: object) -> float | None:
+    """Return a duration of a sensor in seconds; ``timeout=0`` means one poke."""
+    return None if value is None else check_seconds(name, value, zero=name == "timeout")

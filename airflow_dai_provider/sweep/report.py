@@ -14,7 +14,7 @@ from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.sweep.selection import PassedOver, Selection, Stray
 
 if TYPE_CHECKING:
-    from airflow_dai_provider.sweep.owners import Verdict
+    from airflow_dai_provider.sweep.verdicts import Verdict
 
 #: The report names so many operations of tasks that need them.
 MAX_OWNED = 100

@@ -53,14 +53,22 @@ def cancel_found(
         report.failed(name, _failure(error))
 
 
-def wait_for_requested(hook: DaiHook, workers: Workers[DaiHook], report: SweepReport, **limits: Any) -> None:
+def wait_for_requested(
+    hook: DaiHook,
+    workers: Workers[DaiHook],
+    report: SweepReport,
+    on_finish: Callable[[Operation], None] = lambda _: None,
+    **limits: Any,
+) -> None:
     """Poll until every operation whose cancellation is requested has finished; what has not is left then.
 
+    :param on_finish: called for each operation that has finished.
     :param limits: of the wait, see :meth:`DaiHook.make_wait`.
     """
     if not report.requested:
         return
-    many = ManyWait(report.requested, hook.make_wait("the stray operations", responded=True, **limits))
+    wait = hook.make_wait("the stray operations", responded=True, **limits)
+    many = ManyWait(report.requested, wait, on_finish=on_finish)
     verdict: Exception | None = None
     try:
         hook.wait_for_many(workers, many)

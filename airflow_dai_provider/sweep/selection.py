@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -21,7 +22,7 @@ from airflow_dai_provider.api.redaction import short_repr
 from airflow_dai_provider.tasks.one_or_many import check_operation_names
 
 if TYPE_CHECKING:
-    from airflow_dai_provider.sweep.owners import Verdict
+    from airflow_dai_provider.sweep.verdicts import Verdict
 
 
 class PassedOver(StrEnum):
@@ -159,16 +160,18 @@ class Selection:
 
 
 def check_duration(parameter: str, value: object) -> float:
-    """Return the seconds of a timedelta, a number, or the text of a number.
+    """Return the seconds of a duration, which can also be the text of a number: a template gives that.
 
-    :raises ValueError: when that is no positive number; the message says what was given and what was expected.
+    :raises ValueError: when that is no positive duration; the message says what was given and what was expected.
     """
+    number: object = value
+    if isinstance(value, str):
+        with suppress(ValueError):
+            number = float(value)
     try:
-        if isinstance(value, timedelta):
-            return check_seconds(parameter, value.total_seconds())
-        return check_seconds(parameter, float(value) if isinstance(value, str) else value)
+        return check_seconds(parameter, number)
     except ValueError:
-        expected = f"a timedelta, or a positive number of seconds, at most {MAX_SECONDS:,.0f}"
+        expected = f"a timedelta, or a positive number of seconds, at most {MAX_SECONDS:,.0f}, or a text such as '6h'"
         hint = template_hint(value) if isinstance(value, str) else ""
         raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected {expected}.{hint}") from None
 

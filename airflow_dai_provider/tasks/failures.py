@@ -158,7 +158,7 @@ def refused_parameters() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OverflowError) as error:
+    except (ValueError, OverflowError, AirflowFailException) as error:
         raise InvalidParameterError(str(error)) from error
 
 

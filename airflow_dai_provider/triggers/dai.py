@@ -13,7 +13,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_dai_provider.api.many_wait import ManyWait
-from airflow_dai_provider.api.parameters import check_flag
+from airflow_dai_provider.api.parameters import Duration, check_flag
 from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.tasks.cancel_requests import problems_of, request_cancellation, request_cancellations
 from airflow_dai_provider.tasks.events import (
@@ -68,10 +68,10 @@ class DaiOperationTrigger(BaseTrigger):
         self,
         operation_name: str | list[str],
         *,
-        poll_interval: float = 30.0,
+        poll_interval: Duration = 30.0,
         started: float | None = None,
-        timeout: float | None = None,
-        max_outage: float | None = MAX_OUTAGE,
+        timeout: Duration | None = None,
+        max_outage: Duration | None = MAX_OUTAGE,
         cancel_on_kill: bool = False,
         expected_states: Collection[str] | None = None,
         gcp_conn_id: str = "google_cloud_default",

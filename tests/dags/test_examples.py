@@ -132,6 +132,14 @@ CASES = {
         1,
         running=NAMED[2:],
     ),
+    "ingests, mapped": Case(
+        "ingest_mapped",
+        "success",
+        {"creatives": "success", "ingest[0]": "success", "ingest[1]": "success"},
+        ["SUCCEEDED", "SUCCEEDED"],
+        0,
+        options=QUICK,
+    ),
     "an ingest that succeeds": Case("ingest", "success", {"ingest": "success"}, ["SUCCEEDED"], 0, options=QUICK),
     "an ingest that cannot be waited for": Case(
         "ingest", "failed", {"ingest": "failed"}, ["CANCELLED"], 1, unimplemented=("operations.get once",)
@@ -271,6 +279,14 @@ def test_the_sweep_cancels_what_a_run_has_left(make_emulator: MakeEmulator, run_
     (found,) = run.xcom("cancel_strays", "report")["found"]
     assert (found["owner"]["dag_id"], found["owner"]["task_id"]) == ("unwanted_ad", "start")
     assert found["owner"]["reason"] == "has succeeded; its run is failed"
+
+
+def test_the_grid_shows_names_and_files_instead_of_map_indexes(make_emulator: MakeEmulator, run_dag: RunDag) -> None:
+    emulator = make_emulator(**QUICK)
+    for name in NAMED[1:]:
+        emulator.start_ingest(name)
+    assert run_dag(load(FOLDER / "ingest_mapped.py")).labels("ingest") == ["ad-1.mp4", "ad-2.mp4"]
+    assert run_dag(load(FOLDER / "cancel_mapped.py")).labels("cancel") == list(NAMED[1:])
 
 
 def test_within_its_deadline(make_emulator: MakeEmulator, run_dag: RunDag) -> None:

@@ -51,7 +51,7 @@ with DAG("typed", schedule=None, on_failure_callback=DaiCancelOperationNotifier(
     reason(wait.output)
 
     DaiCancelOperationOperator.partial(task_id="cancel_all", missing_ok=True).expand(operation_name=running())
-    ingest = DaiCreateCreativeOperator(task_id="ingest", creative=CREATIVE, deferrable=True, timeout=3600)
+    ingest = DaiCreateCreativeOperator(task_id="ingest", creative=CREATIVE, deferrable=True, timeout="1h")
     DaiOperationSensor.partial(task_id="wait_all").expand(operation_name=[ingest.output])
     DaiCancelOperationOperator(task_id="cancel_list", operation_name=["operations/a", "operations/b"])
     DaiOperationSensor(task_id="wait_list", operation_name=["operations/a", "operations/b"])
@@ -71,4 +71,4 @@ def test_it() -> None:
     with DaiEmulator(ingest_seconds=600) as emulator:
         name = emulator.start_ingest()
         assert emulator.state(name) == "RUNNING"
-        assert DaiOperationTrigger(name, poll_interval=5).serialize()[1]["operation_name"] == name
+        assert DaiOperationTrigger(name, poll_interval="5s").serialize()[1]["operation_name"] == name

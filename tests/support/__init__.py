@@ -11,6 +11,7 @@ Fixtures for all tests:
 - ``log``: the log recorder
 - ``task_instance``: stand-ins for a task instance and for the store across tries
 - ``dag_runs``: runs of a DAG on a real metadata database
+- ``assets``: the asset of the records of owners in it
 
 To import from:
 

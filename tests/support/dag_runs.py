@@ -77,6 +77,10 @@ class Run:
             found = session.query(xcom.XComModel).filter_by(**where).one_or_none()
             return None if found is None else xcom.XComModel.deserialize_value(found)
 
+    def labels(self, task_id: str) -> list[str | None]:
+        """Return what the grid shows of a mapped task, by map index."""
+        return [ti.rendered_map_index for ti in self._task_instances().values() if ti.task_id == task_id]
+
     def _task_instances(self) -> dict[str, Any]:
         from airflow.models import DagRun
         from airflow.utils.session import create_session

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from airflow_dai_provider import version_compat
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.ingest.own_record import OwnRecord
 from airflow_dai_provider.operators.dai import DaiCancelStrayOperationsOperator
-from airflow_dai_provider.sweep import owners
 from tests.support.clock import Clock
 from tests.support.strays import make
 from tests.support.task_instance import Store, Ti
@@ -65,7 +65,7 @@ class Airflow:
 def airflow(monkeypatch: pytest.MonkeyPatch) -> Airflow:
     stand_in = Airflow()
     for name in ("task_states", "has_run", "run_state", "run_xcom"):
-        monkeypatch.setattr(owners, name, getattr(stand_in, name))
+        monkeypatch.setattr(version_compat, name, getattr(stand_in, name))
     return stand_in
 
 

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+
+TEMPLATE = "{{ dag_run.conf.x }}"
+#: Fields of operators and sensors that Airflow renders.
+TEMPLATED = frozenset(
+    {
+        *("operation_name", "expected_states", "creative", "dynamic_creative_info", "creative_name"),
+        *("older_than", "orphaned_for", "url_prefix", "url_pattern", "spare"),
+        *("gcp_conn_id", "impersonation_chain", "api_endpoint"),
+    }
+)
 
 
 @dataclass
@@ -51,6 +62,18 @@ class Ti:
     def of_other_task(self, task_id: str, key: str, value: Any, map_index: int = -1) -> None:
         """Have another task of the run, or another map index, push something."""
         self.pushed[task_id, map_index, key] = value
+
+
+def rendered(make: Callable[..., Any], **options: Any) -> Any:
+    """Return a task whose template fields have rendered to these values, which the DAG file did not show.
+
+    :param make: returns a task, from its parameters.
+    """
+    fields = {name for name, value in options.items() if name in TEMPLATED and value is not None}
+    task = make(**options | dict.fromkeys(fields, TEMPLATE))
+    for name in fields:
+        setattr(task, name, options[name])
+    return task
 
 
 @pytest.fixture

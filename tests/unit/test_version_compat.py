@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,15 +14,12 @@ from airflow.triggers.base import BaseTrigger
 from airflow_dai_provider.tasks.xcom import XCOM_STARTED, push_operations
 from airflow_dai_provider.version_compat import (
     HAS_TASK_STATE_STORE,
-    TASKS_READ_DATABASE,
     TRIGGERS_HAVE_ON_KILL,
     gets_xcoms,
     task_instance_state,
-    xcoms_in_database,
 )
 from tests.support.airflow_versions import HAS_SYNC_CALLBACKS, VERSION, CallbackTrigger, deadline_names
 from tests.support.dag_runs import RunDag
-from tests.support.log import Log
 from tests.support.task_instance import Ti
 
 
@@ -135,26 +131,3 @@ def test_a_trigger_reads_the_state_of_each_task_instance(run_dag: RunDag, airflo
         # Such a task waits for the ingest of another one, in every try. Airflow 2 knows the try number itself.
         "a later try, nothing pushed": None if airflow_2 else "deferred",
     }
-
-
-@pytest.mark.skipif(not TASKS_READ_DATABASE, reason="Tasks of Airflow 3 do not read the metadata database")
-def test_the_xcoms_of_all_tasks_are_read_past_one_that_cannot_be(run_dag: RunDag, log: Log) -> None:
-    from airflow.models.xcom import XCom
-    from airflow.utils.session import create_session
-
-    with DAG("pushes") as dag:
-
-        @task
-        def pushes(number: int, ti: Ti = None) -> None:
-            push_operations(ti, {f"operations/{number}": 0.0}, many=False)
-
-        pushes.expand(number=[0, 1, 2])
-    since = datetime.now(UTC)
-    run = run_dag(dag)
-    with create_session() as session:
-        damaged = {"dag_id": "pushes", "key": XCOM_STARTED, "map_index": 1}
-        assert session.query(XCom).filter_by(**damaged).update({"value": b"{"}) == 1
-    found = {index: (*names, value["pushed_at"]) for *names, index, value in xcoms_in_database(XCOM_STARTED, since)}
-    assert found == {index: ("pushes", run.run_id, "pushes", {f"operations/{index}": 0.0}) for index in (0, 2)}
-    assert log.lines(f"Cannot read the XCom {XCOM_STARTED} of task pushes of run {run.run_id} of DAG pushes: JSONDec")
-    assert xcoms_in_database(XCOM_STARTED, since + timedelta(days=1)) == []

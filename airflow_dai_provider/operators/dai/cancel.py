@@ -11,9 +11,10 @@ from airflow.providers.common.compat.sdk import BaseOperator, conf
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import OperationState
-from airflow_dai_provider.api.parameters import check_flag, check_seconds
+from airflow_dai_provider.api.parameters import Duration, check_flag, check_seconds
 from airflow_dai_provider.metrics import count_finished, time_cancel
 from airflow_dai_provider.operators.dai.cancel_many import KEY, CancelMany, in_doubt
+from airflow_dai_provider.tasks.arguments import check_literals, check_parameter_names
 from airflow_dai_provider.tasks.cancel_requests import KILLED, request_cancellation
 from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait, resumption
 from airflow_dai_provider.tasks.events import describe_names, read_event
@@ -56,8 +57,9 @@ class DaiCancelOperationOperator(BaseOperator):
         ``"FAILED"``; None accepts each, since the aim is that nothing runs (templated).
     :param missing_ok: whether to accept an operation that the service does not know, as one that does not run. That is
         believed when the service says so twice, ten seconds apart.
-    :param poll_interval: the most seconds between two polls; the first ones are quicker.
-    :param timeout: seconds to wait at most.
+    :param poll_interval: the most seconds between two polls; the first ones are quicker. A duration is a number of
+        seconds, a timedelta, or a text such as ``"90s"`` or ``"6h"``.
+    :param timeout: the longest wait, a duration too.
     :param deferrable: whether to wait in the triggerer, which holds no worker slot.
     :param gcp_conn_id: the Google Cloud connection (templated).
     :param impersonation_chain: service account(s) to impersonate (templated).
@@ -90,14 +92,16 @@ class DaiCancelOperationOperator(BaseOperator):
         wait_for_completion: bool = False,
         expected_states: Collection[str | OperationState] | str | None = None,
         missing_ok: bool = False,
-        poll_interval: float = 30.0,
-        timeout: float = 3600.0,
+        poll_interval: Duration = 30.0,
+        timeout: Duration = 3600.0,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         gcp_conn_id: str = "google_cloud_default",
         impersonation_chain: str | Sequence[str] | None = None,
         api_endpoint: str | None = None,
         **kwargs: Any,
     ) -> None:
+        with refused_parameters():
+            check_parameter_names(type(self), kwargs)
         super().__init__(**kwargs)
         self.operation_name: Any = operation_name  # a string or a list, once it is rendered
         with refused_parameters():
@@ -111,6 +115,8 @@ class DaiCancelOperationOperator(BaseOperator):
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
         self._given = given_fields(self)
+        with refused_parameters():
+            check_literals(self, {"operation_name": check_operation_names, "expected_states": check_expected_states})
 
     def execute(self, context: Context) -> str | list[str]:
         """Request the cancellation, poll once, wait if told to; return the operation's name, or the list of names."""

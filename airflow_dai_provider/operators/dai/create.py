@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator, conf, mask_secret
 
 from airflow_dai_provider.api.creative import InvalidCreativeError, check_creative
-from airflow_dai_provider.api.parameters import check_flag, check_seconds
+from airflow_dai_provider.api.parameters import Duration, check_flag, check_seconds
 from airflow_dai_provider.api.redaction import redact_json, url_secrets
 from airflow_dai_provider.ingest.campaign import without_finished
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
@@ -19,6 +19,12 @@ from airflow_dai_provider.ingest.verdict import check_retry_on, fail_for_good_wh
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
 from airflow_dai_provider.operators.dai.create_many import CreateMany
 from airflow_dai_provider.operators.dai.create_one import CreateOne
+from airflow_dai_provider.tasks.arguments import (
+    check_creative_literals,
+    check_literals,
+    check_parameter_names,
+    shows_literals,
+)
 from airflow_dai_provider.tasks.deferral import resumption
 from airflow_dai_provider.tasks.failures import refused_parameters, task_errors
 from airflow_dai_provider.tasks.one_or_many import check_each, one_or_many
@@ -65,8 +71,9 @@ class DaiCreateCreativeOperator(BaseOperator):
     :param retry_on: reasons of a failed ingest (``INTERNAL_ERROR``, ``DOWNLOAD_ERROR``, ``INVALID_MEDIA``,
         ``REASON_UNSPECIFIED``) after which Airflow's retries of the task start it again; without them, a failed ingest
         fails the task for good.
-    :param poll_interval: the most seconds between two polls; the first ones are quicker.
-    :param timeout: seconds to wait at most; then the task fails.
+    :param poll_interval: the most seconds between two polls; the first ones are quicker. A duration is a number of
+        seconds, a timedelta, or a text such as ``"90s"`` or ``"6h"``.
+    :param timeout: the longest wait, a duration too; then the task fails.
     :param deferrable: whether to wait in the triggerer, which holds no worker slot.
     :param gcp_conn_id: the Google Cloud connection (templated).
     :param impersonation_chain: service account(s) to impersonate (templated).
@@ -103,14 +110,16 @@ class DaiCreateCreativeOperator(BaseOperator):
         cancel_on_failure: bool = True,
         cancel_with_run: bool = False,
         retry_on: str | Collection[str] | None = None,
-        poll_interval: float = 30.0,
-        timeout: float = 3600.0,
+        poll_interval: Duration = 30.0,
+        timeout: Duration = 3600.0,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         gcp_conn_id: str = "google_cloud_default",
         impersonation_chain: str | Sequence[str] | None = None,
         api_endpoint: str | None = None,
         **kwargs: Any,
     ) -> None:
+        with refused_parameters():
+            check_parameter_names(type(self), kwargs)
         super().__init__(**kwargs)
         self.creative: Any = creative  # a JSON object or a list of them, once it is rendered
         self.dynamic_creative_info: Any = dynamic_creative_info
@@ -127,6 +136,10 @@ class DaiCreateCreativeOperator(BaseOperator):
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
         self._given = given_fields(self)
+        with refused_parameters():
+            check_literals(self, {})
+            if shows_literals(self):
+                check_creative_literals(creative, dynamic_creative_info)
         if cancel_on_failure:
             callback = LostWorkerCallback(self)
             # New lists, made after the base's constructor: those that it has set can be the ones in default_args.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.api.errors import ServiceError
-from airflow_dai_provider.api.many_wait import ManyWait
+from airflow_dai_provider.api.many_wait import MAX_LISTED, ManyWait
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import Wait, WaitTimeoutError
 from airflow_dai_provider.ingest.campaign import Campaign, is_in_doubt, pushed_rows
@@ -167,7 +167,8 @@ class CreateMany:
         known = {one.operation_name for one in self._store.load() if one.endpoint == hook.endpoint.url}
         self._own_record.open(hook.endpoint.url, campaign.urls(digests), campaign.names.values())
         doubts: set[str] = set()
-        self._starting = True
+        wanted, self._starting = digests, True
+        task.log.info("Starting the ingests of %s of %s creatives.", f"{len(digests):,}", f"{len(campaign):,}")
         try:
             for left in reversed(range(STARTS)):
                 campaign.start(
@@ -189,6 +190,9 @@ class CreateMany:
         finally:
             self._starting = False
         self._own_record.end(campaign.started, campaign.urls(doubts))
+        for digest in wanted if len(wanted) <= MAX_LISTED else ():
+            if name := campaign.names.get(digest):
+                task.log.info("Started the ingest of %s: %s.", ", ".join(campaign.media(digest)), name)
         refused = f"; {len(campaign.errors):,} were not started" if campaign.errors else ""
         task.log.info("%s of %s ingests have started%s.", f"{len(campaign.started):,}", f"{len(campaign):,}", refused)
 

@@ -111,6 +111,7 @@ class CreateOne:
         """Start the ingest, and save its name for guards and the next try."""
         urls = media_urls(self._task.creative)
         self._own_record.open(hook.endpoint.url, urls)
+        self._task.log.info("Starting the ingest of %s.", self._media())
         operation, lost = self._request_start(hook, urls)
         try:
             self._adopt(hook, operation.name)
@@ -119,7 +120,7 @@ class CreateOne:
             started = StartedIngest(operation.name, hook.endpoint.url, self._digest(), self._store.max_tries)
             self._store.try_to_save(started, self._task.log)
         self._own_record.end([operation.name], lost)
-        self._task.log.info("%s.", operation)
+        self._task.log.info("Started the ingest of %s: %s.", self._media(), operation)
         return operation.name
 
     def _request_start(self, hook: DaiHook, urls: frozenset[str]) -> tuple[Operation, frozenset[str]]:

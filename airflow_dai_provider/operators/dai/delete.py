@@ -12,6 +12,7 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import MAX_LISTED
 from airflow_dai_provider.api.names import InvalidNameError, check_creative_name
 from airflow_dai_provider.api.parameters import check_flag
+from airflow_dai_provider.tasks.arguments import check_literals, check_parameter_names
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.failures import accept_missing, check_many, refused_parameters, task_errors
 from airflow_dai_provider.tasks.one_or_many import check_each, given_form
@@ -72,6 +73,8 @@ class DaiDeleteCreativeOperator(BaseOperator):
         api_endpoint: str | None = None,
         **kwargs: Any,
     ) -> None:
+        with refused_parameters():
+            check_parameter_names(type(self), kwargs)
         super().__init__(**kwargs)
         self.creative_name: Any = creative_name  # a string or a list, once it is rendered
         with refused_parameters():
@@ -80,11 +83,13 @@ class DaiDeleteCreativeOperator(BaseOperator):
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
         self._given = given_fields(self)
+        with refused_parameters():
+            check_literals(self, {"creative_name": _check_names})
 
     def execute(self, context: Context) -> str | list[str]:
         """Delete the creatives; return the name, or the list of names."""
         with task_errors():
-            names, several = check_each("creative_name", self.creative_name, check_creative_name, InvalidNameError)
+            names, several = _check_names(self.creative_name)
             self.creative_name = given_form(names, several=several)
             check_rendered_fields(self, self._given)
         if not names:
@@ -155,6 +160,10 @@ class DaiDeleteCreativeOperator(BaseOperator):
                 raise errors[left[0]]
             told = {name: errors[name] for name in left}
             check_many((), None, told, total=total, failed="creatives could not be deleted", consequence=consequence)
+
+
+def _check_names(value: Any) -> tuple[list[str], bool]:
+    return check_each("creative_name", value, check_creative_name, InvalidNameError)
 
 
 def _delete_one(hook: DaiHook, name: str) -> None:

@@ -6,30 +6,29 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator
 
-from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import some_of
-from airflow_dai_provider.api.parameters import check_flag, check_seconds
-from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
+from airflow_dai_provider.api.parameters import Duration, check_flag, check_seconds
 from airflow_dai_provider.ingest.ownership import ASSET, Owner
 from airflow_dai_provider.metrics import gauge_strays
-from airflow_dai_provider.sweep.owners import NO_ASSET, NO_OWNERS, Owners, Verdict, find_owners
+from airflow_dai_provider.sweep.owners import NO_ASSET, NO_OWNERS, Owners, find_owners
 from airflow_dai_provider.sweep.report import SweepReport
 from airflow_dai_provider.sweep.requests import cancel_found, wait_for_requested
-from airflow_dai_provider.sweep.selection import PassedOver, Selection, check_count, check_duration
+from airflow_dai_provider.sweep.search import find_strays, unreadable_owners
+from airflow_dai_provider.sweep.selection import Selection, check_count, check_duration
+from airflow_dai_provider.tasks.arguments import check_literals, check_parameter_names, has_template
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.failures import (
-    describe_error,
     log_failure,
     refused_parameters,
     sentences,
     task_error,
     task_errors,
 )
-from airflow_dai_provider.tasks.rounds import PAUSE
 from airflow_dai_provider.tasks.templates import check_rendered_fields, given_fields
 from airflow_dai_provider.tasks.xcom import XCOM_REPORT
 from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE, is_unknown_asset
@@ -37,7 +36,6 @@ from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE, is_unknow
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_dai_provider.api.operation import Operation
     from airflow_dai_provider.hooks.dai import DaiHook
 
 #: The most requests of one sweep that are under way at a time.
@@ -60,10 +58,11 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
 
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/operations/list
 
-    :param older_than: a timedelta or seconds, or None: the age from which an operation without an owner is a stray too,
-        by its ``createTime`` and this worker's clock (templated). Other systems may have started it, so it must exceed
-        the longest legitimate ingest of all users of the account. Required on Airflow 3.0 to 3.2.
-    :param orphaned_for: a timedelta or seconds: how long an owner has to be over (templated).
+    :param older_than: a timedelta, seconds, or a text such as ``"6h"``, or None: the age from which an operation
+        without an owner is a stray too, by its ``createTime`` and this worker's clock (templated). Other systems may
+        have started it, so it must exceed the longest legitimate ingest of all users of the account. Required on
+        Airflow 3.0 to 3.2.
+    :param orphaned_for: such a duration: how long an owner has to be over (templated).
     :param url_prefix: selects only operations whose media URL, as a text with its query, begins with this; one host
         is ``https://host/``, with the slash (templated).
     :param url_pattern: selects only operations in whose media URL, as a text with its query, this regular expression
@@ -75,7 +74,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
     :param max_concurrency: how many requests are under way at a time, at most 50.
     :param wait_for_completion: whether to wait until the operations have finished.
     :param poll_interval: the most seconds between two polls of each operation; the first ones are quicker.
-    :param timeout: seconds to wait at most.
+    :param timeout: the longest wait, in seconds, or another duration as for ``older_than``.
     :param dry_run: only list, and report what would be cancelled.
     :param gcp_conn_id: the Google Cloud connection (templated).
     :param impersonation_chain: service account(s) to impersonate (templated).
@@ -127,8 +126,8 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
     def __init__(
         self,
         *,
-        older_than: timedelta | float | str | None = None,
-        orphaned_for: timedelta | float | str = timedelta(minutes=2),
+        older_than: Duration | None = None,
+        orphaned_for: Duration = timedelta(minutes=2),
         url_prefix: str | None = None,
         url_pattern: str | None = None,
         spare: Collection[str] | str | None = None,
@@ -136,14 +135,16 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         max_cancellations: int = 20,
         max_concurrency: int = 8,
         wait_for_completion: bool = False,
-        poll_interval: float = 30.0,
-        timeout: float = 3600.0,
+        poll_interval: Duration = 30.0,
+        timeout: Duration = 3600.0,
         dry_run: bool = False,
         gcp_conn_id: str = "google_cloud_default",
         impersonation_chain: str | Sequence[str] | None = None,
         api_endpoint: str | None = None,
         **kwargs: Any,
     ) -> None:
+        with refused_parameters():
+            check_parameter_names(type(self), kwargs)
         super().__init__(**kwargs)
         self.older_than = older_than
         self.orphaned_for = orphaned_for
@@ -162,6 +163,9 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         self.impersonation_chain = impersonation_chain
         self.api_endpoint = api_endpoint
         self._given = given_fields(self)
+        with refused_parameters():
+            check_literals(self, {"orphaned_for": partial(check_duration, "orphaned_for")})
+            self._selection(lambda value: None if has_template(value) else value)
         if HAS_ASSET_STATE_STORE:
             from airflow.sdk import Asset
 
@@ -182,7 +186,18 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                 hook.stopped = self._stopped
                 closing.enter_context(hook)
                 owners = self._find_owners(hook, selection, Owner.of(context["ti"]))
-                report = self._list(hook, selection, owners, orphaned_for)
+                report = find_strays(
+                    hook,
+                    selection,
+                    owners,
+                    orphaned_for=orphaned_for,
+                    limit=self.max_cancellations,
+                    dry_run=self.is_dry_run,
+                    clock=self._clock,
+                    sleep=self._sleep,
+                    log=self.log,
+                )
+                gauge_strays(len(report.found))
             try:
                 if self._may_cancel(report):
                     self._cancel(hook, report)
@@ -203,11 +218,15 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
     def _check_parameters(self) -> Selection:
         # Without a filter, a name to spare or an endpoint that was given, it would cancel more, or elsewhere.
         check_rendered_fields(self, self._given)
+        return self._selection(lambda value: value)
+
+    def _selection(self, known: Callable[[Any], Any]) -> Selection:
+        """Return the filters, of which each is what ``known`` makes of it."""
         return Selection.read(
-            older_than=self.older_than,
-            url_prefix=self.url_prefix,
-            url_pattern=self.url_pattern,
-            spare=self.spare,
+            older_than=known(self.older_than),
+            url_prefix=known(self.url_prefix),
+            url_pattern=known(self.url_pattern),
+            spare=known(self.spare),
             include_undated=self.include_undated,
         )
 
@@ -221,65 +240,12 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                 owners.note_sweep(self._clock(), of_all=selection.takes_every_url and not self.is_dry_run)
             except Exception as error:
                 if not is_unknown_asset(error):
-                    raise _unreadable_owners(error) from error
+                    raise unreadable_owners(error) from error
                 if selection.older_than is None:
                     raise AirflowException(sentences(NO_ASSET, "No cancellation was requested")) from error
                 self.log.warning("%s The operations are judged by their age.", NO_ASSET)
                 return None
         return owners
-
-    def _list(self, hook: DaiHook, selection: Selection, owners: Owners | None, orphaned_for: float) -> SweepReport:
-        """List all operations before any is cancelled, and log what was found."""
-        # No filter is sent, since it is not documented which ones the service understands.
-        unreadable: list[str] = []
-        now = self._clock()
-        try:
-            listed = hook.list_operations(page_size=LIST_PAGE_SIZE, on_unreadable=unreadable.append)
-            operations = list({operation.name: operation for operation in listed}.values())
-        except ServiceError as error:
-            if error.rpc_code is not Code.UNIMPLEMENTED:
-                raise
-            raise AirflowFailException(
-                f"{error}. A sweep needs operations.list: nothing else tells which operations run. Check the endpoint; "
-                "if it is right, cancel by name. No cancellation was requested."
-            ) from error
-        judged = self._judge(owners, [one for one in operations if not selection.passes_over(one)], orphaned_for)
-        report = SweepReport(operations, selection, now, judged, dry_run=self.is_dry_run)
-        report.unreadable = len(unreadable)
-        gauge_strays(len(report.found))
-        self.log.info("%s.", report.selected)
-        if undated := report.passed_over[PassedOver.UNDATED]:
-            self.log.warning(
-                "%d running operations have no create time; only include_undated=True selects them.", undated
-            )
-        for stray in report.found:
-            self.log.info("Found %s.", stray)
-        return report
-
-    def _judge(self, owners: Owners | None, running: list[Operation], orphaned_for: float) -> dict[str, Verdict]:
-        """Return the verdicts on running operations; the owners of suspects are read twice."""
-        if owners is None:
-            return {}
-        try:
-            verdicts = owners.judge(running)
-            suspects = {name: verdict for name, verdict in verdicts.items() if verdict.is_stray}
-            if not suspects or self.is_dry_run or len(suspects) > self.max_cancellations:
-                return verdicts
-            message = "The owners of %d operations are over. Reading their states again in %.0f s."
-            self.log.info(message, len(suspects), orphaned_for)
-            self._pause(orphaned_for)
-            return verdicts | owners.confirm(suspects, running)
-        except AirflowException:
-            raise
-        except Exception as error:
-            raise _unreadable_owners(error) from error
-
-    def _pause(self, seconds: float) -> None:
-        while seconds > 0 and not self._killed:
-            self._sleep(min(seconds, PAUSE))
-            seconds -= PAUSE
-        if self._killed:
-            raise AirflowException(f"No cancellation was requested: {KILLED}.")
 
     def _may_cancel(self, report: SweepReport) -> bool:
         """Return whether to cancel what was found; raises AirflowFailException when it is too much."""
@@ -325,9 +291,3 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                 f"{len(failures)} of {len(report.found)} stray operations may still run: {some_of(reasons)}. "
                 f"The XCom '{XCOM_REPORT}' has all of it",
             )
-
-
-def _unreadable_owners(error: Exception) -> AirflowException:
-    """Return the error of a sweep that cannot read the owners."""
-    message = f"Cannot read the owners of the operations: {describe_error(error)}"
-    return AirflowException(sentences(message, "No cancellation was requested"))

@@ -36,6 +36,34 @@ def test_a_duration_that_no_clock_holds_is_refused(value: float) -> None:
         check_seconds("x", value)
 
 
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        ("90s", 90),
+        ("6h", 21600),
+        ("15m", 900),
+        ("2d", 172800),
+        ("1h30m", 5400),
+        ("1d 2h 3m 4.5s", 93784.5),
+        (" 1.5 h ", 5400),
+        (timedelta(minutes=2), 120),
+        (5, 5),
+    ],
+    ids=repr,
+)
+def test_a_duration_is_a_number_a_timedelta_or_a_text(given: Any, seconds: float) -> None:
+    assert check_seconds("x", given) == seconds
+    assert type(check_seconds("x", given)) is float
+
+
+@pytest.mark.parametrize(
+    "given", ["5", "", "h", "6 hours", "30m1h", "1h1h", "-5s", "1e3s", "0s", "s", "\u0665s", "{{ x }}", "9" * 13 + "s"]
+)
+def test_any_other_text_is_no_duration(given: str) -> None:
+    with pytest.raises(ValueError, match=r"^Invalid x .*: expected a positive .* or a text such as '90s' or '6h'\.$"):
+        check_seconds("x", given)
+
+
 def test_the_longest_durations_can_be_used() -> None:
     assert datetime.now(UTC) + timedelta(seconds=2 * MAX_SECONDS)
     assert time.gmtime(time.time() + 2 * MAX_SECONDS)

@@ -26,7 +26,7 @@ from tests.support.emulators import MakeEmulator, count, methods
 from tests.support.ingests import CANCEL, CREATE, both, execute, fail, make, resume, the
 from tests.support.log import Log
 from tests.support.payloads import creative
-from tests.support.task_instance import Store, Ti
+from tests.support.task_instance import Store, Ti, rendered
 
 pytestmark = pytest.mark.usefixtures("_time")
 
@@ -259,7 +259,7 @@ class TestAnotherEndpoint:
         ti.try_number = 2
         ti.pushed.clear()
         with pytest.raises(AirflowFailException, match="Invalid creative"):
-            execute(context, creative={"adSystem": "x"})
+            rendered(make, creative={"adSystem": "x"}).execute(context)
         assert new.requests == []
         (error,) = log.errors
         assert f"{the(old)} may still run: it was not cancelled: it was started at {old.endpoint}" in error
@@ -327,7 +327,7 @@ class TestNothingSent:
     def test_nothing_is_read_and_nothing_is_said(self, slow: DaiEmulator, context: Any, log: Log, options: Any) -> None:
         slow.inject(Fault("creatives.create", rpc_status="PERMISSION_DENIED"))
         with DAG("silent", schedule=None) as dag:
-            task = make(**options)
+            task = rendered(make, **options)
         with suppress(Exception):
             task.render_template_fields(context)
             task.execute(context)

@@ -27,7 +27,7 @@ from tests.support.emulators import MakeEmulator, count, methods
 from tests.support.ingests import CANCEL, CREATE, GET, both, cancel, execute, fail, interrupt_create, make, resume, the
 from tests.support.log import Log
 from tests.support.payloads import creative
-from tests.support.task_instance import Store, Ti
+from tests.support.task_instance import Store, Ti, rendered
 
 pytestmark = pytest.mark.usefixtures("_time")
 
@@ -420,7 +420,7 @@ class TestLeftToTheNextTry:
         ti.try_number = 2
         ti.pushed.clear()  # as Airflow does
         with pytest.raises(AirflowFailException, match="Invalid creative"):
-            execute(context, creative={"adSystem": "x"})
+            rendered(make, creative={"adSystem": "x"}).execute(context)
         assert slow.cancel_requested(the(slow)) == 1
 
     @pytest.mark.skipif(not HAS_TASK_STATE_STORE, reason="before Airflow 3.3 the failing try cancels")

@@ -22,7 +22,7 @@ from tests.support.emulators import MakeEmulator, count
 from tests.support.ingests import CREATE, GET, JSON, SECRET, both, execute, make, resume
 from tests.support.log import Log
 from tests.support.payloads import creative
-from tests.support.task_instance import Store, Ti
+from tests.support.task_instance import TEMPLATE, Store, Ti
 
 pytestmark = pytest.mark.usefixtures("_time")
 
@@ -466,7 +466,8 @@ class TestDag:
     ) -> None:
         masked: list[Any] = []
         monkeypatch.setattr("airflow_dai_provider.operators.dai.create.mask_secret", masked.append)
-        operator = make(creative=given)
+        operator = make(creative=TEMPLATE)
+        operator.creative = given
         operator.render_template_fields(context)
         assert "media.example.com/0.mp4" in str(operator.creative)
         assert SECRET not in str(operator.creative)

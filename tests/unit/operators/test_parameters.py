@@ -18,7 +18,7 @@ from airflow_dai_provider.operators.dai import (
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from airflow_dai_provider.tasks.failures import InvalidParameterError
 from tests.support.payloads import NAME, creative
-from tests.support.task_instance import Ti
+from tests.support.task_instance import Ti, rendered
 
 TASKS: dict[type[Any], dict[str, Any]] = {
     DaiCancelOperationOperator: {"operation_name": NAME},
@@ -77,7 +77,7 @@ def test_a_duration_is_one_that_clocks_can_hold(kind: type[Any], parameter: str,
 def test_a_text_that_has_rendered_to_nothing_is_refused_with_a_hint(
     emulator: DaiEmulator, kind: type[Any], parameter: str, value: object
 ) -> None:
-    task = kind(task_id="task", **{**TASKS[kind], parameter: value})
+    task = rendered(kind, task_id="task", **{**TASKS[kind], parameter: value})
     hint = "render_template_as_native_obj" if value == 3 else "the upstream task has pushed no value"
     with pytest.raises(AirflowFailException, match=f"Invalid {parameter} .*{hint}"):
         task.execute({"ti": Ti()})
@@ -86,7 +86,7 @@ def test_a_text_that_has_rendered_to_nothing_is_refused_with_a_hint(
 
 @pytest.mark.parametrize("parameter", ["url_prefix", "url_pattern", "older_than"])
 def test_a_filter_that_has_rendered_to_nothing_is_refused_with_a_hint(emulator: DaiEmulator, parameter: str) -> None:
-    task = DaiCancelStrayOperationsOperator(task_id="task", **{"older_than": 60, parameter: "None"})
+    task = rendered(DaiCancelStrayOperationsOperator, task_id="task", **{"older_than": 60, parameter: "None"})
     with pytest.raises(AirflowFailException, match=f"Invalid {parameter} .*the upstream task has pushed no value"):
         task.execute({"ti": Ti()})
     assert emulator.requests == []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
+from airflow_dai_provider import metadata_database, version_compat
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.ingest.ownership import Owner, OwnerRecords
 from airflow_dai_provider.operators.dai import DaiCancelStrayOperationsOperator
@@ -70,7 +71,7 @@ class TestReadTwice:
             )
             return states(*args)
 
-        monkeypatch.setattr(owners, "task_states", read)
+        monkeypatch.setattr(version_compat, "task_states", read)
         sweep(older_than=None)
         assert seen == [set(), {name}]
 
@@ -199,7 +200,7 @@ class TestLeftovers:
             write().end([left])
             return found
 
-        monkeypatch.setattr(owners, "task_states", read)
+        monkeypatch.setattr(version_compat, "task_states", read)
         sweep(older_than=None)
         assert Owner("a_dag", "a_run", "ingest").key in records.kept
 
@@ -279,7 +280,7 @@ class TestXComs:
 
         monkeypatch.setattr(owners, "HAS_ASSET_STATE_STORE", False)
         monkeypatch.setattr(owners, "TASKS_READ_DATABASE", True)
-        monkeypatch.setattr(owners, "xcoms_in_database", read)
+        monkeypatch.setattr(metadata_database, "xcoms", read)
         return found
 
     @pytest.fixture

@@ -268,7 +268,7 @@ class TestParameters:
             ("older_than", "six hours", "a timedelta, or a positive number of seconds"),
             ("url_prefix", "", "the beginning of a URL, or None"),
             ("url_pattern", "(", "a regular expression, but missing"),
-            ("spare", ["operations/a", "None"], "the upstream task has pushed no value"),
+            ("spare", ["operations/a", "None"], "the upstream task has pushed no name"),
             ("include_undated", "False", "True or False"),
             ("max_cancellations", 0, "a whole number from 1 on"),
             ("max_cancellations", None, "a whole number from 1 on"),

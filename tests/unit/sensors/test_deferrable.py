@@ -28,6 +28,7 @@ from tests.support.clock import Clock
 from tests.support.emulators import methods
 from tests.support.event_loop import fire
 from tests.support.log import Log
+from tests.support.task_instance import rendered
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException
@@ -256,7 +257,7 @@ def test_each_mode_has_the_same_result(
     if form == "list":
         options["operation_name"] = [options["operation_name"]]
 
-    became, words = outcome(lambda: MODES[mode](lambda: make_sensor(**options), context, clock))
+    became, words = outcome(lambda: MODES[mode](lambda: rendered(make_sensor, **options), context, clock))
 
     assert became == (getattr(row, flag) or row.plain)
     if became != "skip" and (became != "timeout" or row.plain == "timeout"):

@@ -124,7 +124,7 @@ class TestSelection:
 
 BAD = {
     "older_than": (
-        [0, -1, 0.0, "0", "-5", True, "", "None", "2h", "nan", float("nan"), float("inf"), "inf", 10**400, [60]]
+        [0, -1, 0.0, "0", "-5", True, "", "None", "2 hours", "nan", float("nan"), float("inf"), "inf", 10**400, [60]]
         + [timedelta(0), timedelta(seconds=-1), {"hours": 1}, b"60"],
         "expected a timedelta, or a positive number of seconds",
     ),

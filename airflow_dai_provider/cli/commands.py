@@ -1,0 +1,205 @@
+"""The commands of ``airflow dai`` that read, and those that cancel, await and delete what the user names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.many_wait import MAX_LISTED, ManyWait
+from airflow_dai_provider.api.operation import Operation, OperationState
+from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
+from airflow_dai_provider.cli import rows
+from airflow_dai_provider.cli.output import Row
+from airflow_dai_provider.cli.session import Session, command
+from airflow_dai_provider.cli.strays import purge, sweep
+from airflow_dai_provider.tasks.cancel_requests import request_cancellations
+from airflow_dai_provider.tasks.events import describe_names
+from airflow_dai_provider.tasks.failures import sentences
+from airflow_dai_provider.tasks.rounds import request_in_rounds
+
+__all__ = ["cancel", "check", "delete_creative", "get", "list", "purge", "sweep", "wait", "whose"]
+
+
+@command
+def list(session: Session) -> bool:  # noqa: A001 - the name of the command
+    """List operations, page by page."""
+    args, unreadable = session.args, [0]
+
+    def count(_: str) -> None:
+        unreadable[0] += 1
+
+    def is_wanted(one: Operation) -> bool:
+        if one.done and not args.all:
+            return False
+        url = (one.ingest.signed_creative_url if one.ingest else None) or ""
+        if args.url_prefix is not None and not url.startswith(args.url_prefix):
+            return False
+        age = rows.age_of(one, session.now()) if args.older_than is not None else None
+        return args.older_than is None or (age is not None and age.total_seconds() > args.older_than)
+
+    printed = session.rows(rows.LISTED)
+    listed = session.hook.list_operations(page_size=LIST_PAGE_SIZE, on_unreadable=count)
+    for page in _pages(listed):
+        wanted = [one for one in page if is_wanted(one)]
+        owners = session.owners.of(wanted)
+        printed.add([rows.listed_row(one, session.now(), owners.get(one.name, ())) for one in wanted])
+    printed.close()
+    if not printed.number:
+        session.notes.say("No such operation." if args.all or args.url_prefix or args.older_than else "Nothing runs.")
+    if unreadable[0]:
+        session.notes.say(f"{unreadable[0]:,} items of the list were no operations with a valid name.")
+    return True
+
+
+def _pages(operations: Iterator[Operation]) -> Iterator[tuple[Operation, ...]]:
+    while page := tuple(islice(operations, LIST_PAGE_SIZE)):
+        yield page
+
+
+@command
+def get(session: Session) -> bool:
+    """Show an operation."""
+    operation = session.hook.get_operation(session.args.name)
+    owners = session.owners.of([operation]).get(operation.name, ())
+    session.show([rows.shown_row(operation, session.now(), owners)], rows.SHOWN)
+    return True
+
+
+@command
+def whose(session: Session) -> bool:
+    """Tell the owner of an operation."""
+    name = session.args.name
+    try:
+        # It tells when the operation was created, and of which media it is.
+        operation = session.hook.get_operation(name)
+    except ServiceError as error:
+        session.notes.say(f"{error}")
+        operation = Operation(name, OperationState.RUNNING)
+    owners = session.owners.of([operation]).get(name, ())
+    session.show([rows.whose_row(name, one) for one in owners], rows.WHOSE)
+    if not owners and not session.owners.away:
+        session.notes.say(f"No task is known that has started {name}: another system can have started it.")
+    return bool(owners)
+
+
+@command
+def cancel(session: Session) -> bool:
+    """Cancel operations."""
+    names = [*dict.fromkeys(session.args.names)]
+    if not session.args.yes:
+        _describe(session, names)
+    if not session.confirmed(f"Cancel {describe_names(names)}?"):
+        return False
+    with session.hook.workers(len(names)) as workers:
+        finished, errors = request_cancellations(
+            workers,
+            names,
+            retry_timeout=session.hook.retry_timeout,
+            unimplemented_ends=True,
+            clock=session.clock,
+            sleep=session.sleep,
+            log=session.log if session.args.verbose else _Silent(),
+        )
+    requested = [name for name in names if name not in finished and name not in errors]
+    many = session.wait(requested) if session.args.wait and requested else None
+
+    def row(name: str) -> Row:
+        if name in finished:
+            return rows.result_row(name, finished[name].state.value, "had already finished")
+        if name in errors:
+            return rows.failed_row(name, errors[name], "may still run")
+        return _waited(name, many) if many else rows.result_row(name, "requested", "the service may take a while")
+
+    session.show(map(row, names), rows.RESULT)
+    session.tell(errors)
+    return not errors and (many is None or not (many.left or many.failed))
+
+
+class _Silent:
+    """Takes log lines of which the rows tell the same."""
+
+    def _ignore(self, message: str, *args: object) -> None:
+        pass
+
+    debug = info = warning = error = _ignore
+
+
+def _describe(session: Session, names: Sequence[str]) -> None:
+    """Tell what is about to be cancelled, and whose it is; of many operations this would be no help."""
+    if len(names) > MAX_LISTED:
+        return
+    found, errors = session.poll(names)
+    owners = session.owners.of([*found.values()])
+    for name in names:
+        of = "; ".join(f"of {one.record.owner}, which {one.reason}" for one in owners.get(name, ()))
+        session.notes.say(sentences(found.get(name) or errors[name], of and f"It is {of}"))
+
+
+@command
+def wait(session: Session) -> bool:
+    """Wait until operations have finished."""
+    names = [*dict.fromkeys(session.args.names)]
+    many = session.wait(names)
+    session.show((_waited(name, many) for name in names), rows.RESULT)
+    session.tell(many.failed)
+    return not (many.left or many.failed)
+
+
+def _waited(name: str, many: ManyWait) -> Row:
+    """Return what a wait has found."""
+    if name in many.finished:
+        operation = many.finished[name]
+        return rows.result_row(name, operation.state.value, operation if operation.state == "FAILED" else None)
+    if name in many.failed:
+        return rows.failed_row(name, many.failed[name], "may still run")
+    return rows.result_row(name, "may still run", many.errors.get(name) or many.running.get(name))
+
+
+@command
+def delete_creative(session: Session) -> bool:
+    """Delete ads."""
+    names = [*dict.fromkeys(session.args.names)]
+    if not session.confirmed(f"Delete {names[0] if len(names) == 1 else f'{len(names):,} ads'} for good?"):
+        return False
+    with session.hook.workers(len(names)) as workers:
+        deleted, errors = request_in_rounds(
+            workers,
+            names,
+            lambda hook, name: hook.delete_creative(name),
+            retry_timeout=session.hook.retry_timeout,
+            ends=lambda error: error.rpc_code is Code.UNIMPLEMENTED,
+            clock=session.clock,
+            sleep=session.sleep,
+            log=session.log if session.args.verbose else _Silent(),
+        )
+
+    def row(name: str) -> Row:
+        if name in deleted:
+            return rows.result_row(name, "deleted")
+        return rows.failed_row(name, errors[name], "may still exist")
+
+    session.show(map(row, names), rows.RESULT)
+    session.tell(errors)
+    return not errors
+
+
+@command
+def check(session: Session) -> bool:
+    """Check the connection."""
+    hook, done = session.hook, True
+
+    def row(what: str, *, ok: bool, reason: str) -> Row:
+        nonlocal done
+        done = done and ok
+        return rows.result_row(what, "ok" if ok else "failed", reason)
+
+    def checks() -> Iterator[Row]:
+        ok, message = hook.test_connection()
+        yield row("service", ok=ok, reason=message)
+        known: Any = session.owners.check()
+        yield row("owners", ok=known is not None, reason=known or "the metadata database cannot be read")
+
+    session.show(checks(), rows.RESULT)
+    return done

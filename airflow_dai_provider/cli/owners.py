@@ -1,0 +1,107 @@
+"""Owners of operations, as a command line finds them: in the records of owners, and in the XComs of all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+from airflow.providers.common.compat.sdk import AirflowException
+
+from airflow_dai_provider import metadata_database
+from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.cli.output import Notes
+from airflow_dai_provider.ingest.ownership import ASSET, CLOCK_SKEW, OWNER_KEYS, Owner, OwnerRecords, Record
+from airflow_dai_provider.sweep.owners import Owners
+from airflow_dai_provider.sweep.verdicts import OwnerIndex, Verdict, judge_each, pushed_records
+from airflow_dai_provider.tasks.failures import sentences
+from airflow_dai_provider.tasks.xcom import XCOM_STARTED
+
+_EVER = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+class KnownOwners:
+    """The owners of operations. A database that cannot be read is told once; operations have no owners then.
+
+    XComs are read as far back as the operations go that were asked for, each once.
+
+    :param endpoint: base URL of the service.
+    :param notes: receives that the database cannot be read.
+    """
+
+    def __init__(self, endpoint: str, notes: Notes) -> None:
+        self._index = OwnerIndex(endpoint)
+        self._notes = notes
+        self._read_since: datetime | None = None
+        #: Whether the database cannot be read.
+        self.away = False
+
+    def of(self, operations: Collection[Operation]) -> dict[str, list[Verdict]]:
+        """Return the verdicts on operations by name, one for each possible owner."""
+        if self.away or not operations:
+            return {}
+        try:
+            self._read(operations)
+            return judge_each(self._index, operations, metadata_database)
+        except Exception as error:
+            self._tell(error)
+            return {}
+
+    def check(self) -> str | None:
+        """Return what the metadata database has of owners; None where it cannot be read."""
+        try:
+            records = len([*read_records()])
+            next(metadata_database.xcoms(XCOM_STARTED, _EVER), None)
+        except Exception as error:
+            self._tell(error)
+            return None
+        return f"{records:,} records of owners, and the XComs, can be read"
+
+    def _tell(self, error: Exception) -> None:
+        self.away = True
+        self._notes.say(f"No owners are known: {_unreadable(error)}")
+
+    def _read(self, operations: Collection[Operation]) -> None:
+        times = [one.ingest.create_time if one.ingest else None for one in operations]
+        known = [time for time in times if time]
+        # Nothing is earlier than its operation, but the clocks can differ.
+        since = min(known) - timedelta(seconds=CLOCK_SKEW) if len(known) == len(times) else _EVER
+        if self._read_since is None:
+            # Before the XComs: a record is what its task has last written.
+            for record in read_records():
+                self._index.add(record)
+        if self._read_since is None or since < self._read_since:
+            for record in pushed_records(metadata_database.xcoms(XCOM_STARTED, since, self._read_since)):
+                self._index.add(record)
+            self._read_since = since
+
+
+def _unreadable(error: Exception) -> str:
+    """Return a sentence on what a driver of a database has raised, whose text has the whole statement."""
+    return f"The metadata database cannot be read: {str(error).partition(chr(10))[0] or type(error).__name__}"
+
+
+def read_records() -> Iterator[Record]:
+    """Yield the records of owners; on a version of Airflow without them, none."""
+    store = metadata_database.find_asset_store(ASSET)
+    if store is None:
+        return
+    values = store.values(OWNER_KEYS)
+    if values is None:
+        yield from OwnerRecords(store).all()
+    else:
+        yield from filter(None, map(Record.from_json, values))
+
+
+def owners_for_sweep(endpoint: str) -> Owners:
+    """Return the owners as a sweep needs them, which announces to them what it is about to cancel.
+
+    :raises AirflowException: when the database cannot be read.
+    """
+    try:
+        store = metadata_database.find_asset_store(ASSET)
+    except Exception as error:
+        raise AirflowException(sentences(_unreadable(error), "Nothing was changed")) from error
+    sweep = Owner("airflow dai", str(uuid4()), "sweep")
+    records = OwnerRecords(store) if store else None
+    return Owners(records, endpoint, sweep, metadata_database, read_xcoms=True)

@@ -1,0 +1,190 @@
+"""What each command has: a hook, the owners of operations, its output; and what an error means for the exit code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property, wraps
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowException
+from airflow.utils.cli import suppress_logs_and_warning
+
+from airflow_dai_provider.api.endpoint import parse_endpoint
+from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.many_wait import ManyWait, some_of
+from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.polling import WaitTimeoutError
+from airflow_dai_provider.cli.output import Notes, Row, Rows
+from airflow_dai_provider.cli.owners import KnownOwners
+from airflow_dai_provider.hooks.dai import DaiHook
+from airflow_dai_provider.metadata_database import find_connections
+from airflow_dai_provider.tasks.events import describe_names
+from airflow_dai_provider.tasks.failures import describe_error, task_error
+
+
+class UsageError(Exception):
+    """A value on the command line is wrong."""
+
+
+class Session:
+    """One command.
+
+    :param args: of the command line.
+    """
+
+    #: Replaced in tests. The clock is the epoch's, as the service's create times are.
+    _clock: Callable[[], float] = staticmethod(time.time)
+    sleep: Callable[[float], None] = staticmethod(time.sleep)
+
+    def __init__(self, args: Namespace) -> None:
+        self.args = args
+        self.notes = Notes()
+        #: What hooks, and what cancels, tell.
+        self.log: Any = self.notes
+        if args.verbose:
+            self.log = logging.getLogger(__name__)
+        with usage():
+            if args.api_endpoint is not None:
+                parse_endpoint(args.api_endpoint, "--api-endpoint")
+            self.hook = DaiHook(args.conn_id, args.impersonation_chain, args.api_endpoint)
+        if not args.verbose:
+            self.hook._log = self.log
+
+    @cached_property
+    def owners(self) -> KnownOwners:
+        """The owners of operations."""
+        return KnownOwners(self.hook.endpoint.url, self.notes)
+
+    def clock(self) -> float:
+        """Return the seconds of the epoch."""
+        return self._clock()
+
+    def now(self) -> datetime:
+        """Return the time."""
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+    def rows(self, columns: Sequence[str]) -> Rows:
+        """Return what prints rows as the user wants them."""
+        return Rows(self.args.output, columns)
+
+    def show(self, rows: Iterable[Row], columns: Sequence[str]) -> None:
+        """Print rows."""
+        printed = self.rows(columns)
+        printed.add(list(rows))
+        printed.close()
+
+    def poll(self, names: Sequence[str]) -> tuple[dict[str, Operation], dict[str, ServiceError]]:
+        """Return the operations by name, and the errors of those that cannot be polled."""
+        found: dict[str, Operation] = {}
+        errors: dict[str, ServiceError] = {}
+        with self.hook.workers(len(names)) as workers:
+            for name, operation, error in workers.call(
+                names, lambda hook, name: hook.get_operation(name), retry_timeout=self.hook.retry_timeout
+            ):
+                if operation:
+                    found[name] = operation
+                elif error:
+                    errors[name] = error
+        return found, errors
+
+    def confirmed(self, question: str) -> bool:
+        """Return whether to go on: the user has said so before, or does now."""
+        if self.args.yes or self.notes.ask(question):
+            return True
+        self.notes.say("Nothing was done. Without a terminal to ask, give --yes.")
+        return False
+
+    def wait(self, names: Iterable[str]) -> ManyWait:
+        """Wait until operations have finished, or the user ends the wait; say what still runs, and why."""
+        args, names = self.args, list(dict.fromkeys(names))
+        wait = self.hook.make_wait(describe_names(names), timeout=args.timeout, poll_interval=args.poll_interval)
+        with self.notes.progress(f"Waiting for {describe_names(names)}", len(names)) as advance:
+            many = ManyWait(names, wait, on_finish=advance)
+            try:
+                with self.hook.workers(len(names), wait=wait) as workers:
+                    self.hook.wait_for_many(workers, many)
+            except KeyboardInterrupt:
+                self.notes.say("Interrupted.")
+            except (WaitTimeoutError, ServiceError) as error:
+                self.notes.say(advice(error) if isinstance(error, ServiceError) else f"{error}.")
+        if many.left:
+            self.notes.say(f"Not seen to have finished, may still run: {some_of(many.left)}.")
+        return many
+
+    def tell(self, errors: Mapping[str, ServiceError]) -> None:
+        """Say what the errors of single operations mean, each kind once."""
+        for error in {error.rpc_code: error for error in errors.values()}.values():
+            self.notes.say(advice(error))
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """Take an invalid value for wrong usage.
+
+    :raises UsageError: with the message.
+    """
+    try:
+        yield
+    except (ValueError, OverflowError) as error:
+        raise UsageError(str(error)) from error
+
+
+def advice(error: ServiceError) -> str:
+    """Return the message of an error, and what to do."""
+    return str(task_error(error.rpc_code, str(error)))
+
+
+def command(function: Callable[[Session], bool]) -> Callable[[Namespace], None]:
+    """Make a command of a function that returns whether all was done.
+
+    :return: takes the arguments, and raises SystemExit with the exit code, unless it is 0.
+    """
+
+    @wraps(function)
+    def run(args: Namespace) -> None:
+        codes: list[int] = []
+        _log_to_stderr()
+        find_connections()
+        # Without --verbose this silences Airflow; what its function returns, it drops.
+        suppress_logs_and_warning(lambda args: codes.append(_run(function, args)))(args)
+        if codes[0]:
+            raise SystemExit(codes[0])
+
+    return run
+
+
+def _run(function: Callable[[Session], bool], args: Namespace) -> int:
+    """Return the exit code."""
+    notes = Notes()
+    try:
+        session = Session(args)
+        with session.hook:
+            return 0 if function(session) else 1
+    except UsageError as error:
+        notes.say(str(error))
+        return 2
+    except KeyboardInterrupt:
+        notes.say("Interrupted.")
+    except ServiceError as error:
+        notes.say(advice(error))
+    except (AirflowException, ValueError) as error:
+        notes.say(describe_error(error))
+    return 1
+
+
+def _log_to_stderr() -> None:
+    """Keep the log out of the output, where Airflow does not do it by itself."""
+    for handler in logging.getLogger().handlers:
+        if not (isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout):
+            continue
+        if hasattr(handler, "_use_stderr"):
+            # That of Airflow 2 looks the stream up each time.
+            handler._use_stderr = True
+        else:
+            handler.setStream(sys.stderr)

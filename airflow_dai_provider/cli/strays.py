@@ -1,0 +1,145 @@
+"""``airflow dai sweep`` and ``airflow dai purge``: operations, and records, that no task needs any more."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
+from airflow_dai_provider.cli import rows
+from airflow_dai_provider.cli.output import Row
+from airflow_dai_provider.cli.owners import owners_for_sweep
+from airflow_dai_provider.cli.session import Session, command, usage
+from airflow_dai_provider.sweep.owners import KEPT, Owners
+from airflow_dai_provider.sweep.report import SweepReport
+from airflow_dai_provider.sweep.requests import cancel_found, wait_for_requested
+from airflow_dai_provider.sweep.search import find_strays
+from airflow_dai_provider.sweep.selection import Selection, Stray
+from airflow_dai_provider.tasks.events import describe_names
+from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE
+
+
+@command
+def sweep(session: Session) -> bool:
+    """Find strays; unless it is a dry run, cancel them."""
+    args = session.args
+    with usage():
+        selection = Selection.read(
+            older_than=args.older_than,
+            url_prefix=args.url_prefix,
+            url_pattern=args.url_pattern,
+            spare=args.spare,
+            include_undated=args.include_undated,
+        )
+    owners = owners_for_sweep(session.hook.endpoint.url)
+    # What is asked about was found by one read of the owners. A second one follows the answer.
+    if args.dry_run or not args.yes:
+        report = _find(session, selection, owners, dry_run=True)
+        if args.dry_run or not report.found:
+            return _show(session, report)
+        _show(session, report)
+        if _are_too_many(session, report):
+            return False
+        if not session.confirmed(f"Cancel {describe_names([stray.name for stray in report.found])}?"):
+            return False
+        asked = {stray.name for stray in report.found}
+    else:
+        asked = None
+    report = _find(session, selection, owners, dry_run=False)
+    report.found = [stray for stray in report.found if asked is None or stray.name in asked]
+    if _are_too_many(session, report):
+        _show(session, report)
+        return False
+    _cancel(session, report)
+    _show(session, report)
+    return not report.failures
+
+
+def _find(session: Session, selection: Selection, owners: Owners, *, dry_run: bool) -> SweepReport:
+    args = session.args
+    if not dry_run:
+        session.notes.say(f"The owners are read twice, {args.orphaned_for:.0f} s apart.")
+    return find_strays(
+        session.hook,
+        selection,
+        owners,
+        orphaned_for=args.orphaned_for,
+        limit=args.max_cancellations,
+        dry_run=dry_run,
+        clock=session.clock,
+        sleep=session.sleep,
+        log=session.log,
+    )
+
+
+def _are_too_many(session: Session, report: SweepReport) -> bool:
+    if len(report.found) <= session.args.max_cancellations:
+        return False
+    session.notes.say(
+        f"{len(report.found):,} strays are more than --max-cancellations {session.args.max_cancellations}, so none was "
+        "cancelled. Narrow the selection, or raise it."
+    )
+    return True
+
+
+def _cancel(session: Session, report: SweepReport) -> None:
+    """Request the cancellations, and wait if told to."""
+    args, hook = session.args, session.hook
+    report.begin()
+    if not report.left:
+        return
+    with hook.workers(len(report.left)) as workers:
+        cancel_found(workers, report, hook.retry_timeout, clock=session.clock, sleep=session.sleep, log=session.log)
+        if args.wait and report.requested:
+            limits = {"poll_interval": args.poll_interval, "timeout": args.timeout}
+            with session.notes.progress("Waiting for the strays", len(report.requested)) as advance:
+                wait_for_requested(hook, workers, report, advance, **limits)
+
+
+def _show(session: Session, report: SweepReport) -> bool:
+    session.show([_row(stray, report) for stray in report.found], rows.STRAY)
+    session.notes.say(f"{report.selected if report.dry_run else report.result}.")
+    if report.dry_run and session.args.dry_run and report.found:
+        session.notes.say("This was a dry run: nothing was cancelled. --no-dry-run cancels them.")
+    return True
+
+
+def _row(stray: Stray, report: SweepReport) -> Row:
+    name, outcomes = stray.name, report.failures
+    result: str | None
+    if name in outcomes:
+        result = f"may still run: {outcomes[name].reason}"
+    elif name in report.cancelled:
+        result = "CANCELLED"
+    else:
+        result = report.finished.get(name) or ("requested" if name in report.requested else None)
+    return {
+        "name": name,
+        "age": None if stray.age is None else str(timedelta(seconds=stray.age)),
+        "media_url": stray.creative_url,
+        **rows.owner_cells([stray.owner] if stray.owner else []),
+        "reason": stray.owner.reason if stray.owner else "is older than --older-than",
+        "result": result,
+    }
+
+
+@command
+def purge(session: Session) -> bool:
+    """Delete records of owners whose operations are gone."""
+    if not HAS_ASSET_STATE_STORE:
+        session.notes.say("Airflow before 3.3 has no records of owners: there is nothing to delete.")
+        session.show([], rows.OWNER[:4])
+        return True
+    unreadable: list[str] = []
+    now = session.clock()
+    owners = owners_for_sweep(session.hook.endpoint.url)
+    listed = session.hook.list_operations(page_size=LIST_PAGE_SIZE, on_unreadable=unreadable.append)
+    done = {operation.name: operation.done for operation in listed}
+    if unreadable:
+        session.notes.say(f"{len(unreadable):,} items of the list cannot be read, so no record was deleted.")
+        return False
+    # It reads the records.
+    owners.judge(())
+    removed = owners.remove_leftovers(done, now, KEPT if session.args.older_than is None else session.args.older_than)
+    session.show(map(rows.owner_row, removed), rows.OWNER[:4])
+    session.notes.say(f"{len(removed):,} records were deleted.")
+    return True

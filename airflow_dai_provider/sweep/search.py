@@ -1,0 +1,104 @@
+"""The search of a sweep: list all operations, find their owners, and report which are strays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
+from airflow_dai_provider.sweep.report import SweepReport
+from airflow_dai_provider.sweep.selection import PassedOver, Selection
+from airflow_dai_provider.tasks.failures import describe_error, sentences
+from airflow_dai_provider.tasks.rounds import PAUSE
+
+if TYPE_CHECKING:
+    from airflow_dai_provider.api.operation import Operation
+    from airflow_dai_provider.hooks.dai import DaiHook
+    from airflow_dai_provider.sweep.owners import Owners
+    from airflow_dai_provider.sweep.verdicts import Verdict
+
+
+def find_strays(
+    hook: DaiHook,
+    selection: Selection,
+    owners: Owners | None,
+    *,
+    orphaned_for: float,
+    limit: int,
+    dry_run: bool,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    log: Any,
+) -> SweepReport:
+    """List all operations before any is cancelled, and report what was found.
+
+    :param owners: None where only the ages of operations are known.
+    :param orphaned_for: seconds that an owner has to be over; in a dry run it is read once.
+    :param limit: with more suspects than this the sweep cancels none, so their owners are read once too.
+    :param clock: gives seconds of the epoch.
+    :raises ServiceError: when the service cannot be listed.
+    :raises AirflowException: when it has no list, when the owners cannot be read, and when the hook is stopped.
+    """
+    # No filter is sent, since it is not documented which ones the service understands.
+    unreadable: list[str] = []
+    now = clock()
+    try:
+        listed = hook.list_operations(page_size=LIST_PAGE_SIZE, on_unreadable=unreadable.append)
+        operations = list({operation.name: operation for operation in listed}.values())
+    except ServiceError as error:
+        if error.rpc_code is not Code.UNIMPLEMENTED:
+            raise
+        raise AirflowFailException(
+            f"{error}. A sweep needs operations.list: nothing else tells which operations run. Check the endpoint; "
+            "if it is right, cancel by name. No cancellation was requested."
+        ) from error
+
+    def pause() -> None:
+        left = orphaned_for
+        while left > 0 and not hook.stopped():
+            sleep(min(left, PAUSE))
+            left -= PAUSE
+        if reason := hook.stopped():
+            raise AirflowException(f"No cancellation was requested: {reason}.")
+
+    running = [one for one in operations if not selection.passes_over(one)]
+    twice = f"Reading their states again in {orphaned_for:.0f} s." if not dry_run else ""
+    judged = _judge(owners, running, limit, twice, pause, log) if owners else {}
+    report = SweepReport(operations, selection, now, judged, dry_run=dry_run)
+    report.unreadable = len(unreadable)
+    log.info("%s.", report.selected)
+    if undated := report.passed_over[PassedOver.UNDATED]:
+        log.warning("%d running operations have no create time; only include_undated=True selects them.", undated)
+    for stray in report.found:
+        log.info("Found %s.", stray)
+    return report
+
+
+def _judge(
+    owners: Owners, running: list[Operation], limit: int, twice: str, pause: Callable[[], None], log: Any
+) -> dict[str, Verdict]:
+    """Return the verdicts on running operations; the owners of suspects are read twice.
+
+    :param twice: the sentence on the second read, for the log; empty where there is none.
+    """
+    try:
+        verdicts = owners.judge(running)
+        suspects = {name: verdict for name, verdict in verdicts.items() if verdict.is_stray}
+        if not suspects or not twice or len(suspects) > limit:
+            return verdicts
+        log.info("The owners of %d operations are over. %s", len(suspects), twice)
+        pause()
+        return verdicts | owners.confirm(suspects, running)
+    except AirflowException:
+        raise
+    except Exception as error:
+        raise unreadable_owners(error) from error
+
+
+def unreadable_owners(error: Exception) -> AirflowException:
+    """Return the error of a sweep that cannot read the owners."""
+    message = f"Cannot read the owners of the operations: {describe_error(error)}"
+    return AirflowException(sentences(message, "No cancellation was requested"))

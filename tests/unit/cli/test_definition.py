@@ -1,0 +1,100 @@
+"""The definition of the commands: how Airflow loads it, what it costs, and what wrong usage gives."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from airflow_dai_provider.cli import commands
+from airflow_dai_provider.cli.definition import DAI_COMMANDS, EXIT_CODES, dai_commands
+from airflow_dai_provider.get_provider_info import get_provider_info
+from tests.support.airflow_versions import VERSION
+from tests.unit.cli.conftest import Dai
+
+NAMES = ["list", "get", "whose", "cancel", "wait", "sweep", "delete-creative", "check", "purge"]
+
+
+def test_the_commands() -> None:
+    assert [command.name for command in DAI_COMMANDS] == NAMES
+    assert [name.replace("_", "-") for name in sorted(commands.__all__)] == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_command_has_its_help(dai: Dai, name: str) -> None:
+    (command,) = (one for one in DAI_COMMANDS if one.name == name)
+    result = dai(name, "--help")
+    words = " ".join(result.out.split())
+    assert result.code == 0
+    assert words.startswith(f"usage: python -m airflow_dai_provider {name}")
+    assert command.description in words
+    assert EXIT_CODES in words
+    for option in ("--conn-id", "--impersonation-chain", "--api-endpoint", "--output", "--verbose"):
+        assert option in words
+
+
+@pytest.mark.skipif(VERSION < (3, 2), reason="Airflow before 3.2 asks providers for no commands")
+class TestAirflow:
+    def test_it_loads_the_group(self) -> None:
+        from airflow.providers_manager import ProvidersManager
+
+        manager = ProvidersManager()
+        manager._cleanup()
+        assert dai_commands in manager.cli_command_functions
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_its_parser_takes_each_command(self, name: str) -> None:
+        from airflow.cli.cli_parser import get_parser
+
+        given = {"get": ["operations/a"], "whose": ["operations/a"], "delete-creative": ["creatives/a", "creatives/b"]}
+        given |= dict.fromkeys(("cancel", "wait"), ["operations/a", "operations/b"])
+        parsed = get_parser().parse_args(["dai", name, *given.get(name, [])])
+        assert parsed.func.__name__ == name.replace("-", "_")
+        assert parsed.conn_id == "google_cloud_default"
+
+
+def test_the_definition_loads_nothing_beyond_what_airflow_has_loaded() -> None:
+    (path,) = get_provider_info()["cli"]
+    module, _, function = path.rpartition(".")
+    code = f"""
+import json, sys
+import airflow.cli.cli_config
+import argparse
+before = set(sys.modules)
+from {module} import {function}
+{function}()
+print("NEW", json.dumps(sorted(set(sys.modules) - before)))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (line,) = (line for line in run.stdout.splitlines() if line.startswith("NEW "))
+    package = "airflow_dai_provider"
+    new = set(json.loads(line.removeprefix("NEW ")))
+    assert new | {package} == {package, f"{package}.cli", f"{package}.cli.definition"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["abort"], "invalid choice: 'abort'"),
+        (["get"], "required: NAME"),
+        (["get", "ingest-1"], "Invalid operation name 'ingest-1': expected a string 'operations/'"),
+        (["cancel", "operations/a", "operations/../b"], "Invalid operation name 'operations/../b'"),
+        (["delete-creative", "operations/a"], "Invalid creative name 'operations/a'"),
+        (["list", "--older-than", "soon"], "Invalid duration 'soon': expected .* a text such as '90s' or '6h'"),
+        (["list", "--output", "xml"], "invalid choice: 'xml'"),
+        (["sweep", "--max-cancellations", "0"], "invalid positive int value: '0'"),
+        (["list", "--api-endpoint", "https://host/path"], "Invalid --api-endpoint 'https://host/path': expected"),
+        (["list", "--conn-id", ""], "Invalid gcp_conn_id '': expected the id of a connection"),
+        (["sweep", "--url-pattern", "("], r"Invalid url_pattern '\(': expected a regular expression"),
+        (["sweep", "--include-undated"], "include_undated needs older_than"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage(dai: Dai, arguments: list[str], words: str) -> None:
+    result = dai(*arguments)
+    assert result.code == 2
+    assert re.search(words, " ".join(result.err.split()))

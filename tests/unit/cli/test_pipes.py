@@ -1,0 +1,81 @@
+"""The commands as processes: their output to a pipe, to a pipe that closes, and to a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+
+from airflow_dai_provider.emulator import DaiEmulator
+from tests.support.emulators import MakeEmulator, count
+
+pytestmark = pytest.mark.usefixtures("metadata_database")
+
+COMMAND = [sys.executable, "-m", "airflow_dai_provider"]
+
+
+def read_all(descriptor: int) -> str:
+    """Return what a terminal was sent, until its other end is closed."""
+    parts: list[bytes] = []
+    with suppress(OSError):
+        while part := os.read(descriptor, 65536):
+            parts.append(part)
+    return b"".join(parts).decode()
+
+
+def test_a_pipe_gets_no_colours_and_no_progress_bar(make_emulator: MakeEmulator) -> None:
+    emulator = make_emulator()
+    name = emulator.start_ingest(seconds=0)
+    for arguments in (["list", "--all"], ["wait", name]):
+        done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=True)
+        assert name in done.stdout
+        assert "\x1b" not in done.stdout + done.stderr
+        assert done.stderr == ""
+
+
+def test_a_pipe_that_closes_ends_a_list(make_emulator: MakeEmulator) -> None:
+    emulator = make_emulator()
+    for _ in range(2_000):
+        emulator.start_ingest()
+    with subprocess.Popen([*COMMAND, "list", "-o", "plain"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith(b"name ")
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+    # 20 pages make the whole list.
+    assert count(emulator, "operations.list") < 20
+
+
+def test_a_terminal_sees_the_progress_of_a_wait(make_emulator: MakeEmulator) -> None:
+    emulator = make_emulator()
+    name = emulator.start_ingest(seconds=0)
+    master, slave = pty.openpty()
+    process = subprocess.Popen([*COMMAND, "wait", name], stdin=slave, stdout=subprocess.PIPE, stderr=slave, text=True)
+    os.close(slave)
+    shown = read_all(master)
+    os.close(master)
+    assert process.stdout is not None
+    assert name in process.stdout.read()
+    assert process.wait() == 0
+    process.stdout.close()
+    assert f"Waiting for {name}" in shown
+
+
+def test_a_terminal_that_closes_at_the_question_cancels_nothing(emulator: DaiEmulator) -> None:
+    name = emulator.start_ingest()
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "cancel", name], stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    os.close(slave)
+    os.close(master)
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert "Nothing was done. Without a terminal to ask, give --yes." in err
+    assert count(emulator, "operations.cancel") == 0

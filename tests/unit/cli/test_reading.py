@@ -1,0 +1,298 @@
+"""``list``, ``get``, ``whose`` and ``check``: what they show, in each format, and what they say of what goes wrong."""
+
+from __future__ import annotations
+
+import gc
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.cli.output import Rows
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from tests.support.clock import Clock
+from tests.support.emulators import MakeEmulator, methods
+from tests.support.payloads import SIGNATURE, SIGNED_URL, URL
+from tests.unit.cli.conftest import Dai, Start
+
+pytestmark = pytest.mark.usefixtures("metadata_database")
+
+FORMATS = ("table", "json", "yaml", "plain")
+READS = {
+    "list": ["list"],
+    "get": ["get", "operations/a"],
+    "whose": ["whose", "operations/a"],
+    "check": ["check"],
+}
+
+
+def read(output: str, text: str) -> list[dict[str, str | None]]:
+    """Return the rows of a format, with None for an empty cell."""
+    if output == "json":
+        return json.loads(text)  # type: ignore[no-any-return]
+    if output == "yaml":
+        return yaml.safe_load(text)  # type: ignore[no-any-return]
+    lines = [line for line in text.splitlines() if line.strip()]
+    if output == "table":
+        head, _, *rows = [[cell.strip() or None for cell in line.split("|")] for line in lines]
+        return [dict(zip(head, row, strict=True)) for row in rows]
+    columns = lines[0].split()
+    starts = [lines[0].index(f"{column}") for column in columns]
+    ends = [*starts[1:], None]
+    return [
+        {column: line[start:end].strip() or None for column, start, end in zip(columns, starts, ends, strict=True)}
+        for line in lines[1:]
+    ]
+
+
+class TestList:
+    @pytest.mark.parametrize("output", FORMATS)
+    def test_each_format_shows_what_runs_and_whose_it_is(
+        self, emulator: DaiEmulator, dai: Dai, start: Start, clock: Clock, output: str
+    ) -> None:
+        started = start()
+        other = emulator.start_ingest("operations/of/another", creative_url="https://media.example/[red]b.mp4")
+        emulator.start_ingest("operations/finished", seconds=1)
+        clock.advance(90)
+        result = dai("list", "--output", output)
+        assert (result.code, result.err) == (0, "")
+        assert SIGNATURE not in result.out
+        rows = {row["name"]: row for row in read(output, result.out)}
+        owner = {"dag_id": "starts", "run_id": started.run.run_id, "task_id": "ingest", "map_index": None}
+        assert rows == {
+            started.name: {"name": started.name, "state": "RUNNING", "age": "1:01:30", "media_url": URL}
+            | owner
+            | {"task_state": "success"},
+            other: {
+                "name": other,
+                "state": "RUNNING",
+                "age": "0:01:30",
+                "media_url": "https://media.example/[red]b.mp4",
+            }
+            | dict.fromkeys([*owner, "task_state"]),
+        }
+
+    def test_finished_ones_are_shown_when_asked_for(self, emulator: DaiEmulator, dai: Dai, clock: Clock) -> None:
+        names = [emulator.start_ingest(f"operations/{seconds}", seconds=seconds) for seconds in (1, 1e9)]
+        clock.advance(60)
+        states = {row["name"]: row["state"] for row in dai("list", "--all", "-o", "json").rows}
+        assert states == dict(zip(names, ("SUCCEEDED", "RUNNING"), strict=True))
+
+    def test_it_can_be_narrowed(self, emulator: DaiEmulator, dai: Dai, clock: Clock) -> None:
+        old = emulator.start_ingest(creative_url="https://media.example/a.mp4")
+        clock.advance(7 * 3600)
+        emulator.start_ingest(creative_url="https://media.example/b.mp4")
+        clock.advance(60)
+        assert [row["name"] for row in dai("list", "--older-than", "6h", "-o", "json").rows] == [old]
+        found = dai("list", "--url-prefix", "https://media.example/a", "-o", "json").rows
+        assert [row["name"] for row in found] == [old]
+        undated = {
+            "operations": [{"name": "operations/undated", "metadata": {"creativeUrl": "https://media.example/a"}}]
+        }
+        emulator.inject(Fault("operations.list", status=200, body=json.dumps(undated).encode(), times=2))
+        assert dai("list", "--older-than", "1s", "-o", "json").rows == []
+        assert len(dai("list", "-o", "json").rows) == 1
+
+    @pytest.mark.parametrize(
+        ("output", "text"), [("table", ""), ("json", "[]\n"), ("yaml", "[]\n"), ("plain", "")], ids=FORMATS
+    )
+    @pytest.mark.usefixtures("emulator")
+    def test_nothing(self, dai: Dai, output: str, text: str) -> None:
+        result = dai("list", "-o", output)
+        assert (result.code, result.out, result.err) == (0, text, "Nothing runs.\n")
+
+    def test_what_is_no_operation_is_counted(self, emulator: DaiEmulator, dai: Dai) -> None:
+        page = {"operations": [{"name": "operations/a"}, {"name": "../b"}, {}]}
+        emulator.inject(Fault("operations.list", status=200, body=json.dumps(page).encode()))
+        result = dai("list", "-o", "json")
+        assert [row["name"] for row in result.rows] == ["operations/a"]
+        assert "2 items of the list were no operations" in result.err
+
+    @pytest.mark.parametrize(("output", "number"), [*((output, 1_000) for output in FORMATS), ("plain", 10_000)])
+    def test_a_long_list_is_printed_page_by_page_and_not_kept(
+        self, make_emulator: MakeEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch, output: str, number: int
+    ) -> None:
+        emulator = make_emulator()
+        names = [emulator.start_ingest() for _ in range(number)]
+        pages: list[int] = []
+        kept: list[int] = []
+        add = Rows.add
+
+        def note(self: Rows, page: Any) -> None:
+            pages.append(methods(emulator).count("operations.list"))
+            if len(pages) % 10 == 0:
+                # Not isinstance, which asks proxies of Airflow for what they stand for.
+                kept.append(sum(type(one) is Operation for one in gc.get_objects()))
+            add(self, page)
+
+        monkeypatch.setattr(Rows, "add", note)
+        result = dai("list", "-o", output)
+        if output == "table":
+            found = [line.split()[0] for line in result.out.splitlines() if line.startswith("operations/")]
+        else:
+            found = [str(row["name"]) for row in read(output, result.out)]
+        assert sorted(found) == sorted(names)
+        # Each page was printed before the next one was read.
+        assert pages == list(range(1, number // 100 + 1))
+        # This page, and the one that was read last.
+        assert max(kept) <= 200
+
+
+class TestGet:
+    @pytest.mark.parametrize("output", FORMATS)
+    def test_it_shows_all_that_is_known(self, dai: Dai, start: Start, output: str) -> None:
+        started = start()
+        result = dai("get", started.name, "-o", output)
+        assert (result.code, result.err) == (0, "")
+        assert SIGNATURE not in result.out
+        if output == "table":
+            # Its columns are narrower than some cells.
+            assert "starts" in result.out
+            return
+        (row,) = read(output, result.out)
+        assert row["dag_id"] == "starts"
+        if output == "json":
+            assert row | {"create_time": None} == {
+                "name": started.name,
+                "state": "RUNNING",
+                "age": "1:00:00",
+                "media_url": URL,
+                "create_time": None,
+                "youtube_state": "PROCESSING",
+                "creative_name": None,
+                "error": None,
+                "dag_id": "starts",
+                "run_id": started.run.run_id,
+                "task_id": "ingest",
+                "map_index": None,
+                "task_state": "success",
+                "reason": "has succeeded; its run is success",
+            }
+
+    def test_a_failed_one_has_its_reason(self, emulator: DaiEmulator, dai: Dai, clock: Clock) -> None:
+        name = emulator.start_ingest(seconds=1, outcome="INVALID_MEDIA")
+        clock.advance(60)
+        (row,) = dai("get", name, "-o", "json").rows
+        assert (row["state"], row["youtube_state"]) == ("FAILED", "FAILURE")
+        assert row["error"].startswith("INVALID_MEDIA (")
+
+
+class TestWhose:
+    @pytest.mark.parametrize("run_state", ["success", "failed"])
+    def test_it_names_the_task_and_says_whether_it_is_a_stray(self, dai: Dai, start: Start, run_state: str) -> None:
+        started = start()
+        if run_state == "failed":
+            started.fail()
+        result = dai("whose", started.name, "-o", "json")
+        assert (result.code, result.err) == (0, "")
+        assert result.rows == [
+            {
+                "name": started.name,
+                "dag_id": "starts",
+                "run_id": started.run.run_id,
+                "task_id": "ingest",
+                "map_index": None,
+                "task_state": "success",
+                "try_number": "1",
+                "is_stray": "yes" if run_state == "failed" else "no",
+                "reason": f"has succeeded; its run is {run_state}",
+            }
+        ]
+
+    def test_without_the_service_a_known_name_is_enough(self, emulator: DaiEmulator, dai: Dai, start: Start) -> None:
+        started = start()
+        emulator.inject(Fault("operations.get", rpc_status="UNAVAILABLE", times=None))
+        result = dai("whose", started.name, "-o", "json")
+        assert (result.code, [row["dag_id"] for row in result.rows]) == (0, ["starts"])
+        assert "UNAVAILABLE" in result.err
+
+    def test_what_another_system_has_started_has_no_owner(self, emulator: DaiEmulator, dai: Dai) -> None:
+        name = emulator.start_ingest(creative_url=SIGNED_URL)
+        result = dai("whose", name, "-o", "json")
+        assert (result.code, result.rows) == (1, [])
+        assert f"No task is known that has started {name}" in result.err
+
+
+class TestCheck:
+    @pytest.mark.usefixtures("asset")
+    def test_all_is_well(self, emulator: DaiEmulator, dai: Dai) -> None:
+        result = dai("check", "-o", "json")
+        assert result.code == 0
+        assert [(row["name"], row["result"]) for row in result.rows] == [("service", "ok"), ("owners", "ok")]
+        assert f"{emulator.endpoint} responded to operations.list." in result.out
+        assert set(methods(emulator)) == {"operations.list"}
+
+
+class TestTrouble:
+    @pytest.mark.parametrize("arguments", READS.values(), ids=READS)
+    def test_the_service_is_down(
+        self, dai: Dai, closed_port: int, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+    ) -> None:
+        monkeypatch.setenv("DAI_EMULATOR_HOST", f"127.0.0.1:{closed_port}")
+        result = dai(*arguments)
+        assert result.code == 1
+        assert "got no response from" in result.out + result.err
+        assert "Traceback" not in result.err
+
+    @pytest.mark.parametrize("arguments", READS.values(), ids=READS)
+    def test_no_permission(self, emulator: DaiEmulator, dai: Dai, arguments: list[str]) -> None:
+        for method in ("operations.list", "operations.get"):
+            emulator.inject(Fault(method, rpc_status="PERMISSION_DENIED", times=None))
+        result = dai(*arguments)
+        assert result.code == 1
+        assert "PERMISSION_DENIED" in result.out + result.err
+        if arguments[0] in ("list", "get"):
+            assert "Google must have allow-listed it for DAI" in result.err
+
+    @pytest.mark.usefixtures("emulator")
+    @pytest.mark.parametrize("command", ["get", "whose"])
+    def test_an_unknown_name(self, dai: Dai, command: str) -> None:
+        result = dai(command, "operations/unknown")
+        assert result.code == 1
+        assert "operations.get of operations/unknown returned 404 NOT_FOUND" in result.err
+
+    def test_an_undefined_connection(self, dai: Dai) -> None:
+        result = dai("list", "--conn-id", "no_such_connection")
+        assert result.code == 1
+        assert "The connection 'no_such_connection' could not be looked up" in result.err
+
+    def test_a_connection_in_the_database_is_found(
+        self, make_emulator: MakeEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from airflow.models import Connection
+        from airflow.utils.session import create_session
+
+        emulator = make_emulator()
+        name = emulator.start_ingest()
+        monkeypatch.delenv("DAI_EMULATOR_HOST")
+        extra = json.dumps({"is_anonymous": True, "dai_api_endpoint": emulator.endpoint})
+        with create_session() as session:
+            session.query(Connection).filter_by(conn_id="on_call").delete()
+            session.add(Connection(conn_id="on_call", conn_type="google_cloud_platform", extra=extra))
+        result = dai("list", "--conn-id", "on_call", "-o", "json")
+        assert (result.code, [row["name"] for row in result.rows]) == (0, [name])
+
+    def test_a_database_that_cannot_be_read_costs_only_the_owners(
+        self, emulator: DaiEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from airflow_dai_provider import metadata_database
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("the database is away\n[SQL: SELECT ...]")
+
+        monkeypatch.setattr(metadata_database, "find_asset_store", fail)
+        names = [emulator.start_ingest() for _ in range(150)]
+        result = dai("list", "-o", "json")
+        assert sorted(row["name"] for row in result.rows) == sorted(names)
+        assert (result.code, result.err) == (
+            0,
+            "No owners are known: The metadata database cannot be read: the database is away\n",
+        )
+        assert dai("check").code == 1
+
+    def test_verbose_shows_airflows_log_beside_the_output(self, emulator: DaiEmulator, dai: Dai) -> None:
+        name = emulator.start_ingest()
+        result = dai("list", "-o", "json", "--verbose")
+        assert [row["name"] for row in json.loads(result.out.splitlines()[-1])] == [name]

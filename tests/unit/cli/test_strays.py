@@ -1,0 +1,175 @@
+"""``sweep`` and ``purge``: what they find by owner and by age, and what they change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from airflow_dai_provider import metadata_database
+from airflow_dai_provider.cli import owners
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.ingest.ownership import ASSET
+from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE
+from tests.support.clock import Clock
+from tests.support.emulators import MakeEmulator, count
+from tests.unit.cli.conftest import Dai, Result, Start
+
+pytestmark = pytest.mark.usefixtures("metadata_database", "asset")
+
+CANCEL = "operations.cancel"
+
+
+def results(result: Result) -> dict[str, Any]:
+    return {row["name"]: row["result"] for row in result.rows}
+
+
+class TestSweep:
+    def test_by_default_it_only_shows(self, emulator: DaiEmulator, dai: Dai, start: Start) -> None:
+        healthy, stray = start("healthy"), start("stray")
+        emulator.start_ingest("operations/of/another")
+        stray.fail()
+        result = dai("sweep", "-o", "json")
+        assert result.code == 0
+        (row,) = result.rows
+        assert row["name"] == stray.name != healthy.name
+        assert (row["dag_id"], row["run_id"], row["task_state"]) == ("stray", stray.run.run_id, "success")
+        assert (row["reason"], row["result"]) == ("has succeeded; its run is failed", None)
+        assert "This was a dry run: nothing was cancelled. --no-dry-run cancels them." in result.err
+        assert "1 of tasks that need them, 1 without an owner" in result.err
+        assert count(emulator, CANCEL) == 0
+
+    def test_it_asks_reads_the_owners_again_and_cancels(
+        self, emulator: DaiEmulator, dai: Dai, start: Start, clock: Clock
+    ) -> None:
+        stray = start()
+        stray.fail()
+        began = clock.now
+        result = dai("sweep", "--no-dry-run", "--wait", "-o", "plain", answer="y\n")
+        assert result.code == 0
+        assert f"Cancel {stray.name}? [y/N]" in result.err
+        assert "CANCELLED" in result.out
+        assert emulator.state(stray.name) == "CANCELLED"
+        assert clock.now >= began + 120
+
+    def test_no_answer_cancels_nothing(self, emulator: DaiEmulator, dai: Dai, start: Start) -> None:
+        start().fail()
+        assert dai("sweep", "--no-dry-run").code == 1
+        assert count(emulator, CANCEL) == 0
+
+    def test_with_yes_it_does_not_ask(self, emulator: DaiEmulator, dai: Dai, start: Start) -> None:
+        stray = start()
+        stray.fail()
+        result = dai("sweep", "--no-dry-run", "--yes", "--orphaned-for", "5s", "-o", "json")
+        assert (result.code, results(result)) == (0, {stray.name: "requested"})
+        assert "[y/N]" not in result.err
+        assert emulator.cancel_requested(stray.name) == 1
+
+    def test_what_is_cleared_between_the_reads_is_left_alone(
+        self, emulator: DaiEmulator, dai: Dai, start: Start, monkeypatch: pytest.MonkeyPatch, clock: Clock
+    ) -> None:
+        from airflow_dai_provider.cli.session import Session
+
+        stray = start()
+        stray.fail()
+
+        def sleep(seconds: float) -> None:
+            clock.sleep(seconds)
+            stray.set_state("running")
+
+        monkeypatch.setattr(Session, "sleep", staticmethod(sleep))
+        result = dai("sweep", "--no-dry-run", "--yes", "-o", "json")
+        assert (result.code, result.rows, count(emulator, CANCEL)) == (0, [], 0)
+
+    def test_what_another_system_has_started_goes_by_age(self, emulator: DaiEmulator, dai: Dai, clock: Clock) -> None:
+        old = emulator.start_ingest()
+        clock.advance(7 * 3600)
+        emulator.start_ingest()
+        clock.advance(60)
+        assert dai("sweep", "-o", "json").rows == []
+        result = dai("sweep", "--older-than", "6h", "-o", "json")
+        assert [(row["name"], row["reason"]) for row in result.rows] == [(old, "is older than --older-than")]
+        assert dai("sweep", "--older-than", "6h", "--spare", old, "-o", "json").rows == []
+
+    def test_too_many_are_not_cancelled(self, emulator: DaiEmulator, dai: Dai, clock: Clock) -> None:
+        for _ in range(3):
+            emulator.start_ingest()
+        clock.advance(60)
+        result = dai("sweep", "--no-dry-run", "-y", "--older-than", "1s", "--max-cancellations", "2")
+        assert (result.code, count(emulator, CANCEL)) == (1, 0)
+        assert "3 strays are more than --max-cancellations 2, so none was cancelled" in result.err
+
+    def test_a_refused_cancellation_is_told(self, emulator: DaiEmulator, dai: Dai, clock: Clock) -> None:
+        name = emulator.start_ingest()
+        clock.advance(60)
+        emulator.inject(Fault(CANCEL, rpc_status="PERMISSION_DENIED", times=None))
+        result = dai("sweep", "--no-dry-run", "-y", "--older-than", "1s", "-o", "json")
+        assert result.code == 1
+        assert results(result)[name].startswith("may still run: ")
+        assert "PERMISSION_DENIED" in results(result)[name]
+
+    @pytest.mark.parametrize("command", ["sweep", "purge"])
+    def test_no_permission(self, emulator: DaiEmulator, dai: Dai, command: str) -> None:
+        emulator.inject(Fault("operations.list", rpc_status="PERMISSION_DENIED", times=None))
+        result = dai(command)
+        if command == "sweep" or HAS_ASSET_STATE_STORE:
+            assert result.code == 1
+            assert "allow-listed" in result.err
+
+    def test_without_the_database_nothing_is_cancelled(
+        self, emulator: DaiEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch, clock: Clock
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise RuntimeError("the database is away\n[SQL: SELECT ...]")
+
+        monkeypatch.setattr(metadata_database, "find_asset_store", fail)
+        emulator.start_ingest()
+        clock.advance(60)
+        result = dai("sweep", "--no-dry-run", "-y", "--older-than", "1s")
+        assert (result.code, count(emulator, CANCEL)) == (1, 0)
+        assert result.err == "The metadata database cannot be read: the database is away. Nothing was changed.\n"
+
+
+@pytest.mark.skipif(HAS_ASSET_STATE_STORE, reason="Airflow 3.3 and later have records of owners")
+def test_there_is_nothing_to_purge_before_3_3(emulator: DaiEmulator, dai: Dai) -> None:
+    result = dai("purge", "-o", "json")
+    assert (result.code, result.rows) == (0, [])
+    assert "Airflow before 3.3 has no records of owners" in result.err
+    assert count(emulator, "operations.list") == 0
+
+
+@pytest.mark.skipif(not HAS_ASSET_STATE_STORE, reason="Airflow before 3.3 has no records of owners")
+class TestPurge:
+    def test_records_of_finished_operations_go(
+        self, make_emulator: MakeEmulator, dai: Dai, start: Start, clock: Clock
+    ) -> None:
+        make_emulator(ingest_seconds=2 * 3600)
+        gone = start("gone")
+        clock.advance(2 * 3600)
+        start("still_runs")
+        assert len([*owners.read_records()]) == 2
+        result = dai("purge", "-o", "json")
+        assert result.code == 0
+        assert [(row["dag_id"], row["run_id"]) for row in result.rows] == [("gone", gone.run.run_id)]
+        assert "1 records were deleted." in result.err
+        (kept,) = owners.read_records()
+        assert kept.owner.dag_id == "still_runs"
+        assert dai("purge", "-o", "json").rows == []
+
+    def test_those_of_forgotten_operations_go_when_they_are_old_enough(
+        self, emulator: DaiEmulator, dai: Dai, start: Start
+    ) -> None:
+        start()
+        emulator.reset()
+        assert dai("purge", "-o", "json").rows == []
+        assert len(dai("purge", "--older-than", "30m", "-o", "json").rows) == 1
+        assert [*owners.read_records()] == []
+
+    def test_a_list_that_says_too_little_deletes_nothing(self, emulator: DaiEmulator, dai: Dai, start: Start) -> None:
+        start()
+        emulator.inject(Fault("operations.list", status=200, body=b'{"operations": [{}]}'))
+        result = dai("purge", "--older-than", "30m")
+        assert result.code == 1
+        assert "1 items of the list cannot be read, so no record was deleted." in result.err
+        assert metadata_database.find_asset_store(ASSET) is not None
+        assert len([*owners.read_records()]) == 1

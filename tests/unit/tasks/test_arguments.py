@@ -1,0 +1,180 @@
+"""What is wrong and no template is refused where the DAG is parsed; a template is left to the run."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, task
+
+from airflow_dai_provider.operators.dai import (
+    DaiCancelOperationOperator,
+    DaiCancelStrayOperationsOperator,
+    DaiCreateCreativeOperator,
+    DaiDeleteCreativeOperator,
+)
+from airflow_dai_provider.sensors.dai import DaiOperationSensor
+from airflow_dai_provider.tasks.failures import InvalidParameterError
+from tests.support.payloads import NAME, creative, media_file
+
+CANCEL, SWEEP, CREATE = DaiCancelOperationOperator, DaiCancelStrayOperationsOperator, DaiCreateCreativeOperator
+DELETE, SENSOR = DaiDeleteCreativeOperator, DaiOperationSensor
+#: The required parameters of each class.
+TASKS: dict[type[Any], dict[str, Any]] = {
+    CANCEL: {"operation_name": NAME},
+    CREATE: {"creative": creative()},
+    DELETE: {"creative_name": "creatives/my-ad"},
+    SWEEP: {},
+    SENSOR: {"operation_name": NAME},
+}
+TEMPLATES = ["{{ params.x }}", "{% if x %}a{% endif %}", ["{{ params.x }}"], [NAME, "operations/{{ params.x }}"]]
+
+
+def make(kind: type[Any], **options: Any) -> Any:
+    return kind(task_id="task", **{**TASKS[kind], **options})
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("kind", "given", "meant"),
+        [
+            (CANCEL, "poke_interval", "poll_interval"),
+            (CREATE, "poke_interval", "poll_interval"),
+            (SENSOR, "poll_interval", "poke_interval"),
+            (SENSOR, "polling_period_seconds", "poke_interval"),
+            (CANCEL, "conn_id", "gcp_conn_id"),
+            (DELETE, "google_cloud_conn_id", "gcp_conn_id"),
+            (CANCEL, "wait", "wait_for_completion"),
+            (SENSOR, "expected_state", "expected_states"),
+            (CANCEL, "expected_stats", "expected_states"),
+            (CREATE, "cancel_on_fail", "cancel_on_failure"),
+            (SWEEP, "min_age", "older_than"),
+            (SWEEP, "max_cancelations", "max_cancellations"),
+            (SENSOR, "ignore_if_missing", "missing_ok"),
+            (CANCEL, "endpoint", "api_endpoint"),
+            (CANCEL, "retry", "retries"),
+        ],
+    )
+    def test_an_unknown_parameter_gets_the_one_that_was_meant(self, kind: type[Any], given: str, meant: str) -> None:
+        with pytest.raises(InvalidParameterError) as caught:
+            make(kind, **{given: 5})
+        assert str(caught.value) == f"{kind.__name__} has no parameter {given}. Did you mean {meant}?"
+
+    @pytest.mark.parametrize("kind", TASKS)
+    def test_an_unknown_parameter_like_none_is_named(self, kind: type[Any]) -> None:
+        with pytest.raises(InvalidParameterError, match=f"^{kind.__name__} has no parameter qqq\\.$"):
+            make(kind, qqq=5)
+
+    @pytest.mark.parametrize("kind", TASKS)
+    def test_parameters_of_airflow_and_of_a_subclass_are_known(self, kind: type[Any]) -> None:
+        class Mine(kind):  # type: ignore[misc]
+            def __init__(self, *, mine: int, **kwargs: Any) -> None:
+                super().__init__(**kwargs)
+                self.mine = mine
+
+        task = Mine(task_id="task", **TASKS[kind], mine=1, retries=2, doc_md="words", execution_timeout=timedelta(1))
+        assert (task.mine, task.retries) == (1, 2)
+
+    def test_default_args_of_other_tasks_are_none_of_ours(self) -> None:
+        with DAG("mixed", schedule=None, default_args={"poke_interval": 5, "poll_interval": 6, "qqq": 7}):
+            assert make(CANCEL).poll_interval == 6
+            assert DaiOperationSensor(task_id="wait", operation_name=NAME).poke_interval == 5
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        ("kind", "parameter", "value", "words"),
+        [
+            (
+                CANCEL,
+                "operation_name",
+                "ingest-1",
+                "Invalid operation name 'ingest-1': expected a string",
+            ),
+            (CANCEL, "operation_name", [NAME, "b"], r"operation_name\[1\]: Invalid operation name 'b'"),
+            (CANCEL, "operation_name", None, "Invalid operation name None"),
+            (CANCEL, "expected_states", ["DONE"], r"Invalid expected_states \['DONE'\]: expected None for"),
+            (SENSOR, "operation_name", "operations/a b", "Invalid operation name 'operations/a b'"),
+            (SENSOR, "expected_states", "cancelled", "Invalid expected_states 'cancelled'"),
+            (DELETE, "creative_name", "operations/a", "Invalid creative name 'operations/a'"),
+            (SWEEP, "older_than", "six hours", "Invalid older_than 'six hours': expected a timedelta, or a positive"),
+            (SWEEP, "orphaned_for", -1, "Invalid orphaned_for -1"),
+            (SWEEP, "url_pattern", "(", r"Invalid url_pattern '\(': expected a regular expression"),
+            (SWEEP, "spare", "a", "Invalid spare: Invalid operation name 'a'"),
+            (SWEEP, "include_undated", True, "include_undated needs older_than"),
+            (CREATE, "creative", {"mediaFiles": []}, "adSystem: expected a string, got None; .* at least one entry"),
+            (CREATE, "creative", [creative(), "x"], r"creative\[1\]: Invalid creative: expected a JSON object"),
+            (CREATE, "dynamic_creative_info", {"activeDuration": "soon"}, "activeDuration: expected seconds such as"),
+            *((kind, "gcp_conn_id", "", "Invalid gcp_conn_id ''") for kind in TASKS),
+            *((kind, "impersonation_chain", 3, "Invalid impersonation_chain 3") for kind in TASKS),
+            *((kind, "api_endpoint", "https://host/v1", "Invalid api_endpoint 'https://host/v1'") for kind in TASKS),
+        ],
+    )
+    def test_a_wrong_value_is_refused(self, kind: type[Any], parameter: str, value: Any, words: str) -> None:
+        with pytest.raises(InvalidParameterError, match=words):
+            make(kind, **{parameter: value})
+
+    @pytest.mark.parametrize("template", TEMPLATES, ids=repr)
+    @pytest.mark.parametrize("kind", TASKS)
+    def test_a_template_is_left_to_the_run(self, kind: type[Any], template: Any) -> None:
+        if kind is CREATE and NAME in template:
+            pytest.skip("A name is no creative.")
+        fields = [field for field in kind.template_fields if field != "dynamic_creative_info"]
+        made = make(kind, **dict.fromkeys(fields, template))
+        assert [getattr(made, field) for field in fields] == [template] * len(fields)
+
+    def test_the_output_of_a_task_is_left_to_the_run(self) -> None:
+        with DAG("outputs", schedule=None):
+
+            @task
+            def upstream() -> str:
+                return NAME
+
+            made = upstream()
+            for kind, required in TASKS.items():
+                kind(task_id=kind.__name__, **dict.fromkeys(required, made))
+            nested = make(CREATE, creative={"adSystem": "a", "mediaFiles": [media_file(), made]})
+        assert nested.creative["mediaFiles"][1] is made
+
+    @pytest.mark.parametrize(
+        ("template", "words"),
+        [
+            ({"mediaFiles": [media_file("{{ params.url }}", delivery="STREAMING")]}, r"mediaFiles\[0\].delivery"),
+            ({"mediaFiles": "{{ params.files }}", "adSystem": 5}, "adSystem: expected a string, got 5"),
+            ({"mediaFiles": ["{{ params.file }}"], "adTitle": 5}, "adTitle: expected a string, got 5"),
+            ({"mediaFiles": [media_file(delivery="{{ params.x }}"), media_file(None)]}, r"mediaFiles\[1\].uri"),
+        ],
+    )
+    def test_what_is_wrong_beside_a_template_is_refused(self, template: dict[str, Any], words: str) -> None:
+        with pytest.raises(InvalidParameterError, match=f"^Invalid creative: {words}") as caught:
+            make(CREATE, creative={"adSystem": "example", **template})
+        assert str(caught.value).count("expected") == 1
+
+    def test_marks_of_its_own_are_not_guessed_at(self) -> None:
+        marks = {"variable_start_string": "<<", "variable_end_string": ">>"}
+        with DAG("marks", schedule=None, jinja_environment_kwargs=marks):
+            assert make(CANCEL, operation_name="<< params.x >>").operation_name == "<< params.x >>"
+
+    def test_a_mapped_task_is_checked_when_it_runs(self) -> None:
+        made = CANCEL(task_id="task", operation_name="b", _airflow_from_mapped=True)
+        assert made.operation_name == "b"
+
+
+class TestDurations:
+    @pytest.mark.parametrize("value", ["90s", timedelta(seconds=90), 90])
+    @pytest.mark.parametrize(
+        ("kind", "parameter"),
+        [
+            *((kind, parameter) for kind in (CANCEL, CREATE, SWEEP) for parameter in ("poll_interval", "timeout")),
+            *((SENSOR, parameter) for parameter in ("poke_interval", "timeout")),
+        ],
+    )
+    def test_each_takes_a_text(self, kind: type[Any], parameter: str, value: Any) -> None:
+        assert getattr(make(kind, **{parameter: value}), parameter) == 90.0
+
+    def test_so_do_those_of_airflows_sensors(self) -> None:
+        sensor = make(SENSOR, max_wait="2m", default_args={"poke_interval": "5s", "timeout": "1h"})
+        assert (sensor.max_wait, sensor.poke_interval, sensor.timeout) == (timedelta(minutes=2), 5.0, 3600.0)
+        with DAG("defaults", schedule=None, default_args={"poke_interval": "7s"}):
+            assert make(SENSOR).poke_interval == 7.0
