@@ -1,5 +1,4 @@
-"""
-``make long``: run every long kind of test, one after the other, and write a table of the results.
+"""``make long``: run every long kind of test, some side by side, and write a table of the results.
 
 The output of each kind goes to a log of its own beside the table, in ``.airflow/``. A failure does not stop the others.
 """
@@ -12,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,12 +28,14 @@ FOLDER = ROOT / ".airflow"
 GRACE = 60.0
 #: From ``linux/prctl.h``.
 PR_SET_CHILD_SUBREAPER = 36
+#: What ``make e2e`` runs: the rows of ``docs/guards.md``, which need the machine alone, and all others.
+ROWS = "tests/e2e/test_rows.py"
+OTHERS = ("tests/e2e", f"--ignore={ROWS}")
 
 
 @dataclass
 class Kind:
-    """
-    A kind of test.
+    """A kind of test.
 
     :param name: the target of the Makefile.
     :param version: the version of Airflow.
@@ -50,44 +51,38 @@ class Kind:
     def __post_init__(self) -> None:
         self.command = self.command or ("make", self.name, f"AIRFLOW={self.version}")
 
-    def run(self, log: Path) -> None:
-        """Run the command to its end, and note the result."""
-        # Variables of the outer make, ARGS among them, are not meant for this one.
-        env = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "ARGS")}
-        started = time.monotonic()
-        self.result = "stopped"
-        try:
-            with log.open("wb") as output:
-                process = subprocess.Popen(
-                    self.command,
-                    cwd=ROOT,
-                    env=env,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-                try:
-                    code = _wait(process)
-                finally:
-                    _stop(process)
-            self.result = f"failed with exit code {code}, see {os.path.relpath(log, ROOT)}" if code else "passed"
-        finally:
-            self.seconds = time.monotonic() - started
+    def start(self, log: Path) -> subprocess.Popen[bytes]:
+        """Start the command, which writes to the log."""
+        # Variables of the outer make, ARGS among them, are not meant for this one. The log shows how far it is.
+        outer = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "ARGS")}
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                self.command,
+                cwd=ROOT,
+                env=outer | {"PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
 
 def main() -> int:
     """Run all kinds on the present commit."""
-    kinds = [
-        Kind("e2e", "3.3"),
-        Kind("e2e", "2.11"),
-        Kind("soak", "3.3"),
-        Kind("soak", "2.11"),
-        Kind("peers", "3.3"),
-        Kind("bench", "3.3"),
-        Kind("test", "2.11-lowest"),
+    groups = [
+        [e2e("rows", "3.3", ROWS)],
+        [e2e("rows", "2.11", ROWS)],
+        [e2e("e2e", "3.3", *OTHERS), Kind("soak", "3.3"), Kind("soak", "2.11")],
+        [e2e("e2e", "2.11", *OTHERS), Kind("test", "2.11-lowest")],
+        [Kind("bench", "3.3")],
+        [Kind("peers", "3.3")],
     ]
-    return run_all(kinds, FOLDER, f"# Long tests of {commit()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+    return run_all(groups, FOLDER, f"# Long tests of {commit()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+
+
+def e2e(name: str, version: str, *arguments: str) -> Kind:
+    """Return a part of ``make e2e``."""
+    return Kind(name, version, ("make", "e2e", f"AIRFLOW={version}", f"ARGS={' '.join(arguments)}"))
 
 
 def commit() -> str:
@@ -99,9 +94,8 @@ def commit() -> str:
     return git("rev-parse", "HEAD") + (" with uncommitted changes" if git("status", "--porcelain") else "")
 
 
-def run_all(kinds: Sequence[Kind], folder: Path, heading: str) -> int:
-    """
-    Run the kinds in order, and keep the table up to date; return the exit code.
+def run_all(groups: Sequence[Sequence[Kind]], folder: Path, heading: str) -> int:
+    """Run groups of kinds in order, those of a group side by side; keep the table up to date; return the exit code.
 
     :param folder: where the table, ``long.md``, and the logs are written.
     """
@@ -110,20 +104,44 @@ def run_all(kinds: Sequence[Kind], folder: Path, heading: str) -> int:
         raise OSError(ctypes.get_errno(), "prctl")
     raise_on_signals()
     folder.mkdir(exist_ok=True)
-    text = ""
+    kinds = [kind for group in groups for kind in group]
+
+    def note(kind: Kind, result: str, began: float) -> None:
+        kind.result, kind.seconds = result, time.monotonic() - began
+        (folder / "long.md").write_text(f"{heading}\n\n{table(kinds)}\n")
+        print(f"{kind.name} on Airflow {kind.version}: {kind.result}, {kind.seconds:.0f} s", flush=True)
+
     try:
-        for kind in kinds:
+        for group in groups:
+            _run(group, folder, note)
+    finally:
+        print(f"\n{heading}\n\n{table(kinds)}\n", flush=True)
+    return 0 if all(kind.result == "passed" for kind in kinds) else 1
+
+
+def _run(group: Sequence[Kind], folder: Path, note: Callable[[Kind, str, float], None]) -> None:
+    """Run kinds side by side, and note the result of each."""
+    running: dict[int, tuple[Kind, subprocess.Popen[bytes]]] = {}
+    began = time.monotonic()
+    try:
+        for kind in group:
             log = folder / f"long-{kind.name}-{kind.version}.log"
             print(f"{kind.name} on Airflow {kind.version}: running, its output is in {log}", flush=True)
-            try:
-                kind.run(log)
-            finally:
-                text = f"{heading}\n\n{table(kinds)}\n"
-                (folder / "long.md").write_text(text)
-                print(f"{kind.name} on Airflow {kind.version}: {kind.result}, {kind.seconds or 0:.0f} s", flush=True)
+            process = kind.start(log)
+            running[process.pid] = kind, process
+        while running:
+            # Reaps the orphans too, which nothing else does.
+            pid, status = os.wait()
+            if pid in running:
+                kind, process = running.pop(pid)
+                process.returncode = code = os.waitstatus_to_exitcode(status)
+                log = folder / f"long-{kind.name}-{kind.version}.log"
+                failed = f"failed with exit code {code}, see {os.path.relpath(log, ROOT)}"
+                note(kind, failed if code else "passed", began)
     finally:
-        print(f"\n{text}", flush=True)
-    return 0 if all(kind.result == "passed" for kind in kinds) else 1
+        _stop([process for _, process in running.values()])
+        for kind, _ in running.values():
+            note(kind, "stopped", began)
 
 
 def table(kinds: Sequence[Kind]) -> str:
@@ -135,21 +153,14 @@ def table(kinds: Sequence[Kind]) -> str:
     return "\n".join(["| kind | version | result | seconds |", "|---|---|---|---|", *rows])
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Return the exit code of a process; meanwhile reap the orphans, which nothing else does."""
-    while True:
-        pid, status = os.wait()
-        if pid == process.pid:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            return process.returncode
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a process that may have ended, and kill what is left of it: its group first, then all descendants."""
-    if process.returncode is None:
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Stop processes, and kill what is left of them: their groups first, then all descendants."""
+    until = time.monotonic() + GRACE
+    for process in processes:
         signal_group(process, signal.SIGTERM)
+    for process in processes:
         with suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
+            process.wait(max(0.0, until - time.monotonic()))
     # Until no child is left, and not until none is listed: the list can miss one whose parent has just ended.
     with suppress(ChildProcessError):
         while True:

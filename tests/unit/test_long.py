@@ -21,14 +21,19 @@ from tests import long
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests ignore it, and so would this
 long.GRACE = 0.2
-commands = sys.argv[2:]
-kinds = [long.Kind(f"kind{number}", "1.0", ["sh", "-c", command]) for number, command in enumerate(commands)]
-sys.exit(long.run_all(kinds, Path(sys.argv[1]), "# Long tests of abc"))
+groups, number = [], 0
+for commands in sys.argv[2:]:
+    groups.append([])
+    for command in commands.split(" || "):
+        groups[-1].append(long.Kind(f"kind{number}", "1.0", ["sh", "-c", command]))
+        number += 1
+sys.exit(long.run_all(groups, Path(sys.argv[1]), "# Long tests of abc"))
 """
 ROOT = Path(__file__).parents[2]
 
 
 def start(folder: Path, *commands: str) -> subprocess.Popen[str]:
+    """Start groups of commands; those of a group are separated by ``||``."""
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, folder, *commands],
         cwd=ROOT,
@@ -64,6 +69,18 @@ def test_a_failure_is_recorded_and_the_other_kinds_run(tmp_path: Path) -> None:
     failed = f"failed with exit code 3, see {os.path.relpath(log, ROOT)}"
     assert results(tmp_path) == [["kind0", "1.0", failed], ["kind1", "1.0", "passed"]]
     assert log.read_text() == "the reason\n"
+
+
+def test_the_kinds_of_a_group_run_side_by_side(tmp_path: Path) -> None:
+    """Each waits for the other; a group begins when the one before has ended."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    os.mkfifo(one)
+    os.mkfifo(other)
+    pair = f"echo > {one}; cat {other} || cat {one}; echo > {other}; exit 3"
+    long = start(tmp_path, pair, f"grep -c passed {tmp_path}/long.md")
+    long.communicate(timeout=60)
+    assert [row[2].partition(",")[0] for row in results(tmp_path)] == ["passed", "failed with exit code 3", "passed"]
+    assert (tmp_path / "long-kind2-1.0.log").read_text() == "1\n"
 
 
 #: Below the command: a child in its group, one in a session of its own, and an orphan; the last ones ignore SIGTERM.
