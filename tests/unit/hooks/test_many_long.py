@@ -57,7 +57,7 @@ def test_a_round_ends_when_the_time_is_up(
     emulator: DaiEmulator, poll: Poll, clock: Clock, limits: dict[str, float], raised: type[Exception]
 ) -> None:
     names = [emulator.start_ingest() for _ in range(1_000)]
-    emulator.inject(Fault(GET, status=503, times=None))
+    emulator.inject(Fault(status=503, times=None))
     clock.step = 0.1
     with pytest.raises(raised):
         poll(emulator.endpoint, names, **limits)
