@@ -109,8 +109,8 @@ class BatchedPolls:
 class Reading:
     """One reading of the list, page by page, for polls that are due together.
 
-    It goes on as long as it is useful: there is another page, enough polls are left to be worth it, and few of the
-    pages so far were in vain. So a list costs at most a twentieth more than the gets that it was to save.
+    It goes on as long as it is useful: there is another page, enough polls are left to be worth it, and the last page
+    was worth its cost, or few pages were in vain so far. So a list costs at most a twentieth more than gets would.
 
     :param seen: by name, what the last poll has returned.
     """
@@ -142,7 +142,8 @@ class Reading:
             del self.left[name]
         self.pages += 1
         self.answered += len(page.running)
-        self._in_vain += len(page.running) < YIELD
         self._token = page.next_page_token
-        enough = len(self.left) >= YIELD and self._in_vain * PATIENCE <= len(self.left)
-        self.is_useful = enough and self._token is not None
+        in_vain = len(page.running) < YIELD
+        self._in_vain += in_vain
+        given_up = in_vain and self._in_vain * PATIENCE > len(self.left)
+        self.is_useful = self._token is not None and len(self.left) >= YIELD and not given_up

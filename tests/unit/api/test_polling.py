@@ -525,7 +525,7 @@ def test_a_poll_that_comes_a_little_early_is_not_made_twice(early: float) -> Non
 
 
 def test_a_failed_poll_and_the_last_one_are_not_on_the_grid() -> None:
-    wait = on_the_grid(0.0, timeout=100.0)
+    wait = on_the_grid(-100.0, timeout=200.0)
     wait.next_poll(RUNNING, 40.0)
     assert wait.slot == 67.0
     wait.jitter = no_jitter
