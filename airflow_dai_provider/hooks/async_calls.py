@@ -71,6 +71,8 @@ class DaiAsyncCallingHook(GoogleBaseAsyncHook):
         self._opening = asyncio.Lock()
         self._transport: AiohttpTransport | None = None
         self._token: Token | None = None
+        #: How many operations the wait of this hook is for.
+        self._operations = 1
 
     @property
     def responded(self) -> bool:

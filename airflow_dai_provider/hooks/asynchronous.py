@@ -150,6 +150,7 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
         """
         many.news_only = True
+        self._operations = len(many.left)
         seconds = 0.0
         async with self._holding():
             while many.left:
@@ -245,7 +246,10 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         return running
 
     def _slot(self, now: float, interval: float, poll_interval: float) -> float | None:
-        return self._transport.polls.slot(now, interval, poll_interval) if self._transport else None
+        """Return when the next poll of this hook's wait is due together with those of others, if it is."""
+        if self._transport is None:
+            return None
+        return self._transport.polls.slot(now, interval, poll_interval, self._operations)
 
     def _end_of(self, wait: Wait) -> float:
         """Return when the time of a wait is up, on the clock that only ever increases."""

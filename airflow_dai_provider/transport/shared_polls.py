@@ -123,13 +123,15 @@ class SharedPolls:
         finally:
             self._waits -= 1
 
-    def slot(self, now: float, interval: float, poll_interval: float) -> float | None:
+    def slot(self, now: float, interval: float, poll_interval: float, operations: int = 1) -> float | None:
         """Return when the next poll of a wait is due together with those of others, or None if they poll by get.
 
         :param now: in seconds of a clock that all waits share.
         :param interval: seconds until then at most.
+        :param operations: how many the wait is for.
         """
-        if self._waits < FEW or not self._decisions.is_worthwhile(self._waits, self._clock() + interval):
+        polls = max(self._waits, operations)
+        if polls < FEW or not self._decisions.is_worthwhile(polls, self._clock() + interval):
             return None
         return slot_of_grid(now, interval, poll_interval, self._phase)
 

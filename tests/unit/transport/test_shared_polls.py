@@ -300,7 +300,8 @@ def test_waits_poll_together_when_they_are_many_and_the_list_is_worth_it(emulato
 
     async def main(waits: Waits) -> None:
         polls = waits.polls
-        assert polls.slot(1000.0, 30.0, 30.0) is None
+        assert polls.slot(1000.0, 30.0, 30.0, FEW - 1) is None
+        assert polls.slot(1000.0, 30.0, 30.0, FEW) is not None, "A wait for many is enough."
         joined = [polls.joined() for _ in range(FEW)]
         for one in joined:
             one.__enter__()
