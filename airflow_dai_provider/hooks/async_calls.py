@@ -182,5 +182,8 @@ class DaiAsyncCallingHook(GoogleBaseAsyncHook):
             hook.sharing_key  # noqa: B018
             return hook
 
-        # Not thread-sensitive, since other look-ups can hold up that thread.
-        return await runs.run(hook.given, sync_to_async(look_up, thread_sensitive=False))
+        async def start() -> DaiHook:
+            # Not thread-sensitive, since other look-ups can hold up that thread.
+            return await sync_to_async(look_up, thread_sensitive=False)()
+
+        return await runs.run(hook.given, start)

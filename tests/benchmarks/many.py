@@ -71,8 +71,8 @@ async def _many(
             if (early := began + number / starts_per_second - time.monotonic()) > 0.01:
                 await asyncio.sleep(early)
         await all_have_polled()
-        # All have come into step by the end of the second interval.
-        await asyncio.sleep(2 * interval)
+        # All have come into step by the end of the next interval.
+        await asyncio.sleep(1.5 * interval)
         memory = _memory() - memory
         warm = counters.read()
         result = await _measure(counters, interval * rounds)
@@ -82,7 +82,7 @@ async def _many(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    each = waits * interval * rounds / DEFAULT_INTERVAL / 60
+    each = waits * rounds * DEFAULT_INTERVAL / 60
     result |= {f"{what}_per_wait_minute": result[what] / each for what in ("requests", "cpu", "yardsticks")}
     return {"kind": kind, "waits": waits, "listed": listed, "interval": interval, "rounds": rounds, **result}
 
@@ -107,7 +107,7 @@ async def _delays(
     random = Random(1)  # noqa: S311 - chance, not a secret
     finished = {}
     for name in names:
-        await asyncio.sleep(random.uniform(0, 2 * interval / len(names)))
+        await asyncio.sleep(random.uniform(0, 3 * interval / len(names)))
         await asyncio.to_thread(_tell, finish=[name])
         finished[name] = time.monotonic()
     deadline = time.monotonic() + 3 * interval + 30

@@ -17,7 +17,9 @@ FINISHED = (1_000, 50_000)
 LARGE = (1_000, 10_000)
 #: More would take all of a processor.
 MOST_OF_HABIT = 1_000
-STARTS_PER_SECOND = 250.0
+STARTS_PER_SECOND = 400.0
+#: Seconds that one run may take.
+LIMIT = 600.0
 #: Seconds for which what was learned of a list lasts, as in the package.
 GETS_FOR = 300.0
 #: Seconds that a finish may be noticed later, beside the interval and the time to read the list.
@@ -78,7 +80,7 @@ def _run(
     bench: Bench, topic: Topic, kind: str, waits: int, listed: int | None, interval: float, rounds: int
 ) -> dict[str, Any]:
     arguments = {"interval": interval, "rounds": rounds, "starts_per_second": STARTS_PER_SECOND, "listed": listed}
-    run: dict[str, Any] = bench.run("many", kind=kind, waits=waits, **arguments)
+    run: dict[str, Any] = bench.run("many", limit=LIMIT, kind=kind, waits=waits, **arguments)
     topic.data.append(run)
     return run
 
