@@ -457,7 +457,7 @@ def test_many_pages_and_no_response_of_the_api_end_a_long_round() -> None:
 
 
 def test_the_number_of_a_round_leaves_out_rounds_of_failed_polls() -> None:
-    waiting = Waiting([A, B])
+    waiting = Waiting([A, B], started=-1000.0)
     waiting.round(lambda name, _: error() if name == A else {})
     waiting.round(lambda *_: {})
     waiting.round(lambda *_: {})
