@@ -16,6 +16,7 @@ from zlib import crc32
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.operation_page import PolledPage
 from airflow_dai_provider.api.retry import TRANSIENT, is_pause
 
 #: Fewer waits than these poll by get, each at its own times.
@@ -127,7 +128,7 @@ class Reading:
         self._token: str | None = None
 
     @property
-    def request(self) -> rest.Request[rest.PolledPage]:
+    def request(self) -> rest.Request[PolledPage]:
         """The request for the next page."""
         return rest.poll_operations(self.left, self._token)
 
@@ -136,7 +137,7 @@ class Reading:
         """Whether the pages have cost less than the gets that they have saved."""
         return self.answered >= YIELD * max(self.pages, 1)
 
-    def take(self, page: rest.PolledPage) -> None:
+    def take(self, page: PolledPage) -> None:
         """Note a page. Those that it shows are not left: it answers some, and the others are asked by get."""
         for name in (*page.running, *page.others):
             del self.left[name]
