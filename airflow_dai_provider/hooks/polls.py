@@ -29,37 +29,6 @@ class DaiPollingHook(DaiCallingHook):
     def _decisions(self) -> BatchedPolls:
         return BatchedPolls()
 
-    def get_operation(self, name: str, *, retry: bool = True) -> Operation:
-        """Return the latest state of an operation.
-
-        :param name: ``operations/...``.
-        :param retry: whether a failed request is retried.
-        :raises InvalidNameError: for a name that cannot be one, before anything is sent.
-        :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
-        """
-        request = rest.get_operation(name)
-        metrics.count_polls()
-        return self._call(request, retry=retry)
-
-    def wait_for_operation(self, name: str, *, timeout: float | None = None, poll_interval: float = 30.0) -> Operation:
-        """Poll an operation until it has finished; quickly at first, later once per interval; one log line per poll.
-
-        A poll that fails is made again, for up to ``polling.MAX_OUTAGE`` seconds.
-
-        :param name: ``operations/...``.
-        :param timeout: seconds to wait at most, or None for no limit.
-        :param poll_interval: the most seconds between two polls.
-        :return: the operation, in any final state.
-        :raises WaitTimeoutError: when it has not finished in time; nothing is cancelled.
-        :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be polled.
-        """
-        wait = self.make_wait(name, timeout=timeout, poll_interval=poll_interval)
-        while not (operation := self.poll(wait)).done:
-            seconds, line = wait.after_poll(operation, self._clock())
-            self.log.info("%s", line)
-            self._sleep(seconds)
-        return operation
-
     def make_wait(
         self,
         name: str,
@@ -168,7 +137,7 @@ class DaiPollingHook(DaiCallingHook):
     def _get_each(self, workers: Workers[Self], many: ManyWait, names: list[str], complete: bool) -> None:
         """Poll each of these operations by get."""
         # Not retried: the next round is the retry.
-        with closing(workers.batches(names, lambda hook, name: hook.get_operation(name, retry=False))) as batches:
+        with closing(workers.batches(names, type(self)._get_once)) as batches:
             for outcomes in batches:
                 for name, operation, error in outcomes:
                     if error:
@@ -177,6 +146,11 @@ class DaiPollingHook(DaiCallingHook):
                         self.log.log(level, "%s.", operation)
                 if many.is_round_over(self._clock(), complete=complete):
                     break
+
+    def _get_once(self, name: str) -> Operation:
+        request = rest.get_operation(name)
+        metrics.count_polls()
+        return self._call(request, retry=False)
 
     def _note_error(self, many: ManyWait, name: str, error: ServiceError) -> None:
         if not_begun(error):

@@ -76,6 +76,18 @@ class DaiHook(DaiPollingHook):
 
         return send
 
+    def get_operation(self, name: str, *, retry: bool = True) -> Operation:
+        """Return the latest state of an operation.
+
+        :param name: ``operations/...``.
+        :param retry: whether a failed request is retried.
+        :raises InvalidNameError: for a name that cannot be one, before anything is sent.
+        :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
+        """
+        request = rest.get_operation(name)
+        metrics.count_polls()
+        return self._call(request, retry=retry)
+
     def list_operations(
         self,
         filter_: str | None = None,
@@ -121,6 +133,25 @@ class DaiHook(DaiPollingHook):
         :raises google.api_core.exceptions.GoogleAPICallError: of the class that belongs to the rpc code.
         """
         self._call(rest.delete_operation(name))
+
+    def wait_for_operation(self, name: str, *, timeout: float | None = None, poll_interval: float = 30.0) -> Operation:
+        """Poll an operation until it has finished; quickly at first, later once per interval; one log line per poll.
+
+        A poll that fails is made again, for up to ``polling.MAX_OUTAGE`` seconds.
+
+        :param name: ``operations/...``.
+        :param timeout: seconds to wait at most, or None for no limit.
+        :param poll_interval: the most seconds between two polls.
+        :return: the operation, in any final state.
+        :raises WaitTimeoutError: when it has not finished in time; nothing is cancelled.
+        :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be polled.
+        """
+        wait = self.make_wait(name, timeout=timeout, poll_interval=poll_interval)
+        while not (operation := self.poll(wait)).done:
+            seconds, line = wait.after_poll(operation, self._clock())
+            self.log.info("%s", line)
+            self._sleep(seconds)
+        return operation
 
     def create_creative(
         self, creative: Mapping[str, Any], dynamic_creative_info: Mapping[str, Any] | None = None
