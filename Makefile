@@ -45,7 +45,7 @@ e2e: $(READY) ## Run the tests on a running Airflow (installs Debian's PostgreSQ
 		apt-get -qq update && apt-get -qq install --yes --no-install-recommends postgresql >/dev/null; }
 	@$(BIN)/pytest $(if $(filter tests/%,$(ARGS)),,tests/e2e) $(ARGS)
 
-soak: $(READY) ## Cancel and wait many times under random faults (ARGS="--rounds 100 --waits 0" for less)
+soak: $(READY) ## Cancel and wait many times under random faults (ARGS="--rounds 100 --polls 100 --waits 0" for less)
 	$(if $(findstring --waits 0,$(ARGS)),,$(POSTGRESQL))
 	@$(BIN)/python -W ignore tests/soak $(ARGS)
 

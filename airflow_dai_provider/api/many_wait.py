@@ -72,6 +72,8 @@ class ManyWait:
         self.waited = 0.0
         #: Whether the service has responded in the last round.
         self.responded = False
+        #: The number of the round that is under way, or comes next; those of polls that had failed do not count.
+        self.number = wait.number
         self._waits: dict[str, Wait] = {}
         #: Those whose polls had failed when the service responded last.
         self._suspects: set[str] = set()
@@ -220,6 +222,7 @@ class ManyWait:
         :raises ServiceError: when the service has been unavailable for too long.
         :raises WaitTimeoutError: when the time is up; the message names some that have not finished.
         """
+        self.number += complete
         complete = self._is_telling(complete)
         for name, page in self._pages.items():
             self._judge(name, page, now)
@@ -255,7 +258,9 @@ class ManyWait:
         else:
             self._last_line = self.progress
         until_round = max(self._next_round - now, FIRST_INTERVAL)
-        return min(seconds, soonest, until_round), ". ".join(filter(None, (recovered, failed, line))), True
+        if min(soonest, until_round) < seconds - 0.001:
+            seconds, self.wait.slot = min(soonest, until_round), None
+        return seconds, ". ".join(filter(None, (recovered, failed, line))), True
 
     @property
     def progress(self) -> str:

@@ -6,6 +6,7 @@ Pure: the caller (a worker that sleeps, a trigger that awaits) polls, and brings
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import floor
 from random import random
 
 from airflow_dai_provider.api.errors import Code, ServiceError
@@ -19,6 +20,8 @@ FIRST_INTERVAL = 1.0
 GROWTH = 0.5
 #: The largest share of an interval that jitter takes away.
 JITTER = 0.2
+#: The share of a step of the grid by which a poll may come too early and still be the one that was due.
+_EARLY = 0.01
 #: Seconds that a service may be unavailable before the wait fails with its error; it is polled ten times in them.
 MAX_OUTAGE = 300.0
 #: Seconds for which polls must return NOT_FOUND, and no poll the operation, before it is believed: a service can take
@@ -36,8 +39,9 @@ class Wait:
     """One wait until an operation is done.
 
     Polls come at 0 s, 1 s and then 1.5-fold later each time, up to ``poll_interval``: a quick end is seen soon, a
-    slow one costs one poll per interval. Jitter only shortens, so that waits that began together spread out. A poll
-    that has failed is made again after 1 s, and then in growing intervals as at the start.
+    slow one costs one poll per interval. Jitter only shortens, so that waits that began together spread out. Where
+    polls cost less when they are due together, they come at the times of a grid instead, which only shortens intervals
+    too. A poll that has failed is made again after 1 s, and then in growing intervals as at the start.
 
     The log is told of the first failed poll, of each other rpc code that follows, and, when the service responds again,
     how many polls have failed.
@@ -53,6 +57,8 @@ class Wait:
         or a proxy says nothing of the API or of the operation: whatever its status, 501 included, it is an outage.
         Before that, it is the sign of a wrong endpoint or of a lack of access, and permanent as its status is.
     :param jitter: gives numbers from 0 to 1.
+    :param slot: takes the time now, an interval and the poll interval, and gives the time of the grid, or None where
+        this wait polls at times of its own.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class Wait:
         max_outage: Duration | None = MAX_OUTAGE,
         responded: bool = False,
         jitter: Callable[[], float] = random,
+        slot: Callable[[float, float, float], float | None] = lambda *_: None,
     ) -> None:
         self.name = name
         self.started = started
@@ -73,6 +80,11 @@ class Wait:
         self.max_outage = float("inf") if max_outage is None else check_seconds("max_outage", max_outage)
         self.responded = responded
         self.jitter = jitter
+        #: The number of the next poll, which counts those that have found the operation running.
+        self.number = 0
+        #: The time of the grid at which the next poll is due, or None.
+        self.slot: float | None = None
+        self._find_slot = slot
         self._failing_since: float | None = None
         self._missing_since: float | None = None
         self._missing_polls = 0
@@ -101,9 +113,19 @@ class Wait:
         :return: the seconds until then, and the line for the log.
         :raises WaitTimeoutError: when the time is up.
         """
-        self.after_response(now)
-        wait = self._next(now, self._interval(now - self.started), f"the last poll found: {operation}")
+        wait = self.next_poll(operation, now)
         return wait, describe_poll(operation, now - self.started, wait)
+
+    def next_poll(self, operation: Operation | str, now: float) -> float:
+        """Decide the same; leave out the line, whose text costs more than the decision."""
+        self.after_response(now)
+        self.number += 1
+        elapsed = now - self.started
+        slot = self._find_slot(now, next_interval(elapsed, self.poll_interval, 0.0), self.poll_interval)
+        wait = next_interval(elapsed, self.poll_interval, self.jitter()) if slot is None else slot - now
+        left = self._next(now, wait, "the last poll found", operation)
+        self.slot = slot if left == wait else None
+        return left
 
     def after_response(self, now: float) -> str | None:
         """Note that a poll has returned the operation.
@@ -133,8 +155,9 @@ class Wait:
         patience = self._patience(error, now)
         if patience <= 0:
             raise error
-        interval = self._interval(now - failing_since, self.max_outage / 10)
-        wait = self._next(now, min(max(interval, error.retry_after or 0.0), patience), f"the last poll failed: {error}")
+        self.slot = None
+        interval = next_interval(now - failing_since, min(self.poll_interval, self.max_outage / 10), self.jitter())
+        wait = self._next(now, min(max(interval, error.retry_after or 0.0), patience), "the last poll failed", error)
         if error.rpc_code in self._told:
             return wait, None
         self._told.add(error.rpc_code)
@@ -153,15 +176,12 @@ class Wait:
         failing_since = now if self._failing_since is None else self._failing_since
         return failing_since + self.max_outage - now if error.rpc_code in TRANSIENT else 0.0
 
-    def _interval(self, since: float, at_most: float = float("inf")) -> float:
-        return next_interval(since, min(self.poll_interval, at_most), self.jitter())
-
-    def _next(self, now: float, wait: float, last: str) -> float:
+    def _next(self, now: float, wait: float, last: str, result: object) -> float:
         if self.timeout is None:
             return wait
         elapsed = now - self.started
         if elapsed >= self.timeout:
-            raise WaitTimeoutError(f"{self.name} has not finished within {self.timeout:g} s; {last}")
+            raise WaitTimeoutError(f"{self.name} has not finished within {self.timeout:g} s; {last}: {result}")
         return min(wait, self.timeout - elapsed)
 
 
@@ -173,6 +193,20 @@ def next_interval(elapsed: float, poll_interval: float, jitter: float) -> float:
     :param jitter: a number from 0 to 1.
     """
     return min(FIRST_INTERVAL + GROWTH * max(elapsed, 0.0), poll_interval) * (1 - JITTER * jitter)
+
+
+def slot_of_grid(now: float, interval: float, poll_interval: float, phase: float) -> float:
+    """Return the last time within an interval from now that is on the grid, which all waits with this phase share.
+
+    Its steps are those of ``poll_interval``, halved until one fits into the interval, so that the grid of quick polls
+    holds that of the later ones.
+
+    :param phase: any time of the grid.
+    """
+    step = poll_interval
+    while step > interval:
+        step /= 2
+    return phase + floor((now - phase + interval) / step + _EARLY) * step
 
 
 def describe_poll(result: object, elapsed: float, wait: float) -> str:

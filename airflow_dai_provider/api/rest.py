@@ -18,9 +18,10 @@ from airflow_dai_provider.api.creative import check_sendable
 from airflow_dai_provider.api.errors import Code, ServiceError, code_of_http_status, code_of_number
 from airflow_dai_provider.api.names import check_creative_name, check_operation_name
 from airflow_dai_provider.api.operation import InvalidOperationError, Operation
+from airflow_dai_provider.api.operation_page import OperationPage, PolledPage, read_page, read_polled
 from airflow_dai_provider.api.redaction import redact_urls, short_repr
 from airflow_dai_provider.api.retry import THROTTLED, THROTTLED_OR_UNAVAILABLE, TRANSIENT, read_retry_after
-from airflow_dai_provider.api.storable import MAX_CHARACTERS, is_storable_text, storable_object
+from airflow_dai_provider.api.storable import storable_object
 
 T = TypeVar("T")
 
@@ -74,20 +75,6 @@ class Request(Generic[T]):
         return f"{self.method} of {self.subject}"
 
 
-@dataclass(frozen=True, slots=True)
-class OperationPage:
-    """One page of operations.list.
-
-    :param operations: those that can be read, each with a valid name.
-    :param next_page_token: the token of the next page, None on the last.
-    :param unreadable: for each of the other items, what is wrong with it.
-    """
-
-    operations: tuple[Operation, ...]
-    next_page_token: str | None
-    unreadable: tuple[str, ...] = ()
-
-
 def get_operation(name: object) -> Request[Operation]:
     """Build operations.get; raises InvalidNameError."""
     checked = check_operation_name(name)
@@ -112,9 +99,23 @@ def list_operations(
     """Build operations.list for one page; raises ValueError for a page size that is no positive number."""
     if page_size is not None and (type(page_size) is not int or page_size < 1):
         raise ValueError(f"Invalid page_size {short_repr(page_size)}: expected a whole number from 1 on.")
+    return _list(filter_, page_size, page_token, read_page)
+
+
+def poll_operations(seen: Mapping[str, Operation | None], page_token: str | None = None) -> Request[PolledPage]:
+    """Build operations.list for one page of all operations, of which only those that are polled are read.
+
+    :param seen: by name, what the last poll of each has returned. It is read when the response has come.
+    """
+    return _list(None, LIST_PAGE_SIZE, page_token, partial(read_polled, seen))
+
+
+def _list(
+    filter_: str | None, page_size: int | None, page_token: str | None, read: Callable[[dict[str, Any]], T]
+) -> Request[T]:
     query = {"filter": filter_, "pageSize": page_size, "pageToken": page_token}
     path = _path("operations", {key: value for key, value in query.items() if value is not None})
-    return Request("operations.list", "GET", "operations", path, _read_page, TRANSIENT)
+    return Request("operations.list", "GET", "operations", path, read, TRANSIENT)
 
 
 def create_creative(
@@ -202,28 +203,6 @@ def _read_creative(creative: dict[str, Any]) -> dict[str, Any]:
         return storable_object(creative)
     except ValueError as error:
         raise InvalidOperationError(str(error)) from error
-
-
-def _read_page(page: dict[str, Any]) -> OperationPage:
-    """Read a page. One item that cannot be read does not hide the others: nothing else tells which operations run."""
-    items, token = page.get("operations") or [], page.get("nextPageToken") or None
-    if not isinstance(items, list) or not (token is None or _is_token(token)):
-        raise InvalidOperationError(f"expected a page of operations, got {short_repr(page)}")
-    operations, unreadable = [], []
-    for item in items:
-        try:
-            operation = Operation.from_api(item)
-            check_operation_name(operation.name)
-        except ValueError as error:
-            unreadable.append(str(error))
-        else:
-            operations.append(operation)
-    return OperationPage(tuple(operations), token, tuple(unreadable))
-
-
-def _is_token(token: object) -> bool:
-    """Return whether the token of a page can be sent back."""
-    return isinstance(token, str) and len(token) <= MAX_CHARACTERS and is_storable_text(token)
 
 
 def _decode(body: bytes) -> object:

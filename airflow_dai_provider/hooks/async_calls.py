@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from random import random
 from typing import Any, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 from airflow.providers.google.common.hooks.base_google import GoogleBaseAsyncHook
 from asgiref.sync import sync_to_async
@@ -21,9 +22,14 @@ from airflow_dai_provider.hooks.sync import DaiHook
 from airflow_dai_provider.transport.aiohttp_session import AiohttpTransport
 from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.session_pool import lease
+from airflow_dai_provider.transport.shared_run import RecentRuns
 from airflow_dai_provider.transport.shared_token import Token
 
 T = TypeVar("T")
+
+#: Seconds for which the look-up of a connection serves all waits that begin.
+LOOKED_UP_FOR = 1.0
+_LOOK_UPS: WeakKeyDictionary[asyncio.AbstractEventLoop, RecentRuns[DaiHook]] = WeakKeyDictionary()
 
 
 class DaiAsyncCallingHook(GoogleBaseAsyncHook):
@@ -66,6 +72,8 @@ class DaiAsyncCallingHook(GoogleBaseAsyncHook):
         self._opening = asyncio.Lock()
         self._transport: AiohttpTransport | None = None
         self._token: Token | None = None
+        #: How many operations the wait of this hook is for.
+        self._operations = 1
 
     @property
     def responded(self) -> bool:
@@ -160,8 +168,23 @@ class DaiAsyncCallingHook(GoogleBaseAsyncHook):
         def make() -> AiohttpTransport:
             return AiohttpTransport(hook.endpoint, hook.shared_token(), hook.timeout, self._monotonic, self._sleep)
 
-        # Looks up the connection. Not thread-sensitive, so that a thousand waits that start together do not queue for
-        # one thread.
-        key = await sync_to_async(lambda: hook.sharing_key, thread_sensitive=False)()
+        if not hook.looked_up:
+            hook.adopt(await self._look_up(hook))
+        key = hook.sharing_key
         async with lease(key, make) as transport:
             yield transport
+
+    async def _look_up(self, hook: DaiHook) -> DaiHook:
+        """Return a hook with the same arguments, whose connection was looked up, at most a second ago."""
+        runs = _LOOK_UPS.setdefault(asyncio.get_running_loop(), RecentRuns(LOOKED_UP_FOR, self._monotonic))
+
+        def look_up() -> DaiHook:
+            # Computed from the connection, and so looks it up.
+            hook.sharing_key  # noqa: B018
+            return hook
+
+        async def start() -> DaiHook:
+            # Not thread-sensitive, since other look-ups can hold up that thread.
+            return await sync_to_async(look_up, thread_sensitive=False)()
+
+        return await runs.run(hook.given, start)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
+from airflow_dai_provider.api.batched_polls import FEW, is_checked_by_get
 from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.parameters import Duration
-from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
+from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait, describe_poll
 from airflow_dai_provider.hooks.async_calls import DaiAsyncCallingHook
 from airflow_dai_provider.hooks.calls import judge
 from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS
@@ -81,6 +82,7 @@ class DaiAsyncHook(DaiAsyncCallingHook):
             max_outage=max_outage,
             responded=responded or self.responded,
             jitter=self._random,
+            slot=self._slot,
         )
 
     async def wait_for_operation(
@@ -119,27 +121,27 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         )
         request = rest.get_operation(name)
         seen: Operation | None = None
+        seconds = 0.0
         async with self._holding():
             while True:
-                metrics.count_polls()
                 try:
                     # Not retried like other calls: the next poll is the retry.
-                    operation = await self._send(request, self._end_of(wait))
+                    operation = await self._poll(request, wait, seen, seconds)
                 except ServiceError as error:
                     seconds, line = judge(wait, error, self._clock())
                     if line:
                         self.log.warning("%s", line)
-                else:
-                    if line := wait.after_response(self._clock()):
-                        self.log.info("%s.", line)
-                    if operation.done:
-                        return operation
-                    seconds, line = wait.after_poll(operation, self._clock())
-                    if operation != seen:
-                        # Only news, since a triggerer logs for thousands of waits.
-                        self.log.info("%s", line)
-                        seen = operation
-                await self._sleep(seconds)
+                    continue
+                now = self._clock()
+                if line := wait.after_response(now):
+                    self.log.info("%s.", line)
+                if operation.done:
+                    return operation
+                seconds = wait.next_poll(operation, now)
+                if operation != seen:
+                    # Only news, since a triggerer logs for thousands of waits.
+                    self.log.info("%s", describe_poll(operation, now - wait.started, seconds))
+                    seen = operation
 
     async def wait_for_many(self, many: ManyWait) -> None:
         """Poll in rounds until each of many operations has finished, or cannot be polled.
@@ -149,11 +151,13 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
         """
         many.news_only = True
+        self._operations = len(many.left)
+        seconds = 0.0
         async with self._holding():
             while many.left:
-                names = many.due(self._clock())
+                names = many.due(self._clock() + seconds)
                 complete = len(names) == len(many.left)
-                await self._poll_round(names, many, complete)
+                await self._poll_round(names, many, complete, seconds)
                 if not many.left:
                     break
                 try:
@@ -162,12 +166,13 @@ class DaiAsyncHook(DaiAsyncCallingHook):
                     raise typed(verdict) from None
                 if line:
                     self.log.info("%s", line)
-                if many.left:
-                    await self._sleep(seconds)
         self.log.info("%s.", many.progress)
 
-    async def _poll_round(self, names: list[str], many: ManyWait, complete: bool) -> None:
+    async def _poll_round(self, names: list[str], many: ManyWait, complete: bool, seconds: float) -> None:
+        """Poll each of these operations once, after so many seconds."""
         try:
+            seen = {name: many.running.get(name) for name in names}
+            running = await self._ask_list(seen, many.wait, many.number, seconds)
             # Once for all of them: each would look up the connection again while that fails.
             (await self._open()).token.refusal_lasts = REFUSAL_LASTS
         except ServiceError as error:
@@ -175,9 +180,12 @@ class DaiAsyncHook(DaiAsyncCallingHook):
                 if many.after_error(name, error, self._clock()):
                     self.log.warning("%s", many.failed[name])
             return
-        each = iter(names)
+        metrics.count_polls(len(running))
+        for operation in running.values():
+            many.after_poll(operation, self._clock())
+        each = (name for name in names if name not in running)
         # Not a coroutine for each operation: to start thousands would hold up the event loop.
-        number = min(MAX_CONNECTIONS, len(names))
+        number = min(MAX_CONNECTIONS, len(names) - len(running))
         polls = [asyncio.create_task(self._poll_each(each, many, complete)) for _ in range(number)]
         try:
             with suppress(_RoundOverError):
@@ -200,6 +208,51 @@ class DaiAsyncHook(DaiAsyncCallingHook):
                     self.log.log(level, "%s.", operation)
             if many.is_round_over(self._clock(), complete=complete):
                 raise _RoundOverError
+
+    async def _poll(
+        self, request: rest.Request[Operation], wait: Wait, seen: Operation | None, seconds: float
+    ) -> Operation:
+        """Poll one operation after so many seconds: together with those of others, or by get."""
+        running: Mapping[str, Operation] = {}
+        if wait.slot is None:
+            if seconds:
+                await self._sleep(seconds)
+        else:
+            running = await self._ask_list({wait.name: seen}, wait, wait.number, seconds)
+        metrics.count_polls()
+        if operation := running.get(wait.name):
+            return operation
+        return await self._send(request, self._end_of(wait))
+
+    async def _ask_list(
+        self, seen: Mapping[str, Operation | None], wait: Wait, number: int, seconds: float
+    ) -> Mapping[str, Operation]:
+        """Wait for so many seconds; return those operations of which operations.list then shows that they run.
+
+        :param seen: by name, what the last poll has returned.
+        :param number: that of the poll.
+        """
+        at = self._clock() + seconds
+        asked = {name: last for name, last in seen.items() if not is_checked_by_get(name, number)}
+        if self._transport is None or not asked or (wait.slot is None and len(asked) < FEW):
+            if seconds:
+                await self._sleep(seconds)
+            return {}
+        try:
+            running = await self._transport.polls.ask(asked, wait.slot or at, seconds)
+        except ServiceError:
+            if not wait.is_over(self._clock(), outage=False):
+                raise
+            # The last poll is a get then: an error of the list alone must not be the last word.
+            return {}
+        self.responded = self.responded or bool(running)
+        return running
+
+    def _slot(self, now: float, interval: float, poll_interval: float) -> float | None:
+        """Return when the next poll of this hook's wait is due together with those of others, if it is."""
+        if self._transport is None:
+            return None
+        return self._transport.polls.slot(now, interval, poll_interval, self._operations)
 
     def _end_of(self, wait: Wait) -> float:
         """Return when the time of a wait is up, on the clock that only ever increases."""

@@ -164,6 +164,16 @@ class DaiBaseHook(GoogleBaseHook):
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
         return self.endpoint, digest, self.timeout
 
+    @property
+    def given(self) -> Hashable:
+        """Equal for two hooks whose arguments choose the same connection, account and service."""
+        chain = self._given_chain if isinstance(self._given_chain, str | None) else tuple(self._given_chain)
+        return type(self), self.gcp_conn_id, chain, self.quota_project_id, self.api_endpoint, self.timeout
+
+    def adopt(self, other: Self) -> None:
+        """Use the connection that another hook with the same arguments has looked up."""
+        self._extras, self.sharing_key = other.extras, other.sharing_key
+
     def get_conn(self) -> AuthorizedSession:
         """Return the authorised ``requests`` session, which is made once and kept for the hook's life.
 

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
-from typing import Any, Self, TypeVar
+from contextlib import suppress
+from typing import Any
 
 from google.api_core import exceptions
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
-from airflow_dai_provider.api.parameters import Duration
-from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
-from airflow_dai_provider.api.retry import not_begun
-from airflow_dai_provider.hooks.calls import DaiCallingHook
+from airflow_dai_provider.hooks.polls import DaiPollingHook
 from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.requests_session import RequestsTransport
 from airflow_dai_provider.transport.shared_token import HeldToken
-from airflow_dai_provider.transport.threads import Workers
-
-T = TypeVar("T")
 
 
-class DaiHook(DaiCallingHook):
+class DaiHook(DaiPollingHook):
     """Talk to the DAI service with the credentials of a Google Cloud connection.
 
     Every way to authenticate that such a connection offers works, since the credentials are made by
@@ -162,110 +155,6 @@ class DaiHook(DaiCallingHook):
             self.log.info("%s", line)
             self._sleep(seconds)
         return operation
-
-    def make_wait(
-        self,
-        name: str,
-        *,
-        timeout: Duration | None = None,
-        poll_interval: Duration = 30.0,
-        max_outage: Duration | None = MAX_OUTAGE,
-        elapsed: float = 0.0,
-        responded: bool = False,
-    ) -> Wait:
-        """Return a wait that :meth:`poll` takes.
-
-        :param timeout: seconds to wait at most, or None for no limit.
-        :param poll_interval: the most seconds between two polls.
-        :param max_outage: seconds that the service may be unavailable, or None for no limit.
-        :param elapsed: seconds that it has lasted already.
-        :param responded: whether the API has responded in it already; that of this hook's own calls counts anyway.
-        """
-        return Wait(
-            name,
-            started=self._clock() - elapsed,
-            poll_interval=poll_interval,
-            timeout=timeout,
-            max_outage=max_outage,
-            responded=responded or self.responded,
-            jitter=self._random,
-        )
-
-    def poll(self, wait: Wait) -> Operation:
-        """Poll until the service returns the operation, and bear with failed polls as long as the wait does.
-
-        A poll is not retried like other calls: the next one is the retry.
-
-        :return: the operation, in any state.
-        :raises WaitTimeoutError: when polls fail until the time of the wait is up.
-        :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be polled.
-        """
-        request = rest.get_operation(wait.name)
-
-        def attempt() -> Operation:
-            metrics.count_polls()
-            return self._send(request)
-
-        operation = self._bear(request, attempt, wait)
-        if line := wait.after_response(self._clock()):
-            self.log.info("%s.", line)
-        return operation
-
-    def wait_for_many(self, workers: Workers[Self], many: ManyWait) -> None:
-        """Poll in rounds until each of many operations has finished, or cannot be polled.
-
-        :param many: the wait, which holds what was found.
-        :raises WaitTimeoutError: when they have not finished in time; nothing is cancelled.
-        :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
-        """
-        while many.left:
-            seconds, line, _ = self._poll_round(workers, many, many.due(self._clock()))
-            if line:
-                self.log.info("%s", line)
-            if many.left:
-                self._sleep(seconds)
-        self.log.info("%s.", many.progress)
-
-    def poll_many(self, workers: Workers[Self], many: ManyWait, *, patient: bool = True) -> None:
-        """Poll each of many operations until the service has told about it, as :meth:`poll` does for one.
-
-        :param patient: whether to poll again those whose poll has failed.
-        :raises WaitTimeoutError: when the time is up.
-        :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
-        """
-        names, told = list(many.left), ""
-        while names:
-            seconds, line, responded = self._poll_round(workers, many, names)
-            # Those about which the service has told wait for the next poll, however long the others take.
-            names = list(many.errors if responded else many.left) if patient else []
-            if names:
-                if line and many.progress != told:
-                    self.log.warning("%s", line)
-                    told = many.progress
-                self._sleep(seconds)
-
-    def _poll_round(self, workers: Workers[Self], many: ManyWait, names: list[str]) -> tuple[float, str | None, bool]:
-        """Poll each of these operations once; return what :meth:`ManyWait.after_round` decides."""
-        complete = len(names) == len(many.left)
-        # Not retried: the next round is the retry.
-        with closing(workers.batches(names, lambda hook, name: hook.get_operation(name, retry=False))) as batches:
-            for outcomes in batches:
-                for name, operation, error in outcomes:
-                    if error:
-                        if not_begun(error):
-                            raise typed(error)
-                        if many.after_error(name, error, self._clock()):
-                            self.log.warning("%s", many.failed[name])
-                    elif operation and (level := many.after_poll(operation, self._clock())):
-                        self.log.log(level, "%s.", operation)
-                if many.is_round_over(self._clock(), complete=complete):
-                    break
-        if not many.left:
-            return 0.0, None, True
-        try:
-            return many.after_round(self._clock(), complete=complete)
-        except ServiceError as verdict:
-            raise typed(verdict) from None
 
     def create_creative(
         self, creative: Mapping[str, Any], dynamic_creative_info: Mapping[str, Any] | None = None

@@ -30,6 +30,7 @@ from airflow_dai_provider.transport.credentials import (
     refuse_plain_http,
 )
 from airflow_dai_provider.transport.google_errors import typed
+from airflow_dai_provider.transport.shared_polls import SharedPolls
 from airflow_dai_provider.transport.shared_run import SharedRuns
 from airflow_dai_provider.transport.shared_token import Authorisation, Token
 from airflow_dai_provider.transport.unsent import NoTokenError, chain, no_response, not_sent, public_cause
@@ -90,6 +91,8 @@ class AiohttpTransport:
         self._pace = Pace()
         self._clock = clock
         self._sleep = sleep
+        #: The polls of all waits that use this session.
+        self.polls = SharedPolls(self.call, timeout, clock, sleep)
 
     async def open(self) -> Self:
         """Open the session; certificates are read in a thread.
@@ -120,6 +123,7 @@ class AiohttpTransport:
 
     async def close(self) -> None:
         """Close the connections."""
+        await self.polls.close()
         if self._session:
             await self._session.close()
         await self._fetching.close()

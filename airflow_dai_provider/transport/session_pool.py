@@ -56,7 +56,9 @@ async def lease(key: Hashable, make: Callable[[], AiohttpTransport]) -> AsyncIte
     shared = all_shared.setdefault(key, _Shared())
     shared.leases += 1
     try:
-        yield await shared.open(make)
+        transport = await shared.open(make)
+        with transport.polls.joined():
+            yield transport
     finally:
         shared.leases -= 1
         if not shared.leases:

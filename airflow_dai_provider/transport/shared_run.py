@@ -36,3 +36,30 @@ class SharedRuns(Generic[T]):
         del self._running[key]
         if not run.cancelled():
             run.exception()  # read here too, since all callers may have been cancelled
+
+
+class RecentRuns(SharedRuns[T]):
+    """The same, whose results serve for a while after their run began. An error serves its callers only.
+
+    :param lasts: for how many seconds.
+    :param clock: gives seconds that only ever increase.
+    """
+
+    def __init__(self, lasts: float, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._lasts = lasts
+        self._clock = clock
+        self._results: dict[Hashable, tuple[float, T]] = {}
+
+    async def run(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return the recent result with this key, or wait for the run."""
+        self._results = {key: kept for key, kept in self._results.items() if self._clock() < kept[0] + self._lasts}
+        if key in self._results:
+            return self._results[key][1]
+        return await super().run(key, partial(self._keep, key, start))
+
+    async def _keep(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        began = self._clock()
+        result = await start()
+        self._results[key] = began, result
+        return result

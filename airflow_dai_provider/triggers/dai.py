@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -172,7 +173,10 @@ class DaiOperationTrigger(BaseTrigger):
             # The worker has polled before it deferred, and has not met the page of a front end: that is an outage now.
             "responded": True,
         }
-        async with await sync_to_async(self._make_hook, thread_sensitive=False)() as hook:
+        if not _hook_class.cache_info().currsize:
+            # In a thread, since its imports would block the event loop.
+            await sync_to_async(_hook_class, thread_sensitive=False)()
+        async with self._make_hook() as hook:
             # A kill leaves little time to look up the connection and to fetch a token.
             self._hook = hook
             if not isinstance(names, list):
@@ -241,7 +245,11 @@ class DaiOperationTrigger(BaseTrigger):
             self.log.error("%s", problem)
 
     def _make_hook(self) -> DaiAsyncHook:
-        """Make the hook; called in a thread, since its imports would block the event loop."""
-        from airflow_dai_provider.hooks.dai import DaiAsyncHook
+        return _hook_class()(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
 
-        return DaiAsyncHook(self.gcp_conn_id, self.impersonation_chain, self.api_endpoint)
+
+@cache
+def _hook_class() -> type[DaiAsyncHook]:
+    from airflow_dai_provider.hooks.dai import DaiAsyncHook
+
+    return DaiAsyncHook

@@ -27,7 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks", description="Measure, and compare the results with limits.")
     parser.add_argument("--only", choices=TOPICS, action="append", help="one topic; may be repeated")
     parser.add_argument("--out", type=Path, default=Path(".airflow/benchmarks.json"), help="the JSON file to write")
-    parser.add_argument("--small", action="store_true", help="campaigns with a tenth of their operations")
+    parser.add_argument("--small", action="store_true", help="fewer operations and waits, to see that it runs")
     options = parser.parse_args()
     raise_on_signals()
     started = time.monotonic()

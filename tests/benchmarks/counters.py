@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from pathlib import Path
 
-NAMES = ("connections", "polls", "operations", "tokens", "token_connections")
+NAMES = ("connections", "polls", "operations", "tokens", "token_connections", "pages")
 
 
 class Counters:

@@ -80,11 +80,11 @@ class Bench:
         """Return a number of operations, or a tenth of it."""
         return number // 10 if self.small else number
 
-    def run(self, scenario: str, **arguments: Any) -> Any:
-        """Run a scenario in a new process and return its result."""
+    def run(self, scenario: str, *, limit: float = 240.0, **arguments: Any) -> Any:
+        """Run a scenario in a new process, which may take so many seconds, and return its result."""
         words = ", ".join(f"{key} {value}" for key, value in arguments.items())
         self.say(f"{scenario}: {words}")
-        return run_scenario(self.work, self.env, {"scenario": scenario, **arguments})
+        return run_scenario(self.work, self.env, {"scenario": scenario, **arguments}, limit)
 
 
 def _tail(output: Path) -> str:

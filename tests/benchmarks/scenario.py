@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 #: The module of each scenario's function; a process imports only what it measures.
-MODULES = {"load": "load", "finish": "ends", "sensor": "pokes"}
+MODULES = {"load": "load", "finish": "ends", "sensor": "pokes", "many": "many"}
 
 
 def main(result: Path, scenario: str, **arguments: object) -> None:

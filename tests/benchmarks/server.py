@@ -7,7 +7,9 @@ import json
 import ssl
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 from counters import Counters
@@ -15,6 +17,10 @@ from counters import Counters
 LOOPBACK = "127.0.0.1"
 #: An operation with such a name finishes when it has been polled this often: ``operations/finishes-after/20/...``.
 FINISHES_AFTER = "operations/finishes-after/"
+#: Operations on a page of the list, at most.
+PAGE_SIZE = 100
+#: Where a scenario says what the list holds, and which operations finish now.
+CONTROL = "/control"
 #: Enough for a thousand clients that connect at once.
 BACKLOG = 2048
 #: The length of a service account's access token.
@@ -51,7 +57,10 @@ class CountingServer(web.Server):
 
 class Service:
     """
-    ``operations.get`` and the token endpoint.
+    ``operations.get``, ``operations.list`` and the token endpoint.
+
+    The list holds finished operations, and behind them those that run and have been polled, in the order of their first
+    polls. Until a scenario has said how many have finished, there is no list.
 
     :param counters: count the requests.
     """
@@ -59,18 +68,46 @@ class Service:
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
         self._polls: Counter[str] = Counter()
+        self._finished: set[str] = set()
+        self._listed: list[str] | None = None
 
-    async def get_operation(self, request: web.BaseRequest) -> web.Response:
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        if request.path == CONTROL:
+            self._control(await request.json())
+            return web.json_response({})
         name = request.path.removeprefix("/v1/")
-        if request.method != "GET" or not name.startswith("operations/"):
+        is_list = name == "operations" and self._listed is not None
+        if request.method != "GET" or not (name.startswith("operations/") or is_list):
             return web.json_response({"error": {"status": "UNIMPLEMENTED"}}, status=501)
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return web.json_response({"error": {"status": "UNAUTHENTICATED"}}, status=401)
+        if is_list:
+            self._counters.add("pages")
+            return web.Response(body=self._page(request.query), headers=_HEADERS)
         self._counters.add("polls")
         self._polls[name] += 1
         if self._polls[name] == 1:
             self._counters.add("operations")
+            if self._listed is not None:
+                self._listed.append(name)
         return web.Response(body=self._operation(name), headers=_HEADERS)
+
+    def _control(self, told: dict[str, Any]) -> None:
+        """Begin another scenario, whose list begins with so many finished operations, or let some finish."""
+        self._finished.update(told.get("finish", []))
+        if "listed" in told:
+            self._listed = None
+            if told["listed"] is not None:
+                self._listed = [f"operations/finished-{number}" for number in range(told["listed"])]
+                self._finished = set(self._listed)
+
+    def _page(self, query: Mapping[str, str]) -> bytes:
+        """Return a page of the list, in the same form."""
+        listed, first = self._listed or [], int(query.get("pageToken") or 0)
+        size = min(int(query.get("pageSize") or PAGE_SIZE), PAGE_SIZE)
+        items = b",\n".join(self._operation(name) for name in listed[first : first + size])
+        token = f"{first + size}" if first + size < len(listed) else ""
+        return b'{"operations": [%s], "nextPageToken": "%s"}' % (items, token.encode())
 
     async def token(self, request: web.BaseRequest) -> web.Response:
         if not (await request.post()).get("assertion"):
@@ -90,7 +127,7 @@ class Service:
             },
         }
         _, prefix, rest = name.partition(FINISHES_AFTER)
-        if prefix and self._polls[name] >= int(rest.split("/")[0]):
+        if name in self._finished or (prefix and self._polls[name] >= int(rest.split("/")[0])):
             operation |= {"done": True, "error": {"code": 1, "message": "The operation was cancelled."}}
         return json.dumps(operation, indent=2).encode()
 
@@ -101,7 +138,7 @@ async def serve(certificate: Path, counters: Counters) -> None:
     context.load_cert_chain(certificate)
     service = Service(counters)
     runners = []
-    for handler, counter in ((service.get_operation, "connections"), (service.token, "token_connections")):
+    for handler, counter in ((service.handle, "connections"), (service.token, "token_connections")):
         runner = web.ServerRunner(CountingServer(handler, counters, counter))
         await runner.setup()
         await web.TCPSite(runner, LOOPBACK, 0, ssl_context=context, backlog=BACKLOG).start()

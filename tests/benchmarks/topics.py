@@ -11,6 +11,7 @@ from typing import Any
 
 from campaigns import campaign
 from load_topics import poll, scale
+from many_topic import many
 from owners import owners
 from processes import Bench, ScenarioError, running_script
 from report import Limit, Topic, milli, times
@@ -141,6 +142,7 @@ def sync(bench: Bench) -> Topic:
 TOPICS = {
     "poll": poll,
     "scale": scale,
+    "many": many,
     "notice": notice,
     "import": imports,
     "sync": sync,

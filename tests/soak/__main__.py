@@ -1,4 +1,4 @@
-"""``make soak``: many rounds of cancel and wait under random faults, and many deferred waits across a restart."""
+"""``make soak``: cancel and wait under random faults, poll together by a wrong list, and wait across a restart."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ FAULTS = 0.2
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=1000, help="rounds under faults (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=1000, help="rounds under faults, 0 for none (default: %(default)s)"
+    )
     parser.add_argument("--waits", type=int, default=300, help="deferred waits, 0 for none (default: %(default)s)")
+    parser.add_argument(
+        "--polls", type=int, default=300, help="waits that poll together, 0 for none (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, help="seed of the faults (default: a new one)")
     options = parser.parse_args()
     raise_on_signals()
@@ -27,7 +32,11 @@ def main() -> int:
         logging.disable(logging.CRITICAL)
         from rounds import play_rounds
 
-        wrong = play_rounds(options.rounds, FAULTS, options.seed)
+        wrong = play_rounds(options.rounds, FAULTS, options.seed) if options.rounds else 0
+        if options.polls:
+            from polls import play_polls
+
+            wrong += play_polls(options.polls, FAULTS, options.seed)
     if options.waits:
         from waits import play_waits
 

@@ -454,3 +454,24 @@ def test_many_pages_and_no_response_of_the_api_end_a_long_round() -> None:
         waiting.to_the_end(lambda *_: page)
     assert caught.value.rpc_code is Code.UNIMPLEMENTED
     assert waiting.polls == MANY_PAGES + 1
+
+
+def test_the_number_of_a_round_leaves_out_rounds_of_failed_polls() -> None:
+    waiting = Waiting([A, B], started=-1000.0)
+    waiting.round(lambda name, _: error() if name == A else {})
+    waiting.round(lambda *_: {})
+    waiting.round(lambda *_: {})
+    assert [names for _, names in waiting.rounds] == [[A, B], [A], [A, B]]
+    assert waiting.many.number == 2
+
+
+def test_a_round_of_failed_polls_is_not_on_the_grid_but_the_next_of_all_is() -> None:
+    waiting = Waiting([A, B], started=-1000.0, slot=lambda now, *_: 30.0 * (now // 30.0 + 1))
+    wait = waiting.many.wait
+    waiting.now = 3.0
+    waiting.round(lambda *_: {})
+    assert (waiting.now, wait.slot) == (30.0, 30.0)
+    waiting.round(lambda name, _: error() if name == A else {})
+    assert (waiting.now, wait.slot) == (31.0, None)
+    waiting.round(lambda *_: {})
+    assert (waiting.now, wait.slot) == (60.0, 60.0)

@@ -16,6 +16,7 @@ from airflow_dai_provider.api.polling import (
     check_seconds,
     describe_poll,
     next_interval,
+    slot_of_grid,
 )
 
 NAME = "operations/a/b"
@@ -471,3 +472,74 @@ def test_a_timeout_of_zero_is_one_poll() -> None:
     wait = Wait("operations/a", started=0.0, poll_interval=30.0, timeout=0)
     with pytest.raises(WaitTimeoutError, match="operations/a has not finished within 0 s"):
         wait.after_poll(Operation("operations/a", OperationState.RUNNING), 0.0)
+
+
+# The grid
+
+
+def on_the_grid(started: float, poll_interval: float = 30.0, phase: float = 7.0, timeout: float | None = None) -> Wait:
+    def slot(now: float, interval: float, longest: float) -> float:
+        return slot_of_grid(now, interval, longest, phase)
+
+    return Wait(NAME, started=started, poll_interval=poll_interval, timeout=timeout, jitter=full_jitter, slot=slot)
+
+
+def slots_of(wait: Wait, until: float, late: float = 0.0) -> list[float]:
+    """Return the times at which a wait polls on a grid, whose polls take a moment each."""
+    slots, now = [], wait.started
+    while now < until:
+        seconds = wait.next_poll(RUNNING, now)
+        assert wait.slot == pytest.approx(now + seconds)
+        slots.append(wait.slot)
+        now = wait.slot + late
+    return slots
+
+
+@pytest.mark.parametrize("started", [0.0, 3.3, 11.0, 29.99])
+@pytest.mark.parametrize("late", [0.0, 0.4, 5.0])
+def test_waits_that_begin_at_any_time_come_to_poll_together(started: float, late: float) -> None:
+    later = [slot for slot in slots_of(on_the_grid(started), 400, late) if slot > 120]
+    assert later[:3] == pytest.approx([127.0, 157.0, 187.0])
+
+
+@pytest.mark.parametrize("poll_interval", [0.7, 1.0, 10.0, 30.0, 45.0, 600.0])
+def test_the_grid_only_shortens_an_interval_and_by_less_than_a_step(poll_interval: float) -> None:
+    for number in range(500):
+        now = number * 0.37
+        interval = next_interval(now / 5, poll_interval, 0.0)
+        seconds = slot_of_grid(now, interval, poll_interval, 3.0) - now
+        assert 0 < seconds <= interval + 0.01 * poll_interval + 1e-9
+
+
+def test_quick_polls_cost_few_more_on_the_grid() -> None:
+    assert len([slot for slot in slots_of(on_the_grid(0.5), 60) if slot < 60]) <= 14
+
+
+def test_the_grid_of_quick_polls_holds_that_of_later_ones() -> None:
+    assert slot_of_grid(29.5, 1.0, 30.0, 0.0) == slot_of_grid(3.0, 30.0, 30.0, 0.0) == 30.0
+
+
+@pytest.mark.parametrize("early", [0.0, 0.002, 0.2])
+def test_a_poll_that_comes_a_little_early_is_not_made_twice(early: float) -> None:
+    assert slot_of_grid(60.0 - early, 30.0, 30.0, 0.0) == 90.0
+
+
+def test_a_failed_poll_and_the_last_one_are_not_on_the_grid() -> None:
+    wait = on_the_grid(-100.0, timeout=200.0)
+    wait.next_poll(RUNNING, 40.0)
+    assert wait.slot == 67.0
+    wait.jitter = no_jitter
+    wait.after_error(AWAY, 67.0)
+    assert wait.slot is None
+    assert wait.next_poll(RUNNING, 68.0) == pytest.approx(29.0)
+    assert wait.slot == 97.0
+    assert wait.next_poll(RUNNING, 97.5) == pytest.approx(2.5)
+    assert wait.slot is None
+
+
+def test_the_number_of_a_poll_counts_those_that_have_found_the_operation() -> None:
+    wait = make_wait()
+    for now in range(3):
+        wait.next_poll(RUNNING, float(now))
+        wait.after_error(AWAY, float(now))
+    assert wait.number == 3

@@ -57,7 +57,7 @@ def test_a_round_ends_when_the_time_is_up(
     emulator: DaiEmulator, poll: Poll, clock: Clock, limits: dict[str, float], raised: type[Exception]
 ) -> None:
     names = [emulator.start_ingest() for _ in range(1_000)]
-    emulator.inject(Fault(GET, status=503, times=None))
+    emulator.inject(Fault(status=503, times=None))
     clock.step = 0.1
     with pytest.raises(raised):
         poll(emulator.endpoint, names, **limits)
@@ -77,7 +77,7 @@ def test_an_unexpected_error_of_one_poll_is_that_of_its_operation_only(
     emulator: DaiEmulator, poll: Poll, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [emulator.start_ingest(seconds=0) for _ in range(3)]
-    get, send = DaiHook.get_operation, DaiAsyncHook._send
+    get, send = DaiHook._get_once, DaiAsyncHook._send
     broken: list[str] = []
 
     def fail_once(path: str) -> None:
@@ -85,15 +85,15 @@ def test_an_unexpected_error_of_one_poll_is_that_of_its_operation_only(
             broken.append(path)
             raise KeyError("a mistake")
 
-    def in_a_thread(hook: DaiHook, name: str, **options: Any) -> Any:
+    def in_a_thread(hook: DaiHook, name: str) -> Any:
         fail_once(name)
-        return get(hook, name, **options)
+        return get(hook, name)
 
     async def on_a_loop(hook: DaiAsyncHook, request: Any, until: float) -> Any:
         fail_once(request.path)
         return await send(hook, request, until)
 
-    monkeypatch.setattr(DaiHook, "get_operation", in_a_thread)
+    monkeypatch.setattr(DaiHook, "_get_once", in_a_thread)
     monkeypatch.setattr(DaiAsyncHook, "_send", on_a_loop)
     many = poll(emulator.endpoint, names)
     assert broken

@@ -154,6 +154,7 @@ def test_a_shortened_list_is_handled_side_by_side(
 
     monkeypatch.setattr(ti, "xcom_push", watched, raising=False)
     sent = len(slow.requests)
+    slow.unimplement(LIST)
     for method in (GET, CANCEL):
         slow.inject(Fault(method, delay=0.1, times=40))
     with suppress(KeyboardInterrupt):

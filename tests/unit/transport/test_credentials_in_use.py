@@ -18,6 +18,7 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCreateCreativeOperator
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
+from airflow_dai_provider.transport import shared_polls
 from airflow_dai_provider.transport.google_errors import Unauthenticated
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from tests.support.authentication import TOKEN_METHODS, Form, SharedTime, Shown, accounts, in_worker, live_on, refused
@@ -281,6 +282,7 @@ def wait_for_all(
     """Wait for each in a hook of its own, as the triggers of one triggerer do; return operations and errors."""
     chance = random.Random(seed)  # noqa: S311 - for jitter
     monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(time.sleep))
+    monkeypatch.setattr(shared_polls, "FEW", len(names) + 1)  # each polls by itself
     monkeypatch.setattr(DaiAsyncHook, "_random", staticmethod((lambda: 0.0) if seed is None else chance.random))
 
     async def wait(name: str) -> Any:

@@ -18,6 +18,7 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
+from airflow_dai_provider.transport import shared_polls
 from tests.support.authentication import Form, SharedTime, Shown, live_on
 from tests.support.clock import Clock
 from tests.support.connections import Connect, LookUpFails
@@ -84,6 +85,7 @@ def test_fifty_waits_on_one_loop_outlast_the_rotation_of_their_key(
     names = [guarded.start_ingest(seconds=1.5 * LIFETIME) for _ in range(WAITS)]
     shared = SharedTime(clock, WAITS, {LIFETIME / 2: rotate})
     monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(shared.sleep))
+    monkeypatch.setattr(shared_polls, "FEW", WAITS + 1)  # each polls by itself
 
     async def main() -> list[Any]:
         waits = (shared.outlast(DaiAsyncHook().wait_for_operation(name, poll_interval=100)) for name in names)

@@ -15,7 +15,8 @@ from google.auth.exceptions import DefaultCredentialsError
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.endpoint import Endpoint
 from airflow_dai_provider.emulator import DaiEmulator
-from airflow_dai_provider.hooks.dai import DaiAsyncHook
+from airflow_dai_provider.hooks.async_calls import LOOKED_UP_FOR
+from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.transport import google_errors
 from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS, AiohttpTransport
 from airflow_dai_provider.transport.session_pool import lease
@@ -46,7 +47,7 @@ def test_two_hundred_waits_share_a_session_and_a_token(
 
     clock.slept = NeverTooMany()
     assert run(main()) == names
-    assert {request.name for request in emulator.requests} == set(names)
+    assert {request.name for request in emulator.requests if request.method == "operations.get"} == set(names)
     assert len(emulator.requests) > len(names)
     assert 1 < emulator.connections <= MAX_CONNECTIONS
     assert tokens.asked == 1
@@ -170,8 +171,8 @@ def test_two_endpoints_do_not_share(emulator: DaiEmulator, connect: Connect, tok
     assert tokens.asked == 2
 
 
-def test_a_changed_connection_is_used_by_the_next_wait_while_the_older_goes_on(
-    emulator: DaiEmulator, connect: Connect, tokens: TokenServer
+def test_a_changed_connection_is_used_a_second_later_while_the_older_wait_goes_on(
+    emulator: DaiEmulator, connect: Connect, tokens: TokenServer, clock: Clock
 ) -> None:
     connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
     name = emulator.start_ingest()
@@ -181,6 +182,7 @@ def test_a_changed_connection_is_used_by_the_next_wait_while_the_older_goes_on(
         async with DaiAsyncHook() as older:
             await older.get_operation(name)
             connect(is_anonymous=True, dai_api_endpoint=other.endpoint)
+            clock.advance(LOOKED_UP_FOR)
             async with DaiAsyncHook() as newer:
                 await newer.get_operation(name)
                 await older.get_operation(name)
@@ -193,6 +195,49 @@ def test_a_changed_connection_is_used_by_the_next_wait_while_the_older_goes_on(
     assert set(bearers(emulator)) == {f"Bearer {tokens.issued[0]}"}
     assert len(emulator.requests) == 3
     assert emulator.connections == 2, "The synchronous hook has a session of its own."
+
+
+def test_waits_that_begin_together_look_the_connection_up_once(
+    emulator: DaiEmulator, connect: Connect, tokens: TokenServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
+    connect("another", keyfile_dict=tokens.key, dai_api_endpoint=emulator.endpoint)
+    look_up, looked_up = DaiHook._look_up, []
+
+    def count(hook: DaiHook) -> dict[str, Any]:
+        looked_up.append(hook.gcp_conn_id)
+        return look_up(hook)
+
+    monkeypatch.setattr(DaiHook, "_look_up", count)
+
+    async def begin(connection: str) -> None:
+        async with DaiAsyncHook(connection):
+            pass
+
+    async def main() -> None:
+        async with DaiAsyncHook("google_cloud_default"), DaiAsyncHook("another"):
+            await asyncio.gather(*(begin(name) for name in ("google_cloud_default", "another") for _ in range(100)))
+        assert sorted(looked_up) == ["another", "google_cloud_default"]
+        clock.advance(LOOKED_UP_FOR)
+        await begin("google_cloud_default")
+        assert len(looked_up) == 3
+
+    run(main())
+
+
+def test_a_look_up_that_fails_is_that_of_the_waits_that_await_it(
+    emulator: DaiEmulator, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = emulator.start_ingest()
+
+    async def main() -> None:
+        asked = [asyncio.create_task(DaiAsyncHook(retry_timeout=0.0).get_operation(name)) for _ in range(5)]
+        errors = await asyncio.gather(*asked, return_exceptions=True)
+        assert all("could not be looked up" in str(error) for error in errors)
+        connect(is_anonymous=True, dai_api_endpoint=emulator.endpoint)
+        assert (await DaiAsyncHook().get_operation(name)).name == name
+
+    run(main())
 
 
 def test_two_event_loops_do_not_share(emulator: DaiEmulator, connect: Connect, tokens: TokenServer) -> None:

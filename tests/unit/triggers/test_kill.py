@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import pytest
@@ -285,17 +286,17 @@ def test_the_cancel_survives_the_cleanup_of_the_trigger(
     assert [line for line in log.ours if "Requested the cancellation" in line]
 
 
-def test_a_kill_during_the_connection_look_up_cancels(
+def test_a_kill_during_the_import_of_the_hooks_cancels(
     emulator: DaiEmulator, make_trigger: MakeTrigger, killing: Killing, state: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate()
-    make_hook = DaiOperationTrigger._make_hook
 
-    def slow(trigger: DaiOperationTrigger) -> DaiAsyncHook:
+    @cache
+    def slow() -> type[DaiAsyncHook]:
         gate.wait()
-        return make_hook(trigger)
+        return DaiAsyncHook
 
-    monkeypatch.setattr(DaiOperationTrigger, "_make_hook", slow)
+    monkeypatch.setattr(dai, "_hook_class", slow)
     name = emulator.start_ingest()
 
     async def main() -> None:

@@ -149,7 +149,7 @@ def test_an_outage_ends_the_wait_with_one_error(
     emulator: DaiEmulator, make_trigger: MakeTrigger, clock: Clock, log: Log
 ) -> None:
     names = [emulator.start_ingest() for _ in range(30)]
-    emulator.inject(Fault(method=GET, status=503, times=None))
+    emulator.inject(Fault(status=503, times=None))
     began = clock.now
     event = fire(make_trigger(names))
     assert (event["status"], event["code"]) == ("error", "UNAVAILABLE")

@@ -1,0 +1,150 @@
+"""Batched polls: which polls that are due together are answered by pages of operations.list, and which by get.
+
+A page costs about as much as ten gets, and answers up to a hundred polls. It answers a poll only with an operation that
+still runs. What the list shows as done, shows in no readable form or does not show at all is asked by get, so how an
+operation has finished is always the answer of a get. No page is requested before the polls that it answers.
+
+Pure: a driver (:mod:`airflow_dai_provider.transport.shared_polls` on an event loop,
+:mod:`airflow_dai_provider.hooks.polls` in a worker) sends the requests, and brings its clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from zlib import crc32
+
+from airflow_dai_provider.api import rest
+from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.operation_page import PolledPage
+from airflow_dai_provider.api.retry import TRANSIENT, is_pause
+
+#: Fewer waits than these poll by get, each at its own times.
+FEW = 20
+#: A page is worth its cost when it answers so many polls.
+YIELD = 10
+#: One page that is not, for so many polls that are left, may be read on the way to the others.
+PATIENCE = 20
+#: Every poll of an operation with a number that is a multiple of this is a get: a list can be wrong.
+GET_EVERY = 20
+#: Seconds for which all polls are gets after the list was refused, or was too long to be worth it.
+GETS_FOR = 300.0
+#: The same after an error that may pass. It doubles with each error in a row, up to the time of a refusal.
+GETS_AFTER_ERROR = 30.0
+
+#: The errors of the list that a get would meet too: they are the outcome of every poll that waits for the list.
+_OUTAGES = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED})
+
+
+def is_checked_by_get(name: str, number: int) -> bool:
+    """Return whether the poll of an operation with this number, counted from any other, is a get in any case.
+
+    Those of many operations with the same number are not all checked at once.
+    """
+    return (crc32(name.encode()) + number) % GET_EVERY == 0
+
+
+class BatchedPolls:
+    """The decisions for all polls of one endpoint and account, from what reading the list has shown."""
+
+    def __init__(self) -> None:
+        # So many polls have to be due together to make the list worth reading, as is believed until then.
+        self._needed = float(YIELD)
+        self._believed_until = float("-inf")
+        self._errors = 0
+        self._told = False
+
+    def is_worthwhile(self, polls: int, now: float) -> bool:
+        """Return whether to read the list when so many polls are due together."""
+        return polls >= (self._needed if now < self._believed_until else YIELD)
+
+    def begin(self, seen: Mapping[str, Operation | None], now: float) -> Reading | None:
+        """Begin to read the list for polls that are due; return None when all of them are to be gets.
+
+        :param seen: by name, what the last poll has returned.
+        """
+        return Reading(seen) if self.is_worthwhile(len(seen), now) else None
+
+    def end(self, reading: Reading, now: float) -> str | None:
+        """Learn from a reading that has ended; return the line for the log, if there is news."""
+        self._errors = 0
+        self._believed_until = now + GETS_FOR
+        if reading.was_worthwhile:
+            self._told = False
+            self._needed = YIELD * reading.pages
+            return None
+        # More polls are worth more pages.
+        self._needed = 2.0 * reading.polls
+        shown = f"{reading.pages:,} pages of operations.list have shown {reading.answered:,} of {reading.polls:,}"
+        return self._tell(f"{shown} operations that run", GETS_FOR)
+
+    def end_late(self, reading: Reading, now: float) -> str | None:
+        """Learn from a reading that had not ended when the polls had waited for as long as a request may take."""
+        if reading.was_worthwhile:
+            return self.end(reading, now)
+        _, line = self.fail(ServiceError("operations.list is too slow", Code.DEADLINE_EXCEEDED), now)
+        return line
+
+    def fail(self, error: ServiceError, now: float) -> tuple[bool, str | None]:
+        """Learn from a page that was not returned.
+
+        :return: whether this error is the outcome of every poll that waits for the list, which are gets otherwise;
+            and the line for the log, if there is news.
+        """
+        if is_pause(error):
+            return True, None
+        seconds = GETS_FOR
+        if error.rpc_code in TRANSIENT:
+            seconds = min(GETS_AFTER_ERROR * 2.0 ** min(self._errors, 10), GETS_FOR)
+            self._errors += 1
+        self._needed, self._believed_until = float("inf"), now + seconds
+        return error.rpc_code in _OUTAGES and not error.from_front_end, self._tell(str(error), seconds)
+
+    def _tell(self, reason: str, seconds: float) -> str | None:
+        if self._told:
+            return None
+        self._told = True
+        return f"Polling by operations.get only for the next {seconds:.0f} s: {reason}"
+
+
+class Reading:
+    """One reading of the list, page by page, for polls that are due together.
+
+    It goes on as long as it is useful: there is another page, enough polls are left to be worth it, and the last page
+    was worth its cost, or few pages were in vain so far. So a list costs at most a twentieth more than gets would.
+
+    :param seen: by name, what the last poll has returned.
+    """
+
+    def __init__(self, seen: Mapping[str, Operation | None]) -> None:
+        #: Those without an answer so far.
+        self.left = dict(seen)
+        self.polls = len(self.left)
+        self.pages = 0
+        self.answered = 0
+        #: Whether to read on.
+        self.is_useful = True
+        self._in_vain = 0
+        self._token: str | None = None
+
+    @property
+    def request(self) -> rest.Request[PolledPage]:
+        """The request for the next page."""
+        return rest.poll_operations(self.left, self._token)
+
+    @property
+    def was_worthwhile(self) -> bool:
+        """Whether the pages have cost less than the gets that they have saved."""
+        return self.answered >= YIELD * max(self.pages, 1)
+
+    def take(self, page: PolledPage) -> None:
+        """Note a page. Those that it shows are not left: it answers some, and the others are asked by get."""
+        for name in (*page.running, *page.others):
+            del self.left[name]
+        self.pages += 1
+        self.answered += len(page.running)
+        self._token = page.next_page_token
+        in_vain = len(page.running) < YIELD
+        self._in_vain += in_vain
+        given_up = in_vain and self._in_vain * PATIENCE > len(self.left)
+        self.is_useful = self._token is not None and len(self.left) >= YIELD and not given_up

@@ -1,0 +1,201 @@
+"""Shared polls: those of all waits on an event loop that share a session, answered together where that costs less."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from random import random
+from typing import Any
+
+from airflow_dai_provider.api import rest
+from airflow_dai_provider.api.batched_polls import FEW, BatchedPolls, Reading
+from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.operation_page import PolledPage
+from airflow_dai_provider.api.polling import slot_of_grid
+
+logger = logging.getLogger(__name__)
+
+#: The grids of two triggerers are shifted by a part of so many seconds, so that they do not poll at the same moment.
+_PHASES = 86_400.0
+#: So many polls are told at a time to ask by get; in between, the event loop does other work.
+_AT_A_TIME = 100
+
+
+class _Asker:
+    """One wait, for one operation or several, that has polls in a batch."""
+
+    __slots__ = ("done", "found", "left")
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.found: dict[str, Operation] = {}
+        self.done: asyncio.Future[Mapping[str, Operation]] = asyncio.get_running_loop().create_future()
+
+    def settle(self, operation: Operation | None) -> None:
+        """Note the answer to one of its polls, or that there is none in the list."""
+        self.left -= 1
+        if operation:
+            self.found[operation.name] = operation
+        if not self.left:
+            self.finish()
+
+    def finish(self, error: ServiceError | None = None) -> None:
+        if self.done.done():
+            return
+        if error and not self.found:
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(self.found)
+
+
+class _Batch:
+    """The polls that are due together."""
+
+    def __init__(self) -> None:
+        self._askers: dict[str, list[_Asker]] = {}
+        self._seen: dict[str, Operation | None] = {}
+
+    def add(self, seen: Mapping[str, Operation | None]) -> asyncio.Future[Mapping[str, Operation]]:
+        asker = _Asker(len(seen))
+        for name in seen:
+            self._askers.setdefault(name, []).append(asker)
+        self._seen.update(seen)
+        return asker.done
+
+    def seen(self) -> dict[str, Operation | None]:
+        """Return by name what the last poll has returned, of the polls whose wait goes on."""
+        return {
+            name: self._seen[name]
+            for name, askers in self._askers.items()
+            if not all(asker.done.done() for asker in askers)
+        }
+
+    def take(self, page: PolledPage) -> None:
+        """Give the answers of a page to the waits."""
+        for name in (*page.running, *page.others):
+            for asker in self._askers.pop(name):
+                asker.settle(page.running.get(name))
+
+    def askers(self) -> list[_Asker]:
+        """Return the waits that go on without an answer."""
+        every = dict.fromkeys(asker for askers in self._askers.values() for asker in askers)
+        return [asker for asker in every if not asker.done.done()]
+
+
+class SharedPolls:
+    """The polls of one session that are due together.
+
+    :param call: sends a request, until when at the latest.
+    :param timeout: seconds that one request may take; a poll that has waited for the list so long is a get.
+    :param clock: gives seconds that only ever increase.
+    :param sleep: waits for seconds.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[rest.Request[PolledPage], float], Awaitable[PolledPage]],
+        timeout: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
+    ) -> None:
+        self._call = call
+        self._timeout = timeout
+        self._clock = clock
+        self._sleep = sleep
+        self._decisions = BatchedPolls()
+        self._waits = 0
+        self._phase = random() * _PHASES  # noqa: S311 - chance, not a secret
+        self._batches: dict[float, _Batch] = {}
+        # The list is read once at a time.
+        self._reading = asyncio.Lock()
+        self._answers: set[asyncio.Task[None]] = set()
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Count a wait until the block is over."""
+        self._waits += 1
+        try:
+            yield
+        finally:
+            self._waits -= 1
+
+    def slot(self, now: float, interval: float, poll_interval: float, operations: int = 1) -> float | None:
+        """Return when the next poll of a wait is due together with those of others, or None if they poll by get.
+
+        :param now: in seconds of a clock that all waits share.
+        :param interval: seconds until then at most.
+        :param operations: how many the wait is for.
+        """
+        polls = max(self._waits, operations)
+        if polls < FEW or not self._decisions.is_worthwhile(polls, self._clock() + interval):
+            return None
+        return slot_of_grid(now, interval, poll_interval, self._phase)
+
+    async def ask(self, seen: Mapping[str, Operation | None], slot: float, seconds: float) -> Mapping[str, Operation]:
+        """Wait until polls are due; return those operations of which a page then shows that they run.
+
+        The others are to be asked by get.
+
+        :param seen: by name, what the last poll has returned.
+        :param slot: when they are due, equal for all that are due together.
+        :param seconds: the time until then.
+        :raises ServiceError: when the list was not returned, and no get would be either.
+        """
+        key = round(slot, 3)
+        batch = self._batches.get(key)
+        if batch is None:
+            batch = self._batches[key] = _Batch()
+            answer = asyncio.create_task(self._answer(key, batch, seconds))
+            self._answers.add(answer)
+            answer.add_done_callback(self._answers.discard)
+        return await batch.add(seen)
+
+    async def close(self) -> None:
+        """End what waits for polls that no wait needs any more."""
+        answers = list(self._answers)
+        for answer in answers:
+            answer.cancel()
+        await asyncio.gather(*answers, return_exceptions=True)
+
+    async def _answer(self, key: float, batch: _Batch, seconds: float) -> None:
+        error = None
+        try:
+            try:
+                if seconds > 0:
+                    await self._sleep(seconds)
+            finally:
+                del self._batches[key]
+            if reading := self._decisions.begin(batch.seen(), self._clock()):
+                error = await self._read(reading, batch)
+            for number, asker in enumerate(batch.askers(), 1):
+                asker.finish(error)
+                if not number % _AT_A_TIME:
+                    await asyncio.sleep(0)
+        finally:
+            # Whatever has happened, no wait waits forever.
+            for asker in batch.askers():
+                asker.finish(error)
+
+    async def _read(self, reading: Reading, batch: _Batch) -> ServiceError | None:
+        """Read the list while that is useful; return the error, if it is the outcome of each poll without an answer."""
+        outcome: ServiceError | None = None
+        try:
+            async with asyncio.timeout(self._timeout), self._reading:
+                while reading.is_useful:
+                    page = await self._call(reading.request, self._clock() + self._timeout)
+                    reading.take(page)
+                    batch.take(page)
+        except TimeoutError:
+            line = self._decisions.end_late(reading, self._clock())
+        except ServiceError as error:
+            is_outcome, line = self._decisions.fail(error, self._clock())
+            outcome = error if is_outcome else None
+        else:
+            line = self._decisions.end(reading, self._clock())
+        if line:
+            logger.info("%s.", line.rstrip("."))
+        return outcome

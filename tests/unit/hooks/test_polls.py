@@ -1,0 +1,186 @@
+"""Polls of many operations by both hooks: the list answers for those that run, and get has the last word."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from airflow_dai_provider import metrics
+from airflow_dai_provider.api.batched_polls import FEW, GET_EVERY, GETS_FOR
+from airflow_dai_provider.api.errors import Code
+from airflow_dai_provider.api.many_wait import ManyWait
+from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.polling import WaitTimeoutError
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
+from tests.support.clock import Clock
+from tests.support.connections import Connect
+from tests.support.emulators import count
+from tests.support.event_loop import run
+
+GET, LIST = "operations.get", "operations.list"
+Wait = Callable[..., ManyWait]
+
+
+def wait_in_threads(endpoint: str, names: list[str], **limits: Any) -> ManyWait:
+    with DaiHook(api_endpoint=endpoint) as hook:
+        many = ManyWait(names, hook.make_wait("the operations", **limits))
+        with hook.workers(len(names)) as workers:
+            hook.wait_for_many(workers, many)
+    return many
+
+
+def wait_on_a_loop(endpoint: str, names: list[str], **limits: Any) -> ManyWait:
+    async def main() -> ManyWait:
+        async with DaiAsyncHook(api_endpoint=endpoint) as hook:
+            many = ManyWait(names, hook.make_wait("the operations", **limits))
+            await hook.wait_for_many(many)
+        return many
+
+    return run(main())
+
+
+@pytest.fixture(params=[wait_in_threads, wait_on_a_loop])
+def wait(request: pytest.FixtureRequest, connect: Connect, fake_time: Clock) -> Wait:
+    """Give a function that waits for operations with one of the two hooks."""
+    connect(is_anonymous=True)
+    return request.param  # type: ignore[no-any-return]
+
+
+def gets(emulator: DaiEmulator) -> Counter[str | None]:
+    """Return by name how often get was asked."""
+    return Counter(request.name for request in emulator.requests if request.method == GET)
+
+
+def test_the_list_answers_while_they_run_and_get_tells_how_each_has_finished(emulator: DaiEmulator, wait: Wait) -> None:
+    names = [emulator.start_ingest(seconds=300) for _ in range(200)]
+    many = wait(emulator.endpoint, names)
+    assert {operation.state for operation in many.finished.values()} == {"SUCCEEDED"}
+    assert len(many.finished) == 200
+    rounds = count(emulator, LIST) / 2
+    assert rounds >= 10
+    assert len(emulator.requests) < 0.2 * rounds * 200
+    assert set(gets(emulator)) == set(names)
+
+
+def test_every_poll_is_counted_however_it_is_answered(
+    emulator: DaiEmulator, wait: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: Counter[str] = Counter()
+    monkeypatch.setattr(metrics, "_incr", lambda name, number=1: counted.update({name: number}))
+    names = [emulator.start_ingest(seconds=2) for _ in range(50)]
+    wait(emulator.endpoint, names)
+    rounds = count(emulator, LIST)
+    assert counted["dai.polls"] == rounds * 50 > len(emulator.requests)
+
+
+def test_few_operations_are_polled_by_get(emulator: DaiEmulator, wait: Wait) -> None:
+    names = [emulator.start_ingest(seconds=60) for _ in range(FEW - 1)]
+    wait(emulator.endpoint, names)
+    assert count(emulator, LIST) == 0
+
+
+def test_a_list_that_says_running_forever_is_found_out(emulator: DaiEmulator, wait: Wait) -> None:
+    names = [emulator.start_ingest(seconds=0) for _ in range(100)]
+    page = json.dumps({"operations": [{"name": name} for name in names]}).encode()
+    emulator.inject(Fault(LIST, status=200, body=page, times=None))
+    many = wait(emulator.endpoint, names)
+    assert len(many.finished) == 100
+    assert count(emulator, LIST) <= GET_EVERY
+
+
+def test_a_server_without_list_costs_one_request_in_a_while(emulator: DaiEmulator, wait: Wait, clock: Clock) -> None:
+    names = [emulator.start_ingest(seconds=200) for _ in range(30)]
+    emulator.unimplement(LIST)
+    began = clock.now
+    assert len(wait(emulator.endpoint, names).finished) == 30
+    assert clock.now - began < GETS_FOR
+    assert count(emulator, LIST) == 1
+
+
+def test_what_the_list_leaves_out_or_does_not_know_is_polled_by_get(emulator: DaiEmulator, wait: Wait) -> None:
+    names = [emulator.start_ingest(seconds=20) for _ in range(50)]
+    emulator.inject(Fault(LIST, omitted=names[0], times=None))
+    many = wait(emulator.endpoint, [*names, "operations/gone"])
+    assert len(many.finished) == 50
+    assert {name: error.rpc_code for name, error in many.failed.items()} == {"operations/gone": Code.NOT_FOUND}
+    assert gets(emulator)[names[0]] >= 5
+
+
+def test_a_list_that_is_away_alone_ends_no_wait(emulator: DaiEmulator, wait: Wait) -> None:
+    names = [emulator.start_ingest(seconds=1_000) for _ in range(30)]
+    emulator.inject(Fault(LIST, status=503, times=None))
+    many = wait(emulator.endpoint, names)
+    assert (len(many.finished), many.failed) == (30, {})
+    assert 2 <= count(emulator, LIST) <= 10
+
+
+def test_a_list_that_is_away_is_not_the_last_word_when_the_time_is_up(emulator: DaiEmulator, wait: Wait) -> None:
+    names = [emulator.start_ingest(seconds=0) for _ in range(30)]
+    emulator.inject(Fault(LIST, status=503, times=None))
+    assert len(wait(emulator.endpoint, names, timeout=0.0).finished) == 30
+
+
+def test_what_runs_when_the_time_is_up_is_named(emulator: DaiEmulator, wait: Wait) -> None:
+    names = [emulator.start_ingest() for _ in range(30)]
+    with pytest.raises(WaitTimeoutError, match="30 of 30 operations have not finished within 5 s"):
+        wait(emulator.endpoint, names, timeout=5.0)
+
+
+def test_a_rescheduled_wait_goes_on_with_the_numbers_of_its_polls(hook: DaiHook) -> None:
+    assert [hook.make_wait("one", poll_interval=30.0, elapsed=elapsed).number for elapsed in (0.0, 29.0, 61.0)] == [
+        0,
+        0,
+        2,
+    ]
+
+
+# Waits for one operation each
+
+
+class FastTime:
+    """A clock that runs fifty times as fast, on which coroutines sleep."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def __call__(self) -> float:
+        return self._began + 50 * (time.monotonic() - self._began)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / 50)
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch, connect: Connect) -> FastTime:
+    connect(is_anonymous=True)
+    fast = FastTime()
+    monkeypatch.setattr(DaiAsyncHook, "_clock", staticmethod(fast))
+    monkeypatch.setattr(DaiAsyncHook, "_monotonic", staticmethod(fast))
+    monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(fast.sleep))
+    return fast
+
+
+@pytest.mark.parametrize("number", [FEW - 1, 100])
+def test_many_waits_for_one_operation_each_share_their_polls(fast: FastTime, number: int) -> None:
+    with DaiEmulator(clock=fast) as emulator:
+        names = [emulator.start_ingest(seconds=60) for _ in range(number)]
+
+        async def wait(name: str) -> Operation:
+            async with DaiAsyncHook(api_endpoint=emulator.endpoint) as hook:
+                return await hook.wait_for_operation(name, poll_interval=10.0)
+
+        async def main() -> list[Operation]:
+            return await asyncio.gather(*map(wait, names))
+
+        assert [(operation.name, operation.state) for operation in run(main())] == [(n, "SUCCEEDED") for n in names]
+        assert bool(count(emulator, LIST)) is (number >= FEW)
+        assert all(number >= 2 for number in gets(emulator).values()), "The first poll and the last are gets."
+        if number >= FEW:
+            assert count(emulator, GET) < 6 * number, "Without the list it would be ten."

@@ -1,0 +1,320 @@
+"""Polls of many waits that are due together, over real HTTP: who is answered by a page, and who is to ask by get."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from google.api_core import exceptions
+from google.auth.credentials import AnonymousCredentials
+
+from airflow_dai_provider.api import rest
+from airflow_dai_provider.api.batched_polls import FEW, GETS_FOR, YIELD
+from airflow_dai_provider.api.endpoint import Endpoint
+from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.transport.aiohttp_session import AiohttpTransport
+from airflow_dai_provider.transport.shared_polls import SharedPolls
+from airflow_dai_provider.transport.shared_token import Token
+from tests.support.clock import Clock
+from tests.support.emulators import count
+from tests.support.event_loop import run, until
+from tests.support.log import Log
+
+pytestmark = pytest.mark.usefixtures("few_authorities", "fake_time")
+
+LIST = "operations.list"
+SLOT = 30.0
+
+
+class Time:
+    """A sleep that lasts until the time has come."""
+
+    def __init__(self) -> None:
+        self.asleep: list[float] = []
+        self._come = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        self.asleep.append(seconds)
+        await self._come.wait()
+
+    def comes(self) -> None:
+        self._come.set()
+        self._come = asyncio.Event()
+
+
+class Waits:
+    """Waits that share a session.
+
+    :param hold: is awaited after each page, before it is used.
+    """
+
+    def __init__(self, transport: AiohttpTransport, clock: Clock, time: Time, timeout: float = 5.0) -> None:
+        self.transport = transport
+        self.time = time
+        self.hold: Callable[[], Coroutine[Any, Any, object]] | None = None
+        self.polls = SharedPolls(self._call, timeout, clock, time.sleep)
+
+    async def _call(self, request: rest.Request[Any], until: float) -> Any:
+        page = await self.transport.call(request, until)
+        if self.hold:
+            await self.hold()
+        return page
+
+    def begin(self, names: Iterable[str], slot: float = SLOT) -> list[asyncio.Task[Mapping[str, Operation]]]:
+        """Begin to wait for the polls of each, which are due at the same time."""
+        return [asyncio.create_task(self.polls.ask({name: None}, slot, SLOT)) for name in names]
+
+    async def poll(self, names: Iterable[str], slot: float = SLOT) -> list[Any]:
+        """Return the answers to polls that are due together, and errors in their place."""
+        asked = self.begin(names, slot)
+        await beats()
+        self.time.comes()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def beats() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def waits_at(emulator: DaiEmulator, clock: Clock, timeout: float = 5.0) -> AsyncIterator[Waits]:
+    transport = AiohttpTransport(Endpoint(emulator.endpoint), Token(AnonymousCredentials(), 5.0), 5.0, clock)
+    await transport.open()
+    waits = Waits(transport, clock, Time(), timeout)
+    try:
+        yield waits
+    finally:
+        await waits.polls.close()
+        await transport.close()
+
+
+def with_waits(emulator: DaiEmulator, clock: Clock, main: Callable[[Waits], Any], timeout: float = 5.0) -> Any:
+    async def session() -> Any:
+        async with waits_at(emulator, clock, timeout) as waits:
+            return await main(waits)
+
+    return run(session())
+
+
+def test_one_page_answers_a_hundred_waits(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(100)]
+    answers = with_waits(emulator, clock, lambda waits: waits.poll(names))
+    assert [list(answer) for answer in answers] == [[name] for name in names]
+    assert {operation.state for answer in answers for operation in answer.values()} == {"RUNNING"}
+    assert [request.method for request in emulator.requests] == [LIST]
+
+
+def test_one_timer_serves_all_that_are_due_together(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+
+    async def main(waits: Waits) -> None:
+        await waits.poll(names)
+        assert waits.time.asleep == [SLOT]
+
+    with_waits(emulator, clock, main)
+
+
+def test_what_has_finished_or_is_not_listed_is_to_be_asked_by_get(emulator: DaiEmulator, clock: Clock) -> None:
+    running = [emulator.start_ingest() for _ in range(50)]
+    done, hidden = emulator.start_ingest(seconds=0), emulator.start_ingest()
+    emulator.inject(Fault(LIST, omitted=hidden, times=None))
+    answers = with_waits(emulator, clock, lambda waits: waits.poll([done, hidden, "operations/gone", *running]))
+    assert answers[:3] == [{}, {}, {}]
+    assert all(answers[3:])
+
+
+def test_too_few_polls_are_gets(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(YIELD - 1)]
+    assert with_waits(emulator, clock, lambda waits: waits.poll(names)) == [{}] * len(names)
+    assert emulator.requests == []
+
+
+def test_two_waits_for_one_operation_are_both_answered(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(20)]
+    answers = with_waits(emulator, clock, lambda waits: waits.poll(names + names))
+    assert [list(answer) for answer in answers] == [[name] for name in names + names]
+    assert len(emulator.requests) == 1
+
+
+def test_a_wait_for_many_shares_the_pages_with_waits_for_one(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(60)]
+
+    async def main(waits: Waits) -> None:
+        many = asyncio.create_task(waits.polls.ask(dict.fromkeys([*names[:40], "operations/gone"]), SLOT, SLOT))
+        single = await waits.poll(names[30:])
+        assert set(await many) == set(names[:40])
+        assert [list(answer) for answer in single] == [[name] for name in names[30:]]
+
+    with_waits(emulator, clock, main)
+    assert len(emulator.requests) == 1
+
+
+@pytest.mark.parametrize("cancelled", [5, 45])
+def test_waits_that_are_cancelled_count_no_more(emulator: DaiEmulator, clock: Clock, cancelled: int) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+
+    async def main(waits: Waits) -> None:
+        asked = waits.begin(names)
+        await beats()
+        for one in asked[:cancelled]:
+            one.cancel()
+        await beats()
+        waits.time.comes()
+        answers = await asyncio.gather(*asked[cancelled:])
+        assert all(answers) is (cancelled == 5)
+
+    with_waits(emulator, clock, main)
+    assert len(emulator.requests) == (cancelled == 5)
+
+
+def test_a_poll_is_answered_by_no_page_that_was_requested_before_it_was_due(
+    emulator: DaiEmulator, clock: Clock
+) -> None:
+    names = [emulator.start_ingest(seconds=100) for _ in range(50)]
+
+    async def main(waits: Waits) -> None:
+        held = asyncio.Event()
+        waits.hold = held.wait
+        first = waits.begin(names)
+        await beats()
+        waits.time.comes()
+        await until(lambda: emulator.requests)
+        await until(lambda: emulator.requests[0].status)
+        clock.advance(200)
+        late = waits.begin(names)
+        await beats()
+        waits.time.comes()
+        await beats()
+        held.set()
+        assert all(await asyncio.gather(*first))
+        assert not any(await asyncio.gather(*late))
+
+    with_waits(emulator, clock, main)
+    assert count(emulator, LIST) == 2
+
+
+def test_a_server_without_list_is_asked_once_in_a_while(emulator: DaiEmulator, clock: Clock, log: Log) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+    emulator.inject(Fault(LIST, rpc_status="UNIMPLEMENTED", times=None))
+
+    async def main(waits: Waits) -> None:
+        for _ in range(3):
+            assert await waits.poll(names) == [{}] * 50
+        assert len(emulator.requests) == 1
+        clock.advance(GETS_FOR)
+        assert await waits.poll(names) == [{}] * 50
+
+    with_waits(emulator, clock, main)
+    assert len(emulator.requests) == 2
+    assert len(log.lines("Polling by operations.get only for the next 300 s")) == 1
+
+
+def test_an_outage_is_the_outcome_of_every_poll_that_waits(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+    emulator.inject(Fault(LIST, status=503))
+
+    async def main(waits: Waits) -> None:
+        assert all(isinstance(answer, exceptions.ServiceUnavailable) for answer in await waits.poll(names))
+        assert await waits.poll(names) == [{}] * 50, "The next polls are gets, which tell the list from the service."
+
+    with_waits(emulator, clock, main)
+    assert len(emulator.requests) == 1
+
+
+def test_an_outage_after_the_first_page_takes_no_answer_away(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(200)]
+
+    async def main(waits: Waits) -> None:
+        async def fail_next() -> None:
+            emulator.inject(Fault(LIST, status=503))
+
+        waits.hold = fail_next
+        many = asyncio.create_task(waits.polls.ask(dict.fromkeys(names), SLOT, SLOT))
+        single = await waits.poll(names)
+        assert len(await many) == 100
+        assert [bool(answer) and not isinstance(answer, Exception) for answer in single] == [True] * 100 + [False] * 100
+        assert all(isinstance(answer, exceptions.ServiceUnavailable) for answer in single[100:])
+
+    with_waits(emulator, clock, main)
+
+
+def test_a_pause_that_the_list_is_asked_for_holds_gets_too(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+    emulator.inject(Fault(LIST, status=429, retry_after=20))
+
+    async def main(waits: Waits) -> None:
+        answers = await waits.poll(names)
+        assert all(isinstance(answer, exceptions.ResourceExhausted) for answer in answers)
+        assert {answer.retry_after for answer in answers} == {20}
+        with pytest.raises(exceptions.ResourceExhausted, match="the service has asked for a pause"):
+            await waits.transport.call(rest.get_operation(names[0]), clock.now + 10)
+
+    with_waits(emulator, clock, main)
+    assert len(emulator.requests) == 1
+
+
+def test_polls_that_have_waited_for_as_long_as_a_request_may_take_are_gets(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+    emulator.inject(Fault(LIST, delay=float("inf")))
+    assert with_waits(emulator, clock, lambda waits: waits.poll(names), timeout=0.1) == [{}] * 50
+    assert len(emulator.requests) == 1
+
+
+def test_whatever_goes_wrong_no_wait_waits_forever(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+
+    async def main(waits: Waits) -> None:
+        async def break_down() -> None:
+            raise KeyError("a mistake")
+
+        waits.hold = break_down
+        told: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+        assert await waits.poll(names) == [{}] * 50
+        await beats()
+        gc.collect()
+        assert [type(error) for error in told] == [KeyError], "It is not hidden either."
+
+    with_waits(emulator, clock, main)
+
+
+def test_the_last_wait_leaves_no_timer_behind(emulator: DaiEmulator, clock: Clock) -> None:
+    async def main(waits: Waits) -> None:
+        (asked,) = waits.begin(["operations/a"])
+        await beats()
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+
+    with_waits(emulator, clock, main)  # which fails on a task that goes on
+
+
+def test_waits_poll_together_when_they_are_many_and_the_list_is_worth_it(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+    emulator.inject(Fault(LIST, rpc_status="UNIMPLEMENTED"))
+
+    async def main(waits: Waits) -> None:
+        polls = waits.polls
+        assert polls.slot(1000.0, 30.0, 30.0, FEW - 1) is None
+        assert polls.slot(1000.0, 30.0, 30.0, FEW) is not None, "A wait for many is enough."
+        joined = [polls.joined() for _ in range(FEW)]
+        for one in joined:
+            one.__enter__()
+        slot = polls.slot(1000.0, 30.0, 30.0)
+        assert slot is not None
+        assert 1000 < slot <= 1030.3
+        assert polls.slot(slot - 3.0, 30.0, 30.0) == pytest.approx(slot)
+        await waits.poll(names)
+        assert polls.slot(1000.0, 30.0, 30.0) is None
+        clock.advance(GETS_FOR - 30)
+        assert polls.slot(1000.0, 30.0, 30.0) == slot, "By then, the list is read again."
+        for one in joined:
+            one.__exit__(None, None, None)
+        assert polls.slot(1000.0, 30.0, 30.0) is None
+
+    with_waits(emulator, clock, main)
