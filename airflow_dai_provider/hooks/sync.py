@@ -12,6 +12,7 @@ from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.parameters import Duration
 from airflow_dai_provider.hooks.polls import DaiPollingHook
 from airflow_dai_provider.transport.google_errors import typed
 from airflow_dai_provider.transport.requests_session import RequestsTransport
