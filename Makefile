@@ -6,7 +6,10 @@ VENV := .venvs/airflow-$(AIRFLOW)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV := .venvs/uv/bin/uv
-CHECKED := airflow_dai_provider dags_examples tests
+# What needs no Airflow: the documentation, the spelling, the checks of a release.
+TOOLS := .venvs/tools
+TOOLS_READY := $(TOOLS)/.ready
+CHECKED := .github airflow_dai_provider dags_examples docs tests
 # A test that hangs ends its process, which fails the test by its name and shows where each thread stood.
 ENDING_HANGS := -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
@@ -20,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test e2e soak peers bench long screenshots lint types build constraints clean
+.PHONY: help demo test e2e soak peers bench long screenshots docs lint types spelling hooks build constraints pins clean
 
 help: ## Say what there is
 	@echo "Airflow $(AIRFLOW); choose another with AIRFLOW=2.11"
@@ -64,6 +67,10 @@ screenshots: $(READY) ## Take the README's pictures in a real browser (installs 
 	@$(UV) pip install --quiet --python $(BIN)/python --constraint constraints/airflow-$(AIRFLOW).txt --group screenshots
 	@$(BIN)/python -W ignore tests/screenshots $(ARGS)
 
+docs: $(TOOLS_READY) ## Build the documentation into docs/_build; a warning, such as a dead link, is an error
+	@$(TOOLS)/bin/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs docs/_build
+	@echo "docs/_build/index.html"
+
 lint: $(READY) ## Check style, and which module imports which
 	@$(BIN)/ruff check $(CHECKED)
 	@$(BIN)/ruff format --check $(CHECKED)
@@ -73,15 +80,27 @@ types: $(READY) ## Check types, also those that a user's own project sees
 	@$(BIN)/mypy
 	@$(BIN)/mypy tests/e2e/typed_project.py
 
-build: $(READY) ## Build the wheel and the sdist into dist/
+spelling: $(TOOLS_READY) ## Check the spelling
+	@$(TOOLS)/bin/codespell
+
+hooks: $(READY) $(TOOLS_READY) ## Let git check style, spelling and imports at each commit
+	@$(TOOLS)/bin/pre-commit install
+
+build: $(READY) $(TOOLS_READY) ## Build the wheel and the sdist into dist/, and check their metadata
+	@rm -rf dist
 	@$(UV) build --python $(BIN)/python -q
+	@$(TOOLS)/bin/twine check --strict dist/*.whl dist/*.tar.gz
 
 constraints: $(UV) ## Pin the newest versions in constraints/airflow-$(AIRFLOW).txt
 	@$(UV) pip compile --quiet --upgrade pyproject.toml --group dev --constraint constraints/airflow-$(AIRFLOW).in \
 		--universal --python-version 3.11 --no-header --no-emit-index-url -o constraints/airflow-$(AIRFLOW).txt
 
+pins: $(UV) ## Pin the newest versions of the tools in constraints/tools.txt
+	@$(UV) pip compile --quiet --upgrade --group tools --universal --python-version 3.11 --no-header --no-emit-index-url \
+		-o constraints/tools.txt
+
 clean: ## Remove everything that was set up
-	rm -rf .venvs .airflow .hypothesis dist .coverage .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venvs .airflow .hypothesis dist docs/_build .coverage .mypy_cache .ruff_cache .pytest_cache
 
 $(READY): constraints/airflow-$(AIRFLOW).txt pyproject.toml $(UV)
 	@echo "Setting up Airflow $(AIRFLOW) in $(VENV): some 280 packages, a minute or two the first time"
@@ -90,6 +109,12 @@ $(READY): constraints/airflow-$(AIRFLOW).txt pyproject.toml $(UV)
 	@$(UV) pip install --compile-bytecode --python $(BIN)/python -r $< 2>&1 | grep --line-buffered -v '^ [-+~] '
 	@$(UV) pip install --quiet --python $(BIN)/python -r $<
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+$(TOOLS_READY): constraints/tools.txt $(UV)
+	@echo "Setting up the tools in $(TOOLS)"
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) $(TOOLS)
+	@$(UV) pip install --quiet --python $(TOOLS)/bin/python -r $<
 	@touch $@
 
 $(UV):

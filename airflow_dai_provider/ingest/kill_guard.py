@@ -197,7 +197,7 @@ class IngestGuard:
         if self._workers:
             self._workers.hold(0.0)
         self._accepted.update(name for name in names if name not in errors)
-        self._tell(names, errors, _KILLED)
+        self._switch.log(lambda: self._tell(names, errors, _KILLED))
 
     def tell_of_threads(self) -> None:
         """Log what the threads have requested during a kill."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Self
 
 from airflow_dai_provider.api.errors import Code, ServiceError
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 KILL_TIMEOUT = 3.6
 #: The most cancel requests under way at a time.
 CONCURRENCY = 32
+#: Seconds that the handler waits until what was requested is in the log.
+LOG_TIMEOUT = 0.5
 
 #: The fewest seconds for one request.
 _LEAST_TIMEOUT = 0.1
@@ -56,7 +61,8 @@ class KillSwitch:
     takes the token at hand, and sends each request once. The threads run already, are fed through a ``SimpleQueue``,
     which takes no lock of Python's, and log nothing.
 
-    The handler sends requests itself too. For a single ingest there is no thread.
+    The handler sends requests itself too. For a single ingest there is no thread but the one that writes to the log:
+    the logger of a task of Airflow 3 has a lock that the handler cannot take again.
 
     :param hook: the hook of the task.
     :param number: how many ingests there can be.
@@ -67,6 +73,9 @@ class KillSwitch:
         self._own = _Session(hook, fetch_token=True)
         self._threads: Workers[_Session] | None = None
         self._until = float("inf")
+        self._lines: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._log_thread = Thread(target=self._write_log, name="dai-kill-log", daemon=True)
+        self._log_thread.start()
         if number > 1:
             # Imported here, since DAG files are parsed often and few of their tasks start many ingests.
             from airflow_dai_provider.transport.threads import Workers
@@ -96,11 +105,28 @@ class KillSwitch:
                     errors[name] = failure
         return errors
 
+    def log(self, write: Callable[[], None]) -> None:
+        """Write to the log in a thread; wait for it at most for :data:`LOG_TIMEOUT`.
+
+        When the task was interrupted while it held the log's lock, the thread goes on once the handler has returned.
+        """
+        written: SimpleQueue[None] = SimpleQueue()
+        self._lines.put(write)
+        self._lines.put(lambda: written.put(None))
+        with suppress(Empty):
+            written.get(timeout=LOG_TIMEOUT)
+
     def close(self) -> None:
         """End the threads."""
         if self._threads:
             self._threads.__exit__(None, None, None)
             self._threads = None
+        self._lines.put(None)
+        self._log_thread.join()
+
+    def _write_log(self) -> None:
+        while write := self._lines.get():
+            write()
 
     def _stopped(self) -> str | None:
         return _TIME_IS_UP if time.monotonic() >= self._until else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import tarfile
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.metadata import Metadata
 
+from tests.support.documents import blocks_of
 from tests.support.processes import running
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,25 +96,23 @@ def test_all_tests_pass_on_the_wheel(installed: Path, unpacked: Path, tmp_path: 
 
 
 def test_a_project_that_uses_the_wheel_passes_its_tests_and_mypy(installed: Path, tmp_path: Path) -> None:
-    """Copy the README's first DAG and its test; check it and a larger project with mypy in strict mode."""
-    snippets = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    (test,) = [snippet for snippet in snippets if "def test_it_cancels" in snippet]
+    """Do what the documentation says of tests; check its DAG and a larger project with mypy in strict mode."""
+    dag, test, commands = blocks_of(ROOT / "docs" / "howto" / "test-your-dags.md")
     project = tmp_path / "project"
     project.mkdir()
-    (project / "cancel_dai_ingest.py").write_text(snippets[0])
-    (project / "test_cancel_dai_ingest.py").write_text(test)
+    (project / "cancel_dai_ingest.py").write_text(dag.code)
+    (project / "test_cancel_dai_ingest.py").write_text(test.code)
     (project / "pytest.ini").write_text("[pytest]\n")  # otherwise a file in a folder above decides
-    env = environment(tmp_path, project)
+    # Without a DAGs folder: the page has to name it.
+    env = {key: value for key, value in environment(tmp_path, project).items() if not key.startswith("AIRFLOW__")}
+    env["PATH"] = f"{installed}:{env['PATH']}"
 
     def run(*command: str) -> str:
-        done = subprocess.run(
-            [installed / command[0], *command[1:]], env=env, cwd=project, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, env=env, cwd=project, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    run("airflow", "db", "migrate")
-    assert "1 passed" in run("pytest", "-p", "no:cacheprovider")
+    assert "1 passed" in run("bash", "-ec", commands.code)
     shutil.copy(Path(__file__).parent / "typed_project.py", project)
     # The decorators of Airflow 2 are untyped.
     options = ["--strict", *(["--allow-untyped-decorators"] if MAJOR_MINOR.startswith("2.") else [])]

@@ -4,7 +4,6 @@ import logging
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,14 +110,6 @@ def assert_error(
 
 def assert_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait for something that the emulator does after its client has disconnected."""
-    deadline = time.monotonic() + 5
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert condition()
 
 
 # Authentication

@@ -21,7 +21,6 @@ from emulator_testing import (
     greeting_of,
     private_key,
     run,
-    wait_until,
 )
 from google.auth.transport.requests import AuthorizedSession
 from google.oauth2 import service_account
@@ -32,6 +31,7 @@ from airflow_dai_provider.emulator import METHODS, DaiEmulator
 from airflow_dai_provider.emulator.__main__ import main
 from airflow_dai_provider.emulator.fault_text import FAULT_HELP
 from airflow_dai_provider.emulator.ingest import URL_HELP
+from tests.support.threads import wait_until
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import requests
-from emulator_testing import HTML, Client, Clock, assert_error, assert_no_warning, get, wait_until
+from emulator_testing import HTML, Client, Clock, assert_error, assert_no_warning, get
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
+from tests.support.threads import wait_until
 
 INF = float("inf")
 

@@ -22,11 +22,11 @@ from emulator_testing import (
     assert_no_warning,
     get,
     raw_connection,
-    wait_until,
 )
 
 from airflow_dai_provider.emulator import METHODS, DaiEmulator, Fault
 from airflow_dai_provider.emulator.routes import find_route
+from tests.support.threads import wait_until
 
 RawClient = Callable[..., tuple[int, str, Any]]
 

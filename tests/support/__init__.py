@@ -26,6 +26,7 @@ To import from:
 - ``tunnel``: a proxy whose tunnels end at one emulator
 - ``airflow_versions``: where the versions of Airflow keep what the tests ask of them
 - ``source_strings``: the messages in the provider's source
+- ``threads``: a test's own thread: it waits for another one, and is interrupted by a signal
 - ``processes``, ``interruption``: processes that tests start, and how they are stopped
 - ``postgresql``: a server for the tests that need a real database
 """

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reference" / "metrics.md"
 
 #: What a worker does: cancel one ingest and wait for it, in the worker and, for another, on an event loop.
 WORK = """
@@ -65,7 +66,7 @@ def test_what_a_statsd_listener_gets() -> None:
             "AIRFLOW__METRICS__STATSD_PREFIX": "airflow",
         }
         done = subprocess.run(
-            [sys.executable, "-c", WORK], env=env, cwd=README.parent, capture_output=True, text=True, check=False
+            [sys.executable, "-c", WORK], env=env, cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         received = receive(listener)
@@ -82,7 +83,7 @@ def test_what_a_statsd_listener_gets() -> None:
     assert timer == "airflow.dai.cancel_duration"
     assert 200 < float(milliseconds) < 20_000  # it has waited for the repeat
     assert [(name, value) for name, value, kind in received if kind == "g"] == [("airflow.dai.strays_found", "1")]
-    documented = README.read_text()
+    documented = PAGE.read_text()
     for name, _, _ in received:
         metric = name.removeprefix("airflow.")
         metric = re.sub(r"finished\.\w+", "finished.<state>", metric)

@@ -32,6 +32,7 @@ from tests.support.dag_runs import RunDag
 from tests.support.emulators import MakeEmulator, count, methods
 from tests.support.strays import CANCEL, GET, HOUR, LIST, make, pushed_report
 from tests.support.task_instance import Ti
+from tests.support.threads import untraced
 from tests.support.token_server import token_server
 
 pytestmark = pytest.mark.usefixtures("sweep_time")
@@ -240,6 +241,7 @@ class TestKill:
         before = signal.signal(signal.SIGALRM, raise_killed)
         try:
             with (
+                untraced(),
                 after_requests(emulator, 3, CANCEL, lambda: os.kill(os.getpid(), signal.SIGALRM)),
                 pytest.raises(KilledError),
             ):

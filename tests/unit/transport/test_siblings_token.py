@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from tests.support.credentials import LIFETIME, ROBOT
 from tests.support.emulators import count
 from tests.support.event_loop import Gate, run
 from tests.support.payloads import NAME
+from tests.support.threads import untraced, wait_until
 from tests.support.tiny_server import Exchange, TinyServer
 from tests.support.token_server import TokenServer
 
@@ -89,13 +89,6 @@ def waiting_threads() -> int:
     """Return how many threads wait for one that fetches a token."""
     frames = sys._current_frames().values()
     return sum(frame.f_code is Token.get.__code__ for frame in frames)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 10
-    while not condition() and time.monotonic() < until:
-        threading.Event().wait(0.002)
-    assert condition()
 
 
 @pytest.mark.parametrize("call", [get, get_as_a_user])
@@ -297,7 +290,7 @@ def test_a_prepared_cancellation_does_not_wait_for_a_fetch(
 
         before = signal.signal(signal.SIGUSR1, handle)
         try:
-            with ThreadPoolExecutor(1) as other, hook.sibling() as sibling:
+            with untraced(), ThreadPoolExecutor(1) as other, hook.sibling() as sibling:
                 if holder == "another thread":
                     fetching = other.submit(get, sibling)
                     wait_until(lambda: gate.entered)

@@ -1,0 +1,68 @@
+"""The tutorial, command by command, as a new user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.airflow_versions import VERSION
+from tests.support.documents import DOCS, blocks_of
+
+PAGE = DOCS / "tutorial.md"
+#: What sets up the environment in which the tests already run.
+SET_UP = ("make demo", "source .venvs/")
+
+
+@pytest.mark.skipif(VERSION == (3, 0), reason="dag.test() of Airflow 3.0 fails at any sensor's second poke")
+def test_it_cancels_the_ingest(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-eu", "-c", f"trap 'kill $(jobs -p)' EXIT\n{script()}"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    (expected,) = [block.code.splitlines() for block in blocks_of(PAGE) if block.language == "text"]
+    assert [line for line in expected if line not in done.stdout] == []
+    (ingest,) = json.loads(done.stdout[done.stdout.rindex('{\n  "ingests"') :])["ingests"]
+    assert (ingest["name"], ingest["state"]) == ("operations/my-ingest", "CANCELLED")
+
+
+def script() -> str:
+    """Return the tutorial as one script; its DAG is saved where the line before it says."""
+    text = PAGE.read_text()
+    lines: list[str] = []
+    for block in blocks_of(PAGE):
+        if block.language == "shell":
+            lines += [command for command in block.commands if not command.startswith(SET_UP)]
+        elif block.language == "python":
+            (path,) = re.findall(r"^Save this as `(.*)`:$", text[: text.index(block.code)], re.MULTILINE)
+            lines.append(f"cat > {path} <<'END'\n{block.code}END")
+        if lines and lines[-1].startswith("export DAI_EMULATOR_HOST"):
+            lines.append("until curl --silent --output /dev/null $DAI_EMULATOR_HOST/emulator/v1; do sleep 0.2; done")
+    return "\n".join(lines).replace("8085", str(free_port()))
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a shell in which the virtual environment is active, and nothing of Airflow is set."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("AIRFLOW", "DAI_"))}
+    root = str(Path(__file__).parents[2])
+    # The columns keep the log lines whole; the package can be a checkout.
+    found = os.pathsep.join(filter(None, (root, kept.get("PYTHONPATH"))))
+    return kept | {"PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", "COLUMNS": "300", "PYTHONPATH": found}
