@@ -24,7 +24,7 @@ myst_heading_anchors = 4
 # The reference is read from the source, and nothing is imported: the site needs neither Airflow nor Google's libraries.
 autoapi_dirs = [str(ROOT / "airflow_dai_provider")]
 # Not public, so not read: what the classes of the reference call.
-autoapi_ignore = [f"*/airflow_dai_provider/{layer}/*" for layer in ("ingest", "sweep", "tasks", "transport")]
+autoapi_ignore = [f"*/airflow_dai_provider/{layer}/*" for layer in ("cli", "ingest", "sweep", "tasks", "transport")]
 suppress_warnings = ["autoapi.python_import_resolution"]
 autoapi_generate_api_docs = False
 autoapi_add_toctree_entry = False
