@@ -160,6 +160,20 @@ class TestValues:
         made = CANCEL(task_id="task", operation_name="b", _airflow_from_mapped=True)
         assert made.operation_name == "b"
 
+    def test_an_age_that_is_not_known_yet_may_include_undated_operations(self) -> None:
+        marks = {"variable_start_string": "<<", "variable_end_string": ">>"}
+        assert make(SWEEP, older_than="{{ params.age }}", include_undated=True).include_undated
+        assert make(SWEEP, include_undated=True, _airflow_from_mapped=True).older_than is None
+        with DAG("marks", schedule=None, jinja_environment_kwargs=marks):
+            assert make(SWEEP, older_than="<< params.age >>", include_undated=True).older_than == "<< params.age >>"
+        with DAG("outputs", schedule=None):
+
+            @task
+            def age() -> str:
+                return "6h"
+
+            assert make(SWEEP, older_than=age(), include_undated=True).include_undated
+
 
 class TestDurations:
     @pytest.mark.parametrize("value", ["90s", timedelta(seconds=90), 90])
