@@ -9,6 +9,7 @@ from uuid import uuid4
 from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider import metadata_database
+from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.cli.output import Notes
 from airflow_dai_provider.ingest.ownership import ASSET, CLOCK_SKEW, OWNER_KEYS, Owner, OwnerRecords, Record
@@ -33,6 +34,8 @@ class KnownOwners:
         self._index = OwnerIndex(endpoint)
         self._notes = notes
         self._read_since: datetime | None = None
+        #: Sentences on XComs that cannot be read, until they are told.
+        self._unreadable: list[str] = []
         #: Whether the database cannot be read.
         self.away = False
 
@@ -42,6 +45,7 @@ class KnownOwners:
             return {}
         try:
             self._read(operations)
+            self._tell_unreadable()
             return judge_each(self._index, operations, metadata_database)
         except Exception as error:
             self._tell(error)
@@ -51,15 +55,21 @@ class KnownOwners:
         """Return what the metadata database has of owners; None where it cannot be read."""
         try:
             records = len([*read_records()])
-            next(metadata_database.xcoms(XCOM_STARTED, _EVER), None)
+            next(metadata_database.xcoms(XCOM_STARTED, _EVER, on_unreadable=self._unreadable.append), None)
         except Exception as error:
             self._tell(error)
             return None
+        self._tell_unreadable()
         return f"{records:,} records of owners, and the XComs, can be read"
 
     def _tell(self, error: Exception) -> None:
         self.away = True
         self._notes.say(f"No owners are known: {_unreadable(error)}")
+
+    def _tell_unreadable(self) -> None:
+        if self._unreadable:
+            self._notes.say(f"{some_of(self._unreadable)}. Operations that are theirs seem to have no owner.")
+            self._unreadable.clear()
 
     def _read(self, operations: Collection[Operation]) -> None:
         times = [one.ingest.create_time if one.ingest else None for one in operations]
@@ -71,7 +81,10 @@ class KnownOwners:
             for record in read_records():
                 self._index.add(record)
         if self._read_since is None or since < self._read_since:
-            for record in pushed_records(metadata_database.xcoms(XCOM_STARTED, since, self._read_since)):
+            pushed = metadata_database.xcoms(
+                XCOM_STARTED, since, self._read_since, on_unreadable=self._unreadable.append
+            )
+            for record in pushed_records(pushed):
                 self._index.add(record)
             self._read_since = since
 

@@ -10,8 +10,10 @@ from airflow_dai_provider import metadata_database
 from airflow_dai_provider.cli import owners
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.ingest.ownership import ASSET
+from airflow_dai_provider.tasks.xcom import XCOM_STARTED
 from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE
 from tests.support.clock import Clock
+from tests.support.dag_runs import damaged_xcom
 from tests.support.emulators import MakeEmulator, count
 from tests.unit.cli.conftest import Dai, Result, Start
 
@@ -90,6 +92,20 @@ class TestSweep:
         result = dai("sweep", "--older-than", "6h", "-o", "json")
         assert [(row["name"], row["reason"]) for row in result.rows] == [(old, "is older than --older-than")]
         assert dai("sweep", "--older-than", "6h", "--spare", old, "-o", "json").rows == []
+
+    def test_beside_an_unreadable_xcom_nothing_goes_by_age(
+        self, emulator: DaiEmulator, dai: Dai, start: Start, clock: Clock
+    ) -> None:
+        started = start()
+        emulator.start_ingest()
+        clock.advance(60)
+        with damaged_xcom(started.run, "ingest", XCOM_STARTED):
+            result = dai("sweep", "--no-dry-run", "-y", "--older-than", "1s")
+            listed = dai("list")
+        assert (result.code, count(emulator, CANCEL)) == (0, 0)
+        assert f"Cannot read the XCom {XCOM_STARTED} of task ingest of run" in result.err
+        assert "so those without an owner are left alone." in result.err
+        assert f"Cannot read the XCom {XCOM_STARTED} of task ingest of run" in listed.err
 
     def test_too_many_are_not_cancelled(self, emulator: DaiEmulator, dai: Dai, clock: Clock) -> None:
         for _ in range(3):
