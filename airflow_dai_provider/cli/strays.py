@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
@@ -39,13 +40,12 @@ def sweep(session: Session) -> bool:
         _show(session, report)
         if _are_too_many(session, report):
             return False
-        if not session.confirmed(f"Cancel {describe_names([stray.name for stray in report.found])}?"):
+        names = [stray.name for stray in report.found]
+        if not session.confirmed(f"Cancel {describe_names(names)}?"):
             return False
-        asked = {stray.name for stray in report.found}
-    else:
-        asked = None
+        # Strays that appear meanwhile were not asked about.
+        selection = replace(selection, only=frozenset(names))
     report = _find(session, selection, owners, dry_run=False)
-    report.found = [stray for stray in report.found if asked is None or stray.name in asked]
     if _are_too_many(session, report):
         _show(session, report)
         return False

@@ -8,8 +8,9 @@ import pytest
 
 from airflow_dai_provider import metadata_database
 from airflow_dai_provider.cli import owners
+from airflow_dai_provider.cli.output import Notes
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.ingest.ownership import ASSET
+from airflow_dai_provider.ingest.ownership import ASSET, OwnerRecords
 from airflow_dai_provider.tasks.xcom import XCOM_STARTED
 from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE
 from tests.support.clock import Clock
@@ -53,6 +54,34 @@ class TestSweep:
         assert "CANCELLED" in result.out
         assert emulator.state(stray.name) == "CANCELLED"
         assert clock.now >= began + 120
+
+    @pytest.mark.parametrize("more", [1, 3])
+    def test_what_is_stray_only_after_the_answer_is_left_alone(
+        self, emulator: DaiEmulator, dai: Dai, start: Start, monkeypatch: pytest.MonkeyPatch, clock: Clock, more: int
+    ) -> None:
+        """Also when the strays are more than the limit by then; the second read and the announcement stay."""
+        asked, *later = [start(f"dag_{number}") for number in range(1 + more)]
+        asked.fail()
+        announced: dict[str, list[str]] = {}
+        announce = OwnerRecords.announce
+
+        def ask(self: Any, _: str) -> bool:
+            for one in later:
+                one.fail()
+            return True
+
+        def record(self: Any, sweep: Any, owner: Any, endpoint: str, names: Any) -> None:
+            announced[owner.dag_id] = list(names)
+            announce(self, sweep, owner, endpoint, names)
+
+        monkeypatch.setattr(Notes, "ask", ask)
+        monkeypatch.setattr(OwnerRecords, "announce", record)
+        began = clock.now
+        result = dai("sweep", "--no-dry-run", "--max-cancellations", "2", "-o", "plain")
+        assert result.code == 0
+        assert [emulator.cancel_requested(one.name) for one in (asked, *later)] == [1, *[0] * more]
+        assert clock.now >= began + 120
+        assert announced == ({asked.run.dag_id: [asked.name]} if HAS_ASSET_STATE_STORE else {})
 
     def test_no_answer_cancels_nothing(self, emulator: DaiEmulator, dai: Dai, start: Start) -> None:
         start().fail()
