@@ -14,6 +14,8 @@ from typing import Any
 
 #: How many rows are read at a time.
 _ROWS = 500
+#: The key of a reference to a value that ``[workers] state_store_backend`` keeps.
+_REFERENCE = "__airflow_state_ref__"
 
 
 def find_connections() -> None:
@@ -108,16 +110,14 @@ def _xcom_rows(model: Any, *conditions: Any, **equal: Any) -> Iterator[Any]:
     place = (model.dag_run_id, model.task_id, model.map_index)
     # Not whole XComs, which deserialize their values while they are loaded, and raise there.
     columns = (*place, model.dag_id, model.run_id, model.value)
-    rows: list[Any] = []
-    while not rows or len(rows) == _ROWS:
+    rows: list[Any] | None = None
+    while rows is None or len(rows) == _ROWS:
         with create_session() as session:
             query = session.query(*columns).filter(*conditions).filter_by(**equal)
             if rows:
                 query = query.filter(tuple_(*place) > tuple_(*rows[-1][: len(place)]))
             rows = query.order_by(*place).limit(_ROWS).all()
         yield from rows
-        if not rows:
-            return
 
 
 class AssetStore:
@@ -133,9 +133,12 @@ class AssetStore:
         self._backend: Any = get_state_backend()
 
     def get(self, key: str) -> Any:
-        """Return the value of a key, or None."""
+        """Return the value of a key, or None.
+
+        :raises LookupError: when tasks keep it elsewhere.
+        """
         found = self._backend.get(self._scope, key)
-        return None if found is None else json.loads(found)
+        return None if found is None else _read(found)
 
     def set(self, key: str, value: Any) -> None:
         """Replace the value of a key."""
@@ -146,7 +149,10 @@ class AssetStore:
         self._backend.delete(self._scope, key)
 
     def values(self, prefix: str) -> list[Any] | None:
-        """Return the values of all keys that begin so, in one read; None where Airflow keeps them elsewhere."""
+        """Return the values of all keys that begin so, in one read; None where Airflow keeps them elsewhere.
+
+        :raises LookupError: when tasks do.
+        """
         from airflow.models.asset_state_store import AssetStateStoreModel as Row
         from airflow.state.metastore import MetastoreBackend
         from airflow.utils.session import create_session
@@ -155,7 +161,18 @@ class AssetStore:
             return None
         with create_session() as session:
             query = session.query(Row.value).filter(Row.asset_id == self._scope.asset_id, Row.key.startswith(prefix))
-            return [json.loads(value) for (value,) in query.yield_per(_ROWS)]
+            return [_read(value) for (value,) in query.yield_per(_ROWS)]
+
+
+def _read(stored: str) -> Any:
+    """Return a value.
+
+    :raises LookupError: when it is a mere reference, as tasks with a backend of their own leave it.
+    """
+    value = json.loads(stored)
+    if isinstance(value, dict) and _REFERENCE in value:
+        raise LookupError("the records of owners are in the [workers] state_store_backend, which only tasks read")
+    return value
 
 
 def find_asset_store(name: str) -> AssetStore | None:

@@ -139,5 +139,10 @@ class TestAssetStore:
         store.set("other", 3)
         assert (store.get("owner-a"), store.get("owner-b")) == ({"a": [2]}, None)
         assert store.values("owner-") == [{"a": [2]}]
+        store.set("owner-b", {"__airflow_state_ref__": "s3://bucket/key"})
+        for read in (store.get, store.values):
+            with pytest.raises(LookupError, match=r"in the \[workers\] state_store_backend, which only tasks read"):
+                read("owner-b")
+        store.delete("owner-b")
         store.delete("owner-a")
         assert (store.get("owner-a"), store.values("owner-"), store.get("other")) == (None, [], 3)

@@ -175,6 +175,28 @@ class TestSweep:
         assert result.err == "The metadata database cannot be read: the database is away. Nothing was changed.\n"
 
 
+@pytest.mark.skipif(not HAS_ASSET_STATE_STORE, reason="Airflow before 3.3 has no records of owners")
+def test_records_that_only_tasks_read_are_told_and_nothing_is_changed(
+    emulator: DaiEmulator, dai: Dai, start: Start
+) -> None:
+    start().fail()
+    emulator.start_ingest()
+    store: Any = metadata_database.find_asset_store(ASSET)
+    (record,) = owners.read_records()
+    for key in (record.owner.key, f"owners-{int(record.owner.key[-8:], 16) % 32}"):
+        store.set(key, {"__airflow_state_ref__": f"s3://bucket/{key}"})
+    for arguments in (
+        ["sweep", "--no-dry-run", "-y", "--older-than", "1s"],
+        ["purge", "--older-than", "30m"],
+        ["list"],
+    ):
+        result = dai(*arguments)
+        assert (result.code, count(emulator, CANCEL)) == (int(arguments != ["list"]), 0)
+        assert "the records of owners are in the [workers] state_store_backend, which only tasks read" in result.err
+    with pytest.raises(LookupError):
+        store.get(record.owner.key)
+
+
 @pytest.mark.skipif(HAS_ASSET_STATE_STORE, reason="Airflow 3.3 and later have records of owners")
 def test_there_is_nothing_to_purge_before_3_3(emulator: DaiEmulator, dai: Dai) -> None:
     result = dai("purge", "-o", "json")
