@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, task
+from airflow.providers.common.compat.sdk import DAG, AirflowException, BaseOperator, BaseSensorOperator, task
 
 from airflow_dai_provider.operators.dai import (
     DaiCancelOperationOperator,
@@ -16,6 +16,7 @@ from airflow_dai_provider.operators.dai import (
 )
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from airflow_dai_provider.tasks.failures import InvalidParameterError
+from tests.support.airflow_versions import IS_AIRFLOW_2
 from tests.support.payloads import NAME, creative, media_file
 
 CANCEL, SWEEP, CREATE = DaiCancelOperationOperator, DaiCancelStrayOperationsOperator, DaiCreateCreativeOperator
@@ -75,6 +76,33 @@ class TestNames:
 
         task = Mine(task_id="task", **TASKS[kind], mine=1, retries=2, doc_md="words", execution_timeout=timedelta(1))
         assert (task.mine, task.retries) == (1, 2)
+
+    @pytest.mark.parametrize("kind", TASKS)
+    def test_what_a_later_class_takes_out_is_known(self, kind: type[Any]) -> None:
+        class Mixin(BaseSensorOperator if kind is SENSOR else BaseOperator):  # type: ignore[misc]
+            def __init__(self, **kwargs: Any) -> None:
+                self.team = kwargs.pop("team")
+                super().__init__(**kwargs)
+
+        class Mine(kind, Mixin):  # type: ignore[misc]
+            pass
+
+        assert Mine(task_id="task", **TASKS[kind], team="a").team == "a"
+        with pytest.raises(InvalidParameterError, match=r"^Mine has no parameter qqq\.$"):
+            Mine(task_id="task", **TASKS[kind], team="a", qqq=5)
+
+    @pytest.mark.parametrize("kind", TASKS)
+    def test_another_refusal_of_airflow_stays_what_it_is(self, kind: type[Any]) -> None:
+        with pytest.raises((TypeError, AirflowException)) as caught:
+            make(kind, trigger_rule="often")
+        assert not isinstance(caught.value, InvalidParameterError)
+
+    @pytest.mark.skipif(not IS_AIRFLOW_2, reason="Only Airflow 2 can be told to allow unknown parameters")
+    @pytest.mark.parametrize("kind", TASKS)
+    def test_unknown_parameters_can_be_allowed(self, kind: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AIRFLOW__OPERATORS__ALLOW_ILLEGAL_ARGUMENTS", "True")
+        with pytest.warns(match="Invalid arguments were passed"):
+            assert make(kind, qqq=5).task_id == "task"
 
     def test_default_args_of_other_tasks_are_none_of_ours(self) -> None:
         with DAG("mixed", schedule=None, default_args={"poke_interval": 5, "poll_interval": 6, "qqq": 7}):
