@@ -76,7 +76,8 @@ def check_literals(task: Any, checks: Mapping[str, Callable[[Any], object]]) -> 
         return
     for field, check in (_CONNECTION | dict(checks)).items():
         value = getattr(task, field)
-        if not has_template(value):
+        # A subclass can set what is None before it executes.
+        if value is not None and not has_template(value):
             check(value)
 
 
@@ -86,9 +87,14 @@ def shows_literals(task: Any) -> bool:
     A mapped task is constructed when it runs, from what other tasks have returned. Its fields are checked by
     ``execute``, which may have an earlier try's ingest to take care of.
     """
+    dag = task.get_dag()
     # A DAG with an environment of its own can have other marks of a template.
-    marks = getattr(task.get_dag(), "jinja_environment_kwargs", None)
-    return not marks and not getattr(task, "_BaseOperator__from_mapped", False)
+    marks = getattr(dag, "jinja_environment_kwargs", None)
+    # Rendered natively, any text can become another value. Airflow 3.3 and later let a task decide.
+    native = getattr(task, "render_template_as_native_obj", None)
+    if native is None:
+        native = getattr(dag, "render_template_as_native_obj", False)
+    return not (marks or native or getattr(task, "_BaseOperator__from_mapped", False))
 
 
 def has_template(value: Any) -> bool:
@@ -105,7 +111,7 @@ def check_creative_literals(creative: Any, dynamic_creative_info: Any) -> None:
 
     :raises InvalidCreativeError: as :func:`check_creative`.
     """
-    if _is_template(creative):
+    if creative is None or _is_template(creative):
         return
     info = None if _is_template(dynamic_creative_info) else _filled(dynamic_creative_info)
 

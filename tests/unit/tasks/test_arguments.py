@@ -6,7 +6,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowException, BaseOperator, BaseSensorOperator, task
+from airflow.providers.common.compat.sdk import (
+    DAG,
+    AirflowException,
+    AirflowFailException,
+    BaseOperator,
+    BaseSensorOperator,
+    task,
+)
 
 from airflow_dai_provider.operators.dai import (
     DaiCancelOperationOperator,
@@ -16,7 +23,7 @@ from airflow_dai_provider.operators.dai import (
 )
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from airflow_dai_provider.tasks.failures import InvalidParameterError
-from tests.support.airflow_versions import IS_AIRFLOW_2
+from tests.support.airflow_versions import IS_AIRFLOW_2, VERSION
 from tests.support.payloads import NAME, creative, media_file
 
 CANCEL, SWEEP, CREATE = DaiCancelOperationOperator, DaiCancelStrayOperationsOperator, DaiCreateCreativeOperator
@@ -121,7 +128,6 @@ class TestValues:
                 "Invalid operation name 'ingest-1': expected a string",
             ),
             (CANCEL, "operation_name", [NAME, "b"], r"operation_name\[1\]: Invalid operation name 'b'"),
-            (CANCEL, "operation_name", None, "Invalid operation name None"),
             (CANCEL, "expected_states", ["DONE"], r"Invalid expected_states \['DONE'\]: expected None for"),
             (SENSOR, "operation_name", "operations/a b", "Invalid operation name 'operations/a b'"),
             (SENSOR, "expected_states", "cancelled", "Invalid expected_states 'cancelled'"),
@@ -183,6 +189,40 @@ class TestValues:
         marks = {"variable_start_string": "<<", "variable_end_string": ">>"}
         with DAG("marks", schedule=None, jinja_environment_kwargs=marks):
             assert make(CANCEL, operation_name="<< params.x >>").operation_name == "<< params.x >>"
+
+    @pytest.mark.parametrize("of_task", [False, True], ids=["of the DAG", "of the task"])
+    def test_what_native_rendering_makes_of_a_text_is_left_to_the_run(self, *, of_task: bool) -> None:
+        if of_task and VERSION < (3, 3):
+            pytest.skip("Airflow before 3.3 has no such parameter of a task.")
+        options = {"render_template_as_native_obj": True} if of_task else {}
+        with DAG("native", schedule=None, render_template_as_native_obj=not of_task):
+            assert make(CANCEL, expected_states="['FAILED']", **options).expected_states == "['FAILED']"
+            make(DELETE, creative_name="['creatives/a', 'creatives/b']", task_id="delete", **options)
+            make(CREATE, creative=repr(creative()), task_id="create", **options)
+            make(CREATE, dynamic_creative_info='{"dynamicGroupId": "x"}', task_id="dynamic", **options)
+
+    def test_a_task_may_do_without_the_native_rendering_of_its_dag(self) -> None:
+        if VERSION < (3, 3):
+            pytest.skip("Airflow before 3.3 has no such parameter of a task.")
+        with (
+            DAG("native", schedule=None, render_template_as_native_obj=True),
+            pytest.raises(InvalidParameterError, match="Invalid expected_states"),
+        ):
+            make(CANCEL, expected_states="['FAILED']", render_template_as_native_obj=False)
+
+    @pytest.mark.parametrize(
+        ("kind", "field"),
+        [(CANCEL, "operation_name"), (SENSOR, "operation_name"), (DELETE, "creative_name"), (CREATE, "creative")],
+    )
+    def test_a_subclass_may_set_a_field_when_it_executes(self, kind: type[Any], field: str) -> None:
+        class Mine(kind):  # type: ignore[misc]
+            def __init__(self, **kwargs: Any) -> None:
+                super().__init__(**{field: None}, **kwargs)
+
+        made = Mine(task_id="task")
+        assert getattr(made, field) is None
+        with pytest.raises(AirflowFailException, match=f"{field.split('_')[0]}.*None|None.*{field}"):
+            made.execute({})
 
     def test_a_mapped_task_is_checked_when_it_runs(self) -> None:
         made = CANCEL(task_id="task", operation_name="b", _airflow_from_mapped=True)
