@@ -49,9 +49,15 @@ def sweep(session: Session) -> bool:
     if _are_too_many(session, report):
         _show(session, report)
         return False
-    _cancel(session, report)
+    interrupted = False
+    try:
+        _cancel(session, report)
+    except KeyboardInterrupt:
+        interrupted = True
+        report.leave_requested("the command was interrupted")
+        session.notes.say("Interrupted.")
     _show(session, report)
-    return not report.failures
+    return not (interrupted or report.failures)
 
 
 def _find(session: Session, selection: Selection, owners: Owners, *, dry_run: bool) -> SweepReport:

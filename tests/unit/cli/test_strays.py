@@ -10,6 +10,7 @@ from airflow_dai_provider import metadata_database
 from airflow_dai_provider.cli import owners
 from airflow_dai_provider.cli.output import Notes
 from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.ingest.ownership import ASSET, OwnerRecords
 from airflow_dai_provider.tasks.xcom import XCOM_STARTED
 from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE
@@ -135,6 +136,27 @@ class TestSweep:
         assert f"Cannot read the XCom {XCOM_STARTED} of task ingest of run" in result.err
         assert "so those without an owner are left alone." in result.err
         assert f"Cannot read the XCom {XCOM_STARTED} of task ingest of run" in listed.err
+
+    def test_ctrl_c_does_not_lose_what_was_requested(
+        self, make_emulator: MakeEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch, clock: Clock
+    ) -> None:
+        emulator = make_emulator(cancel_seconds=1e6)
+        running, done = emulator.start_ingest(), emulator.start_ingest(seconds=90, cancel="ignored")
+        clock.advance(60)
+
+        def sleep(seconds: float) -> None:
+            clock.sleep(seconds)
+            if emulator.state(done) == "SUCCEEDED" and len(clock.slept) > 10:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(DaiHook, "_sleep", staticmethod(sleep))
+        result = dai("sweep", "--no-dry-run", "-y", "--older-than", "1s", "--wait", "-o", "json")
+        assert result.code == 1
+        found = results(result)
+        assert found.pop(done) == "SUCCEEDED"
+        assert found[running].startswith("may still run: its cancellation is requested, but ")
+        assert found[running].endswith("; the command was interrupted")
+        assert "Interrupted." in result.err
 
     def test_too_many_are_not_cancelled(self, emulator: DaiEmulator, dai: Dai, clock: Clock) -> None:
         for _ in range(3):
