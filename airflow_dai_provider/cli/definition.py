@@ -45,6 +45,8 @@ def _creative(text: str) -> str:
 def _duration(text: str) -> float:
     from airflow_dai_provider.api.parameters import check_seconds
 
+    # A number is one of seconds.
+    text = f"{text}s" if text.replace(".", "", 1).isdecimal() else text
     return _checked(lambda value: check_seconds("duration", value), text)
 
 
