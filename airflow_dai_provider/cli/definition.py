@@ -117,7 +117,7 @@ ARG_KEPT = Arg(
     ("--older-than",),
     type=_duration,
     metavar="DURATION",
-    help="Records of operations that the service does not list must be older (default: 7d)",
+    help="Records of operations that the service does not list must be older (default: 7d; 15m at least)",
 )
 
 EXIT_CODES = "Exit codes: 0 done, 1 something was refused or still runs, 2 wrong usage."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -11,6 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowException
 from airflow_dai_provider import metadata_database
 from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.cli.output import Notes
 from airflow_dai_provider.ingest.ownership import ASSET, CLOCK_SKEW, OWNER_KEYS, Owner, OwnerRecords, Record
 from airflow_dai_provider.sweep.owners import Owners
@@ -91,7 +93,21 @@ class KnownOwners:
 
 def _unreadable(error: Exception) -> str:
     """Return a sentence on what a driver of a database has raised, whose text has the whole statement."""
-    return f"The metadata database cannot be read: {str(error).partition(chr(10))[0] or type(error).__name__}"
+    text = redact_urls(str(error).partition("\n")[0])
+    return f"The metadata database cannot be read: {text or type(error).__name__}"
+
+
+@contextmanager
+def database_errors(outcome: str) -> Iterator[None]:
+    """Tell in one line that the metadata database cannot be read.
+
+    :param outcome: what has been done by then, or not.
+    :raises AirflowException: for any error.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise AirflowException(sentences(_unreadable(error), outcome)) from error
 
 
 def read_records() -> Iterator[Record]:
@@ -111,10 +127,8 @@ def owners_for_sweep(endpoint: str) -> Owners:
 
     :raises AirflowException: when the database cannot be read.
     """
-    try:
+    with database_errors("Nothing was changed"):
         store = metadata_database.find_asset_store(ASSET)
-    except Exception as error:
-        raise AirflowException(sentences(_unreadable(error), "Nothing was changed")) from error
     sweep = Owner("airflow dai", str(uuid4()), "sweep")
     records = OwnerRecords(store) if store else None
     return Owners(records, endpoint, sweep, metadata_database, read_xcoms=True)

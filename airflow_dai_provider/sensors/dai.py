@@ -124,8 +124,10 @@ class DaiOperationSensor(BaseSensorOperator):
     ) -> None:
         with refused_parameters():
             # Before and after: Airflow itself fails on a large one, or on a text, and has a default of its own.
-            for given in (kwargs, default_args := dict(kwargs.get("default_args") or {})):
-                given |= {name: _check_duration(name, given[name]) for name in _SENSOR_DURATIONS & given.keys()}
+            kwargs |= {name: _check_duration(name, kwargs[name]) for name in _SENSOR_DURATIONS & kwargs.keys()}
+            default_args = dict(kwargs.get("default_args") or {})
+            for name in _SENSOR_DURATIONS & default_args.keys() - kwargs.keys():
+                default_args[name] = _check_duration(name, default_args[name])
             with explained_names(type(self), kwargs):
                 super().__init__(**kwargs | {"default_args": default_args})
             for name in _SENSOR_DURATIONS:

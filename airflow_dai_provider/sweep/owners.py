@@ -164,7 +164,7 @@ class Owners:
         if False in known:
             return False
         finished = None not in known and not record.has_unknown
-        return listed_at - record.last > (LATEST_START if finished else kept)
+        return listed_at - record.last > (LATEST_START if finished else max(kept, LATEST_START))
 
     def _pushed(self, operations: Collection[Operation]) -> Iterator[Record]:
         """Yield the records that the XComs in the metadata database make."""

@@ -84,6 +84,15 @@ class TestSweep:
         assert clock.now >= began + 120
         assert announced == ({asked.run.dag_id: [asked.name]} if HAS_ASSET_STATE_STORE else {})
 
+    def test_what_is_asked_about_is_told_beside_the_output(self, dai: Dai, start: Start) -> None:
+        stray = start()
+        stray.fail()
+        result = dai("sweep", "--no-dry-run", "-o", "json", answer="y\n")
+        assert (result.code, results(result)) == (0, {stray.name: "requested"})
+        assert f"{stray.name} (1:00:00 old, " in result.err
+        assert result.err.index("; of try 1 of task ingest of run") < result.err.index("[y/N]")
+        assert "s3cret" not in result.err
+
     def test_no_answer_cancels_nothing(self, emulator: DaiEmulator, dai: Dai, start: Start) -> None:
         start().fail()
         assert dai("sweep", "--no-dry-run").code == 1
@@ -187,14 +196,17 @@ class TestSweep:
         self, emulator: DaiEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch, clock: Clock
     ) -> None:
         def fail(*_: object) -> None:
-            raise RuntimeError("the database is away\n[SQL: SELECT ...]")
+            raise RuntimeError("the database at postgresql://user:s3cret@host/ is away\n[SQL: SELECT ...]")
 
         monkeypatch.setattr(metadata_database, "find_asset_store", fail)
         emulator.start_ingest()
         clock.advance(60)
         result = dai("sweep", "--no-dry-run", "-y", "--older-than", "1s")
         assert (result.code, count(emulator, CANCEL)) == (1, 0)
-        assert result.err == "The metadata database cannot be read: the database is away. Nothing was changed.\n"
+        told = (
+            "The metadata database cannot be read: the database at postgresql://host/ is away. Nothing was changed.\n"
+        )
+        assert result.err == told
 
 
 @pytest.mark.skipif(not HAS_ASSET_STATE_STORE, reason="Airflow before 3.3 has no records of owners")
@@ -262,3 +274,26 @@ class TestPurge:
         assert "1 items of the list cannot be read, so no record was deleted." in result.err
         assert metadata_database.find_asset_store(ASSET) is not None
         assert len([*owners.read_records()]) == 1
+
+    def test_no_record_goes_while_its_ingest_can_still_start(
+        self, emulator: DaiEmulator, dai: Dai, start: Start, clock: Clock
+    ) -> None:
+        start()
+        emulator.reset()
+        clock.advance(600 - 3600)
+        assert dai("purge", "--older-than", "1s", "-o", "json").rows == []
+        clock.advance(600)
+        assert len(dai("purge", "--older-than", "1s", "-o", "json").rows) == 1
+
+    @pytest.mark.usefixtures("emulator")
+    def test_a_database_that_goes_away_is_told_in_one_line(
+        self, dai: Dai, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise RuntimeError("the database is away\n[SQL: SELECT ...]")
+
+        start()
+        monkeypatch.setattr(metadata_database.AssetStore, "get", fail)
+        result = dai("purge")
+        told = "The metadata database cannot be read: the database is away. Not every record was deleted.\n"
+        assert (result.code, result.err) == (1, told)

@@ -260,3 +260,9 @@ class TestDurations:
         assert (sensor.max_wait, sensor.poke_interval, sensor.timeout) == (timedelta(minutes=2), 5.0, 3600.0)
         with DAG("defaults", schedule=None, default_args={"poke_interval": "7s"}):
             assert make(SENSOR).poke_interval == 7.0
+
+    def test_a_default_that_the_sensor_does_not_take_is_not_checked(self) -> None:
+        with DAG("defaults", schedule=None, default_args={"poke_interval": "often"}):
+            assert make(SENSOR, poke_interval="9s").poke_interval == 9.0
+            with pytest.raises(InvalidParameterError, match="Invalid poke_interval 'often'"):
+                make(SENSOR, task_id="other")
