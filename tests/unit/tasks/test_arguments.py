@@ -98,12 +98,6 @@ class TestNames:
         with pytest.raises(InvalidParameterError, match=r"^Mine has no parameter qqq\.$"):
             Mine(task_id="task", **TASKS[kind], team="a", qqq=5)
 
-    @pytest.mark.parametrize("kind", TASKS)
-    def test_another_refusal_of_airflow_stays_what_it_is(self, kind: type[Any]) -> None:
-        with pytest.raises((TypeError, AirflowException)) as caught:
-            make(kind, trigger_rule="often")
-        assert not isinstance(caught.value, InvalidParameterError)
-
     @pytest.mark.skipif(not IS_AIRFLOW_2, reason="Only Airflow 2 can be told to allow unknown parameters")
     @pytest.mark.parametrize("kind", TASKS)
     def test_unknown_parameters_can_be_allowed(self, kind: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
