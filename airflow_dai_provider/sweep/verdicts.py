@@ -88,10 +88,10 @@ class OwnerIndex:
 
         Of several openings with an operation, it belongs to the last.
         """
-        openings = [opening for opening in record.openings if opening.endpoint == self._endpoint]
-        for name, opening in {name: opening for opening in openings for name in opening.names}.items():
-            self._by_name.setdefault(name, {}).setdefault(record.owner, (record, opening))
-        for opening in openings:
+        here = [opening for opening in record.openings if opening.endpoint == self._endpoint]
+        for name, last in {name: opening for opening in here for name in opening.names}.items():
+            self._by_name.setdefault(name, {}).setdefault(record.owner, (record, last))
+        for opening in here:
             for media in opening.unknown:
                 self._by_media.setdefault(media, []).append((record, opening))
 
