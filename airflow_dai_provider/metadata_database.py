@@ -7,16 +7,15 @@ instead, see :mod:`airflow_dai_provider.version_compat`.
 from __future__ import annotations
 
 import json
-import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
-log = logging.getLogger(__name__)
-
 #: How many rows are read at a time.
 _ROWS = 500
+#: The key of a reference to a value that ``[workers] state_store_backend`` keeps.
+_REFERENCE = "__airflow_state_ref__"
 
 
 def find_connections() -> None:
@@ -60,50 +59,65 @@ def run_state(dag_id: str, run_id: str) -> str:
 
 
 def run_xcom(dag_id: str, run_id: str, task_id: str, map_index: int, key: str) -> Any:
-    """Return one XCom of a run, or None; one that cannot be read counts as None."""
-    place: dict[str, Any] = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
-    return next((value for *_, value in _xcoms(key, **place)), None)
+    """Return one XCom of a run, or None.
+
+    :raises Exception: when its value cannot be read.
+    """
+    model, backend = _xcom_classes()
+    place = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index, "key": key}
+    return next((backend.deserialize_value(row) for row in _xcom_rows(model, **place)), None)
 
 
-def xcoms(key: str, since: datetime, before: datetime | None = None) -> Iterator[tuple[str, str, str, int, Any]]:
+def xcoms(
+    key: str, since: datetime, before: datetime | None = None, *, on_unreadable: Callable[[str], None]
+) -> Iterator[tuple[str, str, str, int, Any]]:
     """Yield the XComs of all tasks with a key.
 
     :param since: the earliest time of one.
     :param before: the first time that is too late, or None.
+    :param on_unreadable: called for each XCom whose value cannot be read, with a sentence on it.
     :return: of each the DAG, the run, the task, the map index, and the value.
     """
-    yield from _xcoms(key, since, before)
+    model, backend = _xcom_classes()
+    times = [model.timestamp >= since] if before is None else [model.timestamp >= since, model.timestamp < before]
+    for row in _xcom_rows(model, *times, key=key):
+        try:
+            value = backend.deserialize_value(row)
+        except Exception as error:
+            # Of code of a user, or of another version; it must not keep all others from being read.
+            where = f"{row.task_id} of run {row.run_id} of DAG {row.dag_id}"
+            on_unreadable(f"Cannot read the XCom {key} of task {where}: {type(error).__name__}")
+        else:
+            yield row.dag_id, row.run_id, row.task_id, row.map_index, value
 
 
-def _xcoms(
-    key: str, since: datetime | None = None, before: datetime | None = None, **place: Any
-) -> Iterator[tuple[str, str, str, int, Any]]:
+def _xcom_classes() -> tuple[Any, Any]:
+    """Return the class of the rows, and the backend that reads their values; Airflow 2 has one class for both."""
     from airflow.models import xcom
-    from airflow.utils.session import create_session
 
-    # Airflow 3 has the rows in a class of their own, apart from the backend that reads their values.
-    model = getattr(xcom, "XComModel", None) or xcom.XCom
     try:
         from airflow.sdk.execution_time.xcom import XCom as Backend
     except ImportError:
         Backend = xcom.XCom  # noqa: N806
+    return getattr(xcom, "XComModel", None) or xcom.XCom, Backend
+
+
+def _xcom_rows(model: Any, *conditions: Any, **equal: Any) -> Iterator[Any]:
+    """Yield rows of XComs, while no session is open: a backend can open one in this thread, which is the same one."""
+    from airflow.utils.session import create_session
+    from sqlalchemy import tuple_
+
+    place = (model.dag_run_id, model.task_id, model.map_index)
     # Not whole XComs, which deserialize their values while they are loaded, and raise there.
-    columns = (model.dag_id, model.run_id, model.task_id, model.map_index, model.value)
-    with create_session() as session:
-        query = session.query(*columns).filter(model.key == key).filter_by(**place)
-        if since is not None:
-            query = query.filter(model.timestamp >= since)
-        if before is not None:
-            query = query.filter(model.timestamp < before)
-        for one in query.yield_per(_ROWS):
-            try:
-                value = Backend.deserialize_value(one)
-            except Exception as error:
-                # Of code of a user, or of another version; it must not keep all others from being read.
-                where = f"{one.task_id} of run {one.run_id} of DAG {one.dag_id}"
-                log.warning("Cannot read the XCom %s of task %s: %s", key, where, type(error).__name__)
-            else:
-                yield one.dag_id, one.run_id, one.task_id, one.map_index, value
+    columns = (*place, model.dag_id, model.run_id, model.value)
+    rows: list[Any] | None = None
+    while rows is None or len(rows) == _ROWS:
+        with create_session() as session:
+            query = session.query(*columns).filter(*conditions).filter_by(**equal)
+            if rows:
+                query = query.filter(tuple_(*place) > tuple_(*rows[-1][: len(place)]))
+            rows = query.order_by(*place).limit(_ROWS).all()
+        yield from rows
 
 
 class AssetStore:
@@ -119,9 +133,12 @@ class AssetStore:
         self._backend: Any = get_state_backend()
 
     def get(self, key: str) -> Any:
-        """Return the value of a key, or None."""
+        """Return the value of a key, or None.
+
+        :raises LookupError: when tasks keep it elsewhere.
+        """
         found = self._backend.get(self._scope, key)
-        return None if found is None else json.loads(found)
+        return None if found is None else _read(found)
 
     def set(self, key: str, value: Any) -> None:
         """Replace the value of a key."""
@@ -132,7 +149,10 @@ class AssetStore:
         self._backend.delete(self._scope, key)
 
     def values(self, prefix: str) -> list[Any] | None:
-        """Return the values of all keys that begin so, in one read; None where Airflow keeps them elsewhere."""
+        """Return the values of all keys that begin so, in one read; None where Airflow keeps them elsewhere.
+
+        :raises LookupError: when tasks do.
+        """
         from airflow.models.asset_state_store import AssetStateStoreModel as Row
         from airflow.state.metastore import MetastoreBackend
         from airflow.utils.session import create_session
@@ -141,7 +161,18 @@ class AssetStore:
             return None
         with create_session() as session:
             query = session.query(Row.value).filter(Row.asset_id == self._scope.asset_id, Row.key.startswith(prefix))
-            return [json.loads(value) for (value,) in query.yield_per(_ROWS)]
+            return [_read(value) for (value,) in query.yield_per(_ROWS)]
+
+
+def _read(stored: str) -> Any:
+    """Return a value.
+
+    :raises LookupError: when it is a mere reference, as tasks with a backend of their own leave it.
+    """
+    value = json.loads(stored)
+    if isinstance(value, dict) and _REFERENCE in value:
+        raise LookupError("the records of owners are in the [workers] state_store_backend, which only tasks read")
+    return value
 
 
 def find_asset_store(name: str) -> AssetStore | None:

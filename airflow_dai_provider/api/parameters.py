@@ -58,9 +58,11 @@ def check_seconds(parameter: str, value: object, *, zero: bool = False, most: fl
         if seconds <= most:
             return float(seconds)
         raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected a number of seconds, at most {most:,.0f}.")
+    meant = f"{value}s" if isinstance(value, str) else ""
+    hint = f" Did you mean {meant!r}?" if read_duration(meant) else ""
     raise ValueError(
         f"Invalid {parameter} {short_repr(value)}: expected a {'non-negative' if zero else 'positive'} number of "
-        "seconds, a timedelta, or a text such as '90s' or '6h'."
+        f"seconds, a timedelta, or a text such as '90s' or '6h'.{hint}"
     )
 
 

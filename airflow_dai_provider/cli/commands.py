@@ -92,29 +92,39 @@ def cancel(session: Session) -> bool:
         _describe(session, names)
     if not session.confirmed(f"Cancel {describe_names(names)}?"):
         return False
-    with session.hook.workers(len(names)) as workers:
-        finished, errors = request_cancellations(
-            workers,
-            names,
-            retry_timeout=session.hook.retry_timeout,
-            unimplemented_ends=True,
-            clock=session.clock,
-            sleep=session.sleep,
-            log=session.log if session.args.verbose else _Silent(),
-        )
-    requested = [name for name in names if name not in finished and name not in errors]
-    many = session.wait(requested) if session.args.wait and requested else None
+    settled: dict[str, Operation | None] = {}
+    errors: dict[str, ServiceError] = {}
+    interrupted = False
+    try:
+        with session.hook.workers(len(names)) as workers:
+            _, errors = request_cancellations(
+                workers,
+                names,
+                retry_timeout=session.hook.retry_timeout,
+                unimplemented_ends=True,
+                on_settled=settled.__setitem__,
+                clock=session.clock,
+                sleep=session.sleep,
+                log=session.log if session.args.verbose else _Silent(),
+            )
+    except KeyboardInterrupt:
+        interrupted = True
+        session.notes.say("Interrupted.")
+    requested = [name for name, operation in settled.items() if not operation]
+    many = session.wait(requested) if session.args.wait and requested and not interrupted else None
 
     def row(name: str) -> Row:
-        if name in finished:
-            return rows.result_row(name, finished[name].state.value, "had already finished")
+        if finished := settled.get(name):
+            return rows.result_row(name, finished.state.value, "had already finished")
         if name in errors:
             return rows.failed_row(name, errors[name], "may still run")
+        if name not in settled:
+            return rows.result_row(name, "may still run", "the command was interrupted")
         return _waited(name, many) if many else rows.result_row(name, "requested", "the service may take a while")
 
     session.show(map(row, names), rows.RESULT)
     session.tell(errors)
-    return not errors and (many is None or not (many.left or many.failed))
+    return not (interrupted or errors) and (many is None or not (many.left or many.failed))
 
 
 class _Silent:

@@ -45,6 +45,8 @@ def _creative(text: str) -> str:
 def _duration(text: str) -> float:
     from airflow_dai_provider.api.parameters import check_seconds
 
+    # A number is one of seconds.
+    text = f"{text}s" if text.replace(".", "", 1).isdecimal() else text
     return _checked(lambda value: check_seconds("duration", value), text)
 
 
@@ -115,7 +117,7 @@ ARG_KEPT = Arg(
     ("--older-than",),
     type=_duration,
     metavar="DURATION",
-    help="Records of operations that the service does not list must be older (default: 7d)",
+    help="Records of operations that the service does not list must be older (default: 7d; 15m at least)",
 )
 
 EXIT_CODES = "Exit codes: 0 done, 1 something was refused or still runs, 2 wrong usage."

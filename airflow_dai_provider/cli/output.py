@@ -48,7 +48,8 @@ class Rows:
             # A cell is no markup.
             self._console.print_as([{key: escape(value or "") for key, value in row.items()} for row in page], "table")
         self.number += len(page)
-        sys.stdout.flush()
+        # There is no sys.stdout where the caller has closed it.
+        self._console.file.flush()
 
     def close(self) -> None:
         """Print the end."""

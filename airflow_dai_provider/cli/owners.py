@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider import metadata_database
+from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.cli.output import Notes
 from airflow_dai_provider.ingest.ownership import ASSET, CLOCK_SKEW, OWNER_KEYS, Owner, OwnerRecords, Record
 from airflow_dai_provider.sweep.owners import Owners
@@ -33,6 +36,8 @@ class KnownOwners:
         self._index = OwnerIndex(endpoint)
         self._notes = notes
         self._read_since: datetime | None = None
+        #: Sentences on XComs that cannot be read, until they are told.
+        self._unreadable: list[str] = []
         #: Whether the database cannot be read.
         self.away = False
 
@@ -42,6 +47,7 @@ class KnownOwners:
             return {}
         try:
             self._read(operations)
+            self._tell_unreadable()
             return judge_each(self._index, operations, metadata_database)
         except Exception as error:
             self._tell(error)
@@ -51,15 +57,21 @@ class KnownOwners:
         """Return what the metadata database has of owners; None where it cannot be read."""
         try:
             records = len([*read_records()])
-            next(metadata_database.xcoms(XCOM_STARTED, _EVER), None)
+            next(metadata_database.xcoms(XCOM_STARTED, _EVER, on_unreadable=self._unreadable.append), None)
         except Exception as error:
             self._tell(error)
             return None
+        self._tell_unreadable()
         return f"{records:,} records of owners, and the XComs, can be read"
 
     def _tell(self, error: Exception) -> None:
         self.away = True
         self._notes.say(f"No owners are known: {_unreadable(error)}")
+
+    def _tell_unreadable(self) -> None:
+        if self._unreadable:
+            self._notes.say(f"{some_of(self._unreadable)}. Operations that are theirs seem to have no owner.")
+            self._unreadable.clear()
 
     def _read(self, operations: Collection[Operation]) -> None:
         times = [one.ingest.create_time if one.ingest else None for one in operations]
@@ -71,14 +83,31 @@ class KnownOwners:
             for record in read_records():
                 self._index.add(record)
         if self._read_since is None or since < self._read_since:
-            for record in pushed_records(metadata_database.xcoms(XCOM_STARTED, since, self._read_since)):
+            pushed = metadata_database.xcoms(
+                XCOM_STARTED, since, self._read_since, on_unreadable=self._unreadable.append
+            )
+            for record in pushed_records(pushed):
                 self._index.add(record)
             self._read_since = since
 
 
 def _unreadable(error: Exception) -> str:
     """Return a sentence on what a driver of a database has raised, whose text has the whole statement."""
-    return f"The metadata database cannot be read: {str(error).partition(chr(10))[0] or type(error).__name__}"
+    text = redact_urls(str(error).partition("\n")[0])
+    return f"The metadata database cannot be read: {text or type(error).__name__}"
+
+
+@contextmanager
+def database_errors(outcome: str) -> Iterator[None]:
+    """Tell in one line that the metadata database cannot be read.
+
+    :param outcome: what has been done by then, or not.
+    :raises AirflowException: for any error.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise AirflowException(sentences(_unreadable(error), outcome)) from error
 
 
 def read_records() -> Iterator[Record]:
@@ -98,10 +127,8 @@ def owners_for_sweep(endpoint: str) -> Owners:
 
     :raises AirflowException: when the database cannot be read.
     """
-    try:
+    with database_errors("Nothing was changed"):
         store = metadata_database.find_asset_store(ASSET)
-    except Exception as error:
-        raise AirflowException(sentences(_unreadable(error), "Nothing was changed")) from error
     sweep = Owner("airflow dai", str(uuid4()), "sweep")
     records = OwnerRecords(store) if store else None
     return Owners(records, endpoint, sweep, metadata_database, read_xcoms=True)

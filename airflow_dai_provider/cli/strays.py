@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
 from airflow_dai_provider.cli import rows
 from airflow_dai_provider.cli.output import Row
-from airflow_dai_provider.cli.owners import owners_for_sweep
+from airflow_dai_provider.cli.owners import database_errors, owners_for_sweep
 from airflow_dai_provider.cli.session import Session, command, usage
 from airflow_dai_provider.sweep.owners import KEPT, Owners
 from airflow_dai_provider.sweep.report import SweepReport
@@ -36,22 +37,30 @@ def sweep(session: Session) -> bool:
         report = _find(session, selection, owners, dry_run=True)
         if args.dry_run or not report.found:
             return _show(session, report)
-        _show(session, report)
         if _are_too_many(session, report):
+            _show(session, report)
             return False
-        if not session.confirmed(f"Cancel {describe_names([stray.name for stray in report.found])}?"):
+        # As words: the rows come at the end, with what has become of each.
+        for stray in report.found:
+            session.notes.say(f"{stray}.")
+        names = [stray.name for stray in report.found]
+        if not session.confirmed(f"Cancel {describe_names(names)}?"):
             return False
-        asked = {stray.name for stray in report.found}
-    else:
-        asked = None
+        # Strays that appear meanwhile were not asked about.
+        selection = replace(selection, only=frozenset(names))
     report = _find(session, selection, owners, dry_run=False)
-    report.found = [stray for stray in report.found if asked is None or stray.name in asked]
     if _are_too_many(session, report):
         _show(session, report)
         return False
-    _cancel(session, report)
+    interrupted = False
+    try:
+        _cancel(session, report)
+    except KeyboardInterrupt:
+        interrupted = True
+        report.leave_requested("the command was interrupted")
+        session.notes.say("Interrupted.")
     _show(session, report)
-    return not report.failures
+    return not (interrupted or report.failures)
 
 
 def _find(session: Session, selection: Selection, owners: Owners, *, dry_run: bool) -> SweepReport:
@@ -137,9 +146,11 @@ def purge(session: Session) -> bool:
     if unreadable:
         session.notes.say(f"{len(unreadable):,} items of the list cannot be read, so no record was deleted.")
         return False
-    # It reads the records.
-    owners.judge(())
-    removed = owners.remove_leftovers(done, now, KEPT if session.args.older_than is None else session.args.older_than)
+    kept = KEPT if session.args.older_than is None else session.args.older_than
+    with database_errors("Not every record was deleted"):
+        # It reads the records.
+        owners.judge(())
+        removed = owners.remove_leftovers(done, now, kept)
     session.show(map(rows.owner_row, removed), rows.OWNER[:4])
     session.notes.say(f"{len(removed):,} records were deleted.")
     return True

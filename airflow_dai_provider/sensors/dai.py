@@ -27,7 +27,7 @@ from airflow_dai_provider.api.polling import FIRST_INTERVAL, MAX_OUTAGE, WaitTim
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.sensors.many import ManyPokes
-from airflow_dai_provider.tasks.arguments import check_literals, check_parameter_names
+from airflow_dai_provider.tasks.arguments import check_literals, explained_names
 from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait, resumption
 from airflow_dai_provider.tasks.events import describe_names, read_event, read_many_event
 from airflow_dai_provider.tasks.failures import (
@@ -123,11 +123,13 @@ class DaiOperationSensor(BaseSensorOperator):
         **kwargs: Any,
     ) -> None:
         with refused_parameters():
-            check_parameter_names(type(self), kwargs)
             # Before and after: Airflow itself fails on a large one, or on a text, and has a default of its own.
-            for given in (kwargs, default_args := dict(kwargs.get("default_args") or {})):
-                given |= {name: _check_duration(name, given[name]) for name in _SENSOR_DURATIONS & given.keys()}
-            super().__init__(**kwargs | {"default_args": default_args})
+            kwargs |= {name: _check_duration(name, kwargs[name]) for name in _SENSOR_DURATIONS & kwargs.keys()}
+            default_args = dict(kwargs.get("default_args") or {})
+            for name in _SENSOR_DURATIONS & default_args.keys() - kwargs.keys():
+                default_args[name] = _check_duration(name, default_args[name])
+            with explained_names(type(self), kwargs):
+                super().__init__(**kwargs | {"default_args": default_args})
             for name in _SENSOR_DURATIONS:
                 _check_duration(name, getattr(self, name))
             for name in _SENSOR_FLAGS:

@@ -58,6 +58,8 @@ class Owners:
         self._read_xcoms = read_xcoms
         #: As they were read last.
         self._read: dict[Owner, Record] = {}
+        #: Sentences on XComs that cannot be read: any operation can be theirs.
+        self.unreadable: list[str] = []
 
     def note_sweep(self, now: float, *, of_all: bool) -> None:
         """Note that this sweep begins.
@@ -73,6 +75,7 @@ class Owners:
 
         :raises Exception: when Airflow does not respond.
         """
+        self.unreadable.clear()
         written = self._records.all() if self._records else []
         self._read = {record.owner: record for record in written}
         return self._judge([*written, *self._pushed(running)], running)
@@ -161,13 +164,16 @@ class Owners:
         if False in known:
             return False
         finished = None not in known and not record.has_unknown
-        return listed_at - record.last > (LATEST_START if finished else kept)
+        return listed_at - record.last > (LATEST_START if finished else max(kept, LATEST_START))
 
     def _pushed(self, operations: Collection[Operation]) -> Iterator[Record]:
         """Yield the records that the XComs in the metadata database make."""
         times = [one.ingest.create_time for one in operations if one.ingest and one.ingest.create_time]
         if self._read_xcoms and times:
-            yield from pushed_records(metadata_database.xcoms(XCOM_STARTED, min(times) - timedelta(seconds=CLOCK_SKEW)))
+            since = min(times) - timedelta(seconds=CLOCK_SKEW)
+            yield from pushed_records(
+                metadata_database.xcoms(XCOM_STARTED, since, on_unreadable=self.unreadable.append)
+            )
 
 
 def find_owners(endpoint: str, sweep: Owner) -> Owners | None:

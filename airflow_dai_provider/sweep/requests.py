@@ -74,14 +74,16 @@ def wait_for_requested(
         hook.wait_for_many(workers, many)
     except (WaitTimeoutError, ServiceError) as error:
         verdict = error
-    for name, operation in (many.running | many.finished).items():
-        report.seen(name, operation)
-        if operation.done:
-            count_finished(operation.state)
-    for name, failing in many.errors.items():
-        report.poll_failed(name, _failure(failing))
-    for name, believed in many.failed.items():
-        report.failed(name, _failure(believed))
+    finally:
+        # Also after an interruption from outside.
+        for name, operation in (many.running | many.finished).items():
+            report.seen(name, operation)
+            if operation.done:
+                count_finished(operation.state)
+        for name, failing in many.errors.items():
+            report.poll_failed(name, _failure(failing))
+        for name, believed in many.failed.items():
+            report.failed(name, _failure(believed))
     if isinstance(verdict, ServiceError) and not verdict.sent:
         for name in report.requested:
             report.poll_failed(name, _failure(verdict))

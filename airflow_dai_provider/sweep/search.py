@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
 from airflow_dai_provider.sweep.report import SweepReport
 from airflow_dai_provider.sweep.selection import PassedOver, Selection
@@ -67,6 +69,10 @@ def find_strays(
     running = [one for one in operations if not selection.passes_over(one)]
     twice = f"Reading their states again in {orphaned_for:.0f} s." if not dry_run else ""
     judged = _judge(owners, running, limit, twice, pause, log) if owners else {}
+    if owners and owners.unreadable:
+        told = some_of(dict.fromkeys(owners.unreadable))
+        log.warning("%s. Any operation can be theirs, so those without an owner are left alone.", told)
+        selection = replace(selection, older_than=None)
     report = SweepReport(operations, selection, now, judged, dry_run=dry_run)
     report.unreadable = len(unreadable)
     log.info("%s.", report.selected)

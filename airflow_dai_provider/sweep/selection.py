@@ -79,6 +79,7 @@ class Selection:
     :param url_pattern: a pattern that is found somewhere in the media URL.
     :param spare: names that are left alone.
     :param include_undated: whether an operation without a create time counts as old enough.
+    :param only: the names to select from, or None: the others are left alone too.
     """
 
     older_than: float | None
@@ -86,6 +87,7 @@ class Selection:
     url_pattern: re.Pattern[str] | None = None
     spare: frozenset[str] = frozenset()
     include_undated: bool = False
+    only: frozenset[str] | None = None
 
     @classmethod
     def read(
@@ -117,7 +119,7 @@ class Selection:
         """Return why an operation is not selected, whatever its owner and its age; None for one that may be."""
         if operation.done:
             return PassedOver.FINISHED
-        if operation.name in self.spare:
+        if operation.name in self.spare or (self.only is not None and operation.name not in self.only):
             return PassedOver.SPARED
         if not self._matches((operation.ingest or Ingest()).signed_creative_url):
             return PassedOver.OTHER_URL

@@ -84,13 +84,16 @@ class OwnerIndex:
             self.add(record)
 
     def add(self, record: Record) -> None:
-        """Add a record; for an operation that another record of its owner has, that one stays."""
-        for opening in record.openings:
-            if opening.endpoint == self._endpoint:
-                for name in opening.names:
-                    self._by_name.setdefault(name, {}).setdefault(record.owner, (record, opening))
-                for media in opening.unknown:
-                    self._by_media.setdefault(media, []).append((record, opening))
+        """Add a record; for an operation that another record of its owner has, that one stays.
+
+        Of several openings with an operation, it belongs to the last.
+        """
+        here = [opening for opening in record.openings if opening.endpoint == self._endpoint]
+        for name, last in {name: opening for opening in here for name in opening.names}.items():
+            self._by_name.setdefault(name, {}).setdefault(record.owner, (record, last))
+        for opening in here:
+            for media in opening.unknown:
+                self._by_media.setdefault(media, []).append((record, opening))
 
     def find(self, operation: Operation) -> list[Found]:
         """Return the possible owners of an operation; mostly one, or none."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from difflib import get_close_matches
 from functools import cache, partial
 from inspect import Parameter, signature
 from typing import Any
 
+from airflow.providers.common.compat.sdk import AirflowException
+
 from airflow_dai_provider.api.creative import DELIVERIES, InvalidCreativeError, check_creative
 from airflow_dai_provider.api.endpoint import parse_endpoint
 from airflow_dai_provider.api.parameters import check_connection
+from airflow_dai_provider.tasks.failures import InvalidParameterError
 from airflow_dai_provider.tasks.one_or_many import check_each
 
 #: By parameter, what other operators and sensors call it.
@@ -40,20 +44,26 @@ _VALID: dict[str, Any] = {
 }
 
 
-def check_parameter_names(kind: Any, given: Mapping[str, Any]) -> None:
-    """Check the arguments that a constructor hands on to Airflow's, which names unknown ones without a hint.
+@contextmanager
+def explained_names(kind: Any, given: Mapping[str, Any]) -> Iterator[None]:
+    """Explain why the next constructor refuses an argument: Airflow's names unknown ones without a hint.
 
     :param kind: the class of the task.
-    :raises ValueError: for a name that no constructor of the class has; the message names the parameter that was
-        probably meant.
+    :param given: the arguments for that constructor.
+    :raises InvalidParameterError: for a name that no constructor of the class has; the message names the parameter that
+        was probably meant.
     """
-    known = _parameters(kind)
-    for name in given:
-        if name not in known and not name.startswith("_"):
-            close = [one for one, others in _NEIGHBOURS.items() if one in known and name in others]
-            close = close or get_close_matches(name, sorted(known), 1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{kind.__name__} has no parameter {name}.{hint}")
+    try:
+        yield
+    except (TypeError, AirflowException) as error:
+        known = _parameters(kind)
+        for name in given:
+            if name not in known and repr(name) in str(error):
+                close = [one for one, others in _NEIGHBOURS.items() if one in known and name in others]
+                close = close or get_close_matches(name, sorted(known), 1)
+                hint = f" Did you mean {close[0]}?" if close else ""
+                raise InvalidParameterError(f"{kind.__name__} has no parameter {name}.{hint}") from error
+        raise
 
 
 def check_literals(task: Any, checks: Mapping[str, Callable[[Any], object]]) -> None:
@@ -66,7 +76,8 @@ def check_literals(task: Any, checks: Mapping[str, Callable[[Any], object]]) -> 
         return
     for field, check in (_CONNECTION | dict(checks)).items():
         value = getattr(task, field)
-        if not has_template(value):
+        # A subclass can set what is None before it executes.
+        if value is not None and not has_template(value):
             check(value)
 
 
@@ -76,9 +87,14 @@ def shows_literals(task: Any) -> bool:
     A mapped task is constructed when it runs, from what other tasks have returned. Its fields are checked by
     ``execute``, which may have an earlier try's ingest to take care of.
     """
+    dag = task.get_dag()
     # A DAG with an environment of its own can have other marks of a template.
-    marks = getattr(task.get_dag(), "jinja_environment_kwargs", None)
-    return not marks and not getattr(task, "_BaseOperator__from_mapped", False)
+    marks = getattr(dag, "jinja_environment_kwargs", None)
+    # Rendered natively, any text can become another value. Airflow 3.3 and later let a task decide.
+    native = getattr(task, "render_template_as_native_obj", None)
+    if native is None:
+        native = getattr(dag, "render_template_as_native_obj", False)
+    return not (marks or native or getattr(task, "_BaseOperator__from_mapped", False))
 
 
 def has_template(value: Any) -> bool:
@@ -95,7 +111,7 @@ def check_creative_literals(creative: Any, dynamic_creative_info: Any) -> None:
 
     :raises InvalidCreativeError: as :func:`check_creative`.
     """
-    if _is_template(creative):
+    if creative is None or _is_template(creative):
         return
     info = None if _is_template(dynamic_creative_info) else _filled(dynamic_creative_info)
 

@@ -6,8 +6,8 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,24 @@ def metadata_database() -> None:
         [sys.executable, "-m", "airflow", "db", "migrate"], capture_output=True, text=True, check=False
     )
     assert migrated.returncode == 0, migrated.stderr[-2000:]
+
+
+@contextmanager
+def damaged_xcom(run: Run, task_id: str, key: str, map_index: int = -1) -> Iterator[None]:
+    """Replace the value of an XCom by one that cannot be read, for some time."""
+    from airflow.utils.session import create_session
+
+    from tests.support.airflow_versions import IS_AIRFLOW_2, first
+
+    model = first("airflow.models.xcom:XComModel", "airflow.models.xcom:XCom")
+    place = {"dag_id": run.dag_id, "run_id": run.run_id, "task_id": task_id, "key": key, "map_index": map_index}
+    value: Any = b"{" if IS_AIRFLOW_2 else {"__classname__": "no.such.Class", "__version__": 1, "__data__": 1}
+    with create_session() as session:
+        (before,) = session.query(model.value).filter_by(**place).one()
+        session.query(model).filter_by(**place).update({"value": value})
+    yield
+    with create_session() as session:
+        session.query(model).filter_by(**place).update({"value": before})
 
 
 #: So often ``dag.test()`` looks what it can do next.

@@ -13,9 +13,8 @@ from airflow_dai_provider import metadata_database
 from airflow_dai_provider.ingest.ownership import ASSET
 from airflow_dai_provider.tasks.xcom import XCOM_STARTED, push_operations
 from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE
-from tests.support.airflow_versions import IS_AIRFLOW_2, first
-from tests.support.dag_runs import Run, RunDag
-from tests.support.log import Log
+from tests.support.airflow_versions import first
+from tests.support.dag_runs import Run, RunDag, damaged_xcom
 from tests.support.task_instance import Ti
 
 
@@ -39,6 +38,7 @@ def run(run_dag: RunDag) -> Run:
 
 def pushed(run: Run, **times: Any) -> dict[int, Any]:
     since = times.pop("since", datetime.now(UTC) - timedelta(minutes=10))
+    times.setdefault("on_unreadable", pytest.fail)
     return {
         index: (*names, value["pushed_at"])
         for dag_id, run_id, *names, index, value in metadata_database.xcoms(XCOM_STARTED, since, **times)
@@ -46,17 +46,37 @@ def pushed(run: Run, **times: Any) -> dict[int, Any]:
     }
 
 
-def test_the_xcoms_of_all_tasks_are_read_past_one_that_cannot_be(run: Run, log: Log) -> None:
-    from airflow.utils.session import create_session
+def test_the_xcoms_of_all_tasks_are_read_past_one_that_cannot_be(run: Run) -> None:
+    unreadable: list[str] = []
+    with damaged_xcom(run, "pushes", XCOM_STARTED, 1):
+        readable = pushed(run, on_unreadable=unreadable.append)
+        with pytest.raises((ValueError, ImportError, TypeError)):
+            metadata_database.run_xcom("pushes", run.run_id, "pushes", 1, XCOM_STARTED)
+    assert readable == {index: ("pushes", {f"operations/{index}": 0.0}) for index in (0, 2)}
+    told = f"Cannot read the XCom {XCOM_STARTED} of task pushes of run {run.run_id} of DAG pushes: "
+    assert [text[: len(told)] for text in unreadable] == [told]
 
-    model = first("airflow.models.xcom:XComModel", "airflow.models.xcom:XCom")
-    damaged = {"dag_id": "pushes", "run_id": run.run_id, "key": XCOM_STARTED, "map_index": 1}
-    value: Any = b"{" if IS_AIRFLOW_2 else {"__classname__": "no.such.Class", "__version__": 1, "__data__": 1}
-    with create_session() as session:
-        assert session.query(model).filter_by(**damaged).update({"value": value}) == 1
-    assert pushed(run) == {index: ("pushes", {f"operations/{index}": 0.0}) for index in (0, 2)}
-    assert log.lines(f"Cannot read the XCom {XCOM_STARTED} of task pushes of run {run.run_id} of DAG pushes: ")
-    assert metadata_database.run_xcom("pushes", run.run_id, "pushes", 1, XCOM_STARTED) is None
+
+def test_an_xcom_backend_may_use_the_database_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection can be there, and the session of a thread is one."""
+    from airflow.settings import Session
+    from airflow.utils.session import create_session
+    from sqlalchemy import text
+
+    backend = first("airflow.sdk.execution_time.xcom:XCom", "airflow.models.xcom:XCom")
+    deserialize = backend.deserialize_value
+
+    def look_up(row: Any) -> Any:
+        assert not Session().in_transaction()
+        with create_session() as session:
+            session.execute(text("SELECT 1"))
+        return deserialize(row)
+
+    monkeypatch.setattr(backend, "deserialize_value", staticmethod(look_up))
+    for rows in (1, 2, 3, 500):
+        monkeypatch.setattr(metadata_database, "_ROWS", rows)
+        assert sorted(pushed(run)) == [0, 1, 2]
+    assert metadata_database.run_xcom("pushes", run.run_id, "pushes", 2, XCOM_STARTED)
 
 
 def test_only_the_xcoms_of_a_time_are_read(run: Run) -> None:
@@ -119,5 +139,10 @@ class TestAssetStore:
         store.set("other", 3)
         assert (store.get("owner-a"), store.get("owner-b")) == ({"a": [2]}, None)
         assert store.values("owner-") == [{"a": [2]}]
+        store.set("owner-b", {"__airflow_state_ref__": "s3://bucket/key"})
+        for read in (store.get, store.values):
+            with pytest.raises(LookupError, match=r"in the \[workers\] state_store_backend, which only tasks read"):
+                read("owner-b")
+        store.delete("owner-b")
         store.delete("owner-a")
         assert (store.get("owner-a"), store.values("owner-"), store.get("other")) == (None, [], 3)

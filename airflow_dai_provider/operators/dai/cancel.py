@@ -14,7 +14,7 @@ from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.parameters import Duration, check_flag, check_seconds
 from airflow_dai_provider.metrics import count_finished, time_cancel
 from airflow_dai_provider.operators.dai.cancel_many import KEY, CancelMany, in_doubt
-from airflow_dai_provider.tasks.arguments import check_literals, check_parameter_names
+from airflow_dai_provider.tasks.arguments import check_literals, explained_names
 from airflow_dai_provider.tasks.cancel_requests import KILLED, request_cancellation
 from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait, resumption
 from airflow_dai_provider.tasks.events import describe_names, read_event
@@ -100,9 +100,8 @@ class DaiCancelOperationOperator(BaseOperator):
         api_endpoint: str | None = None,
         **kwargs: Any,
     ) -> None:
-        with refused_parameters():
-            check_parameter_names(type(self), kwargs)
-        super().__init__(**kwargs)
+        with explained_names(type(self), kwargs):
+            super().__init__(**kwargs)
         self.operation_name: Any = operation_name  # a string or a list, once it is rendered
         with refused_parameters():
             self.wait_for_completion = check_flag("wait_for_completion", wait_for_completion)

@@ -22,7 +22,7 @@ from airflow_dai_provider.operators.dai.create_one import CreateOne
 from airflow_dai_provider.tasks.arguments import (
     check_creative_literals,
     check_literals,
-    check_parameter_names,
+    explained_names,
     shows_literals,
 )
 from airflow_dai_provider.tasks.deferral import resumption
@@ -118,9 +118,8 @@ class DaiCreateCreativeOperator(BaseOperator):
         api_endpoint: str | None = None,
         **kwargs: Any,
     ) -> None:
-        with refused_parameters():
-            check_parameter_names(type(self), kwargs)
-        super().__init__(**kwargs)
+        with explained_names(type(self), kwargs):
+            super().__init__(**kwargs)
         self.creative: Any = creative  # a JSON object or a list of them, once it is rendered
         self.dynamic_creative_info: Any = dynamic_creative_info
         with refused_parameters():

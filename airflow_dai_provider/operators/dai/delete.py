@@ -12,7 +12,7 @@ from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import MAX_LISTED
 from airflow_dai_provider.api.names import InvalidNameError, check_creative_name
 from airflow_dai_provider.api.parameters import check_flag
-from airflow_dai_provider.tasks.arguments import check_literals, check_parameter_names
+from airflow_dai_provider.tasks.arguments import check_literals, explained_names
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.failures import accept_missing, check_many, refused_parameters, task_errors
 from airflow_dai_provider.tasks.one_or_many import check_each, given_form
@@ -73,9 +73,8 @@ class DaiDeleteCreativeOperator(BaseOperator):
         api_endpoint: str | None = None,
         **kwargs: Any,
     ) -> None:
-        with refused_parameters():
-            check_parameter_names(type(self), kwargs)
-        super().__init__(**kwargs)
+        with explained_names(type(self), kwargs):
+            super().__init__(**kwargs)
         self.creative_name: Any = creative_name  # a string or a list, once it is rendered
         with refused_parameters():
             self.missing_ok = check_flag("missing_ok", missing_ok)

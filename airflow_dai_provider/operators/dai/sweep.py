@@ -20,7 +20,7 @@ from airflow_dai_provider.sweep.report import SweepReport
 from airflow_dai_provider.sweep.requests import cancel_found, wait_for_requested
 from airflow_dai_provider.sweep.search import find_strays, unreadable_owners
 from airflow_dai_provider.sweep.selection import Selection, check_count, check_duration
-from airflow_dai_provider.tasks.arguments import check_literals, check_parameter_names, has_template
+from airflow_dai_provider.tasks.arguments import check_literals, explained_names, has_template, shows_literals
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.failures import (
     log_failure,
@@ -143,9 +143,8 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         api_endpoint: str | None = None,
         **kwargs: Any,
     ) -> None:
-        with refused_parameters():
-            check_parameter_names(type(self), kwargs)
-        super().__init__(**kwargs)
+        with explained_names(type(self), kwargs):
+            super().__init__(**kwargs)
         self.older_than = older_than
         self.orphaned_for = orphaned_for
         self.url_prefix = url_prefix
@@ -165,7 +164,8 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         self._given = given_fields(self)
         with refused_parameters():
             check_literals(self, {"orphaned_for": partial(check_duration, "orphaned_for")})
-            self._selection(lambda value: None if has_template(value) else value)
+            if shows_literals(self):
+                self._selection(lambda value: None if has_template(value) else value)
         if HAS_ASSET_STATE_STORE:
             from airflow.sdk import Asset
 
@@ -227,7 +227,8 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
             url_prefix=known(self.url_prefix),
             url_pattern=known(self.url_pattern),
             spare=known(self.spare),
-            include_undated=self.include_undated,
+            # Of an age that is not known yet, it cannot be told whether there is one.
+            include_undated=self.include_undated and (self.older_than is None or known(self.older_than) is not None),
         )
 
     def _find_owners(self, hook: DaiHook, selection: Selection, sweep: Owner) -> Owners | None:

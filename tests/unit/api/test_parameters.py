@@ -60,7 +60,10 @@ def test_a_duration_is_a_number_a_timedelta_or_a_text(given: Any, seconds: float
     "given", ["5", "", "h", "6 hours", "30m1h", "1h1h", "-5s", "1e3s", "0s", "s", "\u0665s", "{{ x }}", "9" * 13 + "s"]
 )
 def test_any_other_text_is_no_duration(given: str) -> None:
-    with pytest.raises(ValueError, match=r"^Invalid x .*: expected a positive .* or a text such as '90s' or '6h'\.$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^Invalid x .*: expected a positive .* or a text such as '90s' or '6h'\.( Did you mean '5s'\?)?$",
+    ):
         check_seconds("x", given)
 
 
@@ -113,3 +116,9 @@ def test_an_invalid_connection_is_refused(given: tuple[Any, Any, Any], parameter
 )
 def test_a_valid_connection_passes(given: tuple[Any, Any, Any]) -> None:
     check_connection(*given)
+
+
+@pytest.mark.parametrize(("given", "meant"), [("600", "600s"), ("1h 30", "1h 30s")])
+def test_the_text_of_a_number_gets_the_unit_that_was_meant(given: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f" Did you mean '{meant}'\\?$"):
+        check_seconds("x", given)

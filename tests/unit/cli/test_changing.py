@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from airflow_dai_provider.api.errors import Code
+from airflow_dai_provider.cli.session import Session
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from tests.support.clock import Clock
@@ -71,6 +72,19 @@ class TestCancel:
             0,
             [{"name": name, "result": "SUCCEEDED", "reason": "had already finished"}],
         )
+
+    def test_ctrl_c_does_not_lose_what_was_requested(
+        self, emulator: DaiEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def sleep(_: float) -> None:
+            raise KeyboardInterrupt
+
+        first, second = emulator.start_ingest(), emulator.start_ingest()
+        # For the unknown one there is a second round, after a pause.
+        monkeypatch.setattr(Session, "sleep", staticmethod(sleep))
+        result = dai("cancel", first, "operations/unknown", second, "-y", "--wait", "-o", "json")
+        assert (result.code, result.err) == (1, "Interrupted.\n")
+        assert outcomes(result) == {first: "requested", "operations/unknown": "may still run", second: "requested"}
 
     def test_an_unknown_one_is_refused_and_the_others_are_not(self, emulator: DaiEmulator, dai: Dai) -> None:
         name = emulator.start_ingest()

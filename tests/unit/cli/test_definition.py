@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from airflow_dai_provider.cli import commands
-from airflow_dai_provider.cli.definition import DAI_COMMANDS, EXIT_CODES, dai_commands
+from airflow_dai_provider.cli.definition import ARG_TIMEOUT, DAI_COMMANDS, EXIT_CODES, dai_commands
 from airflow_dai_provider.get_provider_info import get_provider_info
 from tests.support.airflow_versions import VERSION
 from tests.unit.cli.conftest import Dai
@@ -75,6 +75,11 @@ print("NEW", json.dumps(sorted(set(sys.modules) - before)))
     assert new | {package} == {package, f"{package}.cli", f"{package}.cli.definition"}
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("600", 600.0), ("0.5", 0.5), ("10m", 600.0)])
+def test_a_plain_number_is_one_of_seconds(text: str, seconds: float) -> None:
+    assert ARG_TIMEOUT.kwargs["type"](text) == seconds
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -85,6 +90,7 @@ print("NEW", json.dumps(sorted(set(sys.modules) - before)))
         (["cancel", "operations/a", "operations/../b"], "Invalid operation name 'operations/../b'"),
         (["delete-creative", "operations/a"], "Invalid creative name 'operations/a'"),
         (["list", "--older-than", "soon"], "Invalid duration 'soon': expected .* a text such as '90s' or '6h'"),
+        (["wait", "operations/a", "--timeout", "0"], "Invalid duration '0s': expected a positive number of seconds"),
         (["list", "--output", "xml"], "invalid choice: 'xml'"),
         (["sweep", "--max-cancellations", "0"], "invalid positive int value: '0'"),
         (["list", "--api-endpoint", "https://host/path"], "Invalid --api-endpoint 'https://host/path': expected"),

@@ -52,6 +52,13 @@ def test_a_pipe_that_closes_ends_a_list(make_emulator: MakeEmulator) -> None:
     assert count(emulator, "operations.list") < 20
 
 
+def test_a_closed_output_is_no_failure(emulator: DaiEmulator) -> None:
+    emulator.start_ingest()
+    arguments = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "list", "-o", "plain"]
+    done = subprocess.run(arguments, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_terminal_sees_the_progress_of_a_wait(make_emulator: MakeEmulator) -> None:
     emulator = make_emulator()
     name = emulator.start_ingest(seconds=0)

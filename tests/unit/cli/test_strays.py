@@ -8,10 +8,14 @@ import pytest
 
 from airflow_dai_provider import metadata_database
 from airflow_dai_provider.cli import owners
+from airflow_dai_provider.cli.output import Notes
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.ingest.ownership import ASSET
+from airflow_dai_provider.hooks.dai import DaiHook
+from airflow_dai_provider.ingest.ownership import ASSET, OwnerRecords
+from airflow_dai_provider.tasks.xcom import XCOM_STARTED
 from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE
 from tests.support.clock import Clock
+from tests.support.dag_runs import damaged_xcom
 from tests.support.emulators import MakeEmulator, count
 from tests.unit.cli.conftest import Dai, Result, Start
 
@@ -52,6 +56,43 @@ class TestSweep:
         assert emulator.state(stray.name) == "CANCELLED"
         assert clock.now >= began + 120
 
+    @pytest.mark.parametrize("more", [1, 3])
+    def test_what_is_stray_only_after_the_answer_is_left_alone(
+        self, emulator: DaiEmulator, dai: Dai, start: Start, monkeypatch: pytest.MonkeyPatch, clock: Clock, more: int
+    ) -> None:
+        """Also when the strays are more than the limit by then; the second read and the announcement stay."""
+        asked, *later = [start(f"dag_{number}") for number in range(1 + more)]
+        asked.fail()
+        announced: dict[str, list[str]] = {}
+        announce = OwnerRecords.announce
+
+        def ask(self: Any, _: str) -> bool:
+            for one in later:
+                one.fail()
+            return True
+
+        def record(self: Any, sweep: Any, owner: Any, endpoint: str, names: Any) -> None:
+            announced[owner.dag_id] = list(names)
+            announce(self, sweep, owner, endpoint, names)
+
+        monkeypatch.setattr(Notes, "ask", ask)
+        monkeypatch.setattr(OwnerRecords, "announce", record)
+        began = clock.now
+        result = dai("sweep", "--no-dry-run", "--max-cancellations", "2", "-o", "plain")
+        assert result.code == 0
+        assert [emulator.cancel_requested(one.name) for one in (asked, *later)] == [1, *[0] * more]
+        assert clock.now >= began + 120
+        assert announced == ({asked.run.dag_id: [asked.name]} if HAS_ASSET_STATE_STORE else {})
+
+    def test_what_is_asked_about_is_told_beside_the_output(self, dai: Dai, start: Start) -> None:
+        stray = start()
+        stray.fail()
+        result = dai("sweep", "--no-dry-run", "-o", "json", answer="y\n")
+        assert (result.code, results(result)) == (0, {stray.name: "requested"})
+        assert f"{stray.name} (1:00:00 old, " in result.err
+        assert result.err.index("; of try 1 of task ingest of run") < result.err.index("[y/N]")
+        assert "s3cret" not in result.err
+
     def test_no_answer_cancels_nothing(self, emulator: DaiEmulator, dai: Dai, start: Start) -> None:
         start().fail()
         assert dai("sweep", "--no-dry-run").code == 1
@@ -91,6 +132,41 @@ class TestSweep:
         assert [(row["name"], row["reason"]) for row in result.rows] == [(old, "is older than --older-than")]
         assert dai("sweep", "--older-than", "6h", "--spare", old, "-o", "json").rows == []
 
+    def test_beside_an_unreadable_xcom_nothing_goes_by_age(
+        self, emulator: DaiEmulator, dai: Dai, start: Start, clock: Clock
+    ) -> None:
+        started = start()
+        emulator.start_ingest()
+        clock.advance(60)
+        with damaged_xcom(started.run, "ingest", XCOM_STARTED):
+            result = dai("sweep", "--no-dry-run", "-y", "--older-than", "1s")
+            listed = dai("list")
+        assert (result.code, count(emulator, CANCEL)) == (0, 0)
+        assert f"Cannot read the XCom {XCOM_STARTED} of task ingest of run" in result.err
+        assert "so those without an owner are left alone." in result.err
+        assert f"Cannot read the XCom {XCOM_STARTED} of task ingest of run" in listed.err
+
+    def test_ctrl_c_does_not_lose_what_was_requested(
+        self, make_emulator: MakeEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch, clock: Clock
+    ) -> None:
+        emulator = make_emulator(cancel_seconds=1e6)
+        running, done = emulator.start_ingest(), emulator.start_ingest(seconds=90, cancel="ignored")
+        clock.advance(60)
+
+        def sleep(seconds: float) -> None:
+            clock.sleep(seconds)
+            if emulator.state(done) == "SUCCEEDED" and len(clock.slept) > 10:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(DaiHook, "_sleep", staticmethod(sleep))
+        result = dai("sweep", "--no-dry-run", "-y", "--older-than", "1s", "--wait", "-o", "json")
+        assert result.code == 1
+        found = results(result)
+        assert found.pop(done) == "SUCCEEDED"
+        assert found[running].startswith("may still run: its cancellation is requested, but ")
+        assert found[running].endswith("; the command was interrupted")
+        assert "Interrupted." in result.err
+
     def test_too_many_are_not_cancelled(self, emulator: DaiEmulator, dai: Dai, clock: Clock) -> None:
         for _ in range(3):
             emulator.start_ingest()
@@ -120,14 +196,39 @@ class TestSweep:
         self, emulator: DaiEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch, clock: Clock
     ) -> None:
         def fail(*_: object) -> None:
-            raise RuntimeError("the database is away\n[SQL: SELECT ...]")
+            raise RuntimeError("the database at postgresql://user:s3cret@host/ is away\n[SQL: SELECT ...]")
 
         monkeypatch.setattr(metadata_database, "find_asset_store", fail)
         emulator.start_ingest()
         clock.advance(60)
         result = dai("sweep", "--no-dry-run", "-y", "--older-than", "1s")
         assert (result.code, count(emulator, CANCEL)) == (1, 0)
-        assert result.err == "The metadata database cannot be read: the database is away. Nothing was changed.\n"
+        told = (
+            "The metadata database cannot be read: the database at postgresql://host/ is away. Nothing was changed.\n"
+        )
+        assert result.err == told
+
+
+@pytest.mark.skipif(not HAS_ASSET_STATE_STORE, reason="Airflow before 3.3 has no records of owners")
+def test_records_that_only_tasks_read_are_told_and_nothing_is_changed(
+    emulator: DaiEmulator, dai: Dai, start: Start
+) -> None:
+    start().fail()
+    emulator.start_ingest()
+    store: Any = metadata_database.find_asset_store(ASSET)
+    (record,) = owners.read_records()
+    for key in (record.owner.key, f"owners-{int(record.owner.key[-8:], 16) % 32}"):
+        store.set(key, {"__airflow_state_ref__": f"s3://bucket/{key}"})
+    for arguments in (
+        ["sweep", "--no-dry-run", "-y", "--older-than", "1s"],
+        ["purge", "--older-than", "30m"],
+        ["list"],
+    ):
+        result = dai(*arguments)
+        assert (result.code, count(emulator, CANCEL)) == (int(arguments != ["list"]), 0)
+        assert "the records of owners are in the [workers] state_store_backend, which only tasks read" in result.err
+    with pytest.raises(LookupError):
+        store.get(record.owner.key)
 
 
 @pytest.mark.skipif(HAS_ASSET_STATE_STORE, reason="Airflow 3.3 and later have records of owners")
@@ -173,3 +274,26 @@ class TestPurge:
         assert "1 items of the list cannot be read, so no record was deleted." in result.err
         assert metadata_database.find_asset_store(ASSET) is not None
         assert len([*owners.read_records()]) == 1
+
+    def test_no_record_goes_while_its_ingest_can_still_start(
+        self, emulator: DaiEmulator, dai: Dai, start: Start, clock: Clock
+    ) -> None:
+        start()
+        emulator.reset()
+        clock.advance(600 - 3600)
+        assert dai("purge", "--older-than", "1s", "-o", "json").rows == []
+        clock.advance(600)
+        assert len(dai("purge", "--older-than", "1s", "-o", "json").rows) == 1
+
+    @pytest.mark.usefixtures("emulator")
+    def test_a_database_that_goes_away_is_told_in_one_line(
+        self, dai: Dai, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise RuntimeError("the database is away\n[SQL: SELECT ...]")
+
+        start()
+        monkeypatch.setattr(metadata_database.AssetStore, "get", fail)
+        result = dai("purge")
+        told = "The metadata database cannot be read: the database is away. Not every record was deleted.\n"
+        assert (result.code, result.err) == (1, told)

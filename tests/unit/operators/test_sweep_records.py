@@ -274,9 +274,12 @@ class TestXComs:
         """Give the XComs that the database holds, and forget the records."""
         found: list[Any] = []
 
-        def read(key: str, since: datetime) -> list[Any]:
+        def read(key: str, since: datetime, *, on_unreadable: Callable[[str], None]) -> list[Any]:
             assert (key, since.tzinfo) == ("operation_started", UTC)
-            return found
+            for one in found:
+                if isinstance(one, str):
+                    on_unreadable(one)
+            return [one for one in found if not isinstance(one, str)]
 
         monkeypatch.setattr(owners, "HAS_ASSET_STATE_STORE", False)
         monkeypatch.setattr(owners, "TASKS_READ_DATABASE", True)
@@ -342,6 +345,18 @@ class TestXComs:
         set_state(airflow, "failed")
         sweep(older_than=None)
         assert cancelled(emulator) == {name}
+
+    def test_beside_an_unreadable_one_no_operation_is_taken_by_its_age(
+        self, emulator: DaiEmulator, airflow: Airflow, start: Any, pushed: list[Any], log: Log
+    ) -> None:
+        name = start()
+        set_state(airflow, "failed")
+        emulator.start_ingest(seconds=math.inf, creative_url=f"{URL}2")
+        pushed.append("Cannot read the XCom x")
+        report = sweep(older_than=1e-3, include_undated=True, max_cancellations=5)
+        assert cancelled(emulator) == {name}
+        assert report["passed_over"]["unowned"] == 1
+        assert log.lines("Cannot read the XCom x. Any operation can be theirs, so those without an owner are left")
 
     @pytest.mark.parametrize(("second", "strays"), [("running", 0), ("failed", 1)])
     def test_of_two_owners_each_has_to_be_over(

@@ -12,8 +12,10 @@ from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.many_wait import MAX_NAMED, some_of
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.retry import PERMANENT
+from airflow_dai_provider.ingest.ownership import Opening, Owner, Record
 from airflow_dai_provider.sweep.report import Failure, SweepReport
 from airflow_dai_provider.sweep.selection import PassedOver, Selection, Stray, check_count, check_duration, check_flag
+from airflow_dai_provider.sweep.verdicts import OwnerIndex
 from tests.support.payloads import METADATA_TYPE
 
 NAME = "operations/a"
@@ -362,3 +364,13 @@ def test_a_long_message_names_only_the_first() -> None:
     assert some_of(texts[:3]) == "operations/0; operations/1; operations/2"
     assert some_of(texts[:MAX_NAMED]).endswith(f"; operations/{MAX_NAMED - 1}")
     assert some_of(texts).endswith(f"; operations/{MAX_NAMED - 1}; and 2 more")
+
+
+def test_an_operation_of_several_openings_belongs_to_the_last() -> None:
+    openings = tuple(
+        Opening(number, "https://host", since=0.0, last=1.0, names=frozenset({"operations/a"})) for number in (1, 2, 3)
+    )
+    record = Record(Owner("dag", "run", "task"), {}, openings)
+    later = Record(record.owner, {}, (openings[0],))
+    index = OwnerIndex("https://host", [record, later])
+    assert index.find(Operation("operations/a", OperationState.RUNNING)) == [(record, openings[2])]

@@ -6,7 +6,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, task
+from airflow.providers.common.compat.sdk import (
+    DAG,
+    AirflowFailException,
+    BaseOperator,
+    BaseSensorOperator,
+    task,
+)
 
 from airflow_dai_provider.operators.dai import (
     DaiCancelOperationOperator,
@@ -16,7 +22,9 @@ from airflow_dai_provider.operators.dai import (
 )
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from airflow_dai_provider.tasks.failures import InvalidParameterError
+from tests.support.airflow_versions import IS_AIRFLOW_2, VERSION
 from tests.support.payloads import NAME, creative, media_file
+from tests.support.task_instance import Ti
 
 CANCEL, SWEEP, CREATE = DaiCancelOperationOperator, DaiCancelStrayOperationsOperator, DaiCreateCreativeOperator
 DELETE, SENSOR = DaiDeleteCreativeOperator, DaiOperationSensor
@@ -32,7 +40,7 @@ TEMPLATES = ["{{ params.x }}", "{% if x %}a{% endif %}", ["{{ params.x }}"], [NA
 
 
 def make(kind: type[Any], **options: Any) -> Any:
-    return kind(task_id="task", **{**TASKS[kind], **options})
+    return kind(**{"task_id": "task", **TASKS[kind], **options})
 
 
 class TestNames:
@@ -76,6 +84,31 @@ class TestNames:
         task = Mine(task_id="task", **TASKS[kind], mine=1, retries=2, doc_md="words", execution_timeout=timedelta(1))
         assert (task.mine, task.retries) == (1, 2)
 
+    @pytest.mark.parametrize("kind", TASKS)
+    def test_what_a_later_class_takes_out_is_known(self, kind: type[Any]) -> None:
+        class Mixin(BaseSensorOperator if kind is SENSOR else BaseOperator):  # type: ignore[misc]
+            def __init__(self, **kwargs: Any) -> None:
+                self.team = kwargs.pop("team")
+                if not isinstance(self.team, str):
+                    raise TypeError("The team is a text.")
+                super().__init__(**kwargs)
+
+        class Mine(kind, Mixin):  # type: ignore[misc]
+            pass
+
+        assert Mine(task_id="task", **TASKS[kind], team="a").team == "a"
+        with pytest.raises(InvalidParameterError, match=r"^Mine has no parameter qqq\.$"):
+            Mine(task_id="task", **TASKS[kind], team="a", qqq=5)
+        with pytest.raises(TypeError, match=r"^The team is a text\.$"):
+            Mine(task_id="task", **TASKS[kind], team=5)
+
+    @pytest.mark.skipif(not IS_AIRFLOW_2, reason="Only Airflow 2 can be told to allow unknown parameters")
+    @pytest.mark.parametrize("kind", TASKS)
+    def test_unknown_parameters_can_be_allowed(self, kind: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AIRFLOW__OPERATORS__ALLOW_ILLEGAL_ARGUMENTS", "True")
+        with pytest.warns(match="Invalid arguments were passed"):
+            assert make(kind, qqq=5).task_id == "task"
+
     def test_default_args_of_other_tasks_are_none_of_ours(self) -> None:
         with DAG("mixed", schedule=None, default_args={"poke_interval": 5, "poll_interval": 6, "qqq": 7}):
             assert make(CANCEL).poll_interval == 6
@@ -93,7 +126,6 @@ class TestValues:
                 "Invalid operation name 'ingest-1': expected a string",
             ),
             (CANCEL, "operation_name", [NAME, "b"], r"operation_name\[1\]: Invalid operation name 'b'"),
-            (CANCEL, "operation_name", None, "Invalid operation name None"),
             (CANCEL, "expected_states", ["DONE"], r"Invalid expected_states \['DONE'\]: expected None for"),
             (SENSOR, "operation_name", "operations/a b", "Invalid operation name 'operations/a b'"),
             (SENSOR, "expected_states", "cancelled", "Invalid expected_states 'cancelled'"),
@@ -156,9 +188,57 @@ class TestValues:
         with DAG("marks", schedule=None, jinja_environment_kwargs=marks):
             assert make(CANCEL, operation_name="<< params.x >>").operation_name == "<< params.x >>"
 
+    @pytest.mark.parametrize("of_task", [False, True], ids=["of the DAG", "of the task"])
+    def test_what_native_rendering_makes_of_a_text_is_left_to_the_run(self, *, of_task: bool) -> None:
+        if of_task and VERSION < (3, 3):
+            pytest.skip("Airflow before 3.3 has no such parameter of a task.")
+        options = {"render_template_as_native_obj": True} if of_task else {}
+        with DAG("native", schedule=None, render_template_as_native_obj=not of_task):
+            assert make(CANCEL, expected_states="['FAILED']", **options).expected_states == "['FAILED']"
+            make(DELETE, creative_name="['creatives/a', 'creatives/b']", task_id="delete", **options)
+            make(CREATE, creative=repr(creative()), task_id="create", **options)
+            make(CREATE, dynamic_creative_info='{"dynamicGroupId": "x"}', task_id="dynamic", **options)
+
+    def test_a_task_may_do_without_the_native_rendering_of_its_dag(self) -> None:
+        if VERSION < (3, 3):
+            pytest.skip("Airflow before 3.3 has no such parameter of a task.")
+        with (
+            DAG("native", schedule=None, render_template_as_native_obj=True),
+            pytest.raises(InvalidParameterError, match="Invalid expected_states"),
+        ):
+            make(CANCEL, expected_states="['FAILED']", render_template_as_native_obj=False)
+
+    @pytest.mark.parametrize(
+        ("kind", "field"),
+        [(CANCEL, "operation_name"), (SENSOR, "operation_name"), (DELETE, "creative_name"), (CREATE, "creative")],
+    )
+    def test_a_subclass_may_set_a_field_when_it_executes(self, kind: type[Any], field: str) -> None:
+        class Mine(kind):  # type: ignore[misc]
+            def __init__(self, **kwargs: Any) -> None:
+                super().__init__(**{field: None}, **kwargs)
+
+        made = Mine(task_id="task")
+        assert getattr(made, field) is None
+        with pytest.raises(AirflowFailException, match="Invalid .* None"):
+            made.execute({"ti": Ti()})
+
     def test_a_mapped_task_is_checked_when_it_runs(self) -> None:
         made = CANCEL(task_id="task", operation_name="b", _airflow_from_mapped=True)
         assert made.operation_name == "b"
+
+    def test_an_age_that_is_not_known_yet_may_include_undated_operations(self) -> None:
+        marks = {"variable_start_string": "<<", "variable_end_string": ">>"}
+        assert make(SWEEP, older_than="{{ params.age }}", include_undated=True).include_undated
+        assert make(SWEEP, include_undated=True, _airflow_from_mapped=True).older_than is None
+        with DAG("marks", schedule=None, jinja_environment_kwargs=marks):
+            assert make(SWEEP, older_than="<< params.age >>", include_undated=True).older_than == "<< params.age >>"
+        with DAG("outputs", schedule=None):
+
+            @task
+            def age() -> str:
+                return "6h"
+
+            assert make(SWEEP, older_than=age(), include_undated=True).include_undated
 
 
 class TestDurations:
@@ -178,3 +258,9 @@ class TestDurations:
         assert (sensor.max_wait, sensor.poke_interval, sensor.timeout) == (timedelta(minutes=2), 5.0, 3600.0)
         with DAG("defaults", schedule=None, default_args={"poke_interval": "7s"}):
             assert make(SENSOR).poke_interval == 7.0
+
+    def test_a_default_that_the_sensor_does_not_take_is_not_checked(self) -> None:
+        with DAG("defaults", schedule=None, default_args={"poke_interval": "often"}):
+            assert make(SENSOR, poke_interval="9s").poke_interval == 9.0
+            with pytest.raises(InvalidParameterError, match="Invalid poke_interval 'often'"):
+                make(SENSOR, task_id="other")
