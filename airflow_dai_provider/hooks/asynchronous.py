@@ -171,7 +171,7 @@ class DaiAsyncHook(DaiAsyncCallingHook):
     async def _poll_round(self, names: list[str], many: ManyWait, complete: bool, seconds: float) -> None:
         """Poll each of these operations once, after so many seconds."""
         try:
-            seen = {name: many.running.get(name) for name in names}
+            seen = {name: many.running.get(name) for name in names if not many.is_missing(name)}
             running = await self._ask_list(seen, many.wait, many.number, seconds)
             # Once for all of them: each would look up the connection again while that fails.
             (await self._open()).token.refusal_lasts = REFUSAL_LASTS

@@ -165,7 +165,11 @@ class DaiPollingHook(DaiCallingHook):
         :raises ServiceError: when the list was not returned, and no get would be either.
         """
         began = self._clock()
-        asked = {name: many.running.get(name) for name in names if not is_checked_by_get(name, many.number)}
+        asked = {
+            name: many.running.get(name)
+            for name in names
+            if not (many.is_missing(name) or is_checked_by_get(name, many.number))
+        }
         if len(asked) < FEW or self.service.pace.delay(began):
             return {}
         reading = self._decisions.begin(asked, began)

@@ -95,6 +95,13 @@ def test_a_list_that_says_running_forever_is_found_out(emulator: DaiEmulator, wa
     assert count(emulator, LIST) <= GET_EVERY
 
 
+def test_a_deleted_operation_that_the_list_shows_forever_is_given_up(emulator: DaiEmulator, wait: Wait) -> None:
+    names = [emulator.start_ingest(seconds=1_000) for _ in range(50)]
+    emulator.inject(Fault(LIST, listed=[{"name": "operations/gone"}], times=None))
+    with pytest.raises(WaitTimeoutError, match="50 of 51 operations have not finished within 100 s"):
+        wait(emulator.endpoint, [*names, "operations/gone"], poll_interval=2.0, timeout=100)
+
+
 def test_a_server_without_list_costs_one_request_in_a_while(emulator: DaiEmulator, wait: Wait, clock: Clock) -> None:
     names = [emulator.start_ingest(seconds=200) for _ in range(30)]
     emulator.unimplement(LIST)
