@@ -48,7 +48,7 @@ class DaiPollingHook(DaiCallingHook):
         :param elapsed: seconds that it has lasted already.
         :param responded: whether the API has responded in it already; that of this hook's own calls counts anyway.
         """
-        wait = Wait(
+        return Wait(
             name,
             started=self._clock() - elapsed,
             poll_interval=poll_interval,
@@ -57,9 +57,6 @@ class DaiPollingHook(DaiCallingHook):
             responded=responded or self.responded,
             jitter=self._random,
         )
-        # Of those that earlier processes have made.
-        wait.number = int(elapsed / wait.poll_interval)
-        return wait
 
     def poll(self, wait: Wait) -> Operation:
         """Poll until the service returns the operation, and bear with failed polls as long as the wait does.
@@ -89,7 +86,8 @@ class DaiPollingHook(DaiCallingHook):
         :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
         """
         while many.left:
-            seconds, line, _ = self._poll_round(workers, many, many.due(self._clock()))
+            names = many.due(self._clock())
+            seconds, line, _ = self._poll_round(workers, many, names, by_list=True)
             if line:
                 self.log.info("%s", line)
             if many.left:
@@ -98,6 +96,8 @@ class DaiPollingHook(DaiCallingHook):
 
     def poll_many(self, workers: Workers[Self], many: ManyWait, *, patient: bool = True) -> None:
         """Poll each of many operations until the service has told about it, as :meth:`poll` does for one.
+
+        By get only, since these polls may decide something, and no later one would correct the list.
 
         :param patient: whether to poll again those whose poll has failed.
         :raises WaitTimeoutError: when the time is up.
@@ -114,11 +114,13 @@ class DaiPollingHook(DaiCallingHook):
                     told = many.progress
                 self._sleep(seconds)
 
-    def _poll_round(self, workers: Workers[Self], many: ManyWait, names: list[str]) -> tuple[float, str | None, bool]:
+    def _poll_round(
+        self, workers: Workers[Self], many: ManyWait, names: list[str], *, by_list: bool = False
+    ) -> tuple[float, str | None, bool]:
         """Poll each of these operations once; return what :meth:`ManyWait.after_round` decides."""
         complete = len(names) == len(many.left)
         try:
-            running = self._ask_list(many, names)
+            running = self._ask_list(many, names) if by_list else {}
         except ServiceError as error:
             # Of the list and of get alike.
             for name in names:

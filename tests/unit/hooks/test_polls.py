@@ -140,12 +140,14 @@ def test_what_runs_when_the_time_is_up_is_named(emulator: DaiEmulator, wait: Wai
         wait(emulator.endpoint, names, timeout=5.0)
 
 
-def test_a_rescheduled_wait_goes_on_with_the_numbers_of_its_polls(hook: DaiHook) -> None:
-    assert [hook.make_wait("one", poll_interval=30.0, elapsed=elapsed).number for elapsed in (0.0, 29.0, 61.0)] == [
-        0,
-        0,
-        2,
-    ]
+def test_polls_that_are_not_repeated_never_believe_the_list(emulator: DaiEmulator, hook: DaiHook) -> None:
+    names = [emulator.start_ingest(seconds=0) for _ in range(50)]
+    emulator.inject(Fault(LIST, listed=[{"name": names[0]}], omitted=names[0], times=None))
+    many = ManyWait(names, hook.make_wait("the operations"))
+    with hook.workers(len(names)) as workers:
+        hook.poll_many(workers, many)
+    assert len(many.finished) == 50
+    assert count(emulator, LIST) == 0
 
 
 # Waits for one operation each
