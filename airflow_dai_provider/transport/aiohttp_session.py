@@ -92,7 +92,7 @@ class AiohttpTransport:
         self._clock = clock
         self._sleep = sleep
         #: The polls of all waits that use this session.
-        self.polls = SharedPolls(self.call, timeout, clock, sleep)
+        self.polls = SharedPolls(self.call, timeout, clock, sleep, self._short_pause)
 
     async def open(self) -> Self:
         """Open the session; certificates are read in a thread.
@@ -202,6 +202,11 @@ class AiohttpTransport:
             if delay > MAX_PAUSE or now + delay > until:
                 raise self._pace.error(request, delay)
             await self._sleep(delay)
+
+    def _short_pause(self) -> float:
+        """Return the seconds that are left of a pause, if it is so short that requests wait for its end."""
+        delay = self._pace.delay(self._clock())
+        return delay if delay <= MAX_PAUSE else 0.0
 
     async def _exchange(self, request: rest.Request[Any], headers: Mapping[str, str]) -> rest.Response:
         if self._session is None:

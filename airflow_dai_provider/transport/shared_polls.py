@@ -93,6 +93,7 @@ class SharedPolls:
     :param timeout: seconds that one request may take; a poll that has waited for the list so long is a get.
     :param clock: gives seconds that only ever increase.
     :param sleep: waits for seconds.
+    :param pause: gives the seconds of rest that the service wants, if a request is to wait for their end.
     """
 
     def __init__(
@@ -101,11 +102,13 @@ class SharedPolls:
         timeout: float,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
+        pause: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._call = call
         self._timeout = timeout
         self._clock = clock
         self._sleep = sleep
+        self._pause = pause
         self._decisions = BatchedPolls()
         self._waits = 0
         self._phase = random() * _PHASES  # noqa: S311 - chance, not a secret
@@ -184,11 +187,20 @@ class SharedPolls:
         """Read the list while that is useful; return the error, if it is the outcome of each poll without an answer."""
         outcome: ServiceError | None = None
         try:
-            async with asyncio.timeout(self._timeout), self._reading:
+            async with asyncio.timeout(self._timeout) as limit, self._reading:
                 while reading.is_useful:
-                    page = await self._call(reading.request, self._clock() + self._timeout)
-                    reading.take(page)
-                    batch.take(page)
+                    while pause := self._pause():
+                        # It says nothing of how slow the list is.
+                        limit.reschedule(asyncio.get_running_loop().time() + pause + self._timeout)
+                        await self._sleep(pause)
+                    try:
+                        page = await self._call(reading.request, self._clock() + self._timeout)
+                    except ServiceError as error:
+                        if not self._decisions.is_first_pause(error):
+                            raise
+                    else:
+                        reading.take(page)
+                        batch.take(page)
         except TimeoutError:
             line = self._decisions.end_late(reading, self._clock())
         except ServiceError as error:

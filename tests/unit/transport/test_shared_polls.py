@@ -57,7 +57,7 @@ class Waits:
         self.transport = transport
         self.time = time
         self.hold: Callable[[], Coroutine[Any, Any, object]] | None = None
-        self.polls = SharedPolls(self._call, timeout, clock, time.sleep)
+        self.polls = SharedPolls(self._call, timeout, clock, time.sleep, transport._short_pause)
 
     async def _call(self, request: rest.Request[Any], until: float) -> Any:
         page = await self.transport.call(request, until)
@@ -246,17 +246,60 @@ def test_an_outage_after_the_first_page_takes_no_answer_away(emulator: DaiEmulat
 
 def test_a_pause_that_the_list_is_asked_for_holds_gets_too(emulator: DaiEmulator, clock: Clock) -> None:
     names = [emulator.start_ingest() for _ in range(50)]
-    emulator.inject(Fault(LIST, status=429, retry_after=20))
+    emulator.inject(Fault(LIST, status=429, retry_after=40))
 
     async def main(waits: Waits) -> None:
         answers = await waits.poll(names)
         assert all(isinstance(answer, exceptions.ResourceExhausted) for answer in answers)
-        assert {answer.retry_after for answer in answers} == {20}
+        assert {answer.retry_after for answer in answers} == {40}
         with pytest.raises(exceptions.ResourceExhausted, match="the service has asked for a pause"):
             await waits.transport.call(rest.get_operation(names[0]), clock.now + 10)
 
     with_waits(emulator, clock, main)
     assert len(emulator.requests) == 1
+
+
+@pytest.mark.parametrize("pauses", [1, 2])
+def test_the_list_is_read_on_after_one_pause(emulator: DaiEmulator, clock: Clock, pauses: int) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+    emulator.inject(Fault(LIST, status=429, retry_after=20, times=pauses))
+
+    async def main(waits: Waits) -> None:
+        asked = waits.begin(names)
+        await beats()
+        waits.time.comes()
+        await until(lambda: waits.time.asleep == [SLOT, 20.0])
+        clock.advance(20)
+        waits.time.comes()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert len(emulator.requests) == 2
+        if pauses == 1:
+            assert all(answers)
+        else:
+            assert all(isinstance(answer, exceptions.ResourceExhausted) for answer in answers)
+            assert await waits.poll(names) == [{}] * 50
+
+    with_waits(emulator, clock, main)
+
+
+def test_a_pause_does_not_count_as_time_that_the_list_takes(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+    emulator.inject(Fault("operations.get", status=429, retry_after=8))
+
+    async def main(waits: Waits) -> None:
+        with pytest.raises(exceptions.ResourceExhausted):
+            await waits.transport.call(rest.get_operation(names[0]))
+        asked = waits.begin(names)
+        await beats()
+        waits.time.comes()
+        await until(lambda: waits.time.asleep == [SLOT, 8.0] or all(one.done() for one in asked))
+        await asyncio.sleep(0.2)
+        clock.advance(8)
+        waits.time.comes()
+        assert all(await asyncio.gather(*asked))
+
+    with_waits(emulator, clock, main, timeout=0.1)
+    assert count(emulator, LIST) == 1
 
 
 def test_polls_that_have_waited_for_as_long_as_a_request_may_take_are_gets(emulator: DaiEmulator, clock: Clock) -> None:
