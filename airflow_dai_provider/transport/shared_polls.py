@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import Context
 from random import random
 from typing import Any
 
@@ -152,7 +153,8 @@ class SharedPolls:
         batch = self._batches.get(key)
         if batch is None:
             batch = self._batches[key] = _Batch()
-            answer = asyncio.create_task(self._answer(key, batch, seconds))
+            # It logs for all waits, not for the one that comes first.
+            answer = asyncio.create_task(self._answer(key, batch, seconds), context=Context())
             self._answers.add(answer)
             answer.add_done_callback(self._answers.discard)
         return await batch.add(seen)
@@ -185,13 +187,20 @@ class SharedPolls:
 
     async def _read(self, reading: Reading, batch: _Batch) -> ServiceError | None:
         """Read the list while that is useful; return the error, if it is the outcome of each poll without an answer."""
-        outcome: ServiceError | None = None
+        outcome, line = None, None
+        now = asyncio.get_running_loop().time
+        began = float("inf")
         try:
             async with asyncio.timeout(self._timeout) as limit, self._reading:
+                began = now()
+                if not self._decisions.is_worthwhile(reading.polls, self._clock()):
+                    # As the reading has shown that was waited for.
+                    return None
                 while reading.is_useful:
                     while pause := self._pause():
                         # It says nothing of how slow the list is.
-                        limit.reschedule(asyncio.get_running_loop().time() + pause + self._timeout)
+                        began = now() + pause
+                        limit.reschedule(began + self._timeout)
                         await self._sleep(pause)
                     try:
                         page = await self._call(reading.request, self._clock() + self._timeout)
@@ -202,7 +211,9 @@ class SharedPolls:
                         reading.take(page)
                         batch.take(page)
         except TimeoutError:
-            line = self._decisions.end_late(reading, self._clock())
+            # Not held against the list when other readings have taken most of the time.
+            if reading.was_worthwhile or now() - began > self._timeout / 2:
+                line = self._decisions.end_late(reading, self._clock())
         except ServiceError as error:
             is_outcome, line = self._decisions.fail(error, self._clock())
             outcome = error if is_outcome else None

@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -307,6 +308,53 @@ def test_polls_that_have_waited_for_as_long_as_a_request_may_take_are_gets(emula
     emulator.inject(Fault(LIST, delay=float("inf")))
     assert with_waits(emulator, clock, lambda waits: waits.poll(names), timeout=0.1) == [{}] * 50
     assert len(emulator.requests) == 1
+
+
+def test_a_list_that_was_not_reached_in_time_is_not_called_slow(emulator: DaiEmulator, clock: Clock, log: Log) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+    emulator.inject(Fault(LIST, delay=float("inf")))
+
+    async def main(waits: Waits) -> None:
+        waits.polls._timeout = 60.0
+        first = asyncio.create_task(waits.poll(names))
+        await until(lambda: emulator.requests)
+        waits.polls._timeout = 0.1
+        assert await waits.poll(names) == [{}] * 50
+        assert waits.polls.slot(1000.0, 30.0, 30.0, FEW) is not None
+        first.cancel()
+
+    with_waits(emulator, clock, main)
+    assert log.lines("Polling by operations.get only") == []
+
+
+def test_a_reading_that_waits_for_one_that_fails_is_not_begun(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+    emulator.inject(Fault(LIST, rpc_status="UNIMPLEMENTED", delay=0.3, times=None))
+
+    async def main(waits: Waits) -> None:
+        first = asyncio.create_task(waits.poll(names))
+        await until(lambda: waits.polls._reading.locked())
+        assert await waits.poll(names) == await first == [{}] * 50
+
+    with_waits(emulator, clock, main)
+    assert len(emulator.requests) == 1
+
+
+def test_the_log_of_a_batch_is_that_of_no_wait(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+    task: ContextVar[str | None] = ContextVar("task", default=None)
+    seen: list[str | None] = []
+
+    async def main(waits: Waits) -> None:
+        async def see() -> None:
+            seen.append(task.get())
+
+        waits.hold = see
+        task.set("the first wait")
+        assert all(await waits.poll(names))
+
+    with_waits(emulator, clock, main)
+    assert seen == [None]
 
 
 def test_whatever_goes_wrong_no_wait_waits_forever(emulator: DaiEmulator, clock: Clock) -> None:
