@@ -123,10 +123,13 @@ class AiohttpTransport:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self.polls.close()
-        if self._session:
-            await self._session.close()
-        await self._fetching.close()
+        try:
+            await self.polls.close()
+        finally:
+            # Also when the loop ends, which cancels what closes the session.
+            if self._session:
+                await self._session.close()
+            await self._fetching.close()
 
     def _read_environment(self) -> tuple[ssl.SSLContext, str | None]:
         """Read the authorities and the proxy from the environment, as ``requests`` does."""
