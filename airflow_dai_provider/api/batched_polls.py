@@ -41,7 +41,7 @@ def is_checked_by_get(name: str, number: int) -> bool:
 
     Those of many operations with the same number are not all checked at once.
     """
-    return (crc32(name.encode()) + number) % GET_EVERY == 0
+    return (crc32(name.encode("utf-8", "surrogatepass")) + number) % GET_EVERY == 0
 
 
 class BatchedPolls:

@@ -220,7 +220,9 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         else:
             running = await self._ask_list({wait.name: seen}, wait, wait.number, seconds)
         metrics.count_polls()
-        if operation := running.get(wait.name):
+        operation = running.get(wait.name)
+        # The last poll is a get: the list must not be the last word.
+        if operation and not wait.is_over(self._clock(), outage=False):
             return operation
         return await self._send(request, self._end_of(wait))
 
@@ -243,7 +245,7 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         except ServiceError:
             if not wait.is_over(self._clock(), outage=False):
                 raise
-            # The last poll is a get then: an error of the list alone must not be the last word.
+            # An error of the list alone must not be the last word either.
             return {}
         self.responded = self.responded or bool(running)
         return running

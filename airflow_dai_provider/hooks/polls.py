@@ -17,7 +17,7 @@ from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
 from airflow_dai_provider.api.retry import not_begun
 from airflow_dai_provider.hooks.calls import DaiCallingHook
 from airflow_dai_provider.transport.google_errors import typed
-from airflow_dai_provider.transport.threads import Workers
+from airflow_dai_provider.transport.threads import Workers, error_of_one
 
 
 class DaiPollingHook(DaiCallingHook):
@@ -183,16 +183,20 @@ class DaiPollingHook(DaiCallingHook):
                 page = self._call(reading.request, retry=False)
                 reading.take(page)
                 running |= page.running
-        except ServiceError as error:
+        except Exception as failure:
+            error = error_of_one(failure)
             if not_begun(error):
                 raise
             is_outcome, line = self._decisions.fail(error, self._clock())
+            self._tell(line)
             # The last poll is a get in that case: an error of the list alone must not be the last word.
             if is_outcome and not running and not many.wait.is_over(self._clock(), outage=False):
                 raise
         else:
             late = reading.is_useful
-            line = (self._decisions.end_late if late else self._decisions.end)(reading, self._clock())
+            self._tell((self._decisions.end_late if late else self._decisions.end)(reading, self._clock()))
+        return running
+
+    def _tell(self, line: str | None) -> None:
         if line:
             self.log.info("%s.", line.rstrip("."))
-        return running

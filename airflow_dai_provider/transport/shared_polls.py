@@ -17,6 +17,7 @@ from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.operation_page import PolledPage
 from airflow_dai_provider.api.polling import slot_of_grid
+from airflow_dai_provider.transport.threads import error_of_one
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +215,8 @@ class SharedPolls:
             # Not held against the list when other readings have taken most of the time.
             if reading.was_worthwhile or now() - began > self._timeout / 2:
                 line = self._decisions.end_late(reading, self._clock())
-        except ServiceError as error:
+        except Exception as failure:
+            error = error_of_one(failure)
             is_outcome, line = self._decisions.fail(error, self._clock())
             outcome = error if is_outcome else None
         else:

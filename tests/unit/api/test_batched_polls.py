@@ -255,6 +255,10 @@ def test_every_twentieth_poll_of_an_operation_is_a_get() -> None:
         assert {later - earlier for earlier, later in zip(checked, checked[1:], strict=False)} == {GET_EVERY}
 
 
+def test_any_name_can_be_checked() -> None:
+    assert sum(is_checked_by_get("operations/\ud800", number) for number in range(GET_EVERY)) == 1
+
+
 def test_the_checks_of_many_operations_are_spread() -> None:
     share: Callable[[int], float] = lambda number: sum(is_checked_by_get(n, number) for n in names_of(10_000)) / 10_000  # noqa: E731
     assert all(0.5 / GET_EVERY < share(number) < 1.5 / GET_EVERY for number in range(GET_EVERY))
