@@ -88,7 +88,7 @@ class BatchedPolls:
         return line
 
     def is_first_pause(self, error: ServiceError) -> bool:
-        """Return whether a page was refused for a pause as none before it was: it is asked for again after the pause."""
+        """Return whether this page alone was refused for a pause, after which it is to be asked for again."""
         before, self._throttled = self._throttled, error.rpc_code in THROTTLED and error.sent
         return self._throttled and not before
 
