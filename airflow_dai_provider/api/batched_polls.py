@@ -17,7 +17,7 @@ from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.operation_page import PolledPage
-from airflow_dai_provider.api.retry import TRANSIENT, is_pause
+from airflow_dai_provider.api.retry import THROTTLED, THROTTLED_OR_UNAVAILABLE, TRANSIENT, is_pause
 
 #: Fewer waits than these poll by get, each at its own times.
 FEW = 20
@@ -33,7 +33,7 @@ GETS_FOR = 300.0
 GETS_AFTER_ERROR = 30.0
 
 #: The errors of the list that a get would meet too: they are the outcome of every poll that waits for the list.
-_OUTAGES = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED})
+_OUTAGES = THROTTLED_OR_UNAVAILABLE
 
 
 def is_checked_by_get(name: str, number: int) -> bool:
@@ -41,7 +41,7 @@ def is_checked_by_get(name: str, number: int) -> bool:
 
     Those of many operations with the same number are not all checked at once.
     """
-    return (crc32(name.encode()) + number) % GET_EVERY == 0
+    return (crc32(name.encode("utf-8", "surrogatepass")) + number) % GET_EVERY == 0
 
 
 class BatchedPolls:
@@ -52,6 +52,7 @@ class BatchedPolls:
         self._needed = float(YIELD)
         self._believed_until = float("-inf")
         self._errors = 0
+        self._throttled = False
         self._told = False
 
     def is_worthwhile(self, polls: int, now: float) -> bool:
@@ -68,6 +69,7 @@ class BatchedPolls:
     def end(self, reading: Reading, now: float) -> str | None:
         """Learn from a reading that has ended; return the line for the log, if there is news."""
         self._errors = 0
+        self._throttled = False
         self._believed_until = now + GETS_FOR
         if reading.was_worthwhile:
             self._told = False
@@ -85,13 +87,18 @@ class BatchedPolls:
         _, line = self.fail(ServiceError("operations.list is too slow", Code.DEADLINE_EXCEEDED), now)
         return line
 
+    def is_first_pause(self, error: ServiceError) -> bool:
+        """Return whether this page alone was refused for a pause, after which it is to be asked for again."""
+        before, self._throttled = self._throttled, error.rpc_code in THROTTLED and error.sent
+        return self._throttled and not before
+
     def fail(self, error: ServiceError, now: float) -> tuple[bool, str | None]:
         """Learn from a page that was not returned.
 
         :return: whether this error is the outcome of every poll that waits for the list, which are gets otherwise;
             and the line for the log, if there is news.
         """
-        if is_pause(error):
+        if is_pause(error) or self.is_first_pause(error):
             return True, None
         seconds = GETS_FOR
         if error.rpc_code in TRANSIENT:

@@ -108,6 +108,11 @@ class ManyWait:
         others = [name for name in self.left if name not in self.errors]
         return [*others[:_PROBES], *failing, *others[_PROBES:]]
 
+    def is_missing(self, name: str) -> bool:
+        """Return whether a get did not find this operation, so that only a get may find it again."""
+        wait = self._waits.get(name)
+        return wait is not None and wait.is_missing
+
     def is_round_over(self, now: float, *, complete: bool) -> bool:
         """Return whether to break off the round after a poll, since the time is up.
 

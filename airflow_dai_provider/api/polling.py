@@ -106,6 +106,11 @@ class Wait:
             return True
         return outage and self._failing_since is not None and now >= self._failing_since + self.max_outage
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether the last poll with an answer has returned NOT_FOUND, which is not believed yet."""
+        return self._missing_since is not None
+
     def after_poll(self, operation: Operation | str, now: float) -> tuple[float, str]:
         """Decide when to poll again after a poll that found the operation running.
 

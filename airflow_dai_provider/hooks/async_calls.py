@@ -179,7 +179,8 @@ class DaiAsyncCallingHook(GoogleBaseAsyncHook):
         runs = _LOOK_UPS.setdefault(asyncio.get_running_loop(), RecentRuns(LOOKED_UP_FOR, self._monotonic))
 
         def look_up() -> DaiHook:
-            # Computed from the connection, and so looks it up.
+            # Before the key is computed from it: Python 3.11 computes the keys of all hooks one after the other.
+            hook.extras  # noqa: B018
             hook.sharing_key  # noqa: B018
             return hook
 

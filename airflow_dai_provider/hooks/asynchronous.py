@@ -171,7 +171,7 @@ class DaiAsyncHook(DaiAsyncCallingHook):
     async def _poll_round(self, names: list[str], many: ManyWait, complete: bool, seconds: float) -> None:
         """Poll each of these operations once, after so many seconds."""
         try:
-            seen = {name: many.running.get(name) for name in names}
+            seen = {name: many.running.get(name) for name in names if not many.is_missing(name)}
             running = await self._ask_list(seen, many.wait, many.number, seconds)
             # Once for all of them: each would look up the connection again while that fails.
             (await self._open()).token.refusal_lasts = REFUSAL_LASTS
@@ -220,7 +220,9 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         else:
             running = await self._ask_list({wait.name: seen}, wait, wait.number, seconds)
         metrics.count_polls()
-        if operation := running.get(wait.name):
+        operation = running.get(wait.name)
+        # The last poll is a get: the list must not be the last word.
+        if operation and not wait.is_over(self._clock(), outage=False):
             return operation
         return await self._send(request, self._end_of(wait))
 
@@ -243,7 +245,7 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         except ServiceError:
             if not wait.is_over(self._clock(), outage=False):
                 raise
-            # The last poll is a get then: an error of the list alone must not be the last word.
+            # An error of the list alone must not be the last word either.
             return {}
         self.responded = self.responded or bool(running)
         return running

@@ -17,7 +17,7 @@ from airflow_dai_provider.api.polling import MAX_OUTAGE, Wait
 from airflow_dai_provider.api.retry import not_begun
 from airflow_dai_provider.hooks.calls import DaiCallingHook
 from airflow_dai_provider.transport.google_errors import typed
-from airflow_dai_provider.transport.threads import Workers
+from airflow_dai_provider.transport.threads import Workers, error_of_one
 
 
 class DaiPollingHook(DaiCallingHook):
@@ -48,7 +48,7 @@ class DaiPollingHook(DaiCallingHook):
         :param elapsed: seconds that it has lasted already.
         :param responded: whether the API has responded in it already; that of this hook's own calls counts anyway.
         """
-        wait = Wait(
+        return Wait(
             name,
             started=self._clock() - elapsed,
             poll_interval=poll_interval,
@@ -57,9 +57,6 @@ class DaiPollingHook(DaiCallingHook):
             responded=responded or self.responded,
             jitter=self._random,
         )
-        # Of those that earlier processes have made.
-        wait.number = int(elapsed / wait.poll_interval)
-        return wait
 
     def poll(self, wait: Wait) -> Operation:
         """Poll until the service returns the operation, and bear with failed polls as long as the wait does.
@@ -89,7 +86,8 @@ class DaiPollingHook(DaiCallingHook):
         :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
         """
         while many.left:
-            seconds, line, _ = self._poll_round(workers, many, many.due(self._clock()))
+            names = many.due(self._clock())
+            seconds, line, _ = self._poll_round(workers, many, names, by_list=True)
             if line:
                 self.log.info("%s", line)
             if many.left:
@@ -98,6 +96,8 @@ class DaiPollingHook(DaiCallingHook):
 
     def poll_many(self, workers: Workers[Self], many: ManyWait, *, patient: bool = True) -> None:
         """Poll each of many operations until the service has told about it, as :meth:`poll` does for one.
+
+        By get only, since these polls may decide something, and no later one would correct the list.
 
         :param patient: whether to poll again those whose poll has failed.
         :raises WaitTimeoutError: when the time is up.
@@ -114,11 +114,13 @@ class DaiPollingHook(DaiCallingHook):
                     told = many.progress
                 self._sleep(seconds)
 
-    def _poll_round(self, workers: Workers[Self], many: ManyWait, names: list[str]) -> tuple[float, str | None, bool]:
+    def _poll_round(
+        self, workers: Workers[Self], many: ManyWait, names: list[str], *, by_list: bool = False
+    ) -> tuple[float, str | None, bool]:
         """Poll each of these operations once; return what :meth:`ManyWait.after_round` decides."""
         complete = len(names) == len(many.left)
         try:
-            running = self._ask_list(many, names)
+            running = self._ask_list(many, names) if by_list else {}
         except ServiceError as error:
             # Of the list and of get alike.
             for name in names:
@@ -165,7 +167,11 @@ class DaiPollingHook(DaiCallingHook):
         :raises ServiceError: when the list was not returned, and no get would be either.
         """
         began = self._clock()
-        asked = {name: many.running.get(name) for name in names if not is_checked_by_get(name, many.number)}
+        asked = {
+            name: many.running.get(name)
+            for name in names
+            if not (many.is_missing(name) or is_checked_by_get(name, many.number))
+        }
         if len(asked) < FEW or self.service.pace.delay(began):
             return {}
         reading = self._decisions.begin(asked, began)
@@ -177,16 +183,20 @@ class DaiPollingHook(DaiCallingHook):
                 page = self._call(reading.request, retry=False)
                 reading.take(page)
                 running |= page.running
-        except ServiceError as error:
+        except Exception as failure:
+            error = error_of_one(failure)
             if not_begun(error):
                 raise
             is_outcome, line = self._decisions.fail(error, self._clock())
+            self._tell(line)
             # The last poll is a get in that case: an error of the list alone must not be the last word.
             if is_outcome and not running and not many.wait.is_over(self._clock(), outage=False):
                 raise
         else:
             late = reading.is_useful
-            line = (self._decisions.end_late if late else self._decisions.end)(reading, self._clock())
+            self._tell((self._decisions.end_late if late else self._decisions.end)(reading, self._clock()))
+        return running
+
+    def _tell(self, line: str | None) -> None:
         if line:
             self.log.info("%s.", line.rstrip("."))
-        return running

@@ -92,7 +92,7 @@ class AiohttpTransport:
         self._clock = clock
         self._sleep = sleep
         #: The polls of all waits that use this session.
-        self.polls = SharedPolls(self.call, timeout, clock, sleep)
+        self.polls = SharedPolls(self.call, timeout, clock, sleep, self._short_pause)
 
     async def open(self) -> Self:
         """Open the session; certificates are read in a thread.
@@ -123,10 +123,13 @@ class AiohttpTransport:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self.polls.close()
-        if self._session:
-            await self._session.close()
-        await self._fetching.close()
+        try:
+            await self.polls.close()
+        finally:
+            # Also when the loop ends, which cancels what closes the session.
+            if self._session:
+                await self._session.close()
+            await self._fetching.close()
 
     def _read_environment(self) -> tuple[ssl.SSLContext, str | None]:
         """Read the authorities and the proxy from the environment, as ``requests`` does."""
@@ -202,6 +205,11 @@ class AiohttpTransport:
             if delay > MAX_PAUSE or now + delay > until:
                 raise self._pace.error(request, delay)
             await self._sleep(delay)
+
+    def _short_pause(self) -> float:
+        """Return the seconds that are left of a pause, if it is so short that requests wait for its end."""
+        delay = self._pace.delay(self._clock())
+        return delay if delay <= MAX_PAUSE else 0.0
 
     async def _exchange(self, request: rest.Request[Any], headers: Mapping[str, str]) -> rest.Response:
         if self._session is None:

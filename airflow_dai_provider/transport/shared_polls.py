@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import Context
 from random import random
 from typing import Any
 
@@ -16,6 +17,7 @@ from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.operation_page import PolledPage
 from airflow_dai_provider.api.polling import slot_of_grid
+from airflow_dai_provider.transport.threads import error_of_one
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +95,7 @@ class SharedPolls:
     :param timeout: seconds that one request may take; a poll that has waited for the list so long is a get.
     :param clock: gives seconds that only ever increase.
     :param sleep: waits for seconds.
+    :param pause: gives the seconds of rest that the service wants, if a request is to wait for their end.
     """
 
     def __init__(
@@ -101,11 +104,13 @@ class SharedPolls:
         timeout: float,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
+        pause: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._call = call
         self._timeout = timeout
         self._clock = clock
         self._sleep = sleep
+        self._pause = pause
         self._decisions = BatchedPolls()
         self._waits = 0
         self._phase = random() * _PHASES  # noqa: S311 - chance, not a secret
@@ -149,7 +154,8 @@ class SharedPolls:
         batch = self._batches.get(key)
         if batch is None:
             batch = self._batches[key] = _Batch()
-            answer = asyncio.create_task(self._answer(key, batch, seconds))
+            # It logs for all waits, not for the one that comes first.
+            answer = asyncio.create_task(self._answer(key, batch, seconds), context=Context())
             self._answers.add(answer)
             answer.add_done_callback(self._answers.discard)
         return await batch.add(seen)
@@ -182,16 +188,35 @@ class SharedPolls:
 
     async def _read(self, reading: Reading, batch: _Batch) -> ServiceError | None:
         """Read the list while that is useful; return the error, if it is the outcome of each poll without an answer."""
-        outcome: ServiceError | None = None
+        outcome, line = None, None
+        now = asyncio.get_running_loop().time
+        began = float("inf")
         try:
-            async with asyncio.timeout(self._timeout), self._reading:
+            async with asyncio.timeout(self._timeout) as limit, self._reading:
+                began = now()
+                if not self._decisions.is_worthwhile(reading.polls, self._clock()):
+                    # As the reading has shown that was waited for.
+                    return None
                 while reading.is_useful:
-                    page = await self._call(reading.request, self._clock() + self._timeout)
-                    reading.take(page)
-                    batch.take(page)
+                    while pause := self._pause():
+                        # It says nothing of how slow the list is.
+                        began = now() + pause
+                        limit.reschedule(began + self._timeout)
+                        await self._sleep(pause)
+                    try:
+                        page = await self._call(reading.request, self._clock() + self._timeout)
+                    except ServiceError as error:
+                        if not self._decisions.is_first_pause(error):
+                            raise
+                    else:
+                        reading.take(page)
+                        batch.take(page)
         except TimeoutError:
-            line = self._decisions.end_late(reading, self._clock())
-        except ServiceError as error:
+            # Not held against the list when other readings have taken most of the time.
+            if reading.was_worthwhile or now() - began > self._timeout / 2:
+                line = self._decisions.end_late(reading, self._clock())
+        except Exception as failure:
+            error = error_of_one(failure)
             is_outcome, line = self._decisions.fail(error, self._clock())
             outcome = error if is_outcome else None
         else:

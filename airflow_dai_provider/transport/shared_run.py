@@ -33,13 +33,16 @@ class SharedRuns(Generic[T]):
             await asyncio.wait(self._running.values())
 
     def _finished(self, key: Hashable, run: asyncio.Task[T]) -> None:
-        del self._running[key]
+        if self._running.get(key) is run:
+            del self._running[key]
         if not run.cancelled():
             run.exception()  # read here too, since all callers may have been cancelled
 
 
 class RecentRuns(SharedRuns[T]):
     """The same, whose results serve for a while after their run began. An error serves its callers only.
+
+    A run that takes longer serves those only that have called in this while: what it has read can have changed since.
 
     :param lasts: for how many seconds.
     :param clock: gives seconds that only ever increase.
@@ -49,17 +52,22 @@ class RecentRuns(SharedRuns[T]):
         super().__init__()
         self._lasts = lasts
         self._clock = clock
+        self._began: dict[Hashable, float] = {}
         self._results: dict[Hashable, tuple[float, T]] = {}
 
     async def run(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Return the recent result with this key, or wait for the run."""
-        self._results = {key: kept for key, kept in self._results.items() if self._clock() < kept[0] + self._lasts}
+        now = self._clock()
+        self._results = {key: kept for key, kept in self._results.items() if now < kept[0] + self._lasts}
         if key in self._results:
             return self._results[key][1]
-        return await super().run(key, partial(self._keep, key, start))
+        if now >= self._began.get(key, now) + self._lasts:
+            self._running.pop(key, None)
+        if key not in self._running:
+            self._began[key] = now
+        return await super().run(key, partial(self._keep, key, now, start))
 
-    async def _keep(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        began = self._clock()
+    async def _keep(self, key: Hashable, began: float, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
         result = await start()
         self._results[key] = began, result
         return result

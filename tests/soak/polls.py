@@ -48,6 +48,8 @@ def play_polls(waits: int, share: float, seed: int | None) -> int:
         deleted, hidden = every[7::20], every[3::40]
         # Not those of the first page, where a finished one would be seen twice.
         lied_about = [name for found in names.values() for name in found[-(waits // 10) :]]
+        # Of each way, one that is deleted too.
+        lied_about += deleted[:: max(1, len(deleted) // len(WAYS))]
         _make_list_wrong(emulator, chance, every, hidden, lied_about)
         _inject(emulator, share)
         leaks = Leaks()

@@ -179,8 +179,7 @@ def test_a_refused_list_is_left_alone_for_a_while_and_fails_no_poll(code: Code) 
     ("error", "is_outcome"),
     [
         (AWAY, True),
-        (ServiceError("slow down", Code.RESOURCE_EXHAUSTED, retry_after=5.0), True),
-        (ServiceError("no response", Code.DEADLINE_EXCEEDED), True),
+        (ServiceError("the list takes too long", Code.DEADLINE_EXCEEDED), False),
         (ServiceError("no token", Code.UNAVAILABLE, sent=False), True),
         (ServiceError("a page of a proxy", Code.UNAVAILABLE, from_front_end=True), False),
         (ServiceError("a page that cannot be read", Code.UNKNOWN), False),
@@ -217,6 +216,16 @@ def test_a_pause_that_the_service_has_asked_for_says_nothing_of_the_list() -> No
     assert polls.is_worthwhile(YIELD, 0.0)
 
 
+def test_only_the_second_pause_in_a_row_is_held_against_the_list() -> None:
+    polls, busy = BatchedPolls(), ServiceError("slow down", Code.RESOURCE_EXHAUSTED, retry_after=5.0)
+    assert polls.fail(busy, 0.0) == (True, None)
+    read(polls, names_of(100), pages(names_of(100)), 5.0)
+    assert polls.fail(busy, 30.0) == (True, None)
+    assert polls.is_worthwhile(YIELD, 35.0)
+    assert polls.fail(busy, 35.0)[0]
+    assert not polls.is_worthwhile(10_000, 35.0 + GETS_AFTER_ERROR - 1)
+
+
 def test_a_list_that_was_too_slow_is_read_again_if_it_was_worth_it_nevertheless() -> None:
     for answered, is_worthwhile in ((0, False), (100, True)):
         polls, names = BatchedPolls(), names_of(1_000)
@@ -244,6 +253,10 @@ def test_every_twentieth_poll_of_an_operation_is_a_get() -> None:
         checked = [number for number in range(100) if is_checked_by_get(name, number)]
         assert len(checked) == 100 / GET_EVERY
         assert {later - earlier for earlier, later in zip(checked, checked[1:], strict=False)} == {GET_EVERY}
+
+
+def test_any_name_can_be_checked() -> None:
+    assert sum(is_checked_by_get("operations/\ud800", number) for number in range(GET_EVERY)) == 1
 
 
 def test_the_checks_of_many_operations_are_spread() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_dai_provider import metrics
-from airflow_dai_provider.api.batched_polls import FEW, GET_EVERY, GETS_FOR
+from airflow_dai_provider.api.batched_polls import FEW, GET_EVERY, GETS_FOR, Reading
 from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
@@ -23,6 +23,7 @@ from tests.support.clock import Clock
 from tests.support.connections import Connect
 from tests.support.emulators import count
 from tests.support.event_loop import run
+from tests.support.log import Log
 
 GET, LIST = "operations.get", "operations.list"
 Wait = Callable[..., ManyWait]
@@ -95,6 +96,13 @@ def test_a_list_that_says_running_forever_is_found_out(emulator: DaiEmulator, wa
     assert count(emulator, LIST) <= GET_EVERY
 
 
+def test_a_deleted_operation_that_the_list_shows_forever_is_given_up(emulator: DaiEmulator, wait: Wait) -> None:
+    names = [emulator.start_ingest(seconds=1_000) for _ in range(50)]
+    emulator.inject(Fault(LIST, listed=[{"name": "operations/gone"}], times=None))
+    with pytest.raises(WaitTimeoutError, match="50 of 51 operations have not finished within 100 s"):
+        wait(emulator.endpoint, [*names, "operations/gone"], poll_interval=2.0, timeout=100)
+
+
 def test_a_server_without_list_costs_one_request_in_a_while(emulator: DaiEmulator, wait: Wait, clock: Clock) -> None:
     names = [emulator.start_ingest(seconds=200) for _ in range(30)]
     emulator.unimplement(LIST)
@@ -113,12 +121,22 @@ def test_what_the_list_leaves_out_or_does_not_know_is_polled_by_get(emulator: Da
     assert gets(emulator)[names[0]] >= 5
 
 
-def test_a_list_that_is_away_alone_ends_no_wait(emulator: DaiEmulator, wait: Wait) -> None:
+def test_a_list_that_is_away_alone_ends_no_wait(emulator: DaiEmulator, wait: Wait, log: Log) -> None:
     names = [emulator.start_ingest(seconds=1_000) for _ in range(30)]
     emulator.inject(Fault(LIST, status=503, times=None))
     many = wait(emulator.endpoint, names)
     assert (len(many.finished), many.failed) == (30, {})
     assert 2 <= count(emulator, LIST) <= 10
+    assert len(log.lines("Polling by operations.get only for the next 30 s")) == 1
+
+
+def test_a_mistake_in_reading_the_list_ends_no_wait(
+    emulator: DaiEmulator, wait: Wait, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    monkeypatch.delattr(Reading, "take")
+    names = [emulator.start_ingest(seconds=10) for _ in range(30)]
+    assert len(wait(emulator.endpoint, names).finished) == 30
+    assert len(log.lines("Polling by operations.get only for the next 30 s: AttributeError")) == 1
 
 
 def test_a_list_that_is_away_is_not_the_last_word_when_the_time_is_up(emulator: DaiEmulator, wait: Wait) -> None:
@@ -133,12 +151,14 @@ def test_what_runs_when_the_time_is_up_is_named(emulator: DaiEmulator, wait: Wai
         wait(emulator.endpoint, names, timeout=5.0)
 
 
-def test_a_rescheduled_wait_goes_on_with_the_numbers_of_its_polls(hook: DaiHook) -> None:
-    assert [hook.make_wait("one", poll_interval=30.0, elapsed=elapsed).number for elapsed in (0.0, 29.0, 61.0)] == [
-        0,
-        0,
-        2,
-    ]
+def test_polls_that_are_not_repeated_never_believe_the_list(emulator: DaiEmulator, hook: DaiHook) -> None:
+    names = [emulator.start_ingest(seconds=0) for _ in range(50)]
+    emulator.inject(Fault(LIST, listed=[{"name": names[0]}], omitted=names[0], times=None))
+    many = ManyWait(names, hook.make_wait("the operations"))
+    with hook.workers(len(names)) as workers:
+        hook.poll_many(workers, many)
+    assert len(many.finished) == 50
+    assert count(emulator, LIST) == 0
 
 
 # Waits for one operation each
@@ -184,3 +204,21 @@ def test_many_waits_for_one_operation_each_share_their_polls(fast: FastTime, num
         assert all(number >= 2 for number in gets(emulator).values()), "The first poll and the last are gets."
         if number >= FEW:
             assert count(emulator, GET) < 6 * number, "Without the list it would be ten."
+
+
+def test_a_list_that_answers_when_the_time_is_up_is_not_the_last_word(fast: FastTime) -> None:
+    with DaiEmulator(clock=fast) as emulator:
+        names = [emulator.start_ingest(seconds=15) for _ in range(FEW)]
+        # It takes ten seconds of the fast clock.
+        page = json.dumps({"operations": [{"name": name} for name in names]}).encode()
+        emulator.inject(Fault(LIST, status=200, body=page, delay=0.2, times=None))
+
+        async def wait(name: str) -> Operation:
+            async with DaiAsyncHook(api_endpoint=emulator.endpoint) as hook:
+                return await hook.wait_for_operation(name, poll_interval=10.0, timeout=20.0)
+
+        async def main() -> list[Operation]:
+            return await asyncio.gather(*map(wait, names))
+
+        assert {operation.state for operation in run(main())} == {"SUCCEEDED"}
+        assert count(emulator, LIST) >= 2

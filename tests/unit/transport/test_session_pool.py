@@ -225,6 +225,36 @@ def test_waits_that_begin_together_look_the_connection_up_once(
     run(main())
 
 
+def test_a_look_up_that_hangs_holds_up_no_wait_that_begins_later(
+    emulator: DaiEmulator, connect: Connect, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(is_anonymous=True, dai_api_endpoint=emulator.endpoint)
+    name = emulator.start_ingest()
+    look_up, gate, looked_up = DaiHook._look_up, Gate(), []
+
+    def hang_once(hook: DaiHook) -> dict[str, Any]:
+        looked_up.append(hook)
+        if len(looked_up) == 1:
+            gate.wait()
+        return look_up(hook)
+
+    monkeypatch.setattr(DaiHook, "_look_up", hang_once)
+
+    async def main() -> None:
+        first = asyncio.create_task(DaiAsyncHook().get_operation(name))
+        await until(lambda: gate.entered)
+        clock.advance(LOOKED_UP_FOR)
+        await DaiAsyncHook().get_operation(name)
+        assert not first.done()
+        gate.open()
+        await first
+        await DaiAsyncHook().get_operation(name)
+
+    run(main())
+    assert len(emulator.requests) == 3
+    assert not gate.blocked
+
+
 def test_a_look_up_that_fails_is_that_of_the_waits_that_await_it(
     emulator: DaiEmulator, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -454,6 +484,20 @@ def test_a_lease_during_the_last_close_opens_another_session(emulator: DaiEmulat
 
     run(main())
     assert emulator.connections == 2
+
+
+def test_a_close_that_is_cancelled_leaves_no_session_open(make: Makes) -> None:
+    async def main() -> None:
+        transport = await make().open()
+        poll = asyncio.create_task(transport.polls.ask({"operations/a": None}, 30.0, 30.0))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(transport.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.gather(closing, poll, return_exceptions=True)
+        assert closing.cancelled()
+
+    run(main())  # which fails on an open session
 
 
 async def _use_when(closing: asyncio.Event, make: Makes, name: str) -> AiohttpTransport:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -57,7 +57,7 @@ class Waits:
         self.transport = transport
         self.time = time
         self.hold: Callable[[], Coroutine[Any, Any, object]] | None = None
-        self.polls = SharedPolls(self._call, timeout, clock, time.sleep)
+        self.polls = SharedPolls(self._call, timeout, clock, time.sleep, transport._short_pause)
 
     async def _call(self, request: rest.Request[Any], until: float) -> Any:
         page = await self.transport.call(request, until)
@@ -246,17 +246,60 @@ def test_an_outage_after_the_first_page_takes_no_answer_away(emulator: DaiEmulat
 
 def test_a_pause_that_the_list_is_asked_for_holds_gets_too(emulator: DaiEmulator, clock: Clock) -> None:
     names = [emulator.start_ingest() for _ in range(50)]
-    emulator.inject(Fault(LIST, status=429, retry_after=20))
+    emulator.inject(Fault(LIST, status=429, retry_after=40))
 
     async def main(waits: Waits) -> None:
         answers = await waits.poll(names)
         assert all(isinstance(answer, exceptions.ResourceExhausted) for answer in answers)
-        assert {answer.retry_after for answer in answers} == {20}
+        assert {answer.retry_after for answer in answers} == {40}
         with pytest.raises(exceptions.ResourceExhausted, match="the service has asked for a pause"):
             await waits.transport.call(rest.get_operation(names[0]), clock.now + 10)
 
     with_waits(emulator, clock, main)
     assert len(emulator.requests) == 1
+
+
+@pytest.mark.parametrize("pauses", [1, 2])
+def test_the_list_is_read_on_after_one_pause(emulator: DaiEmulator, clock: Clock, pauses: int) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+    emulator.inject(Fault(LIST, status=429, retry_after=20, times=pauses))
+
+    async def main(waits: Waits) -> None:
+        asked = waits.begin(names)
+        await beats()
+        waits.time.comes()
+        await until(lambda: waits.time.asleep == [SLOT, 20.0])
+        clock.advance(20)
+        waits.time.comes()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert len(emulator.requests) == 2
+        if pauses == 1:
+            assert all(answers)
+        else:
+            assert all(isinstance(answer, exceptions.ResourceExhausted) for answer in answers)
+            assert await waits.poll(names) == [{}] * 50
+
+    with_waits(emulator, clock, main)
+
+
+def test_a_pause_does_not_count_as_time_that_the_list_takes(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+    emulator.inject(Fault("operations.get", status=429, retry_after=8))
+
+    async def main(waits: Waits) -> None:
+        with pytest.raises(exceptions.ResourceExhausted):
+            await waits.transport.call(rest.get_operation(names[0]))
+        asked = waits.begin(names)
+        await beats()
+        waits.time.comes()
+        await until(lambda: waits.time.asleep == [SLOT, 8.0] or all(one.done() for one in asked))
+        await asyncio.sleep(0.2)
+        clock.advance(8)
+        waits.time.comes()
+        assert all(await asyncio.gather(*asked))
+
+    with_waits(emulator, clock, main, timeout=0.1)
+    assert count(emulator, LIST) == 1
 
 
 def test_polls_that_have_waited_for_as_long_as_a_request_may_take_are_gets(emulator: DaiEmulator, clock: Clock) -> None:
@@ -266,7 +309,54 @@ def test_polls_that_have_waited_for_as_long_as_a_request_may_take_are_gets(emula
     assert len(emulator.requests) == 1
 
 
-def test_whatever_goes_wrong_no_wait_waits_forever(emulator: DaiEmulator, clock: Clock) -> None:
+def test_a_list_that_was_not_reached_in_time_is_not_called_slow(emulator: DaiEmulator, clock: Clock, log: Log) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+    emulator.inject(Fault(LIST, delay=float("inf")))
+
+    async def main(waits: Waits) -> None:
+        waits.polls._timeout = 60.0
+        first = asyncio.create_task(waits.poll(names))
+        await until(lambda: emulator.requests)
+        waits.polls._timeout = 0.1
+        assert await waits.poll(names) == [{}] * 50
+        assert waits.polls.slot(1000.0, 30.0, 30.0, FEW) is not None
+        first.cancel()
+
+    with_waits(emulator, clock, main)
+    assert log.lines("Polling by operations.get only") == []
+
+
+def test_a_reading_that_waits_for_one_that_fails_is_not_begun(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+    emulator.inject(Fault(LIST, rpc_status="UNIMPLEMENTED", delay=0.3, times=None))
+
+    async def main(waits: Waits) -> None:
+        first = asyncio.create_task(waits.poll(names))
+        await until(lambda: waits.polls._reading.locked())
+        assert await waits.poll(names) == await first == [{}] * 50
+
+    with_waits(emulator, clock, main)
+    assert len(emulator.requests) == 1
+
+
+def test_the_log_of_a_batch_is_that_of_no_wait(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+    task: ContextVar[str | None] = ContextVar("task", default=None)
+    seen: list[str | None] = []
+
+    async def main(waits: Waits) -> None:
+        async def see() -> None:
+            seen.append(task.get())
+
+        waits.hold = see
+        task.set("the first wait")
+        assert all(await waits.poll(names))
+
+    with_waits(emulator, clock, main)
+    assert seen == [None]
+
+
+def test_whatever_goes_wrong_no_wait_waits_forever(emulator: DaiEmulator, clock: Clock, log: Log) -> None:
     names = [emulator.start_ingest() for _ in range(50)]
 
     async def main(waits: Waits) -> None:
@@ -274,14 +364,10 @@ def test_whatever_goes_wrong_no_wait_waits_forever(emulator: DaiEmulator, clock:
             raise KeyError("a mistake")
 
         waits.hold = break_down
-        told: list[object] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
         assert await waits.poll(names) == [{}] * 50
-        await beats()
-        gc.collect()
-        assert [type(error) for error in told] == [KeyError], "It is not hidden either."
 
     with_waits(emulator, clock, main)
+    assert len(log.lines("KeyError('a mistake')")) == 1, "It is not hidden either."
 
 
 def test_the_last_wait_leaves_no_timer_behind(emulator: DaiEmulator, clock: Clock) -> None:
