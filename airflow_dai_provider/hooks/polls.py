@@ -8,7 +8,7 @@ from typing import Self
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.batched_polls import FEW, BatchedPolls, is_checked_by_get
+from airflow_dai_provider.api.batched_polls import FEW, GET_EVERY, BatchedPolls, is_checked_by_get
 from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
@@ -48,7 +48,7 @@ class DaiPollingHook(DaiCallingHook):
         :param elapsed: seconds that it has lasted already.
         :param responded: whether the API has responded in it already; that of this hook's own calls counts anyway.
         """
-        return Wait(
+        wait = Wait(
             name,
             started=self._clock() - elapsed,
             poll_interval=poll_interval,
@@ -57,6 +57,9 @@ class DaiPollingHook(DaiCallingHook):
             responded=responded or self.responded,
             jitter=self._random,
         )
+        # Each of the processes that share a wait begins anew, so each checks other operations by get.
+        wait.number = int(self._random() * GET_EVERY) if elapsed else 0
+        return wait
 
     def poll(self, wait: Wait) -> Operation:
         """Poll until the service returns the operation, and bear with failed polls as long as the wait does.
@@ -94,18 +97,18 @@ class DaiPollingHook(DaiCallingHook):
                 self._sleep(seconds)
         self.log.info("%s.", many.progress)
 
-    def poll_many(self, workers: Workers[Self], many: ManyWait, *, patient: bool = True) -> None:
+    def poll_many(self, workers: Workers[Self], many: ManyWait, *, patient: bool = True, by_list: bool = False) -> None:
         """Poll each of many operations until the service has told about it, as :meth:`poll` does for one.
 
-        By get only, since these polls may decide something, and no later one would correct the list.
-
         :param patient: whether to poll again those whose poll has failed.
+        :param by_list: whether pages of operations.list may answer. They can be wrong, and only a later poll corrects
+            them: so polls that decide something once are gets.
         :raises WaitTimeoutError: when the time is up.
         :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
         """
         names, told = list(many.left), ""
         while names:
-            seconds, line, responded = self._poll_round(workers, many, names)
+            seconds, line, responded = self._poll_round(workers, many, names, by_list=by_list)
             # Those about which the service has told wait for the next poll, however long the others take.
             names = list(many.errors if responded else many.left) if patient else []
             if names:
@@ -115,7 +118,7 @@ class DaiPollingHook(DaiCallingHook):
                 self._sleep(seconds)
 
     def _poll_round(
-        self, workers: Workers[Self], many: ManyWait, names: list[str], *, by_list: bool = False
+        self, workers: Workers[Self], many: ManyWait, names: list[str], *, by_list: bool
     ) -> tuple[float, str | None, bool]:
         """Poll each of these operations once; return what :meth:`ManyWait.after_round` decides."""
         complete = len(names) == len(many.left)

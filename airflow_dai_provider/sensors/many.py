@@ -60,7 +60,7 @@ class ManyPokes:
         if self._workers is None:
             self._workers = hook.workers(len(self._many.left), wait=wait)
         try:
-            hook.poll_many(self._workers, self._many)
+            hook.poll_many(self._workers, self._many, by_list=True)
         finally:
             if self._sensor.reschedule and len(self._many.left) < left:
                 self._save(self._many)

@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -159,6 +160,22 @@ def test_polls_that_are_not_repeated_never_believe_the_list(emulator: DaiEmulato
         hook.poll_many(workers, many)
     assert len(many.finished) == 50
     assert count(emulator, LIST) == 0
+
+
+def test_polls_that_are_repeated_read_the_list(emulator: DaiEmulator, hook: DaiHook) -> None:
+    names = [emulator.start_ingest(seconds=60) for _ in range(50)]
+    many = ManyWait(names, hook.make_wait("the operations"))
+    with hook.workers(len(names)) as workers:
+        hook.poll_many(workers, many, by_list=True)
+    assert (many.left, count(emulator, LIST)) == (dict.fromkeys(names), 1)
+
+
+def test_each_process_of_a_rescheduled_wait_checks_others_by_get(
+    hook: DaiHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DaiHook, "_random", staticmethod(Random(1).random))  # noqa: S311 - no secret
+    assert {hook.make_wait("one", elapsed=60.0).number for _ in range(400)} == set(range(GET_EVERY))
+    assert hook.make_wait("one").number == 0
 
 
 # Waits for one operation each
