@@ -280,7 +280,7 @@ class TestTrouble:
         from airflow_dai_provider import metadata_database
 
         def fail(*_: object) -> None:
-            raise RuntimeError("the database is away\n[SQL: SELECT ...]")
+            raise RuntimeError("postgresql://user:s3cret@host/ is away\n[SQL: SELECT ...]")
 
         monkeypatch.setattr(metadata_database, "find_asset_store", fail)
         names = [emulator.start_ingest() for _ in range(150)]
@@ -288,7 +288,7 @@ class TestTrouble:
         assert sorted(row["name"] for row in result.rows) == sorted(names)
         assert (result.code, result.err) == (
             0,
-            "No owners are known: The metadata database cannot be read: the database is away\n",
+            "No owners are known: The metadata database cannot be read: postgresql://host/ is away\n",
         )
         assert dai("check").code == 1
 
