@@ -205,8 +205,8 @@ class SharedPolls:
                         await self._sleep(pause)
                     try:
                         page = await self._call(reading.request, self._clock() + self._timeout)
-                    except ServiceError as error:
-                        if not self._decisions.is_first_pause(error):
+                    except ServiceError as refusal:
+                        if not self._decisions.is_first_pause(refusal):
                             raise
                     else:
                         reading.take(page)
