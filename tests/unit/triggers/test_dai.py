@@ -361,13 +361,13 @@ def test_the_session_is_closed_before_it_fires(emulator: DaiEmulator, make_trigg
 
 
 def test_many_triggers_share_one_session(emulator: DaiEmulator, make_trigger: MakeTrigger) -> None:
-    triggers = [make_trigger(emulator.start_ingest(seconds=3)) for _ in range(20)]
+    triggers = [make_trigger(emulator.start_ingest(seconds=3)) for _ in range(15)]
 
     async def main() -> list[Any]:
         return await asyncio.gather(*(anext(trigger.run()) for trigger in triggers))  # type: ignore[arg-type]
 
     assert {event.payload["status"] for event in run(main())} == {"finished"}
-    assert emulator.connections <= 20
+    assert emulator.connections <= 15
     assert {request.name for request in emulator.requests} == {trigger.operation_name for trigger in triggers}
 
 
