@@ -1,1 +1,1 @@
-"""The commands of ``airflow dai``, for whoever is on call."""
+"""The commands of ``airflow dai``, for people on call."""

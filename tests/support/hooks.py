@@ -12,16 +12,20 @@ from typing import Any
 import pytest
 
 from airflow_dai_provider.api.errors import Code
+from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.retry import THROTTLED, THROTTLED_OR_UNAVAILABLE, TRANSIENT
 from airflow_dai_provider.emulator import DaiEmulator
-from airflow_dai_provider.hooks.dai import DaiHook
+from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from tests.support.clock import Clock
 from tests.support.connections import Connect
+from tests.support.event_loop import run
 from tests.support.payloads import NAME, creative
 from tests.support.tiny_server import Exchange, Serve
 
 MakeHook = Callable[..., DaiHook]
+#: Takes the endpoint, the names, and the limits of the wait.
+WaitForMany = Callable[..., ManyWait]
 
 #: Settings of whoever runs the tests that would reach into them.
 _OUTSIDE = ("GOOGLE_", "CLOUDSDK_", "GCE_", "AIRFLOW_CONN_", "DAI_", "REQUESTS_CA_", "CURL_CA_", "NETRC", "SSL_")
@@ -99,3 +103,31 @@ def operation(**fields: object) -> bytes:
 
 
 RUNNING, SUCCEEDED, FAILED, CANCELLED = OperationState
+
+
+def wait_in_threads(endpoint: str, names: list[str], **limits: Any) -> ManyWait:
+    """Wait for operations with the synchronous hook."""
+    with DaiHook(api_endpoint=endpoint) as hook:
+        many = ManyWait(names, hook.make_wait("the operations", **limits))
+        with hook.workers(len(names)) as workers:
+            hook.wait_for_many(workers, many)
+    return many
+
+
+def wait_on_a_loop(endpoint: str, names: list[str], **limits: Any) -> ManyWait:
+    """Wait for operations with the asynchronous hook."""
+
+    async def main() -> ManyWait:
+        async with DaiAsyncHook(api_endpoint=endpoint) as hook:
+            many = ManyWait(names, hook.make_wait("the operations", **limits))
+            await hook.wait_for_many(many)
+        return many
+
+    return run(main())
+
+
+@pytest.fixture(params=[wait_in_threads, wait_on_a_loop])
+def wait(request: pytest.FixtureRequest, connect: Connect, fake_time: Clock) -> WaitForMany:
+    """Give a function that waits for operations with one of the two hooks."""
+    connect(is_anonymous=True)
+    return request.param  # type: ignore[no-any-return]

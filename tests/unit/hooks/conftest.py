@@ -8,7 +8,7 @@ import pytest
 
 from airflow_dai_provider.emulator import DaiEmulator
 from tests.support.clock import Clock
-from tests.support.hooks import _isolation, hook, hook_to, make_hook, once  # noqa: F401
+from tests.support.hooks import _isolation, hook, hook_to, make_hook, once, wait  # noqa: F401
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,35 +16,10 @@ from airflow_dai_provider.transport.aiohttp_session import MAX_CONNECTIONS
 from airflow_dai_provider.transport.threads import CONCURRENCY
 from tests.support.clock import Clock
 from tests.support.connections import Connect
-from tests.support.event_loop import run
+from tests.support.hooks import WaitForMany
 
 GET = "operations.get"
 UNDER_WAY = max(CONCURRENCY, MAX_CONNECTIONS)
-Poll = Callable[..., ManyWait]
-
-
-def poll_in_threads(endpoint: str, names: list[str], **limits: Any) -> ManyWait:
-    """Wait for operations with the synchronous hook."""
-    with DaiHook(api_endpoint=endpoint) as hook:
-        many = ManyWait(names, hook.make_wait("the operations", **limits))
-        with hook.workers(len(names)) as workers:
-            hook.wait_for_many(workers, many)
-    return many
-
-
-def poll_on_a_loop(endpoint: str, names: list[str], **limits: Any) -> ManyWait:
-    """Wait for operations with the asynchronous hook."""
-    hook = DaiAsyncHook(api_endpoint=endpoint)
-    many = ManyWait(names, hook.make_wait("the operations", **limits))
-    run(hook.wait_for_many(many))
-    return many
-
-
-@pytest.fixture(params=[poll_in_threads, poll_on_a_loop])
-def poll(request: pytest.FixtureRequest, connect: Connect, fake_time: Clock) -> Poll:
-    """Give a function that waits for operations with one of the two hooks."""
-    connect(is_anonymous=True)
-    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
@@ -54,27 +28,27 @@ def poll(request: pytest.FixtureRequest, connect: Connect, fake_time: Clock) -> 
     ids=["outage", "timeout"],
 )
 def test_a_round_ends_when_the_time_is_up(
-    emulator: DaiEmulator, poll: Poll, clock: Clock, limits: dict[str, float], raised: type[Exception]
+    emulator: DaiEmulator, wait: WaitForMany, clock: Clock, limits: dict[str, float], raised: type[Exception]
 ) -> None:
     names = [emulator.start_ingest() for _ in range(1_000)]
     emulator.inject(Fault(status=503, times=None))
     clock.step = 0.1
     with pytest.raises(raised):
-        poll(emulator.endpoint, names, **limits)
+        wait(emulator.endpoint, names, **limits)
     assert len(emulator.requests) < 3 * UNDER_WAY
 
 
 @pytest.mark.parametrize("status", [404, 403])
 def test_the_page_of_one_first_poll_neither_ends_nor_drops_anything(
-    emulator: DaiEmulator, poll: Poll, status: int
+    emulator: DaiEmulator, wait: WaitForMany, status: int
 ) -> None:
     names = [emulator.start_ingest(seconds=0) for _ in range(200)]
     emulator.inject(Fault(GET, status=status, html=True, name=names[0], times=2))
-    assert len(poll(emulator.endpoint, names).finished) == 200
+    assert len(wait(emulator.endpoint, names).finished) == 200
 
 
 def test_an_unexpected_error_of_one_poll_is_that_of_its_operation_only(
-    emulator: DaiEmulator, poll: Poll, monkeypatch: pytest.MonkeyPatch
+    emulator: DaiEmulator, wait: WaitForMany, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [emulator.start_ingest(seconds=0) for _ in range(3)]
     get, send = DaiHook._get_once, DaiAsyncHook._send
@@ -95,7 +69,7 @@ def test_an_unexpected_error_of_one_poll_is_that_of_its_operation_only(
 
     monkeypatch.setattr(DaiHook, "_get_once", in_a_thread)
     monkeypatch.setattr(DaiAsyncHook, "_send", on_a_loop)
-    many = poll(emulator.endpoint, names)
+    many = wait(emulator.endpoint, names)
     assert broken
     assert len(many.finished) == 3
 

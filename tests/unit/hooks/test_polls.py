@@ -6,9 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
 from random import Random
-from typing import Any
 
 import pytest
 
@@ -24,35 +22,10 @@ from tests.support.clock import Clock
 from tests.support.connections import Connect
 from tests.support.emulators import count
 from tests.support.event_loop import run
+from tests.support.hooks import WaitForMany
 from tests.support.log import Log
 
 GET, LIST = "operations.get", "operations.list"
-Wait = Callable[..., ManyWait]
-
-
-def wait_in_threads(endpoint: str, names: list[str], **limits: Any) -> ManyWait:
-    with DaiHook(api_endpoint=endpoint) as hook:
-        many = ManyWait(names, hook.make_wait("the operations", **limits))
-        with hook.workers(len(names)) as workers:
-            hook.wait_for_many(workers, many)
-    return many
-
-
-def wait_on_a_loop(endpoint: str, names: list[str], **limits: Any) -> ManyWait:
-    async def main() -> ManyWait:
-        async with DaiAsyncHook(api_endpoint=endpoint) as hook:
-            many = ManyWait(names, hook.make_wait("the operations", **limits))
-            await hook.wait_for_many(many)
-        return many
-
-    return run(main())
-
-
-@pytest.fixture(params=[wait_in_threads, wait_on_a_loop])
-def wait(request: pytest.FixtureRequest, connect: Connect, fake_time: Clock) -> Wait:
-    """Give a function that waits for operations with one of the two hooks."""
-    connect(is_anonymous=True)
-    return request.param  # type: ignore[no-any-return]
 
 
 def gets(emulator: DaiEmulator) -> Counter[str | None]:
@@ -60,7 +33,9 @@ def gets(emulator: DaiEmulator) -> Counter[str | None]:
     return Counter(request.name for request in emulator.requests if request.method == GET)
 
 
-def test_the_list_answers_while_they_run_and_get_tells_how_each_has_finished(emulator: DaiEmulator, wait: Wait) -> None:
+def test_the_list_answers_while_they_run_and_get_tells_how_each_has_finished(
+    emulator: DaiEmulator, wait: WaitForMany
+) -> None:
     names = [emulator.start_ingest(seconds=300) for _ in range(200)]
     many = wait(emulator.endpoint, names)
     assert {operation.state for operation in many.finished.values()} == {"SUCCEEDED"}
@@ -72,7 +47,7 @@ def test_the_list_answers_while_they_run_and_get_tells_how_each_has_finished(emu
 
 
 def test_every_poll_is_counted_however_it_is_answered(
-    emulator: DaiEmulator, wait: Wait, monkeypatch: pytest.MonkeyPatch
+    emulator: DaiEmulator, wait: WaitForMany, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: Counter[str] = Counter()
     monkeypatch.setattr(metrics, "_incr", lambda name, number=1: counted.update({name: number}))
@@ -82,13 +57,13 @@ def test_every_poll_is_counted_however_it_is_answered(
     assert counted["dai.polls"] == rounds * 50 > len(emulator.requests)
 
 
-def test_few_operations_are_polled_by_get(emulator: DaiEmulator, wait: Wait) -> None:
+def test_few_operations_are_polled_by_get(emulator: DaiEmulator, wait: WaitForMany) -> None:
     names = [emulator.start_ingest(seconds=60) for _ in range(FEW - 1)]
     wait(emulator.endpoint, names)
     assert count(emulator, LIST) == 0
 
 
-def test_a_list_that_says_running_forever_is_found_out(emulator: DaiEmulator, wait: Wait) -> None:
+def test_a_list_that_says_running_forever_is_found_out(emulator: DaiEmulator, wait: WaitForMany) -> None:
     names = [emulator.start_ingest(seconds=0) for _ in range(100)]
     page = json.dumps({"operations": [{"name": name} for name in names]}).encode()
     emulator.inject(Fault(LIST, status=200, body=page, times=None))
@@ -97,14 +72,16 @@ def test_a_list_that_says_running_forever_is_found_out(emulator: DaiEmulator, wa
     assert count(emulator, LIST) <= GET_EVERY
 
 
-def test_a_deleted_operation_that_the_list_shows_forever_is_given_up(emulator: DaiEmulator, wait: Wait) -> None:
+def test_a_deleted_operation_that_the_list_shows_forever_is_given_up(emulator: DaiEmulator, wait: WaitForMany) -> None:
     names = [emulator.start_ingest(seconds=1_000) for _ in range(50)]
     emulator.inject(Fault(LIST, listed=[{"name": "operations/gone"}], times=None))
     with pytest.raises(WaitTimeoutError, match="50 of 51 operations have not finished within 100 s"):
         wait(emulator.endpoint, [*names, "operations/gone"], poll_interval=2.0, timeout=100)
 
 
-def test_a_server_without_list_costs_one_request_in_a_while(emulator: DaiEmulator, wait: Wait, clock: Clock) -> None:
+def test_a_server_without_list_costs_one_request_in_a_while(
+    emulator: DaiEmulator, wait: WaitForMany, clock: Clock
+) -> None:
     names = [emulator.start_ingest(seconds=200) for _ in range(30)]
     emulator.unimplement(LIST)
     began = clock.now
@@ -113,7 +90,7 @@ def test_a_server_without_list_costs_one_request_in_a_while(emulator: DaiEmulato
     assert count(emulator, LIST) == 1
 
 
-def test_what_the_list_leaves_out_or_does_not_know_is_polled_by_get(emulator: DaiEmulator, wait: Wait) -> None:
+def test_what_the_list_leaves_out_or_does_not_know_is_polled_by_get(emulator: DaiEmulator, wait: WaitForMany) -> None:
     names = [emulator.start_ingest(seconds=20) for _ in range(50)]
     emulator.inject(Fault(LIST, omitted=names[0], times=None))
     many = wait(emulator.endpoint, [*names, "operations/gone"])
@@ -122,7 +99,7 @@ def test_what_the_list_leaves_out_or_does_not_know_is_polled_by_get(emulator: Da
     assert gets(emulator)[names[0]] >= 5
 
 
-def test_a_list_that_is_away_alone_ends_no_wait(emulator: DaiEmulator, wait: Wait, log: Log) -> None:
+def test_a_list_that_is_away_alone_ends_no_wait(emulator: DaiEmulator, wait: WaitForMany, log: Log) -> None:
     names = [emulator.start_ingest(seconds=1_000) for _ in range(30)]
     emulator.inject(Fault(LIST, status=503, times=None))
     many = wait(emulator.endpoint, names)
@@ -132,7 +109,7 @@ def test_a_list_that_is_away_alone_ends_no_wait(emulator: DaiEmulator, wait: Wai
 
 
 def test_a_mistake_in_reading_the_list_ends_no_wait(
-    emulator: DaiEmulator, wait: Wait, monkeypatch: pytest.MonkeyPatch, log: Log
+    emulator: DaiEmulator, wait: WaitForMany, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
     monkeypatch.delattr(Reading, "take")
     names = [emulator.start_ingest(seconds=10) for _ in range(30)]
@@ -140,13 +117,13 @@ def test_a_mistake_in_reading_the_list_ends_no_wait(
     assert len(log.lines("Polling by operations.get only for the next 30 s: AttributeError")) == 1
 
 
-def test_a_list_that_is_away_is_not_the_last_word_when_the_time_is_up(emulator: DaiEmulator, wait: Wait) -> None:
+def test_a_list_that_is_away_is_not_the_last_word_when_the_time_is_up(emulator: DaiEmulator, wait: WaitForMany) -> None:
     names = [emulator.start_ingest(seconds=0) for _ in range(30)]
     emulator.inject(Fault(LIST, status=503, times=None))
     assert len(wait(emulator.endpoint, names, timeout=0.0).finished) == 30
 
 
-def test_what_runs_when_the_time_is_up_is_named(emulator: DaiEmulator, wait: Wait) -> None:
+def test_what_runs_when_the_time_is_up_is_named(emulator: DaiEmulator, wait: WaitForMany) -> None:
     names = [emulator.start_ingest() for _ in range(30)]
     with pytest.raises(WaitTimeoutError, match="30 of 30 operations have not finished within 5 s"):
         wait(emulator.endpoint, names, timeout=5.0)
