@@ -1,4 +1,4 @@
-"""One task that cancels an ingest and waits for its end by itself."""
+"""One task that cancels an ingest and waits for its final state."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ with DAG("cancel_and_wait", schedule=None, params={"operation": "operations/my-i
         operation_name="{{ params.operation }}",
         wait_for_completion=True,
         timeout=600,
-        retries=3,  # spent on a service that is away, never on one that cannot cancel
+        retries=3,  # for a service that is unavailable; one that cannot cancel fails the task at once
     )

@@ -1,4 +1,4 @@
-"""Cancel as the teardown of an ingest: whatever its tasks do between its start and its end, it is not left running."""
+"""Cancel in the teardown of an ingest: if a later task fails, the ingest is not left running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cancel an ingest and wait for its end in the triggerer, without holding a worker."""
+"""Cancel an ingest and wait for its final state in the triggerer, without holding a worker slot."""
 
 from __future__ import annotations
 

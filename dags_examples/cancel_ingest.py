@@ -1,4 +1,4 @@
-"""Start an ingest with a plain task, cancel it, and wait for what became of it."""
+"""Start an ingest with a plain task, cancel it, and wait for its final state."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ with DAG("cancel_mapped", schedule=None, params={"operations": ["operations/ad-1
     def pulled_ads(params: dict) -> list[str]:
         return params["operations"]
 
-    named = {"missing_ok": True, "map_index_template": "{{ task.operation_name }}"}  # the grid shows names, no numbers
+    named = {"missing_ok": True, "map_index_template": "{{ task.operation_name }}"}  # the grid shows names
     cancel = DaiCancelOperationOperator.partial(task_id="cancel", **named).expand(operation_name=pulled_ads())
     DaiOperationSensor.partial(task_id="wait", expected_states=None, poke_interval="5s", **named).expand(
         operation_name=cancel.output

@@ -1,4 +1,4 @@
-"""The run takes too long: a Deadline alert of Airflow 3 cancels what it has started. Airflow 2 has no such alerts."""
+"""The run takes too long: a Deadline alert (Airflow 3.1 and later) cancels the ingest that it has started."""
 
 from __future__ import annotations
 

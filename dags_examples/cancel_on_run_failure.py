@@ -1,4 +1,4 @@
-"""The run fails elsewhere while an ingest runs: the DAG's failure callback cancels it."""
+"""Another task of the run fails while an ingest runs: the DAG's failure callback cancels the ingest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task that starts an ingest and then fails: its failure callback cancels what it has pushed."""
+"""A task starts an ingest and then fails: its failure callback cancels the operation started by the task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Start an ingest and wait for it in the triggerer; if the task ends badly, the ingest is cancelled."""
+"""Start an ingest and wait for it in the triggerer; if the task fails or is killed, the ingest is cancelled."""
 
 from __future__ import annotations
 

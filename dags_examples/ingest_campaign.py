@@ -1,4 +1,4 @@
-"""One task ingests all ads of a campaign; another tells what became of each, also when some have failed."""
+"""One task ingests all ads of a campaign; another reports the result of each, even if some have failed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ with DAG("ingest_campaign", schedule=None, params={"media_urls": MEDIA}) as dag:
         ads = {}
         for one in operations:
             made = one.get("creative_name")
-            ads[one["media_files"][0]] = made or f"{one['state'] or 'not started'}: {one['error_message']}"
+            ads[one["media_files"][0]] = made or f"{one['state'] or 'not started'}: {one['error_message'] or 'no error'}"
         return ads
 
     @task
     def publish() -> None:
-        """Do whatever follows when all ads are there."""
+        """Do what follows when all ads exist."""
 
     summary(ingest.output["operation"])
     ingest >> publish()

@@ -1,4 +1,4 @@
-"""A campaign is pulled: cancel all of its ingests, wait for them, and delete the ads that were made in spite of it."""
+"""Pull a campaign: cancel all of its ingests, wait for them, and delete the ads of those that had succeeded."""
 
 from __future__ import annotations
 
