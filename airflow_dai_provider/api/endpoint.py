@@ -16,7 +16,7 @@ EMULATOR_VARIABLE = "DAI_EMULATOR_HOST"
 #: The key in a connection's extra that names another endpoint.
 EXTRA_KEY = "dai_api_endpoint"
 
-
+_DEFAULT_PORTS = {"https": 443, "http": 80}
 _HOST = re.compile(r"[^\s\x00-\x1f\x7f\\,;]+")
 
 
@@ -69,7 +69,10 @@ def parse_endpoint(value: str, source: str, default_scheme: str = "https") -> En
             f"Invalid {source} {short_repr(value)}: expected 'host', 'host:port' or 'https://host:port', without "
             "a path, a query or credentials."
         )
-    return Endpoint(f"{parts.scheme}://{parts.netloc}")
+    # One endpoint has one spelling, since an ingest is known by the endpoint at which it was started.
+    host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
+    port = "" if parts.port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{parts.port}"
+    return Endpoint(f"{parts.scheme}://{host}{port}")
 
 
 def emulator_endpoint(argument: str | None, environ: Mapping[str, str]) -> Endpoint | None:

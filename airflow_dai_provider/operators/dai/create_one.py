@@ -113,12 +113,7 @@ class CreateOne:
         self._own_record.open(hook.endpoint.url, urls)
         self._task.log.info("Starting the ingest of %s.", self._media())
         operation, lost = self._request_start(hook, urls)
-        try:
-            self._adopt(hook, operation.name)
-        finally:
-            # Also when the XCom could not be pushed: the next try then reattaches.
-            started = StartedIngest(operation.name, hook.endpoint.url, self._digest(), self._store.max_tries)
-            self._store.try_to_save(started, self._task.log)
+        self._adopt_new(hook, operation.name)
         self._own_record.end([operation.name], lost)
         self._task.log.info("Started the ingest of %s: %s.", self._media(), operation)
         return operation.name
@@ -135,7 +130,7 @@ class CreateOne:
                         self._task.dynamic_creative_info,
                         stopped=lambda: KILLED if self._task._guard.killed else None,
                         store=self._store,
-                        adopt=lambda name: self._adopt(hook, name),
+                        adopt=lambda name: self._adopt_new(hook, name),
                         clock=self._task._clock,
                         sleep=self._task._sleep,
                         log=self._task.log,
@@ -153,6 +148,15 @@ class CreateOne:
                 raise
             else:
                 return operation, lost
+
+    def _adopt_new(self, hook: DaiHook, name: str) -> None:
+        """Make an ingest that this try has started its own, and save its name for the next try."""
+        try:
+            self._adopt(hook, name)
+        finally:
+            # Also when the XCom could not be pushed: the next try then reattaches.
+            started = StartedIngest(name, hook.endpoint.url, self._digest(), self._store.max_tries)
+            self._store.try_to_save(started, self._task.log)
 
     def _adopt(self, hook: DaiHook, name: str) -> None:
         """Make an ingest this try's own: arm the guard with its name, and push the name to XCom."""

@@ -11,6 +11,7 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.ingest.recovery import PAUSES, IngestMayHaveStartedError
 from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
+from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE
 from tests.support.clock import Clock
 from tests.support.emulators import count
 from tests.support.ingests import CREATE, JSON, LIST, SECRET, URL, execute, fail, interrupt_create, the
@@ -166,6 +167,21 @@ class TestLostAnswer:
         with pytest.raises(AirflowTaskTimeout):
             execute(context)
         assert slow.cancel_requested(the(slow)) == 1
+
+    @pytest.mark.skipif(not HAS_TASK_STATE_STORE, reason="before Airflow 3.3 a time limit cancels")
+    @pytest.mark.parametrize("flags", [{}, {"cancel_on_kill": False, "cancel_on_failure": False}], ids=str)
+    def test_a_retry_reattaches_to_what_a_time_limit_has_left_running(
+        self, slow: DaiEmulator, context: Any, ti: Ti, monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool]
+    ) -> None:
+        ti.max_tries = 1
+        with monkeypatch.context() as patches:
+            interrupt_create(patches)
+            with pytest.raises(AirflowTaskTimeout):
+                execute(context, **flags)
+        ti.try_number = 2
+        execute(context, **flags)
+        assert slow.states() == {the(slow): "SUCCEEDED"}
+        assert count(slow, CREATE) == 1
 
 
 class TestInterruptedInDoubt:

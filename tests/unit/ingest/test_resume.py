@@ -24,7 +24,7 @@ from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE
 from tests.support.clock import Clock
 from tests.support.dag_runs import RunDag
 from tests.support.emulators import MakeEmulator, count, methods
-from tests.support.ingests import CANCEL, CREATE, GET, both, cancel, execute, fail, interrupt_create, make, resume, the
+from tests.support.ingests import CANCEL, CREATE, GET, both, cancel, execute, fail, make, resume, the
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import Store, Ti, rendered
@@ -356,7 +356,7 @@ class TestRetry:
 class TestLeftToTheNextTry:
     """An ingest is left only to a next try that will know of it."""
 
-    @pytest.mark.parametrize("what", ["xcom and store", "store", "time limit"])
+    @pytest.mark.parametrize("what", ["xcom and store", "store"])
     def test_an_ingest_that_the_next_try_cannot_find_is_cancelled(
         self, slow: DaiEmulator, context: Any, ti: Ti, store: Store, monkeypatch: pytest.MonkeyPatch, what: str
     ) -> None:
@@ -366,9 +366,7 @@ class TestLeftToTheNextTry:
                 patches.setattr(type(ti), "xcom_push", fail)
             if "store" in what:
                 patches.setattr(store, "set", fail)
-            if what == "time limit":
-                interrupt_create(patches)
-            with pytest.raises((AirflowException, RuntimeError, AirflowTaskTimeout)):
+            with pytest.raises((AirflowException, RuntimeError)):
                 execute(context, timeout=10)
         first = the(slow)
         assert slow.cancel_requested(first) == 1
