@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 from stack import Airflow2Stack, Airflow3Stack, make_stack, wait_until
 from stack_airflow_2 import CONCURRENT
@@ -104,3 +106,20 @@ def test_whatever_a_server_sends_can_be_stored(airflow: Airflow2Stack | Airflow3
     with Session(create_engine(str(airflow.database))) as session:
         ti = session.query(TaskInstance).filter_by(dag_id=DAG_ID).first()
         store_all_that_a_server_can_send(session, ti, examples=300)
+
+
+def test_the_command_line_reads_each_xcom_of_many_pages_once(airflow: Airflow2Stack | Airflow3Stack) -> None:
+    """After the first test, whose sensors have pushed what they return."""
+    code = (
+        "from datetime import UTC, datetime\n"
+        "from airflow_dai_provider import metadata_database as database\n"
+        "database._ROWS = 7\n"
+        "found = database.xcoms('return_value', datetime(2026, 1, 1, tzinfo=UTC), on_unreadable=print)\n"
+        "print(*sorted(map_index for *_, map_index, value in found if value['done']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=airflow.env, capture_output=True, text=True, check=True)
+    read = [int(index) for index in done.stdout.splitlines()[-1].split()]
+    with create_engine(str(airflow.database)).connect() as connection:
+        pushed = text("SELECT map_index FROM xcom WHERE key = 'return_value' ORDER BY map_index")
+        assert read == [index for (index,) in connection.execute(pushed)]
+    assert len(read) > 2 * 7

@@ -30,17 +30,20 @@ def main() -> int:
     say("Starting a local DAI service and Airflow")
     with playing() as (emulator, stack):
         say("Running the examples")
-        runs = play(emulator, stack)
+        runs, commands = play(emulator, stack)
         say("Taking pictures")
         with browsing(f"http://127.0.0.1:{stack.port}", folder) as pages:
-            pictures = take_all(pages, runs)
+            pictures = take_all(pages, runs, commands)
     for picture in pictures:
         say(f"{picture.name}: {picture.stat().st_size / 1000:.0f} kB")
     return 0
 
 
-def take_all(pages: Pages, runs: dict[str, str]) -> list[Path]:
-    """Take each picture; fail if a page lacks one of the texts that are named."""
+def take_all(pages: Pages, runs: dict[str, str], commands: str) -> list[Path]:
+    """Take each picture; fail if a page lacks one of the texts that are named.
+
+    :param commands: what a terminal shows after the commands of who is on call.
+    """
     cancel, ingest, refused = runs["cancel_ingest"], runs["ingest"], runs["cancel_and_wait"]
     return [
         pages.graph("graph", "cancel_ingest", cancel, "start_ingest", "cancel", "wait"),
@@ -48,6 +51,7 @@ def take_all(pages: Pages, runs: dict[str, str]) -> list[Path]:
         pages.xcom("xcom", "cancel_ingest", cancel, "wait", '"state": "CANCELLED"'),
         pages.log("killed", "ingest", ingest, "ingest", "in the triggerer", "Requested the cancellation"),
         pages.log("unimplemented", "cancel_and_wait", refused, "cancel", "UNIMPLEMENTED", f"{OPERATION} may still run"),
+        pages.terminal("on-call", commands, "deferred", "CANCELLED"),
         pages.provider("provider", "airflow-dai-provider", "Video Creative Ingest", version("airflow-dai-provider")),
     ]
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,6 +20,8 @@ SCALE = 1.25
 COLORS = 64
 #: Milliseconds that a page has to show a text.
 TIMEOUT = 20_000
+#: The style of a terminal.
+TERMINAL = "display: inline-block; margin: 0; padding: 12px; background: #1b1f24; color: #e6e6e6; font: 13px monospace"
 #: Settings that Airflow keeps in the browser.
 PREFERENCES = "localStorage.setItem('log_wrap', 'true')"
 
@@ -77,6 +80,14 @@ class Pages:
         for text in says:
             expect(row).to_contain_text(text)
         return self._take(name, rows.first, row)
+
+    def terminal(self, name: str, text: str, *says: str) -> Path:
+        """Take a text as a terminal shows it."""
+        self._page.set_content(f'<pre style="{TERMINAL}">{escape(text)}</pre>')
+        terminal = self._page.locator("pre")
+        for word in says:
+            expect(terminal).to_contain_text(word)
+        return self._take(name, terminal, margin=0)
 
     def _open(self, *parts: str) -> None:
         dag_id, run_id, *rest = (quote(part, safe="") for part in parts)
