@@ -134,11 +134,12 @@ def judge_each(
 def judge_all(
     index: OwnerIndex, operations: Iterable[Operation], airflow: States, correct: Callable[[str, Found], Found]
 ) -> dict[str, Verdict]:
-    """Do the same, and return one verdict on each operation: of several possible owners, each has to be over."""
+    """Do the same, and return one verdict on each operation: of several possible owners, the first that needs it."""
     return {
-        name: replace(each[0], owners=tuple(one.record.owner for one in each))
+        name: replace(
+            next((one for one in each if not one.is_stray), each[0]), owners=tuple(one.record.owner for one in each)
+        )
         for name, each in judge_each(index, operations, airflow, correct).items()
-        if len(each) == 1 or all(one.is_stray for one in each)
     }
 
 

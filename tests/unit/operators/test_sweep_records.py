@@ -358,17 +358,26 @@ class TestXComs:
         assert report["passed_over"]["unowned"] == 1
         assert log.lines("Cannot read the XCom x. Any operation can be theirs, so those without an owner are left")
 
+    @pytest.mark.parametrize("older_than", [None, 1], ids=["by owner", "by age too"])
     @pytest.mark.parametrize(("second", "strays"), [("running", 0), ("failed", 1)])
     def test_of_two_owners_each_has_to_be_over(
-        self, emulator: DaiEmulator, airflow: Airflow, start: Any, pushed: list[Any], second: str, strays: int
+        self,
+        emulator: DaiEmulator,
+        airflow: Airflow,
+        start: Any,
+        pushed: list[Any],
+        second: str,
+        strays: int,
+        older_than: int | None,
     ) -> None:
         """A task of a user has pushed the other task's name."""
         start()
         pushed.append(("a_dag", "b_run", *pushed[0][2:]))
         set_state(airflow, "failed", "a_run")
         set_state(airflow, second, "b_run")
-        sweep(older_than=None)
+        report = sweep(older_than=older_than)
         assert len(cancelled(emulator)) == strays
+        assert report["passed_over"]["owned"] == 1 - strays
 
 
 class TestVersions:
