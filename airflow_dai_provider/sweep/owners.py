@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from datetime import timedelta
 
 from airflow_dai_provider import metadata_database, version_compat
 from airflow_dai_provider.api.operation import Operation
-from airflow_dai_provider.ingest.ownership import ASSET, CLOCK_SKEW, LATEST_START, Owner, OwnerRecords, Record
+from airflow_dai_provider.ingest.ownership import ASSET, LATEST_START, Owner, OwnerRecords, Record
 from airflow_dai_provider.sweep.verdicts import (
     GONE,
     OVER,
@@ -20,6 +19,7 @@ from airflow_dai_provider.sweep.verdicts import (
     is_twin,
     judge_all,
     pushed_records,
+    pushed_since,
     read_states,
 )
 from airflow_dai_provider.tasks.xcom import XCOM_STARTED
@@ -168,11 +168,9 @@ class Owners:
 
     def _pushed(self, operations: Collection[Operation]) -> Iterator[Record]:
         """Yield the records that the XComs in the metadata database make."""
-        times = [one.ingest.create_time for one in operations if one.ingest and one.ingest.create_time]
-        if self._read_xcoms and times:
-            since = min(times) - timedelta(seconds=CLOCK_SKEW)
+        if self._read_xcoms and operations:
             yield from pushed_records(
-                metadata_database.xcoms(XCOM_STARTED, since, on_unreadable=self.unreadable.append)
+                metadata_database.xcoms(XCOM_STARTED, pushed_since(operations), on_unreadable=self.unreadable.append)
             )
 
 

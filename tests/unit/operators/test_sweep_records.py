@@ -30,7 +30,7 @@ from tests.support.owners import (
     sweep,
     without_sweeps,
 )
-from tests.support.strays import make
+from tests.support.strays import answer_list, listed, make
 from tests.support.task_instance import Store, Ti
 
 pytestmark = pytest.mark.usefixtures("sweep_time")
@@ -266,6 +266,12 @@ class TestCost:
         assert len(airflow.asked) + len(records.asked) <= 3 * 50 + 2 * 1000
 
 
+def pushed_at(value: Any) -> float:
+    """Return when an XCom was pushed; the epoch's end of one that does not tell."""
+    names = value.get("pushed_at") if isinstance(value, dict) else None
+    return max(names.values(), default=math.inf) if names else math.inf
+
+
 class TestXComs:
     """As on Airflow 2, where a task can read what all others have pushed."""
 
@@ -279,7 +285,7 @@ class TestXComs:
             for one in found:
                 if isinstance(one, str):
                     on_unreadable(one)
-            return [one for one in found if not isinstance(one, str)]
+            return [one for one in found if not isinstance(one, str) and pushed_at(one[-1]) >= since.timestamp()]
 
         monkeypatch.setattr(owners, "HAS_ASSET_STATE_STORE", False)
         monkeypatch.setattr(owners, "TASKS_READ_DATABASE", True)
@@ -309,6 +315,27 @@ class TestXComs:
         report = sweep(older_than=None)
         assert cancelled(emulator) == strays
         assert report["passed_over"]["owned"] == 1
+
+    @pytest.mark.parametrize("times", [{}, {"createTime": "0001-01-01T00:00:00Z"}], ids=["none", "not set"])
+    @pytest.mark.parametrize("dated", [False, True], ids=["alone", "beside a dated one"])
+    @pytest.mark.parametrize(("state", "strays"), [("running", 0), ("failed", 1)])
+    def test_one_without_a_create_time_has_its_owner(
+        self,
+        emulator: DaiEmulator,
+        airflow: Airflow,
+        start: Any,
+        times: dict[str, str],
+        dated: bool,
+        state: str,
+        strays: int,
+    ) -> None:
+        name = start()
+        set_state(airflow, state)
+        young = {"createTime": "2025-06-15T16:06:40Z"}
+        answer_list(emulator, listed(name, **times), *[listed("operations/young", **young)] * dated)
+        report = sweep(older_than=timedelta(days=1), include_undated=True)
+        assert len(cancelled(emulator)) == strays
+        assert report["passed_over"]["owned"] == 1 - strays
 
     def test_what_is_left_of_a_deleted_run_has_no_owner(self, emulator: DaiEmulator) -> None:
         """Its XComs are deleted with it."""
