@@ -11,8 +11,8 @@ key                value
 ``owner-<hash>``   the :class:`Record` of a task instance, written by that task only
 ``owners-<part>``  the keys of the records; in parts, since the tasks of an installation write them at the same time
 ``strays-<hash>``  the operations of a task in a run that sweeps are about to cancel: no try reattaches to them
-``sweep-<hash>``   when the last sweep of an endpoint began that has no filter
-``sweep``          when the last other sweep began
+``sweep-<hash>``   when the last sweep of an endpoint began that has no filter, and found no more than it may cancel
+``sweep``          when the last sweep began
 =================  ====================================================================================================
 
 A task removes its record when its ingests have finished. What others leave is removed by the sweep.
@@ -250,15 +250,15 @@ class OwnerRecords:
             self._replace(key, left)
 
     def note_sweep(self, endpoint: str | None, now: float) -> None:
-        """Note that a sweep begins. Only a write fails when Airflow does not know the asset.
+        """Note that a sweep began. Only a write fails when Airflow does not know the asset.
 
-        :param endpoint: of a sweep without a filter; None for another one.
+        :param endpoint: of a sweep that cancels all strays there; None for any sweep.
         """
-        self._store.set(f"sweep-{_hash(endpoint)}" if endpoint else "sweep", now)
+        self._store.set(_sweep_key(endpoint), now)
 
-    def last_sweep(self, endpoint: str) -> float:
+    def last_sweep(self, endpoint: str | None) -> float:
         """Return when a sweep has last noted that, in seconds of the epoch."""
-        noted = self._store.get(f"sweep-{_hash(endpoint)}")
+        noted = self._store.get(_sweep_key(endpoint))
         return float(noted) if isinstance(noted, int | float) else 0.0
 
     def _pending(self, key: str) -> dict[str, list[str]]:
@@ -279,6 +279,10 @@ class OwnerRecords:
 def _pending_key(owner: Owner, endpoint: str) -> str:
     """Return the key of what is about to be cancelled of a task in a run: one for all its map indexes."""
     return f"strays-{_hash(repr((endpoint, *astuple(replace(owner, map_index=-1)))))}"
+
+
+def _sweep_key(endpoint: str | None) -> str:
+    return f"sweep-{_hash(endpoint)}" if endpoint else "sweep"
 
 
 def _part(key: str) -> str:

@@ -61,14 +61,18 @@ class Owners:
         #: Sentences on XComs that cannot be read: any operation can be theirs.
         self.unreadable: list[str] = []
 
-    def note_sweep(self, now: float, *, of_all: bool) -> None:
+    def begin(self, now: float) -> None:
         """Note that this sweep begins.
 
-        :param of_all: whether it has no filter.
         :raises Exception: when Airflow does not know the asset, or does not respond.
         """
         if self._records:
-            self._records.note_sweep(self._endpoint if of_all else None, now)
+            self._records.note_sweep(None, now)
+
+    def note_complete(self, began: float) -> None:
+        """Note that this sweep cancels every stray of the endpoint, so that a lost start can be attempted again."""
+        if self._records:
+            self._records.note_sweep(self._endpoint, began)
 
     def judge(self, running: Collection[Operation]) -> dict[str, Verdict]:
         """Return the verdicts on running operations, by name; one without an owner has none.

@@ -317,7 +317,7 @@ class TestDoubt:
         with pytest.raises(IngestMayHaveStartedError):
             execute(context)
         assert count(slow, CREATE) == 1
-        assert log.lines("No sweep of this endpoint has begun in the last hour")
+        assert log.lines("No complete sweep of this endpoint in the last hour")
 
     @pytest.mark.usefixtures("swept")
     @pytest.mark.parametrize("flag", ["cancel_on_kill", "cancel_on_failure"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -108,6 +109,60 @@ class TestReadTwice:
         sweep(older_than=None)
         assert emulator.state(name) == "CANCELLED"
         assert emulator.cancel_requested(name) in (1, 2)
+
+
+class TestComplete:
+    """A create task may attempt a lost start again where a sweep cancels what the first request has started."""
+
+    @pytest.fixture
+    def last_sweep(self, emulator: DaiEmulator, records: Store) -> Callable[[], float]:
+        return lambda: OwnerRecords(records).last_sweep(emulator.endpoint)
+
+    @pytest.mark.parametrize("strays", [0, 1])
+    def test_a_sweep_of_the_endpoint_is_noted_with_the_time_of_its_list(
+        self, owned: Owned, clock: Clock, last_sweep: Callable[[], float], strays: int
+    ) -> None:
+        for _ in range(strays):
+            owned("failed")
+        began = clock.now
+        sweep(older_than=None)
+        assert last_sweep() == began
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"dry_run": True}, {"url_prefix": "https://"}, {"url_pattern": "ad"}, {"max_cancellations": 1}],
+        ids=lambda options: next(iter(options)),
+    )
+    def test_one_that_leaves_strays_is_not(
+        self, owned: Owned, last_sweep: Callable[[], float], options: dict[str, Any]
+    ) -> None:
+        for run in ("a_run", "b_run"):
+            owned("failed", run)
+        with suppress(AirflowFailException):
+            sweep(older_than=None, **options)
+        assert last_sweep() == 0
+
+    def test_one_that_cannot_list_is_not(self, emulator: DaiEmulator, last_sweep: Callable[[], float]) -> None:
+        emulator.inject(Fault("operations.list", rpc_status="PERMISSION_DENIED", times=None))
+        with pytest.raises(AirflowFailException):
+            sweep(older_than=None)
+        assert last_sweep() == 0
+
+    def test_a_note_that_fails_is_logged_and_fails_no_sweep(
+        self, emulator: DaiEmulator, owned: Owned, records: Store, monkeypatch: pytest.MonkeyPatch, log: Log
+    ) -> None:
+        name = owned("failed")
+        write = records.set
+
+        def fail(key: str, value: Any) -> None:
+            if key.startswith("sweep-"):
+                raise RuntimeError("the API server is unavailable")
+            write(key, value)
+
+        monkeypatch.setattr(records, "set", fail)
+        sweep(older_than=None)
+        assert cancelled(emulator) == {name}
+        assert log.lines("Could not note this sweep for the create tasks: RuntimeError(")
 
 
 class TestLeftovers:
