@@ -151,14 +151,21 @@ def asset_store(name: str) -> Any:
     return AssetStateStoreAccessor(name=name)
 
 
-def is_unknown_asset(error: Exception) -> bool:
+def is_unknown_asset(error: Exception, name: str) -> bool:
     """Return whether the state store of an asset has failed because Airflow does not know the asset.
 
-    The error comes from the supervisor of the task; under ``dag.test()`` from the client of the API server.
+    The API server also returns 404 when it does not know the task instance; only the message tells the two apart.
+
+    :param error: from the supervisor of the task; under ``dag.test()`` from the client of the API server.
+    :param name: of the asset.
     """
-    detail = getattr(getattr(error, "error", None), "detail", None)
-    status = detail.get("status_code") if isinstance(detail, dict) else None
-    return 404 in (status, getattr(getattr(error, "response", None), "status_code", None))
+    match getattr(error, "detail", None), getattr(getattr(error, "error", None), "detail", None):
+        case ({"reason": "not_found", "message": str(message)}, _) | (
+            _,
+            {"detail": {"detail": {"reason": "not_found", "message": str(message)}}},
+        ):
+            return name in message
+    return False
 
 
 def run_xcom(dag_id: str, run_id: str, task_id: str, map_index: int, key: str) -> Any:

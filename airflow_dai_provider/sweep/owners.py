@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
+from airflow.providers.common.compat.sdk import AirflowException
+
 from airflow_dai_provider import metadata_database, version_compat
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.ingest.ownership import ASSET, LATEST_START, Owner, OwnerRecords, Record
@@ -22,6 +24,7 @@ from airflow_dai_provider.sweep.verdicts import (
     pushed_since,
     read_states,
 )
+from airflow_dai_provider.tasks.failures import sentences
 from airflow_dai_provider.tasks.xcom import XCOM_STARTED
 from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE, TASKS_READ_DATABASE, asset_store
 
@@ -56,6 +59,7 @@ class Owners:
         self._sweep = sweep
         self._airflow = airflow
         self._read_xcoms = read_xcoms
+        self._has_begun = False
         #: As they were read last.
         self._read: dict[Owner, Record] = {}
         #: Sentences on XComs that cannot be read: any operation can be theirs.
@@ -68,6 +72,7 @@ class Owners:
         """
         if self._records:
             self._records.note_sweep(None, now)
+            self._has_begun = True
 
     def note_complete(self, began: float) -> None:
         """Note that this sweep cancels every stray of the endpoint, so that a lost start can be attempted again."""
@@ -77,10 +82,13 @@ class Owners:
     def judge(self, running: Collection[Operation]) -> dict[str, Verdict]:
         """Return the verdicts on running operations, by name; one without an owner has none.
 
-        :raises Exception: when Airflow does not respond.
+        :raises Exception: when Airflow does not respond, or does not know the asset any more.
         """
         self.unreadable.clear()
         written = self._records.all() if self._records else []
+        # Of an asset that it does not know, Airflow returns nothing, and no error.
+        if self._records and self._has_begun and not self._records.last_sweep(None):
+            raise AirflowException(sentences(NO_ASSET, "No cancellation was requested"))
         self._read = {record.owner: record for record in written}
         return self._judge([*written, *self._pushed(running)], running)
 

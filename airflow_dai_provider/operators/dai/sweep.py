@@ -242,7 +242,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
             try:
                 owners.begin(self._clock())
             except Exception as error:
-                if not is_unknown_asset(error):
+                if not is_unknown_asset(error, ASSET):
                     raise unreadable_owners(error) from error
                 if selection.older_than is None:
                     raise AirflowException(sentences(NO_ASSET, "No cancellation was requested")) from error

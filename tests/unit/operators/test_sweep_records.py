@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from airflow_dai_provider import metadata_database, version_compat
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.ingest.ownership import Owner, OwnerRecords
+from airflow_dai_provider.ingest.ownership import ASSET, Owner, OwnerRecords
 from airflow_dai_provider.operators.dai import DaiCancelStrayOperationsOperator
 from airflow_dai_provider.sweep import owners
 from airflow_dai_provider.sweep.owners import KEPT
@@ -109,6 +110,59 @@ class TestReadTwice:
         sweep(older_than=None)
         assert emulator.state(name) == "CANCELLED"
         assert emulator.cancel_requested(name) in (1, 2)
+
+
+class NotFoundError(Exception):
+    """Stands in for an error of Airflow's API server under ``dag.test()``."""
+
+    def __init__(self, message: str) -> None:
+        self.response = SimpleNamespace(status_code=404)
+        self.detail = {"reason": "not_found", "message": message}
+
+
+class TestUnknownAsset:
+    @pytest.fixture
+    def known(self, owned: Owned) -> str:
+        """Give the ingest of a task that runs, which no age makes a stray."""
+        return owned("running")
+
+    @pytest.mark.usefixtures("known")
+    def test_where_airflow_does_not_know_the_asset_operations_go_by_age(
+        self, emulator: DaiEmulator, records: Store, monkeypatch: pytest.MonkeyPatch, log: Log
+    ) -> None:
+        monkeypatch.setattr(records, "set", fails(NotFoundError(f"Asset with name='{ASSET}' not found")))
+        sweep(older_than=timedelta(days=1))
+        assert log.lines("The operations are judged by their age.")
+        with pytest.raises(AirflowException, match="Airflow does not know the asset .* No cancellation was requested"):
+            sweep(older_than=None)
+        assert cancelled(emulator) == set()
+
+    @pytest.mark.usefixtures("known")
+    @pytest.mark.parametrize("message", ["Task instance UUID('018f') not found", "Not Found"])
+    def test_any_other_404_fails_the_sweep(
+        self, emulator: DaiEmulator, records: Store, monkeypatch: pytest.MonkeyPatch, message: str
+    ) -> None:
+        monkeypatch.setattr(records, "set", fails(NotFoundError(message)))
+        with pytest.raises(AirflowException, match="Cannot read the owners of the operations"):
+            sweep(older_than=1)
+        assert cancelled(emulator) == set()
+
+    @pytest.mark.usefixtures("known")
+    def test_an_asset_that_becomes_unknown_meanwhile_fails_the_sweep(
+        self, emulator: DaiEmulator, records: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Airflow then returns nothing for each key, and no error."""
+        monkeypatch.setattr(records, "get", lambda _: None)
+        with pytest.raises(AirflowException, match="Airflow does not know the asset .* No cancellation was requested"):
+            sweep(older_than=1)
+        assert cancelled(emulator) == set()
+
+
+def fails(error: Exception) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 class TestComplete:
