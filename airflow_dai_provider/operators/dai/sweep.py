@@ -192,6 +192,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                     owners,
                     orphaned_for=orphaned_for,
                     limit=self.max_cancellations,
+                    max_concurrency=self.max_concurrency,
                     dry_run=self.is_dry_run,
                     clock=self._clock,
                     sleep=self._sleep,

@@ -219,6 +219,60 @@ class TestComplete:
         assert log.lines("Could not note this sweep for the create tasks: RuntimeError(")
 
 
+class TestFinishedMeanwhile:
+    """The list is read first: an ingest can finish after it, and its task can succeed before its state is read."""
+
+    @pytest.fixture
+    def finish(
+        self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> list[str]:
+        """Give the ingests of two tasks that wait, which finish when the states of tasks are read first."""
+        names = []
+        for run in ("a_run", "b_run"):
+            names.append(emulator.start_ingest(seconds=3600, creative_url=f"{URL}{run}"))
+            write(run, media=[f"{URL}{run}"]).end(names[-1:])
+            set_state(airflow, "running", run)
+        clock.advance(60)
+        states = airflow.task_states
+
+        def read(*args: Any) -> Any:
+            if airflow.asked == []:
+                clock.advance(3600)
+                for run in ("a_run", "b_run"):
+                    set_state(airflow, "success", run)
+            return states(*args)
+
+        monkeypatch.setattr(version_compat, "task_states", read)
+        return names
+
+    @pytest.mark.parametrize(
+        "options", [{}, {"dry_run": True}, {"max_cancellations": 1}, {"older_than": 1}], ids=lambda one: [*one, ""][0]
+    )
+    def test_the_ingest_of_a_task_that_has_waited_for_it_is_no_stray(
+        self, emulator: DaiEmulator, finish: list[str], options: dict[str, Any]
+    ) -> None:
+        report = sweep(**{"older_than": None} | options)
+        assert (report["found"], report["passed_over"]["finished"]) == ([], 2)
+        assert cancelled(emulator) == set()
+        assert [emulator.state(name) for name in finish] == ["SUCCEEDED"] * 2
+
+    def test_what_still_runs_is_cancelled_after_one_poll(self, emulator: DaiEmulator, owned: Owned) -> None:
+        name = owned("success")
+        sweep(older_than=None)
+        assert cancelled(emulator) == {name}
+        assert [request.method for request in emulator.requests if request.name == name] == [
+            "operations.get",
+            "operations.cancel",
+        ]
+
+    @pytest.mark.parametrize("fault", [{"status": 503}, {"rpc_status": "NOT_FOUND"}], ids=str)
+    def test_a_poll_that_fails_saves_no_stray(self, emulator: DaiEmulator, owned: Owned, fault: dict[str, Any]) -> None:
+        name = owned("failed")
+        emulator.inject(Fault("operations.get", times=None, **fault))
+        assert sweep(older_than=None)["requested"] == [name]
+        assert cancelled(emulator) == {name}
+
+
 class TestLeftovers:
     """What stays in the store of tasks that could not remove their records."""
 
