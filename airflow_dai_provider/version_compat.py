@@ -168,6 +168,20 @@ def is_unknown_asset(error: Exception, name: str) -> bool:
     return False
 
 
+def is_outage(error: Exception) -> bool:
+    """Return whether a read of Airflow 3 has failed for its API server, and not for the value.
+
+    :param error: see :func:`is_unknown_asset`. Any other comes from the code that restores a value: a backend of the
+        user's, whose object can be gone, or a class that does not load.
+    """
+    if TASKS_READ_DATABASE:
+        return False
+    from airflow.sdk.exceptions import AirflowRuntimeError
+    from httpx import HTTPError
+
+    return isinstance(error, AirflowRuntimeError | HTTPError)
+
+
 def run_xcom(dag_id: str, run_id: str, task_id: str, map_index: int, key: str) -> Any:
     """Return one XCom of a run, or None; in the triggerer of Airflow 3, from a thread."""
     from airflow.sdk.execution_time.xcom import XCom

@@ -21,11 +21,12 @@ A task removes its record when its ingests have finished. What others leave is r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any, Self
 
 from airflow_dai_provider.api.storable import pack, unpack
+from airflow_dai_provider.version_compat import is_outage
 
 #: The asset whose state store has the records. The sweep has it as an inlet, which registers it.
 ASSET = "airflow_dai_provider_ingests"
@@ -212,14 +213,30 @@ class OwnerRecords:
         """Remove the record of an owner; its key stays listed until :meth:`all` has found it to be gone."""
         self._store.delete(owner.key)
 
-    def all(self) -> list[Record]:
-        """Return the records of all owners."""
+    def all(self, on_unreadable: Callable[[str], None] = lambda _: None) -> list[Record]:
+        """Return the records of all owners.
+
+        :param on_unreadable: called for each record that cannot be read, with a sentence on it.
+        """
         records: list[Record] = []
         for part in map(_part_name, range(_PARTS)):
-            found = {key: self._store.get(key) for key in self._keys(part)}
-            records += filter(None, map(Record.from_json, found.values()))
-            # Read again, since its owner can have written it meanwhile.
-            gone = {key for key, value in found.items() if value is None and self._store.get(key) is None}
+            gone: set[str] = set()
+            for key in self._keys(part):
+                try:
+                    value = self._store.get(key)
+                except Exception as error:
+                    if is_outage(error):
+                        raise
+                    # Of a backend of the user's, whose object can be gone; it must not keep all others from being read.
+                    on_unreadable(f"Cannot read the record {key} of an owner: {type(error).__name__}")
+                    continue
+                if record := Record.from_json(value):
+                    records.append(record)
+                elif value is not None:
+                    on_unreadable(f"Cannot read the record {key} of an owner: another version has written it")
+                # Read again, since its owner can have written it meanwhile.
+                elif self._store.get(key) is None:
+                    gone.add(key)
             if gone:
                 self._replace(part, [key for key in self._keys(part) if key not in gone])
         return records

@@ -62,7 +62,7 @@ class Owners:
         self._has_begun = False
         #: As they were read last.
         self._read: dict[Owner, Record] = {}
-        #: Sentences on XComs that cannot be read: any operation can be theirs.
+        #: Sentences on records and XComs that cannot be read: any operation can be theirs.
         self.unreadable: list[str] = []
 
     def begin(self, now: float) -> None:
@@ -85,7 +85,7 @@ class Owners:
         :raises Exception: when Airflow does not respond, or does not know the asset any more.
         """
         self.unreadable.clear()
-        written = self._records.all() if self._records else []
+        written = self._records.all(self.unreadable.append) if self._records else []
         # Of an asset that it does not know, Airflow returns nothing, and no error.
         if self._records and self._has_begun and not self._records.last_sweep(None):
             raise AirflowException(sentences(NO_ASSET, "No cancellation was requested"))
@@ -158,16 +158,23 @@ class Owners:
 
     def _correct(self, name: str, found: Found) -> Found:
         """Return the owner with what it has pushed to XCom, in case that its record could not be written."""
-        record, opening = found
+        record, _ = found
         if not self._records or not is_twin(name, found):
             return found
         owner = record.owner
-        started = self._airflow.run_xcom(owner.dag_id, owner.run_id, owner.task_id, owner.map_index, XCOM_STARTED)
+        own = record.change(names=record.openings[-1].names | {name})
+        try:
+            started = self._airflow.run_xcom(owner.dag_id, owner.run_id, owner.task_id, owner.map_index, XCOM_STARTED)
+        except Exception as error:
+            if version_compat.is_outage(error):
+                raise
+            self.unreadable.append(f"Cannot read the XCom {XCOM_STARTED} of {owner}: {type(error).__name__}")
+            # It can have pushed this name.
+            return own, own.openings[-1]
         match started:
             case {"endpoint": self._endpoint, "pushed_at": {**names}} if name in names:
-                record = record.change(names=record.openings[-1].names | {name})
-                return record, record.openings[-1]
-        return record, opening
+                return own, own.openings[-1]
+        return found
 
     def _is_idle(self, record: Record, listed: Mapping[str, bool], listed_at: float, kept: float) -> bool:
         """Return whether no operation of a record can run any more, as far as this list shows."""

@@ -409,6 +409,104 @@ class TestOutage:
         assert cancelled(emulator) == set()
 
 
+class TestUnreadable:
+    """One value that cannot be read does not end every sweep; an operation that can be its owner's is left alone."""
+
+    @pytest.fixture
+    def others(self, emulator: DaiEmulator, owned: Owned) -> tuple[str, str]:
+        """Give a stray of a task that has failed, and the operation of another system."""
+        stray = owned("failed", "z_run", url=f"{URL}z")
+        return stray, emulator.start_ingest(seconds=math.inf, creative_url=f"{URL}other")
+
+    @pytest.mark.parametrize(("state", "strays"), [("running", 0), ("failed", 2)])
+    def test_an_xcom(
+        self,
+        emulator: DaiEmulator,
+        airflow: Airflow,
+        write: Any,
+        clock: Clock,
+        others: tuple[str, str],
+        monkeypatch: pytest.MonkeyPatch,
+        log: Log,
+        state: str,
+        strays: int,
+    ) -> None:
+        """Of a task that has started one ingest, and lost the response of another."""
+        twin, adopted = (emulator.start_ingest(seconds=math.inf, creative_url=URL) for _ in range(2))
+        write().end([adopted], [URL])
+        set_state(airflow, state)
+        clock.advance(60)
+        monkeypatch.setattr(version_compat, "run_xcom", fails(FileNotFoundError("s3://bucket/key")))
+        sweep(older_than=1)
+        assert cancelled(emulator) == {others[0], *(twin, adopted)[:strays]}
+        told = "Cannot read the XCom operation_started of task ingest of run a_run of DAG a_dag: FileNotFoundError."
+        assert log.lines(told)
+
+    @pytest.mark.parametrize("state", ["running", "failed"])
+    @pytest.mark.parametrize("why", ["FileNotFoundError", "another version has written it"])
+    def test_a_record(
+        self,
+        emulator: DaiEmulator,
+        owned: Owned,
+        others: tuple[str, str],
+        records: Store,
+        monkeypatch: pytest.MonkeyPatch,
+        log: Log,
+        state: str,
+        why: str,
+    ) -> None:
+        owned(state)
+        key = Owner("a_dag", "a_run", "ingest").key
+        records.kept[key] = {"format": 2}
+        read = records.get
+
+        def get(asked: str) -> Any:
+            if asked == key and why == "FileNotFoundError":
+                raise FileNotFoundError("s3://bucket/key")
+            return read(asked)
+
+        monkeypatch.setattr(records, "get", get)
+        report = sweep(older_than=1)
+        assert cancelled(emulator) == {others[0]}
+        assert report["passed_over"]["unowned"] == 2
+        assert log.lines(f"Cannot read the record {key} of an owner: {why}. Any operation can be theirs")
+        assert key in records.kept
+
+    @pytest.mark.skipif(not version_compat.HAS_ASSET_STATE_STORE, reason="Airflow before 3.3 has no records of owners")
+    @pytest.mark.parametrize("form", ["client", "supervisor"])
+    @pytest.mark.parametrize("part", ["xcom", "record"])
+    def test_an_outage_of_the_api_server_ends_the_sweep(
+        self,
+        emulator: DaiEmulator,
+        airflow: Airflow,
+        write: Any,
+        clock: Clock,
+        records: Store,
+        monkeypatch: pytest.MonkeyPatch,
+        form: str,
+        part: str,
+    ) -> None:
+        import httpx
+        from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+        from airflow.sdk.execution_time.comms import ErrorResponse
+
+        error: Exception = httpx.ConnectError("away")
+        if form == "supervisor":
+            error = AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"message": "away"}))
+        for _ in range(2):
+            own = write()
+            own.end([emulator.start_ingest(seconds=math.inf, creative_url=URL)])
+        set_state(airflow, "running")
+        clock.advance(60)
+        read = records.get
+        monkeypatch.setattr(version_compat, "run_xcom", fails(error))
+        if part == "record":
+            monkeypatch.setattr(records, "get", lambda key: fails(error)() if key.startswith("owner-") else read(key))
+        with pytest.raises(AirflowException, match="Cannot read the owners of the operations: .*away"):
+            sweep(older_than=1)
+        assert cancelled(emulator) == set()
+
+
 class TestCost:
     @pytest.mark.parametrize(("failing", "strays"), [(2, 500), (1, 1000), (51, 0)])
     def test_a_thousand_operations_of_fifty_runs(
