@@ -38,6 +38,8 @@ CLOCK_SKEW = 60.0
 #: The beginning of the keys of records.
 OWNER_KEYS = "owner-"
 _PARTS = 32
+#: How often a key is written into its list at most: others that are writing at the same time can leave it out.
+_LISTINGS = 10
 
 
 def media_key(url: str) -> str:
@@ -193,34 +195,44 @@ class OwnerRecords:
 
     def __init__(self, store: Any) -> None:
         self._store = store
+        #: The keys that are listed without a record.
+        self._gone: set[str] = set()
 
     def get(self, owner: Owner) -> Record | None:
         """Return the record of an owner."""
         return Record.from_json(self._store.get(owner.key))
 
     def write(self, record: Record) -> None:
-        """Replace the record of an owner, and see that it is listed."""
+        """Replace the record of an owner, and see that it is listed.
+
+        :raises RuntimeError: when it is not listed, since too many tasks write at the same time.
+        """
         self._store.set(record.owner.key, record.to_json())
-        part = _part(record.owner.key)
+        self._list(record.owner.key)
+
+    def _list(self, key: str) -> None:
+        part = _part(key)
         # Read again after it was written: another task can have written at the same time, without this one.
-        for _ in range(3):
+        for _ in range(_LISTINGS):
             keys = self._keys(part)
-            if record.owner.key in keys:
+            if key in keys:
                 return
-            self._store.set(part, [*keys, record.owner.key])
+            self._store.set(part, [*keys, key])
+        if key not in self._keys(part):
+            raise RuntimeError(f"too many tasks write {part} at the same time")
 
     def delete(self, owner: Owner) -> None:
-        """Remove the record of an owner; its key stays listed until :meth:`all` has found it to be gone."""
+        """Remove the record of an owner; its key stays listed until :meth:`unlist_gone`."""
         self._store.delete(owner.key)
 
     def all(self, on_unreadable: Callable[[str], None] = lambda _: None) -> list[Record]:
-        """Return the records of all owners.
+        """Return the records of all owners. Nothing is written.
 
         :param on_unreadable: called for each record that cannot be read, with a sentence on it.
         """
         records: list[Record] = []
+        self._gone.clear()
         for part in map(_part_name, range(_PARTS)):
-            gone: set[str] = set()
             for key in self._keys(part):
                 try:
                     value = self._store.get(key)
@@ -234,12 +246,21 @@ class OwnerRecords:
                     records.append(record)
                 elif value is not None:
                     on_unreadable(f"Cannot read the record {key} of an owner: another version has written it")
-                # Read again, since its owner can have written it meanwhile.
-                elif self._store.get(key) is None:
-                    gone.add(key)
-            if gone:
-                self._replace(part, [key for key in self._keys(part) if key not in gone])
+                else:
+                    self._gone.add(key)
         return records
+
+    def unlist_gone(self) -> None:
+        """List no longer what :meth:`all` has found to be gone."""
+        for part in {*map(_part, self._gone)}:
+            keys = self._keys(part)
+            if gone := self._gone.intersection(keys):
+                self._replace(part, [key for key in keys if key not in gone])
+            # Its owner can have written it meanwhile, and have seen that it was listed.
+            for key in gone:
+                if self._store.get(key) is not None:
+                    self._list(key)
+        self._gone.clear()
 
     def pending_cancellations(self, owner: Owner, endpoint: str) -> set[str]:
         """Return the operations of an owner and its siblings that sweeps are about to cancel, or have cancelled."""

@@ -151,6 +151,7 @@ class Owners:
                 self._records.delete(record.owner)
                 self._records.forget(record.owner, self._endpoint, running)
                 removed.append(record.owner)
+        self._records.unlist_gone()
         return removed
 
     def _judge(self, records: Iterable[Record], operations: Collection[Operation]) -> dict[str, Verdict]:

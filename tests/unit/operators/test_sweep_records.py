@@ -292,6 +292,39 @@ class TestLeftovers:
             sweep(older_than=None)
         assert without_sweeps(records) == {}
 
+    @pytest.mark.usefixtures("left")
+    def test_a_dry_run_leaves_the_list_of_records_as_it_is(self, records: Store) -> None:
+        records.delete(Owner("a_dag", "a_run", "ingest").key)
+        before = without_sweeps(records)
+        sweep(older_than=None, dry_run=True)
+        assert without_sweeps(records) == before
+
+    @pytest.mark.usefixtures("left")
+    @pytest.mark.parametrize("alone", [True, False])
+    def test_a_record_that_comes_back_while_its_key_is_removed_is_listed_again(
+        self, records: Store, write: Any, monkeypatch: pytest.MonkeyPatch, alone: bool
+    ) -> None:
+        """Its task has seen by then that the key is listed."""
+        key = Owner("a_dag", "a_run", "ingest").key
+        (part,) = (key for key in records.kept if key.startswith("owners-"))
+        records.delete(key)
+        if not alone:
+            write("another_run")
+            records.kept[part].append(another := Owner("a_dag", "another_run", "ingest").key)
+        method = "delete" if alone else "set"
+        change = getattr(records, method)
+        pending = [write]
+
+        def meanwhile(changed: str, *value: Any) -> None:
+            if changed == part and pending:
+                pending.pop()()
+            change(changed, *value)
+
+        monkeypatch.setattr(records, method, meanwhile)
+        sweep(older_than=None)
+        assert pending == []
+        assert sorted(records.kept[part]) == sorted([key] if alone else [key, another])
+
     @pytest.mark.parametrize("state", ["success", "failed", "skipped"])
     def test_a_start_in_doubt_stays_for_days(
         self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock, records: Store, state: str
