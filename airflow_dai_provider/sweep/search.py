@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from airflow_dai_provider.hooks.dai import DaiHook
     from airflow_dai_provider.sweep.owners import Owners
     from airflow_dai_provider.sweep.verdicts import Verdict
+
+#: Seconds within which the suspects are polled, however many they are.
+POLLING = 120.0
 
 
 def find_strays(
@@ -73,9 +77,10 @@ def find_strays(
 
     def poll(names: Collection[str]) -> dict[str, Operation]:
         with hook.workers(len(names), max_concurrency) as workers:
-            # An operation whose poll fails counts as running.
-            polled = workers.call(names, lambda session, name: session.get_operation(name))
-            return {one.name: one.result for one in polled if one.result and one.result.done}
+            # One that is not polled by then counts as running, and so does one whose poll fails.
+            until = time.monotonic() + POLLING
+            batches = workers.batches(names, lambda session, name: session.get_operation(name), until=until)
+            return {one.name: one.result for batch in batches for one in batch if one.result and one.result.done}
 
     running = [one for one in operations if not selection.passes_over(one)]
     twice = f"Reading their states again in {orphaned_for:.0f} s." if not dry_run else ""

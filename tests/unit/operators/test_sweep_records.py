@@ -5,24 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from airflow_dai_provider import metadata_database, version_compat
+from airflow_dai_provider import version_compat
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.ingest.ownership import ASSET, Owner, OwnerRecords
+from airflow_dai_provider.ingest.ownership import Owner, OwnerRecords
 from airflow_dai_provider.operators.dai import DaiCancelStrayOperationsOperator
-from airflow_dai_provider.sweep import owners
+from airflow_dai_provider.sweep import owners, search
 from airflow_dai_provider.sweep.owners import KEPT
 from tests.support.clock import Clock
 from tests.support.log import Log
 from tests.support.owners import (
     ALIVE,
-    FLAGS,
     URL,
     Airflow,
     Owned,
@@ -32,7 +30,7 @@ from tests.support.owners import (
     sweep,
     without_sweeps,
 )
-from tests.support.strays import answer_list, listed, make
+from tests.support.strays import make
 from tests.support.task_instance import Store, Ti
 
 pytestmark = pytest.mark.usefixtures("sweep_time")
@@ -110,59 +108,6 @@ class TestReadTwice:
         sweep(older_than=None)
         assert emulator.state(name) == "CANCELLED"
         assert emulator.cancel_requested(name) in (1, 2)
-
-
-class NotFoundError(Exception):
-    """Stands in for an error of Airflow's API server under ``dag.test()``."""
-
-    def __init__(self, message: str) -> None:
-        self.response = SimpleNamespace(status_code=404)
-        self.detail = {"reason": "not_found", "message": message}
-
-
-class TestUnknownAsset:
-    @pytest.fixture
-    def known(self, owned: Owned) -> str:
-        """Give the ingest of a task that runs, which no age makes a stray."""
-        return owned("running")
-
-    @pytest.mark.usefixtures("known")
-    def test_where_airflow_does_not_know_the_asset_operations_go_by_age(
-        self, emulator: DaiEmulator, records: Store, monkeypatch: pytest.MonkeyPatch, log: Log
-    ) -> None:
-        monkeypatch.setattr(records, "set", fails(NotFoundError(f"Asset with name='{ASSET}' not found")))
-        sweep(older_than=timedelta(days=1))
-        assert log.lines("The operations are judged by their age.")
-        with pytest.raises(AirflowException, match="Airflow does not know the asset .* No cancellation was requested"):
-            sweep(older_than=None)
-        assert cancelled(emulator) == set()
-
-    @pytest.mark.usefixtures("known")
-    @pytest.mark.parametrize("message", ["Task instance UUID('018f') not found", "Not Found"])
-    def test_any_other_404_fails_the_sweep(
-        self, emulator: DaiEmulator, records: Store, monkeypatch: pytest.MonkeyPatch, message: str
-    ) -> None:
-        monkeypatch.setattr(records, "set", fails(NotFoundError(message)))
-        with pytest.raises(AirflowException, match="Cannot read the owners of the operations"):
-            sweep(older_than=1)
-        assert cancelled(emulator) == set()
-
-    @pytest.mark.usefixtures("known")
-    def test_an_asset_that_becomes_unknown_meanwhile_fails_the_sweep(
-        self, emulator: DaiEmulator, records: Store, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Airflow then returns nothing for each key, and no error."""
-        monkeypatch.setattr(records, "get", lambda _: None)
-        with pytest.raises(AirflowException, match="Airflow does not know the asset .* No cancellation was requested"):
-            sweep(older_than=1)
-        assert cancelled(emulator) == set()
-
-
-def fails(error: Exception) -> Callable[..., None]:
-    def fail(*_: object) -> None:
-        raise error
-
-    return fail
 
 
 class TestComplete:
@@ -271,6 +216,13 @@ class TestFinishedMeanwhile:
         emulator.inject(Fault("operations.get", times=None, **fault))
         assert sweep(older_than=None)["requested"] == [name]
         assert cancelled(emulator) == {name}
+
+    def test_polls_that_take_too_long_are_not_waited_for(
+        self, emulator: DaiEmulator, finish: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(search, "POLLING", 0.0)
+        emulator.inject(Fault("operations.get", delay=0.3, times=None))
+        assert {one["name"] for one in sweep(older_than=None, dry_run=True)["found"]} == {*finish}
 
 
 class TestLeftovers:
@@ -421,125 +373,6 @@ class TestLeftovers:
         assert without_sweeps(records) == before
 
 
-class TestOutage:
-    @pytest.mark.parametrize("part", ["records", "states", "second read"])
-    def test_without_an_answer_of_airflow_nothing_is_cancelled(
-        self, emulator: DaiEmulator, owned: Owned, airflow: Airflow, records: Store, monkeypatch: Any, part: str
-    ) -> None:
-        owned("failed")
-        if part == "records":
-            records.broken = True
-        elif part == "states":
-            airflow.away = True
-        else:
-            before_second_read(monkeypatch, lambda: setattr(airflow, "away", True))
-        with pytest.raises(
-            AirflowException, match="Cannot read the owners of the operations: .* API server is unavailable"
-        ) as raised:
-            sweep(older_than=timedelta(seconds=1))
-        assert not isinstance(raised.value, AirflowFailException)
-        assert "No cancellation was requested" in str(raised.value)
-        assert cancelled(emulator) == set()
-
-
-class TestUnreadable:
-    """One value that cannot be read does not end every sweep; an operation that can be its owner's is left alone."""
-
-    @pytest.fixture
-    def others(self, emulator: DaiEmulator, owned: Owned) -> tuple[str, str]:
-        """Give a stray of a task that has failed, and the operation of another system."""
-        stray = owned("failed", "z_run", url=f"{URL}z")
-        return stray, emulator.start_ingest(seconds=math.inf, creative_url=f"{URL}other")
-
-    @pytest.mark.parametrize(("state", "strays"), [("running", 0), ("failed", 2)])
-    def test_an_xcom(
-        self,
-        emulator: DaiEmulator,
-        airflow: Airflow,
-        write: Any,
-        clock: Clock,
-        others: tuple[str, str],
-        monkeypatch: pytest.MonkeyPatch,
-        log: Log,
-        state: str,
-        strays: int,
-    ) -> None:
-        """Of a task that has started one ingest, and lost the response of another."""
-        twin, adopted = (emulator.start_ingest(seconds=math.inf, creative_url=URL) for _ in range(2))
-        write().end([adopted], [URL])
-        set_state(airflow, state)
-        clock.advance(60)
-        monkeypatch.setattr(version_compat, "run_xcom", fails(FileNotFoundError("s3://bucket/key")))
-        sweep(older_than=1)
-        assert cancelled(emulator) == {others[0], *(twin, adopted)[:strays]}
-        told = "Cannot read the XCom operation_started of task ingest of run a_run of DAG a_dag: FileNotFoundError."
-        assert log.lines(told)
-
-    @pytest.mark.parametrize("state", ["running", "failed"])
-    @pytest.mark.parametrize("why", ["FileNotFoundError", "another version has written it"])
-    def test_a_record(
-        self,
-        emulator: DaiEmulator,
-        owned: Owned,
-        others: tuple[str, str],
-        records: Store,
-        monkeypatch: pytest.MonkeyPatch,
-        log: Log,
-        state: str,
-        why: str,
-    ) -> None:
-        owned(state)
-        key = Owner("a_dag", "a_run", "ingest").key
-        records.kept[key] = {"format": 2}
-        read = records.get
-
-        def get(asked: str) -> Any:
-            if asked == key and why == "FileNotFoundError":
-                raise FileNotFoundError("s3://bucket/key")
-            return read(asked)
-
-        monkeypatch.setattr(records, "get", get)
-        report = sweep(older_than=1)
-        assert cancelled(emulator) == {others[0]}
-        assert report["passed_over"]["unowned"] == 2
-        assert log.lines(f"Cannot read the record {key} of an owner: {why}. Any operation can be theirs")
-        assert key in records.kept
-
-    @pytest.mark.skipif(not version_compat.HAS_ASSET_STATE_STORE, reason="Airflow before 3.3 has no records of owners")
-    @pytest.mark.parametrize("form", ["client", "supervisor"])
-    @pytest.mark.parametrize("part", ["xcom", "record"])
-    def test_an_outage_of_the_api_server_ends_the_sweep(
-        self,
-        emulator: DaiEmulator,
-        airflow: Airflow,
-        write: Any,
-        clock: Clock,
-        records: Store,
-        monkeypatch: pytest.MonkeyPatch,
-        form: str,
-        part: str,
-    ) -> None:
-        import httpx
-        from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
-        from airflow.sdk.execution_time.comms import ErrorResponse
-
-        error: Exception = httpx.ConnectError("away")
-        if form == "supervisor":
-            error = AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"message": "away"}))
-        for _ in range(2):
-            own = write()
-            own.end([emulator.start_ingest(seconds=math.inf, creative_url=URL)])
-        set_state(airflow, "running")
-        clock.advance(60)
-        read = records.get
-        monkeypatch.setattr(version_compat, "run_xcom", fails(error))
-        if part == "record":
-            monkeypatch.setattr(records, "get", lambda key: fails(error)() if key.startswith("owner-") else read(key))
-        with pytest.raises(AirflowException, match="Cannot read the owners of the operations: .*away"):
-            sweep(older_than=1)
-        assert cancelled(emulator) == set()
-
-
 class TestCost:
     @pytest.mark.parametrize(("failing", "strays"), [(2, 500), (1, 1000), (51, 0)])
     def test_a_thousand_operations_of_fifty_runs(
@@ -558,147 +391,6 @@ class TestCost:
         sweep(older_than=None, max_cancellations=1000)
         assert len(cancelled(emulator)) == strays
         assert len(airflow.asked) + len(records.asked) <= 3 * 50 + 2 * 1000
-
-
-def pushed_at(value: Any) -> float:
-    """Return when an XCom was pushed; the epoch's end of one that does not tell."""
-    names = value.get("pushed_at") if isinstance(value, dict) else None
-    return max(names.values(), default=math.inf) if names else math.inf
-
-
-class TestXComs:
-    """As on Airflow 2, where a task can read what all others have pushed."""
-
-    @pytest.fixture
-    def pushed(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-        """Give the XComs that the database holds, and forget the records."""
-        found: list[Any] = []
-
-        def read(key: str, since: datetime, *, on_unreadable: Callable[[str], None]) -> list[Any]:
-            assert (key, since.tzinfo) == ("operation_started", UTC)
-            for one in found:
-                if isinstance(one, str):
-                    on_unreadable(one)
-            return [one for one in found if not isinstance(one, str) and pushed_at(one[-1]) >= since.timestamp()]
-
-        monkeypatch.setattr(owners, "HAS_ASSET_STATE_STORE", False)
-        monkeypatch.setattr(owners, "TASKS_READ_DATABASE", True)
-        monkeypatch.setattr(metadata_database, "xcoms", read)
-        return found
-
-    @pytest.fixture
-    def start(self, emulator: DaiEmulator, clock: Clock, pushed: list[Any]) -> Callable[..., str]:
-        """Give a function that starts an ingest whose name a task pushes; later it is an hour old."""
-
-        def start(run_id: str = "a_run", task_id: str = "ingest", map_index: int = -1, **started: Any) -> str:
-            name = emulator.start_ingest(seconds=math.inf, creative_url=URL)
-            value = {"endpoint": emulator.endpoint, "try_number": 1, "pushed_at": {name: clock.now}, "flags": FLAGS}
-            pushed.append(("a_dag", run_id, task_id, map_index, value | started))
-            clock.advance(3600)
-            return name
-
-        return start
-
-    def test_what_is_left_of_a_task_that_is_over_is_cancelled(
-        self, emulator: DaiEmulator, airflow: Airflow, start: Any
-    ) -> None:
-        strays = {start(run) for run in ("run_1", "run_2")}
-        start("run_3")
-        for run, state in {"run_1": "failed", "run_2": "skipped", "run_3": "deferred"}.items():
-            set_state(airflow, state, run)
-        report = sweep(older_than=None)
-        assert cancelled(emulator) == strays
-        assert report["passed_over"]["owned"] == 1
-
-    @pytest.mark.parametrize("times", [{}, {"createTime": "0001-01-01T00:00:00Z"}], ids=["none", "not set"])
-    @pytest.mark.parametrize("dated", [False, True], ids=["alone", "beside a dated one"])
-    @pytest.mark.parametrize(("state", "strays"), [("running", 0), ("failed", 1)])
-    def test_one_without_a_create_time_has_its_owner(
-        self,
-        emulator: DaiEmulator,
-        airflow: Airflow,
-        start: Any,
-        times: dict[str, str],
-        dated: bool,
-        state: str,
-        strays: int,
-    ) -> None:
-        name = start()
-        set_state(airflow, state)
-        young = {"createTime": "2025-06-15T16:06:40Z"}
-        answer_list(emulator, listed(name, **times), *[listed("operations/young", **young)] * dated)
-        report = sweep(older_than=timedelta(days=1), include_undated=True)
-        assert len(cancelled(emulator)) == strays
-        assert report["passed_over"]["owned"] == 1 - strays
-
-    def test_what_is_left_of_a_deleted_run_has_no_owner(self, emulator: DaiEmulator) -> None:
-        """Its XComs are deleted with it."""
-        emulator.start_ingest(seconds=math.inf, creative_url=URL)
-        assert sweep(older_than=None)["passed_over"]["unowned"] == 1
-        assert cancelled(emulator) == set()
-
-    @pytest.mark.parametrize(
-        "started",
-        [
-            {"endpoint": "https://elsewhere.example"},
-            {"endpoint": None},
-            {"flags": {}},
-            {"flags": None},
-            {"pushed_at": None},
-            {"pushed_at": {"operations/another": 1.0}},
-            {"try_number": "one"},
-        ],
-    )
-    def test_what_another_system_has_started_or_pushed_is_left_alone(
-        self, emulator: DaiEmulator, airflow: Airflow, start: Any, started: dict[str, Any]
-    ) -> None:
-        start(**started)
-        set_state(airflow, "failed")
-        assert sweep(older_than=None)["passed_over"]["unowned"] == 1
-        assert cancelled(emulator) == set()
-
-    @pytest.mark.parametrize("value", [None, 7, "text", [], {}])
-    def test_any_other_value_is_no_owner(
-        self, emulator: DaiEmulator, airflow: Airflow, start: Any, pushed: list[Any], value: Any
-    ) -> None:
-        name = start()
-        pushed.insert(0, ("a_dag", "b_run", "ingest", -1, value))
-        set_state(airflow, "failed")
-        sweep(older_than=None)
-        assert cancelled(emulator) == {name}
-
-    def test_beside_an_unreadable_one_no_operation_is_taken_by_its_age(
-        self, emulator: DaiEmulator, airflow: Airflow, start: Any, pushed: list[Any], log: Log
-    ) -> None:
-        name = start()
-        set_state(airflow, "failed")
-        emulator.start_ingest(seconds=math.inf, creative_url=f"{URL}2")
-        pushed.append("Cannot read the XCom x")
-        report = sweep(older_than=1e-3, include_undated=True, max_cancellations=5)
-        assert cancelled(emulator) == {name}
-        assert report["passed_over"]["unowned"] == 1
-        assert log.lines("Cannot read the XCom x. Any operation can be theirs, so those without an owner are left")
-
-    @pytest.mark.parametrize("older_than", [None, 1], ids=["by owner", "by age too"])
-    @pytest.mark.parametrize(("second", "strays"), [("running", 0), ("failed", 1)])
-    def test_of_two_owners_each_has_to_be_over(
-        self,
-        emulator: DaiEmulator,
-        airflow: Airflow,
-        start: Any,
-        pushed: list[Any],
-        second: str,
-        strays: int,
-        older_than: int | None,
-    ) -> None:
-        """A task of a user has pushed the other task's name."""
-        start()
-        pushed.append(("a_dag", "b_run", *pushed[0][2:]))
-        set_state(airflow, "failed", "a_run")
-        set_state(airflow, second, "b_run")
-        report = sweep(older_than=older_than)
-        assert len(cancelled(emulator)) == strays
-        assert report["passed_over"]["owned"] == 1 - strays
 
 
 class TestVersions:
