@@ -151,14 +151,35 @@ def asset_store(name: str) -> Any:
     return AssetStateStoreAccessor(name=name)
 
 
-def is_unknown_asset(error: Exception) -> bool:
+def is_unknown_asset(error: Exception, name: str) -> bool:
     """Return whether the state store of an asset has failed because Airflow does not know the asset.
 
-    The error comes from the supervisor of the task; under ``dag.test()`` from the client of the API server.
+    The API server also returns 404 when it does not know the task instance; only the message tells the two apart.
+
+    :param error: from the supervisor of the task; under ``dag.test()`` from the client of the API server.
+    :param name: of the asset.
     """
-    detail = getattr(getattr(error, "error", None), "detail", None)
-    status = detail.get("status_code") if isinstance(detail, dict) else None
-    return 404 in (status, getattr(getattr(error, "response", None), "status_code", None))
+    match getattr(error, "detail", None), getattr(getattr(error, "error", None), "detail", None):
+        case ({"reason": "not_found", "message": str(message)}, _) | (
+            _,
+            {"detail": {"detail": {"reason": "not_found", "message": str(message)}}},
+        ):
+            return name in message
+    return False
+
+
+def is_outage(error: Exception) -> bool:
+    """Return whether a read of Airflow 3 has failed for its API server, and not for the value.
+
+    :param error: see :func:`is_unknown_asset`. Any other comes from the code that restores a value: a backend of the
+        user's, whose object can be gone, or a class that does not load.
+    """
+    if TASKS_READ_DATABASE:
+        return False
+    from airflow.sdk.exceptions import AirflowRuntimeError
+    from httpx import HTTPError
+
+    return isinstance(error, AirflowRuntimeError | HTTPError)
 
 
 def run_xcom(dag_id: str, run_id: str, task_id: str, map_index: int, key: str) -> Any:

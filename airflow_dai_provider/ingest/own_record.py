@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: How often the start of one ingest is attempted at most, when the service lists none after a lost response.
 STARTS = 3
 START_AGAIN = "Starting it again. If the first request still starts an ingest, the sweep cancels that one."
-#: Seconds within which a sweep of the endpoint must have begun for that.
+#: Seconds within which a complete sweep of the endpoint must have begun for that.
 SWEPT_WITHIN = 3600.0
 #: Seconds between two writes while many ingests are being started.
 WRITE_INTERVAL = 60.0
@@ -91,7 +91,7 @@ class OwnRecord:
                 return False
             if self._clock() - records.last_sweep(endpoint) <= SWEPT_WITHIN:
                 return True
-            self._log.info("No sweep of this endpoint has begun in the last hour, so the start is not attempted again.")
+            self._log.info("No complete sweep of this endpoint in the last hour, so the start is not attempted again.")
         return False
 
     def note(self, names: Iterable[str]) -> None:

@@ -11,8 +11,8 @@ key                value
 ``owner-<hash>``   the :class:`Record` of a task instance, written by that task only
 ``owners-<part>``  the keys of the records; in parts, since the tasks of an installation write them at the same time
 ``strays-<hash>``  the operations of a task in a run that sweeps are about to cancel: no try reattaches to them
-``sweep-<hash>``   when the last sweep of an endpoint began that has no filter
-``sweep``          when the last other sweep began
+``sweep-<hash>``   when the last sweep of an endpoint began that has no filter, and found no more than it may cancel
+``sweep``          when the last sweep began
 =================  ====================================================================================================
 
 A task removes its record when its ingests have finished. What others leave is removed by the sweep.
@@ -21,11 +21,12 @@ A task removes its record when its ingests have finished. What others leave is r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any, Self
 
 from airflow_dai_provider.api.storable import pack, unpack
+from airflow_dai_provider.version_compat import is_outage
 
 #: The asset whose state store has the records. The sweep has it as an inlet, which registers it.
 ASSET = "airflow_dai_provider_ingests"
@@ -37,6 +38,8 @@ CLOCK_SKEW = 60.0
 #: The beginning of the keys of records.
 OWNER_KEYS = "owner-"
 _PARTS = 32
+#: How often a key is written into its list at most: others that are writing at the same time can leave it out.
+_LISTINGS = 10
 
 
 def media_key(url: str) -> str:
@@ -192,37 +195,72 @@ class OwnerRecords:
 
     def __init__(self, store: Any) -> None:
         self._store = store
+        #: The keys that are listed without a record.
+        self._gone: set[str] = set()
 
     def get(self, owner: Owner) -> Record | None:
         """Return the record of an owner."""
         return Record.from_json(self._store.get(owner.key))
 
     def write(self, record: Record) -> None:
-        """Replace the record of an owner, and see that it is listed."""
+        """Replace the record of an owner, and see that it is listed.
+
+        :raises RuntimeError: when it is not listed, since too many tasks write at the same time.
+        """
         self._store.set(record.owner.key, record.to_json())
-        part = _part(record.owner.key)
+        self._list(record.owner.key)
+
+    def _list(self, key: str) -> None:
+        part = _part(key)
         # Read again after it was written: another task can have written at the same time, without this one.
-        for _ in range(3):
+        for _ in range(_LISTINGS):
             keys = self._keys(part)
-            if record.owner.key in keys:
+            if key in keys:
                 return
-            self._store.set(part, [*keys, record.owner.key])
+            self._store.set(part, [*keys, key])
+        if key not in self._keys(part):
+            raise RuntimeError(f"too many tasks write {part} at the same time")
 
     def delete(self, owner: Owner) -> None:
-        """Remove the record of an owner; its key stays listed until :meth:`all` has found it to be gone."""
+        """Remove the record of an owner; its key stays listed until :meth:`unlist_gone`."""
         self._store.delete(owner.key)
 
-    def all(self) -> list[Record]:
-        """Return the records of all owners."""
+    def all(self, on_unreadable: Callable[[str], None] = lambda _: None) -> list[Record]:
+        """Return the records of all owners. Nothing is written.
+
+        :param on_unreadable: called for each record that cannot be read, with a sentence on it.
+        """
         records: list[Record] = []
+        self._gone.clear()
         for part in map(_part_name, range(_PARTS)):
-            found = {key: self._store.get(key) for key in self._keys(part)}
-            records += filter(None, map(Record.from_json, found.values()))
-            # Read again, since its owner can have written it meanwhile.
-            gone = {key for key, value in found.items() if value is None and self._store.get(key) is None}
-            if gone:
-                self._replace(part, [key for key in self._keys(part) if key not in gone])
+            for key in self._keys(part):
+                try:
+                    value = self._store.get(key)
+                except Exception as error:
+                    if is_outage(error):
+                        raise
+                    # Of a backend of the user's, whose object can be gone; it must not keep all others from being read.
+                    on_unreadable(f"Cannot read the record {key} of an owner: {type(error).__name__}")
+                    continue
+                if record := Record.from_json(value):
+                    records.append(record)
+                elif value is not None:
+                    on_unreadable(f"Cannot read the record {key} of an owner: another version has written it")
+                else:
+                    self._gone.add(key)
         return records
+
+    def unlist_gone(self) -> None:
+        """List no longer what :meth:`all` has found to be gone."""
+        for part in {*map(_part, self._gone)}:
+            keys = self._keys(part)
+            if gone := self._gone.intersection(keys):
+                self._replace(part, [key for key in keys if key not in gone])
+            # Its owner can have written it meanwhile, and have seen that it was listed.
+            for key in gone:
+                if self._store.get(key) is not None:
+                    self._list(key)
+        self._gone.clear()
 
     def pending_cancellations(self, owner: Owner, endpoint: str) -> set[str]:
         """Return the operations of an owner and its siblings that sweeps are about to cancel, or have cancelled."""
@@ -250,15 +288,15 @@ class OwnerRecords:
             self._replace(key, left)
 
     def note_sweep(self, endpoint: str | None, now: float) -> None:
-        """Note that a sweep begins. Only a write fails when Airflow does not know the asset.
+        """Note that a sweep began. Only a write fails when Airflow does not know the asset.
 
-        :param endpoint: of a sweep without a filter; None for another one.
+        :param endpoint: of a sweep that cancels all strays there; None for any sweep.
         """
-        self._store.set(f"sweep-{_hash(endpoint)}" if endpoint else "sweep", now)
+        self._store.set(_sweep_key(endpoint), now)
 
-    def last_sweep(self, endpoint: str) -> float:
+    def last_sweep(self, endpoint: str | None) -> float:
         """Return when a sweep has last noted that, in seconds of the epoch."""
-        noted = self._store.get(f"sweep-{_hash(endpoint)}")
+        noted = self._store.get(_sweep_key(endpoint))
         return float(noted) if isinstance(noted, int | float) else 0.0
 
     def _pending(self, key: str) -> dict[str, list[str]]:
@@ -279,6 +317,10 @@ class OwnerRecords:
 def _pending_key(owner: Owner, endpoint: str) -> str:
     """Return the key of what is about to be cancelled of a task in a run: one for all its map indexes."""
     return f"strays-{_hash(repr((endpoint, *astuple(replace(owner, map_index=-1)))))}"
+
+
+def _sweep_key(endpoint: str | None) -> str:
+    return f"sweep-{_hash(endpoint)}" if endpoint else "sweep"
 
 
 def _part(key: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from datetime import timedelta
+
+from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider import metadata_database, version_compat
 from airflow_dai_provider.api.operation import Operation
-from airflow_dai_provider.ingest.ownership import ASSET, CLOCK_SKEW, LATEST_START, Owner, OwnerRecords, Record
+from airflow_dai_provider.ingest.ownership import ASSET, LATEST_START, Owner, OwnerRecords, Record
 from airflow_dai_provider.sweep.verdicts import (
     GONE,
     OVER,
@@ -20,8 +21,10 @@ from airflow_dai_provider.sweep.verdicts import (
     is_twin,
     judge_all,
     pushed_records,
+    pushed_since,
     read_states,
 )
+from airflow_dai_provider.tasks.failures import sentences
 from airflow_dai_provider.tasks.xcom import XCOM_STARTED
 from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE, TASKS_READ_DATABASE, asset_store
 
@@ -56,27 +59,36 @@ class Owners:
         self._sweep = sweep
         self._airflow = airflow
         self._read_xcoms = read_xcoms
+        self._has_begun = False
         #: As they were read last.
         self._read: dict[Owner, Record] = {}
-        #: Sentences on XComs that cannot be read: any operation can be theirs.
+        #: Sentences on records and XComs that cannot be read: any operation can be theirs.
         self.unreadable: list[str] = []
 
-    def note_sweep(self, now: float, *, of_all: bool) -> None:
+    def begin(self, now: float) -> None:
         """Note that this sweep begins.
 
-        :param of_all: whether it has no filter.
         :raises Exception: when Airflow does not know the asset, or does not respond.
         """
         if self._records:
-            self._records.note_sweep(self._endpoint if of_all else None, now)
+            self._records.note_sweep(None, now)
+            self._has_begun = True
+
+    def note_complete(self, began: float) -> None:
+        """Note that this sweep cancels every stray of the endpoint, so that a lost start can be attempted again."""
+        if self._records:
+            self._records.note_sweep(self._endpoint, began)
 
     def judge(self, running: Collection[Operation]) -> dict[str, Verdict]:
         """Return the verdicts on running operations, by name; one without an owner has none.
 
-        :raises Exception: when Airflow does not respond.
+        :raises Exception: when Airflow does not respond, or does not know the asset any more.
         """
         self.unreadable.clear()
-        written = self._records.all() if self._records else []
+        written = self._records.all(self.unreadable.append) if self._records else []
+        # Of an asset that it does not know, Airflow returns nothing, and no error.
+        if self._records and self._has_begun and not self._records.last_sweep(None):
+            raise AirflowException(sentences(NO_ASSET, "No cancellation was requested"))
         self._read = {record.owner: record for record in written}
         return self._judge([*written, *self._pushed(running)], running)
 
@@ -139,6 +151,7 @@ class Owners:
                 self._records.delete(record.owner)
                 self._records.forget(record.owner, self._endpoint, running)
                 removed.append(record.owner)
+        self._records.unlist_gone()
         return removed
 
     def _judge(self, records: Iterable[Record], operations: Collection[Operation]) -> dict[str, Verdict]:
@@ -146,16 +159,23 @@ class Owners:
 
     def _correct(self, name: str, found: Found) -> Found:
         """Return the owner with what it has pushed to XCom, in case that its record could not be written."""
-        record, opening = found
+        record, _ = found
         if not self._records or not is_twin(name, found):
             return found
         owner = record.owner
-        started = self._airflow.run_xcom(owner.dag_id, owner.run_id, owner.task_id, owner.map_index, XCOM_STARTED)
+        own = record.change(names=record.openings[-1].names | {name})
+        try:
+            started = self._airflow.run_xcom(owner.dag_id, owner.run_id, owner.task_id, owner.map_index, XCOM_STARTED)
+        except Exception as error:
+            if version_compat.is_outage(error):
+                raise
+            self.unreadable.append(f"Cannot read the XCom {XCOM_STARTED} of {owner}: {type(error).__name__}")
+            # It can have pushed this name.
+            return own, own.openings[-1]
         match started:
             case {"endpoint": self._endpoint, "pushed_at": {**names}} if name in names:
-                record = record.change(names=record.openings[-1].names | {name})
-                return record, record.openings[-1]
-        return record, opening
+                return own, own.openings[-1]
+        return found
 
     def _is_idle(self, record: Record, listed: Mapping[str, bool], listed_at: float, kept: float) -> bool:
         """Return whether no operation of a record can run any more, as far as this list shows."""
@@ -168,11 +188,9 @@ class Owners:
 
     def _pushed(self, operations: Collection[Operation]) -> Iterator[Record]:
         """Yield the records that the XComs in the metadata database make."""
-        times = [one.ingest.create_time for one in operations if one.ingest and one.ingest.create_time]
-        if self._read_xcoms and times:
-            since = min(times) - timedelta(seconds=CLOCK_SKEW)
+        if self._read_xcoms and operations:
             yield from pushed_records(
-                metadata_database.xcoms(XCOM_STARTED, since, on_unreadable=self.unreadable.append)
+                metadata_database.xcoms(XCOM_STARTED, pushed_since(operations), on_unreadable=self.unreadable.append)
             )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from airflow_dai_provider.sweep.owners import Owners
     from airflow_dai_provider.sweep.verdicts import Verdict
 
+#: Seconds within which the suspects are polled, however many they are.
+POLLING = 120.0
+
 
 def find_strays(
     hook: DaiHook,
@@ -30,6 +35,7 @@ def find_strays(
     *,
     orphaned_for: float,
     limit: int,
+    max_concurrency: int = 8,
     dry_run: bool,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
@@ -37,9 +43,12 @@ def find_strays(
 ) -> SweepReport:
     """List all operations before any is cancelled, and report what was found.
 
+    An operation whose owner is over is polled once, since it can have finished after it was listed, and its task then.
+
     :param owners: None where only the ages of operations are known.
     :param orphaned_for: seconds that an owner has to be over; in a dry run it is read once.
     :param limit: with more suspects than this the sweep cancels none, so their owners are read once too.
+    :param max_concurrency: how many polls are under way at a time.
     :param clock: gives seconds of the epoch.
     :raises ServiceError: when the service cannot be listed.
     :raises AirflowException: when it has no list, when the owners cannot be read, and when the hook is stopped.
@@ -66,9 +75,19 @@ def find_strays(
         if reason := hook.stopped():
             raise AirflowException(f"No cancellation was requested: {reason}.")
 
+    def poll(names: Collection[str]) -> dict[str, Operation]:
+        with hook.workers(len(names), max_concurrency) as workers:
+            # One that is not polled by then counts as running, and so does one whose poll fails.
+            until = time.monotonic() + POLLING
+            batches = workers.batches(names, lambda session, name: session.get_operation(name), until=until)
+            return {one.name: one.result for batch in batches for one in batch if one.result and one.result.done}
+
     running = [one for one in operations if not selection.passes_over(one)]
     twice = f"Reading their states again in {orphaned_for:.0f} s." if not dry_run else ""
-    judged = _judge(owners, running, limit, twice, pause, log) if owners else {}
+    judged: dict[str, Verdict] = {}
+    if owners:
+        judged, finished = _judge(owners, running, poll, limit, twice, pause, log)
+        operations = [finished.get(one.name, one) for one in operations]
     if owners and owners.unreadable:
         told = some_of(dict.fromkeys(owners.unreadable))
         log.warning("%s. Any operation can be theirs, so those without an owner are left alone.", told)
@@ -84,20 +103,36 @@ def find_strays(
 
 
 def _judge(
-    owners: Owners, running: list[Operation], limit: int, twice: str, pause: Callable[[], None], log: Any
-) -> dict[str, Verdict]:
-    """Return the verdicts on running operations; the owners of suspects are read twice.
+    owners: Owners,
+    running: list[Operation],
+    poll: Callable[[Collection[str]], dict[str, Operation]],
+    limit: int,
+    twice: str,
+    pause: Callable[[], None],
+    log: Any,
+) -> tuple[dict[str, Verdict], dict[str, Operation]]:
+    """Return the verdicts on running operations, whose owners are read twice for suspects; and what has finished since.
 
+    :param poll: returns those of these operations that have finished.
     :param twice: the sentence on the second read, for the log; empty where there is none.
     """
-    try:
+    with _reading_owners():
         verdicts = owners.judge(running)
-        suspects = {name: verdict for name, verdict in verdicts.items() if verdict.is_stray}
-        if not suspects or not twice or len(suspects) > limit:
-            return verdicts
+    suspects = {name: verdict for name, verdict in verdicts.items() if verdict.is_stray}
+    finished = poll(suspects) if suspects else {}
+    suspects = {name: verdict for name, verdict in suspects.items() if name not in finished}
+    if suspects and twice and len(suspects) <= limit:
         log.info("The owners of %d operations are over. %s", len(suspects), twice)
         pause()
-        return verdicts | owners.confirm(suspects, running)
+        with _reading_owners():
+            verdicts |= owners.confirm(suspects, running)
+    return verdicts, finished
+
+
+@contextmanager
+def _reading_owners() -> Iterator[None]:
+    try:
+        yield
     except AirflowException:
         raise
     except Exception as error:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Protocol
 
 from airflow_dai_provider.api.operation import Operation
-from airflow_dai_provider.ingest.ownership import Opening, Owner, Record, media_key
+from airflow_dai_provider.ingest.ownership import CLOCK_SKEW, Opening, Owner, Record, media_key
 
 #: The states in which a task instance is over, unless it succeeds. Every other one is alive, those included that a task
 #: has after a clear, and those that this code does not know.
@@ -18,6 +19,8 @@ OVER = frozenset({"failed", "upstream_failed", "skipped", "removed"})
 GONE = "gone"
 #: The most characters of the ids of runs in the URL of one request.
 _CHARACTERS_AT_A_TIME = 3000
+#: Before any operation.
+_EVER = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class States(Protocol):
@@ -134,12 +137,20 @@ def judge_each(
 def judge_all(
     index: OwnerIndex, operations: Iterable[Operation], airflow: States, correct: Callable[[str, Found], Found]
 ) -> dict[str, Verdict]:
-    """Do the same, and return one verdict on each operation: of several possible owners, each has to be over."""
+    """Do the same, and return one verdict on each operation: of several possible owners, the first that needs it."""
     return {
-        name: replace(each[0], owners=tuple(one.record.owner for one in each))
+        name: replace(
+            next((one for one in each if not one.is_stray), each[0]), owners=tuple(one.record.owner for one in each)
+        )
         for name, each in judge_each(index, operations, airflow, correct).items()
-        if len(each) == 1 or all(one.is_stray for one in each)
     }
+
+
+def pushed_since(operations: Iterable[Operation]) -> datetime:
+    """Return the earliest time at which a task can have pushed the name of one of these operations."""
+    # Nothing is earlier than its operation, but the clocks can differ; one without a create time is of any age.
+    times = [(one.ingest.create_time if one.ingest else None) or _EVER for one in operations]
+    return max(_EVER, min(times, default=_EVER)) - timedelta(seconds=CLOCK_SKEW)
 
 
 def pushed_records(xcoms: Iterable[tuple[str, str, str, int, Any]]) -> Iterator[Record]:

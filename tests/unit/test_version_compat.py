@@ -15,7 +15,9 @@ from airflow_dai_provider.tasks.xcom import XCOM_STARTED, push_operations
 from airflow_dai_provider.version_compat import (
     HAS_TASK_STATE_STORE,
     TRIGGERS_HAVE_ON_KILL,
+    asset_store,
     gets_xcoms,
+    is_unknown_asset,
     task_instance_state,
 )
 from tests.support.airflow_versions import HAS_SYNC_CALLBACKS, VERSION, CallbackTrigger, deadline_names
@@ -47,6 +49,48 @@ def test_only_the_dag_processor_of_3_0_gets_no_xcoms(monkeypatch: pytest.MonkeyP
 def test_no_test_is_skipped_that_this_airflow_could_run() -> None:
     assert (CallbackTrigger is not None) is bool(deadline_names()) is (VERSION >= (3, 1))
     assert HAS_SYNC_CALLBACKS is (VERSION >= (3, 2))
+
+
+@pytest.mark.skipif(VERSION < (3, 3), reason="Airflow before 3.3 has no state stores of assets")
+class TestUnknownAsset:
+    def test_the_store_of_an_asset_that_airflow_does_not_know(self, run_dag: RunDag) -> None:
+        with DAG("unknown_asset") as dag:
+
+            @task
+            def write() -> list[bool]:
+                try:
+                    asset_store("no_such_asset").set("key", 1)
+                except Exception as error:
+                    return [is_unknown_asset(error, "no_such_asset"), is_unknown_asset(error, "another_asset")]
+                return []
+
+            write()
+        assert run_dag(dag).xcom("write") == [True, False]
+
+    @pytest.mark.parametrize("form", ["client", "supervisor"])
+    @pytest.mark.parametrize(
+        ("detail", "unknown"),
+        [
+            ({"reason": "not_found", "message": "Asset with name='an_asset' not found"}, True),
+            ({"reason": "not_found", "message": "Task instance UUID('018f') not found"}, False),
+            ("Not Found", False),
+        ],
+        ids=["asset", "task instance", "route"],
+    )
+    def test_only_its_own_404_tells_that(self, form: str, detail: Any, unknown: bool) -> None:
+        """As the API server responds, and as the client and the supervisor of a task pass it on."""
+        import httpx
+        from airflow.sdk.api.client import ServerResponseError
+        from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+        from airflow.sdk.execution_time.comms import ErrorResponse
+
+        request = httpx.Request("PUT", "http://airflow.invalid/store/asset/by-name/value?name=an_asset")
+        response = httpx.Response(404, json={"detail": detail}, request=request)
+        error: Any = ServerResponseError.from_response(response)
+        if form == "supervisor":
+            told = {"status_code": 404, "message": str(error), "detail": response.json()}
+            error = AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail=told))
+        assert is_unknown_asset(error, "an_asset") is unknown
 
 
 def test_a_trigger_without_a_task_instance_has_no_state() -> None:

@@ -192,6 +192,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                     owners,
                     orphaned_for=orphaned_for,
                     limit=self.max_cancellations,
+                    max_concurrency=self.max_concurrency,
                     dry_run=self.is_dry_run,
                     clock=self._clock,
                     sleep=self._sleep,
@@ -200,6 +201,8 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                 gauge_strays(len(report.found))
             try:
                 if self._may_cancel(report):
+                    if owners and selection.takes_every_url:
+                        self._note_complete(owners, report)
                     self._cancel(hook, report)
             finally:
                 context["ti"].xcom_push(XCOM_REPORT, report.to_dict())
@@ -238,9 +241,9 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
             raise ValueError(NO_OWNERS)
         if owners:
             try:
-                owners.note_sweep(self._clock(), of_all=selection.takes_every_url and not self.is_dry_run)
+                owners.begin(self._clock())
             except Exception as error:
-                if not is_unknown_asset(error):
+                if not is_unknown_asset(error, ASSET):
                     raise unreadable_owners(error) from error
                 if selection.older_than is None:
                     raise AirflowException(sentences(NO_ASSET, "No cancellation was requested")) from error
@@ -261,6 +264,12 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                 f"{some_of(report.found)}. Narrow the selection, or raise max_cancellations."
             )
         return not self.is_dry_run
+
+    def _note_complete(self, owners: Owners, report: SweepReport) -> None:
+        try:
+            owners.note_complete(report.listed_at)
+        except Exception as error:
+            log_failure(self.log, "Could not note this sweep for the create tasks", error)
 
     def _cancel(self, hook: DaiHook, report: SweepReport) -> None:
         """Request every cancellation, and wait until the operations have finished if told to."""

@@ -177,7 +177,7 @@ class TestRecord:
         assert sorted(record.owner.run_id for record in OwnerRecords(records).all()) == sorted(runs)
 
     @pytest.mark.usefixtures("slow")
-    @pytest.mark.parametrize("times", [1, 2, 3])
+    @pytest.mark.parametrize("times", [1, 3, 9])
     def test_a_list_of_records_that_another_task_has_overwritten_is_written_again(
         self, context: Any, records: Store, times: int
     ) -> None:
@@ -189,6 +189,14 @@ class TestRecord:
         records.set = overwrite  # type: ignore[method-assign]
         execute(context, wait_for_completion=False)
         assert [record.owner.run_id for record in OwnerRecords(records).all()] == ["a_run"]
+
+    @pytest.mark.usefixtures("slow")
+    def test_one_that_always_is_is_a_warning(self, context: Any, records: Store, log: Log) -> None:
+        keep = records.set
+        records.set = lambda key, value: keep(key, ["owner-of-another"] if key.startswith("owners-") else value)  # type: ignore[method-assign]
+        execute(context, wait_for_completion=False)
+        (line,) = log.lines("Could not record the owner of the ingests, so the sweep does not know it")
+        assert "too many tasks write owners-" in line
 
     @pytest.mark.usefixtures("slow")
     def test_a_long_list_takes_few_requests(self, context: Any, records: Store) -> None:
@@ -317,7 +325,7 @@ class TestDoubt:
         with pytest.raises(IngestMayHaveStartedError):
             execute(context)
         assert count(slow, CREATE) == 1
-        assert log.lines("No sweep of this endpoint has begun in the last hour")
+        assert log.lines("No complete sweep of this endpoint in the last hour")
 
     @pytest.mark.usefixtures("swept")
     @pytest.mark.parametrize("flag", ["cancel_on_kill", "cancel_on_failure"])

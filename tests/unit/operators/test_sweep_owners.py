@@ -158,19 +158,28 @@ class TestOwner:
         assert sweep(older_than=None)["passed_over"]["unowned"] == 1
         assert cancelled(emulator) == set()
 
+    @pytest.mark.parametrize("older_than", [None, 1], ids=["by owner", "by age too"])
+    @pytest.mark.parametrize("living", ["a_run", "b_run"])
     def test_two_tasks_that_start_the_same_media_at_a_time_keep_their_ingests(
-        self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock
+        self,
+        emulator: DaiEmulator,
+        airflow: Airflow,
+        write: Any,
+        clock: Clock,
+        living: str,
+        older_than: int | None,
     ) -> None:
         for run in ("a_run", "b_run"):
             write(run)
             emulator.start_ingest(seconds=math.inf, creative_url=URL)
-        set_state(airflow, "failed", "a_run")
-        set_state(airflow, "running", "b_run")
+            set_state(airflow, "running" if run == living else "failed", run)
         clock.advance(60)
-        sweep(older_than=None)
+        report = sweep(older_than=older_than)
         assert cancelled(emulator) == set()
-        set_state(airflow, "skipped", "b_run")
-        sweep(older_than=None)
+        assert {(one["run_id"], one["reason"]) for one in report["owned"]} == {(living, "is running")}
+        assert report["passed_over"]["owned"] == 2
+        set_state(airflow, "skipped", living)
+        sweep(older_than=older_than)
         assert cancelled(emulator) == set(emulator.states())
 
     def test_two_tasks_that_have_started_the_same_media_at_a_time_are_told_apart(

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from airflow_dai_provider import metadata_database, version_compat
+from airflow_dai_provider import version_compat
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.ingest.ownership import Owner, OwnerRecords
 from airflow_dai_provider.operators.dai import DaiCancelStrayOperationsOperator
-from airflow_dai_provider.sweep import owners
+from airflow_dai_provider.sweep import owners, search
 from airflow_dai_provider.sweep.owners import KEPT
 from tests.support.clock import Clock
 from tests.support.log import Log
 from tests.support.owners import (
     ALIVE,
-    FLAGS,
     URL,
     Airflow,
     Owned,
@@ -110,6 +110,121 @@ class TestReadTwice:
         assert emulator.cancel_requested(name) in (1, 2)
 
 
+class TestComplete:
+    """A create task may attempt a lost start again where a sweep cancels what the first request has started."""
+
+    @pytest.fixture
+    def last_sweep(self, emulator: DaiEmulator, records: Store) -> Callable[[], float]:
+        return lambda: OwnerRecords(records).last_sweep(emulator.endpoint)
+
+    @pytest.mark.parametrize("strays", [0, 1])
+    def test_a_sweep_of_the_endpoint_is_noted_with_the_time_of_its_list(
+        self, owned: Owned, clock: Clock, last_sweep: Callable[[], float], strays: int
+    ) -> None:
+        for _ in range(strays):
+            owned("failed")
+        began = clock.now
+        sweep(older_than=None)
+        assert last_sweep() == began
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"dry_run": True}, {"url_prefix": "https://"}, {"url_pattern": "ad"}, {"max_cancellations": 1}],
+        ids=lambda options: next(iter(options)),
+    )
+    def test_one_that_leaves_strays_is_not(
+        self, owned: Owned, last_sweep: Callable[[], float], options: dict[str, Any]
+    ) -> None:
+        for run in ("a_run", "b_run"):
+            owned("failed", run)
+        with suppress(AirflowFailException):
+            sweep(older_than=None, **options)
+        assert last_sweep() == 0
+
+    def test_one_that_cannot_list_is_not(self, emulator: DaiEmulator, last_sweep: Callable[[], float]) -> None:
+        emulator.inject(Fault("operations.list", rpc_status="PERMISSION_DENIED", times=None))
+        with pytest.raises(AirflowFailException):
+            sweep(older_than=None)
+        assert last_sweep() == 0
+
+    def test_a_note_that_fails_is_logged_and_fails_no_sweep(
+        self, emulator: DaiEmulator, owned: Owned, records: Store, monkeypatch: pytest.MonkeyPatch, log: Log
+    ) -> None:
+        name = owned("failed")
+        write = records.set
+
+        def fail(key: str, value: Any) -> None:
+            if key.startswith("sweep-"):
+                raise RuntimeError("the API server is unavailable")
+            write(key, value)
+
+        monkeypatch.setattr(records, "set", fail)
+        sweep(older_than=None)
+        assert cancelled(emulator) == {name}
+        assert log.lines("Could not note this sweep for the create tasks: RuntimeError(")
+
+
+class TestFinishedMeanwhile:
+    """The list is read first: an ingest can finish after it, and its task can succeed before its state is read."""
+
+    @pytest.fixture
+    def finish(
+        self, emulator: DaiEmulator, airflow: Airflow, write: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> list[str]:
+        """Give the ingests of two tasks that wait, which finish when the states of tasks are read first."""
+        names = []
+        for run in ("a_run", "b_run"):
+            names.append(emulator.start_ingest(seconds=3600, creative_url=f"{URL}{run}"))
+            write(run, media=[f"{URL}{run}"]).end(names[-1:])
+            set_state(airflow, "running", run)
+        clock.advance(60)
+        states = airflow.task_states
+
+        def read(*args: Any) -> Any:
+            if airflow.asked == []:
+                clock.advance(3600)
+                for run in ("a_run", "b_run"):
+                    set_state(airflow, "success", run)
+            return states(*args)
+
+        monkeypatch.setattr(version_compat, "task_states", read)
+        return names
+
+    @pytest.mark.parametrize(
+        "options", [{}, {"dry_run": True}, {"max_cancellations": 1}, {"older_than": 1}], ids=lambda one: [*one, ""][0]
+    )
+    def test_the_ingest_of_a_task_that_has_waited_for_it_is_no_stray(
+        self, emulator: DaiEmulator, finish: list[str], options: dict[str, Any]
+    ) -> None:
+        report = sweep(**{"older_than": None} | options)
+        assert (report["found"], report["passed_over"]["finished"]) == ([], 2)
+        assert cancelled(emulator) == set()
+        assert [emulator.state(name) for name in finish] == ["SUCCEEDED"] * 2
+
+    def test_what_still_runs_is_cancelled_after_one_poll(self, emulator: DaiEmulator, owned: Owned) -> None:
+        name = owned("success")
+        sweep(older_than=None)
+        assert cancelled(emulator) == {name}
+        assert [request.method for request in emulator.requests if request.name == name] == [
+            "operations.get",
+            "operations.cancel",
+        ]
+
+    @pytest.mark.parametrize("fault", [{"status": 503}, {"rpc_status": "NOT_FOUND"}], ids=str)
+    def test_a_poll_that_fails_saves_no_stray(self, emulator: DaiEmulator, owned: Owned, fault: dict[str, Any]) -> None:
+        name = owned("failed")
+        emulator.inject(Fault("operations.get", times=None, **fault))
+        assert sweep(older_than=None)["requested"] == [name]
+        assert cancelled(emulator) == {name}
+
+    def test_polls_that_take_too_long_are_not_waited_for(
+        self, emulator: DaiEmulator, finish: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(search, "POLLING", 0.0)
+        emulator.inject(Fault("operations.get", delay=0.3, times=None))
+        assert {one["name"] for one in sweep(older_than=None, dry_run=True)["found"]} == {*finish}
+
+
 class TestLeftovers:
     """What stays in the store of tasks that could not remove their records."""
 
@@ -128,6 +243,39 @@ class TestLeftovers:
         for _ in range(2):  # what lists the records is tidied when they are read
             sweep(older_than=None)
         assert without_sweeps(records) == {}
+
+    @pytest.mark.usefixtures("left")
+    def test_a_dry_run_leaves_the_list_of_records_as_it_is(self, records: Store) -> None:
+        records.delete(Owner("a_dag", "a_run", "ingest").key)
+        before = without_sweeps(records)
+        sweep(older_than=None, dry_run=True)
+        assert without_sweeps(records) == before
+
+    @pytest.mark.usefixtures("left")
+    @pytest.mark.parametrize("alone", [True, False])
+    def test_a_record_that_comes_back_while_its_key_is_removed_is_listed_again(
+        self, records: Store, write: Any, monkeypatch: pytest.MonkeyPatch, alone: bool
+    ) -> None:
+        """Its task has seen by then that the key is listed."""
+        key = Owner("a_dag", "a_run", "ingest").key
+        (part,) = (key for key in records.kept if key.startswith("owners-"))
+        records.delete(key)
+        if not alone:
+            write("another_run")
+            records.kept[part].append(another := Owner("a_dag", "another_run", "ingest").key)
+        method = "delete" if alone else "set"
+        change = getattr(records, method)
+        pending = [write]
+
+        def meanwhile(changed: str, *value: Any) -> None:
+            if changed == part and pending:
+                pending.pop()()
+            change(changed, *value)
+
+        monkeypatch.setattr(records, method, meanwhile)
+        sweep(older_than=None)
+        assert pending == []
+        assert sorted(records.kept[part]) == sorted([key] if alone else [key, another])
 
     @pytest.mark.parametrize("state", ["success", "failed", "skipped"])
     def test_a_start_in_doubt_stays_for_days(
@@ -225,27 +373,6 @@ class TestLeftovers:
         assert without_sweeps(records) == before
 
 
-class TestOutage:
-    @pytest.mark.parametrize("part", ["records", "states", "second read"])
-    def test_without_an_answer_of_airflow_nothing_is_cancelled(
-        self, emulator: DaiEmulator, owned: Owned, airflow: Airflow, records: Store, monkeypatch: Any, part: str
-    ) -> None:
-        owned("failed")
-        if part == "records":
-            records.broken = True
-        elif part == "states":
-            airflow.away = True
-        else:
-            before_second_read(monkeypatch, lambda: setattr(airflow, "away", True))
-        with pytest.raises(
-            AirflowException, match="Cannot read the owners of the operations: .* API server is unavailable"
-        ) as raised:
-            sweep(older_than=timedelta(seconds=1))
-        assert not isinstance(raised.value, AirflowFailException)
-        assert "No cancellation was requested" in str(raised.value)
-        assert cancelled(emulator) == set()
-
-
 class TestCost:
     @pytest.mark.parametrize(("failing", "strays"), [(2, 500), (1, 1000), (51, 0)])
     def test_a_thousand_operations_of_fifty_runs(
@@ -264,111 +391,6 @@ class TestCost:
         sweep(older_than=None, max_cancellations=1000)
         assert len(cancelled(emulator)) == strays
         assert len(airflow.asked) + len(records.asked) <= 3 * 50 + 2 * 1000
-
-
-class TestXComs:
-    """As on Airflow 2, where a task can read what all others have pushed."""
-
-    @pytest.fixture
-    def pushed(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-        """Give the XComs that the database holds, and forget the records."""
-        found: list[Any] = []
-
-        def read(key: str, since: datetime, *, on_unreadable: Callable[[str], None]) -> list[Any]:
-            assert (key, since.tzinfo) == ("operation_started", UTC)
-            for one in found:
-                if isinstance(one, str):
-                    on_unreadable(one)
-            return [one for one in found if not isinstance(one, str)]
-
-        monkeypatch.setattr(owners, "HAS_ASSET_STATE_STORE", False)
-        monkeypatch.setattr(owners, "TASKS_READ_DATABASE", True)
-        monkeypatch.setattr(metadata_database, "xcoms", read)
-        return found
-
-    @pytest.fixture
-    def start(self, emulator: DaiEmulator, clock: Clock, pushed: list[Any]) -> Callable[..., str]:
-        """Give a function that starts an ingest whose name a task pushes; later it is an hour old."""
-
-        def start(run_id: str = "a_run", task_id: str = "ingest", map_index: int = -1, **started: Any) -> str:
-            name = emulator.start_ingest(seconds=math.inf, creative_url=URL)
-            value = {"endpoint": emulator.endpoint, "try_number": 1, "pushed_at": {name: clock.now}, "flags": FLAGS}
-            pushed.append(("a_dag", run_id, task_id, map_index, value | started))
-            clock.advance(3600)
-            return name
-
-        return start
-
-    def test_what_is_left_of_a_task_that_is_over_is_cancelled(
-        self, emulator: DaiEmulator, airflow: Airflow, start: Any
-    ) -> None:
-        strays = {start(run) for run in ("run_1", "run_2")}
-        start("run_3")
-        for run, state in {"run_1": "failed", "run_2": "skipped", "run_3": "deferred"}.items():
-            set_state(airflow, state, run)
-        report = sweep(older_than=None)
-        assert cancelled(emulator) == strays
-        assert report["passed_over"]["owned"] == 1
-
-    def test_what_is_left_of_a_deleted_run_has_no_owner(self, emulator: DaiEmulator) -> None:
-        """Its XComs are deleted with it."""
-        emulator.start_ingest(seconds=math.inf, creative_url=URL)
-        assert sweep(older_than=None)["passed_over"]["unowned"] == 1
-        assert cancelled(emulator) == set()
-
-    @pytest.mark.parametrize(
-        "started",
-        [
-            {"endpoint": "https://elsewhere.example"},
-            {"endpoint": None},
-            {"flags": {}},
-            {"flags": None},
-            {"pushed_at": None},
-            {"pushed_at": {"operations/another": 1.0}},
-            {"try_number": "one"},
-        ],
-    )
-    def test_what_another_system_has_started_or_pushed_is_left_alone(
-        self, emulator: DaiEmulator, airflow: Airflow, start: Any, started: dict[str, Any]
-    ) -> None:
-        start(**started)
-        set_state(airflow, "failed")
-        assert sweep(older_than=None)["passed_over"]["unowned"] == 1
-        assert cancelled(emulator) == set()
-
-    @pytest.mark.parametrize("value", [None, 7, "text", [], {}])
-    def test_any_other_value_is_no_owner(
-        self, emulator: DaiEmulator, airflow: Airflow, start: Any, pushed: list[Any], value: Any
-    ) -> None:
-        name = start()
-        pushed.insert(0, ("a_dag", "b_run", "ingest", -1, value))
-        set_state(airflow, "failed")
-        sweep(older_than=None)
-        assert cancelled(emulator) == {name}
-
-    def test_beside_an_unreadable_one_no_operation_is_taken_by_its_age(
-        self, emulator: DaiEmulator, airflow: Airflow, start: Any, pushed: list[Any], log: Log
-    ) -> None:
-        name = start()
-        set_state(airflow, "failed")
-        emulator.start_ingest(seconds=math.inf, creative_url=f"{URL}2")
-        pushed.append("Cannot read the XCom x")
-        report = sweep(older_than=1e-3, include_undated=True, max_cancellations=5)
-        assert cancelled(emulator) == {name}
-        assert report["passed_over"]["unowned"] == 1
-        assert log.lines("Cannot read the XCom x. Any operation can be theirs, so those without an owner are left")
-
-    @pytest.mark.parametrize(("second", "strays"), [("running", 0), ("failed", 1)])
-    def test_of_two_owners_each_has_to_be_over(
-        self, emulator: DaiEmulator, airflow: Airflow, start: Any, pushed: list[Any], second: str, strays: int
-    ) -> None:
-        """A task of a user has pushed the other task's name."""
-        start()
-        pushed.append(("a_dag", "b_run", *pushed[0][2:]))
-        set_state(airflow, "failed", "a_run")
-        set_state(airflow, second, "b_run")
-        sweep(older_than=None)
-        assert len(cancelled(emulator)) == strays
 
 
 class TestVersions:
