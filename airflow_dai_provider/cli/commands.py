@@ -12,7 +12,7 @@ from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
 from airflow_dai_provider.cli import rows
 from airflow_dai_provider.cli.output import Row
-from airflow_dai_provider.cli.session import Session, command
+from airflow_dai_provider.cli.session import Session, advice, command
 from airflow_dai_provider.cli.strays import purge, sweep
 from airflow_dai_provider.tasks.cancel_requests import request_cancellations
 from airflow_dai_provider.tasks.events import describe_names
@@ -71,14 +71,16 @@ def get(session: Session) -> bool:
 def whose(session: Session) -> bool:
     """Tell the owner of an operation."""
     name = session.args.name
+    unpolled: ServiceError | None = None
     try:
-        # It tells when the operation was created, and of which media it is.
+        # It tells whether the operation has finished, when it was created, and of which media it is.
         operation = session.hook.get_operation(name)
     except ServiceError as error:
-        session.notes.say(f"{error}")
+        unpolled = error
+        session.notes.say(advice(error))
         operation = Operation(name, OperationState.RUNNING)
     owners = session.owners.of([operation]).get(name, ())
-    session.show([rows.whose_row(name, one) for one in owners], rows.WHOSE)
+    session.show([rows.whose_row(name, one, unpolled) for one in owners], rows.WHOSE)
     if not owners and not session.owners.away:
         session.notes.say(f"No task is known that has started {name}: another system can have started it.")
     return bool(owners)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.cli.output import Notes
+from airflow_dai_provider.cli.rows import state_in_words
 from airflow_dai_provider.ingest.ownership import ASSET, CLOCK_SKEW, OWNER_KEYS, Owner, OwnerRecords, Record
 from airflow_dai_provider.sweep.owners import Owners
 from airflow_dai_provider.sweep.verdicts import OwnerIndex, Verdict, judge_each, pushed_records
@@ -48,10 +50,14 @@ class KnownOwners:
         try:
             self._read(operations)
             self._tell_unreadable()
-            return judge_each(self._index, operations, metadata_database)
+            verdicts = judge_each(self._index, operations, metadata_database)
         except Exception as error:
             self._tell(error)
             return {}
+        for operation in operations:
+            if operation.done and operation.name in verdicts:
+                verdicts[operation.name] = [*map(_of_finished, verdicts[operation.name])]
+        return verdicts
 
     def check(self) -> str | None:
         """Return what the metadata database has of owners; None where it cannot be read."""
@@ -89,6 +95,11 @@ class KnownOwners:
             for record in pushed_records(pushed):
                 self._index.add(record)
             self._read_since = since
+
+
+def _of_finished(verdict: Verdict) -> Verdict:
+    """Return the verdict on an operation that has finished: no stray, whatever has become of its owner."""
+    return replace(verdict, is_stray=False, reason=f"{state_in_words(verdict.state)}; the operation has finished")
 
 
 def _unreadable(error: Exception) -> str:

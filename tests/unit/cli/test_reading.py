@@ -15,7 +15,7 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from tests.support.clock import Clock
 from tests.support.emulators import MakeEmulator, methods
 from tests.support.payloads import SIGNATURE, SIGNED_URL, URL
-from tests.unit.cli.conftest import Dai, Start
+from tests.unit.cli.conftest import Dai, Start, Started
 
 pytestmark = pytest.mark.usefixtures("metadata_database")
 
@@ -213,6 +213,47 @@ class TestWhose:
         result = dai("whose", name, "-o", "json")
         assert (result.code, result.rows) == (1, [])
         assert f"No task is known that has started {name}" in result.err
+
+
+#: How an ingest finishes whose task waits for it, by the state of that task: the query of its media URL, and the state
+#: of the task in words.
+FINISHED = {
+    "success": ("seconds=60", "has succeeded"),
+    "failed": ("seconds=60&outcome=INVALID_MEDIA", "is failed"),
+}
+
+
+@pytest.mark.parametrize(("task_state", "query", "words"), [(state, *how) for state, how in FINISHED.items()])
+class TestAnIngestForWhichItsTaskWaited:
+    @pytest.fixture
+    def finished(self, start: Start, query: str) -> Started:
+        return start(url=f"{URL}?{query}", waits=True)
+
+    def test_it_is_no_stray_when_it_has_finished(
+        self, dai: Dai, finished: Started, task_state: str, words: str
+    ) -> None:
+        reason = f"{words}; the operation has finished"
+        (owner,) = dai("whose", finished.name, "-o", "json").rows
+        assert (owner["task_state"], owner["is_stray"], owner["reason"]) == (task_state, "no", reason)
+        (shown,) = dai("get", finished.name, "-o", "json").rows
+        assert (shown["task_state"], shown["reason"]) == (task_state, reason)
+        (listed,) = dai("list", "--all", "-o", "json").rows
+        assert (listed["name"], listed["task_state"]) == (finished.name, task_state)
+        asked = dai("cancel", finished.name)
+        assert f"of DAG starts, which {reason}. Cancel" in " ".join(asked.err.split())
+        swept = dai("sweep", "-o", "json")
+        assert swept.rows == []
+        assert "1 operations listed: 1 finished" in swept.err
+
+    def test_without_the_service_it_is_not_known_whether_it_is_a_stray(
+        self, emulator: DaiEmulator, dai: Dai, finished: Started, task_state: str, words: str
+    ) -> None:
+        emulator.inject(Fault("operations.get", rpc_status="UNAVAILABLE", times=None))
+        result = dai("whose", finished.name, "-o", "json")
+        (owner,) = result.rows
+        assert (result.code, owner["task_state"], owner["is_stray"]) == (0, task_state, "unknown")
+        reason = f"{words}; it is not known whether the operation has finished: operations.get of"
+        assert owner["reason"].startswith(reason)
 
 
 class TestCheck:
