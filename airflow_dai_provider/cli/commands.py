@@ -82,7 +82,8 @@ def whose(session: Session) -> bool:
     owners = session.owners.of([operation]).get(name, ())
     session.show([rows.whose_row(name, one, unpolled) for one in owners], rows.WHOSE)
     if not owners and not session.owners.away:
-        session.notes.say(f"No task is known that has started {name}: another system can have started it.")
+        other = "another system, or one of these tasks," if session.owners.incomplete else "another system"
+        session.notes.say(f"No task is known to have started {name}: {other} may have started it.")
     return bool(owners)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -38,10 +38,12 @@ class KnownOwners:
         self._index = OwnerIndex(endpoint)
         self._notes = notes
         self._read_since: datetime | None = None
-        #: Sentences on XComs that cannot be read, until they are told.
+        #: Sentences on records and XComs that cannot be read, until they are told.
         self._unreadable: list[str] = []
         #: Whether the database cannot be read.
         self.away = False
+        #: Whether some records or XComs in it cannot be read.
+        self.incomplete = False
 
     def of(self, operations: Collection[Operation]) -> dict[str, list[Verdict]]:
         """Return the verdicts on operations by name, one for each possible owner."""
@@ -62,7 +64,7 @@ class KnownOwners:
     def check(self) -> str | None:
         """Return what the metadata database has of owners; None where it cannot be read."""
         try:
-            records = len([*read_records()])
+            records = len(read_records(self._unreadable.append))
             next(metadata_database.xcoms(XCOM_STARTED, _EVER, on_unreadable=self._unreadable.append), None)
         except Exception as error:
             self._tell(error)
@@ -76,7 +78,8 @@ class KnownOwners:
 
     def _tell_unreadable(self) -> None:
         if self._unreadable:
-            self._notes.say(f"{some_of(self._unreadable)}. Operations that are theirs seem to have no owner.")
+            self.incomplete = True
+            self._notes.say(f"{some_of(self._unreadable)}. Operations of these tasks seem to have no owner.")
             self._unreadable.clear()
 
     def _read(self, operations: Collection[Operation]) -> None:
@@ -86,7 +89,7 @@ class KnownOwners:
         since = min(known) - timedelta(seconds=CLOCK_SKEW) if len(known) == len(times) else _EVER
         if self._read_since is None:
             # Before the XComs: a record is what its task has last written.
-            for record in read_records():
+            for record in read_records(self._unreadable.append):
                 self._index.add(record)
         if self._read_since is None or since < self._read_since:
             pushed = metadata_database.xcoms(
@@ -121,16 +124,23 @@ def database_errors(outcome: str) -> Iterator[None]:
         raise AirflowException(sentences(_unreadable(error), outcome)) from error
 
 
-def read_records() -> Iterator[Record]:
-    """Yield the records of owners; on a version of Airflow without them, none."""
+def read_records(on_unreadable: Callable[[str], None]) -> list[Record]:
+    """Return the records of owners; on a version of Airflow without them, none.
+
+    :param on_unreadable: called with a sentence when some cannot be read.
+    """
     store = metadata_database.find_asset_store(ASSET)
     if store is None:
-        return
+        return []
     values = store.values(OWNER_KEYS)
     if values is None:
-        yield from OwnerRecords(store).all()
-    else:
-        yield from filter(None, map(Record.from_json, values))
+        return OwnerRecords(store).all()
+    records = [record for record in map(Record.from_json, values) if record]
+    if unreadable := len(values) - len(records):
+        on_unreadable(
+            f"Cannot read {unreadable:,} of {len(values):,} records of owners, which another version may have written"
+        )
+    return records
 
 
 def owners_for_sweep(endpoint: str) -> Owners:

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from airflow_dai_provider import metadata_database
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.cli.output import Rows
 from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.ingest.ownership import ASSET, OWNER_KEYS
+from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE
 from tests.support.clock import Clock
 from tests.support.emulators import MakeEmulator, methods
 from tests.support.payloads import SIGNATURE, SIGNED_URL, URL
@@ -212,7 +215,20 @@ class TestWhose:
         name = emulator.start_ingest(creative_url=SIGNED_URL)
         result = dai("whose", name, "-o", "json")
         assert (result.code, result.rows) == (1, [])
-        assert f"No task is known that has started {name}" in result.err
+        assert f"No task is known to have started {name}: another system may have started it." in result.err
+
+    @pytest.mark.skipif(not HAS_ASSET_STATE_STORE, reason="Airflow before 3.3 has no records of owners")
+    @pytest.mark.usefixtures("asset")
+    def test_a_record_that_cannot_be_read_is_told(self, emulator: DaiEmulator, dai: Dai) -> None:
+        store: Any = metadata_database.find_asset_store(ASSET)
+        store.set(f"{OWNER_KEYS}of-another-version", {"owner": {"dag": "starts"}})
+        name = emulator.start_ingest(creative_url=SIGNED_URL)
+        for arguments, code in ((["list"], 0), (["check"], 0), (["whose", name], 1)):
+            result = dai(*arguments)
+            assert result.code == code
+            assert "Cannot read 1 of 1 records of owners, which another version may have written." in result.err
+            assert "Operations of these tasks seem to have no owner." in result.err
+        assert f"to have started {name}: another system, or one of these tasks, may have started it." in result.err
 
 
 #: How an ingest finishes whose task waits for it, by the state of that task: the query of its media URL, and the state
@@ -318,8 +334,6 @@ class TestTrouble:
     def test_a_database_that_cannot_be_read_costs_only_the_owners(
         self, emulator: DaiEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from airflow_dai_provider import metadata_database
-
         def fail(*_: object) -> None:
             raise RuntimeError("postgresql://user:s3cret@host/ is away\n[SQL: SELECT ...]")
 
