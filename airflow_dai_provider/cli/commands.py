@@ -90,6 +90,7 @@ def whose(session: Session) -> bool:
 @command
 def cancel(session: Session) -> bool:
     """Cancel operations."""
+    session.check_wait()
     names = [*dict.fromkeys(session.args.names)]
     if not session.args.yes:
         _describe(session, names)

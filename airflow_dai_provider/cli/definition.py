@@ -74,16 +74,14 @@ ARG_OLDER_THAN = Arg(
 )
 ARG_URL_PREFIX = Arg(("--url-prefix",), help="Only operations whose media URL begins with this")
 ARG_WAIT = Arg(("-w", "--wait"), action="store_true", help="Wait until the operations have finished")
-ARG_TIMEOUT = Arg(
-    ("--timeout",), type=_duration, metavar="DURATION", default=3600.0, help="The longest wait (default: 1h)"
-)
+ARG_TIMEOUT = Arg(("--timeout",), type=_duration, metavar="DURATION", help="The longest wait (default: 1h)")
 ARG_POLL_INTERVAL = Arg(
     ("--poll-interval",),
     type=_duration,
     metavar="DURATION",
-    default=10.0,
     help="The longest time between two polls (default: 10s)",
 )
+# Without a default, so that it is known whether they were given; :mod:`session` has it.
 WAITING = (ARG_TIMEOUT, ARG_POLL_INTERVAL)
 
 ARG_DRY_RUN = Arg(
@@ -99,7 +97,6 @@ ARG_ORPHANED_FOR = Arg(
     ("--orphaned-for",),
     type=_duration,
     metavar="DURATION",
-    default=120.0,
     help="How long an owner has to be over (default: 2m)",
 )
 ARG_URL_PATTERN = Arg(("--url-pattern",), help="Only operations in whose media URL this regular expression is found")

@@ -27,6 +27,9 @@ from airflow_dai_provider.metadata_database import find_connections
 from airflow_dai_provider.tasks.events import describe_names
 from airflow_dai_provider.tasks.failures import describe_error, task_error
 
+#: Seconds of ``--timeout`` and ``--poll-interval`` where they are not given, as their help tells.
+TIMEOUT, POLL_INTERVAL = 3600.0, 10.0
+
 
 class UsageError(Exception):
     """A value on the command line is wrong."""
@@ -60,6 +63,33 @@ class Session:
     def owners(self) -> KnownOwners:
         """The owners of operations."""
         return KnownOwners(self.hook.endpoint.url, self.notes)
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The limits of a wait."""
+        args = self.args
+        return {"timeout": args.timeout or TIMEOUT, "poll_interval": args.poll_interval or POLL_INTERVAL}
+
+    def check_given(self, needed: str, without: str, *options: str) -> None:
+        """Refuse options that have no effect without another one, which was not given.
+
+        :param needed: the other one.
+        :param without: what the command does, or does not, without it.
+        :raises UsageError: when some of these options were given.
+        """
+        values = {f"--{option.replace('_', '-')}": getattr(self.args, option) for option in options}
+        given = [option for option, value in values.items() if value not in (None, False)]
+        if given:
+            needs = "needs" if len(given) == 1 else "need"
+            raise UsageError(f"{' and '.join(given)} {needs} {needed}: without it, {without}.")
+
+    def check_wait(self) -> None:
+        """Refuse the limits of a wait without a wait.
+
+        :raises UsageError: when one was given.
+        """
+        if not self.args.wait:
+            self.check_given("--wait", "the command does not wait", "timeout", "poll_interval")
 
     def clock(self) -> float:
         """Return the seconds of the epoch."""
@@ -102,8 +132,8 @@ class Session:
 
     def wait(self, names: Iterable[str]) -> ManyWait:
         """Wait until operations have finished, or the user ends the wait; say what still runs, and why."""
-        args, names = self.args, list(dict.fromkeys(names))
-        wait = self.hook.make_wait(describe_names(names), timeout=args.timeout, poll_interval=args.poll_interval)
+        names = list(dict.fromkeys(names))
+        wait = self.hook.make_wait(describe_names(names), **self.limits)
         with self.notes.progress(f"Waiting for {describe_names(names)}", len(names)) as advance:
             many = ManyWait(names, wait, on_finish=advance)
             try:

@@ -18,11 +18,20 @@ from airflow_dai_provider.sweep.selection import Selection, Stray
 from airflow_dai_provider.tasks.events import describe_names
 from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE
 
+#: Seconds of ``--orphaned-for`` where it is not given, as its help tells.
+ORPHANED_FOR = 120.0
+
 
 @command
 def sweep(session: Session) -> bool:
     """Find strays; unless it is a dry run, cancel them."""
     args = session.args
+    if args.dry_run:
+        options = ("yes", "orphaned_for", "wait", "timeout", "poll_interval")
+        session.check_given("--no-dry-run", "nothing is cancelled", *options)
+    session.check_wait()
+    if args.older_than is None:
+        session.check_given("--older-than", "operations without an owner are left alone", "include_undated")
     with usage():
         selection = Selection.read(
             older_than=args.older_than,
@@ -65,13 +74,14 @@ def sweep(session: Session) -> bool:
 
 def _find(session: Session, selection: Selection, owners: Owners, *, dry_run: bool) -> SweepReport:
     args = session.args
+    orphaned_for = args.orphaned_for or ORPHANED_FOR
     if not dry_run:
-        session.notes.say(f"The owners are read twice, {args.orphaned_for:.0f} s apart.")
+        session.notes.say(f"The owners are read twice, {orphaned_for:.0f} s apart.")
     return find_strays(
         session.hook,
         selection,
         owners,
-        orphaned_for=args.orphaned_for,
+        orphaned_for=orphaned_for,
         limit=args.max_cancellations,
         dry_run=dry_run,
         clock=session.clock,
@@ -81,11 +91,12 @@ def _find(session: Session, selection: Selection, owners: Owners, *, dry_run: bo
 
 
 def _are_too_many(session: Session, report: SweepReport) -> bool:
-    if len(report.found) <= session.args.max_cancellations:
+    most = session.args.max_cancellations
+    if len(report.found) <= most:
         return False
     session.notes.say(
-        f"{len(report.found):,} strays are more than --max-cancellations {session.args.max_cancellations}, so none was "
-        "cancelled. Narrow the selection, or raise it."
+        f"{len(report.found):,} strays are more than --max-cancellations {most}, so none of them is cancelled. Narrow "
+        "the selection, or raise the limit."
     )
     return True
 
@@ -99,16 +110,16 @@ def _cancel(session: Session, report: SweepReport) -> None:
     with hook.workers(len(report.left)) as workers:
         cancel_found(workers, report, hook.retry_timeout, clock=session.clock, sleep=session.sleep, log=session.log)
         if args.wait and report.requested:
-            limits = {"poll_interval": args.poll_interval, "timeout": args.timeout}
             with session.notes.progress("Waiting for the strays", len(report.requested)) as advance:
-                wait_for_requested(hook, workers, report, advance, **limits)
+                wait_for_requested(hook, workers, report, advance, **session.limits)
 
 
 def _show(session: Session, report: SweepReport) -> bool:
     session.show([_row(stray, report) for stray in report.found], rows.STRAY)
     session.notes.say(f"{report.selected if report.dry_run else report.result}.")
-    if report.dry_run and session.args.dry_run and report.found:
-        session.notes.say("This was a dry run: nothing was cancelled. --no-dry-run cancels them.")
+    if session.args.dry_run and report.found:
+        cancels = "" if _are_too_many(session, report) else " --no-dry-run cancels them."
+        session.notes.say(f"This was a dry run: nothing was cancelled.{cancels}")
     return True
 
 

@@ -181,7 +181,12 @@ class TestSweep:
         clock.advance(60)
         result = dai("sweep", "--no-dry-run", "-y", "--older-than", "1s", "--max-cancellations", "2")
         assert (result.code, count(emulator, CANCEL)) == (1, 0)
-        assert "3 strays are more than --max-cancellations 2, so none was cancelled" in result.err
+        too_many = "3 strays are more than --max-cancellations 2, so none of them is cancelled."
+        assert too_many in result.err
+        shown = dai("sweep", "--older-than", "1s", "--max-cancellations", "2")
+        assert shown.code == 0
+        assert too_many in shown.err
+        assert "This was a dry run: nothing was cancelled.\n" in shown.err
 
     def test_a_refused_cancellation_is_told(self, emulator: DaiEmulator, dai: Dai, clock: Clock) -> None:
         name = emulator.start_ingest()
