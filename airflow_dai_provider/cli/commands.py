@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import MAX_LISTED, ManyWait
@@ -12,6 +11,7 @@ from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
 from airflow_dai_provider.cli import rows
 from airflow_dai_provider.cli.output import Row
+from airflow_dai_provider.cli.owners import check_database
 from airflow_dai_provider.cli.session import Session, advice, command
 from airflow_dai_provider.cli.strays import purge, sweep
 from airflow_dai_provider.tasks.cancel_requests import request_cancellations
@@ -202,18 +202,8 @@ def delete_creative(session: Session) -> bool:
 @command
 def check(session: Session) -> bool:
     """Check the connection."""
-    hook, done = session.hook, True
-
-    def row(what: str, *, ok: bool, reason: str) -> Row:
-        nonlocal done
-        done = done and ok
-        return rows.result_row(what, "ok" if ok else "failed", reason)
-
-    def checks() -> Iterator[Row]:
-        ok, message = hook.test_connection()
-        yield row("service", ok=ok, reason=message)
-        known: Any = session.owners.check()
-        yield row("owners", ok=known is not None, reason=known or "the metadata database cannot be read")
-
-    session.show(checks(), rows.RESULT)
-    return done
+    checks = {"service": session.hook.test_connection(), "owners": check_database()}
+    session.show(
+        [rows.result_row(what, "ok" if ok else "failed", reason) for what, (ok, reason) in checks.items()], rows.RESULT
+    )
+    return all(ok for ok, _ in checks.values())

@@ -30,18 +30,18 @@ class KnownOwners:
 
     XComs are read as far back as the operations go that were asked for, each once.
 
-    :param endpoint: base URL of the service.
+    :param endpoint: base URL of the service; None where that is not known, and so no owner either.
     :param notes: receives that the database cannot be read.
     """
 
-    def __init__(self, endpoint: str, notes: Notes) -> None:
-        self._index = OwnerIndex(endpoint)
+    def __init__(self, endpoint: str | None, notes: Notes) -> None:
+        self._index = OwnerIndex(endpoint or "")
         self._notes = notes
         self._read_since: datetime | None = None
         #: Sentences on records and XComs that cannot be read, until they are told.
         self._unreadable: list[str] = []
-        #: Whether the database cannot be read.
-        self.away = False
+        #: Whether the database, or what is asked for in it, cannot be read.
+        self.away = endpoint is None
         #: Whether some records or XComs in it cannot be read.
         self.incomplete = False
 
@@ -60,17 +60,6 @@ class KnownOwners:
             if operation.done and operation.name in verdicts:
                 verdicts[operation.name] = [*map(_of_finished, verdicts[operation.name])]
         return verdicts
-
-    def check(self) -> str | None:
-        """Return what the metadata database has of owners; None where it cannot be read."""
-        try:
-            records = len(read_records(self._unreadable.append))
-            next(metadata_database.xcoms(XCOM_STARTED, _EVER, on_unreadable=self._unreadable.append), None)
-        except Exception as error:
-            self._tell(error)
-            return None
-        self._tell_unreadable()
-        return f"{records:,} records of owners, and the XComs, can be read"
 
     def _tell(self, error: Exception) -> None:
         self.away = True
@@ -141,6 +130,17 @@ def read_records(on_unreadable: Callable[[str], None]) -> list[Record]:
             f"Cannot read {unreadable:,} of {len(values):,} records of owners, which another version may have written"
         )
     return records
+
+
+def check_database() -> tuple[bool, str]:
+    """Return whether the metadata database can be read, and what it has of owners, or why not."""
+    unreadable: list[str] = []
+    try:
+        records = len(read_records(unreadable.append))
+        next(metadata_database.xcoms(XCOM_STARTED, _EVER, on_unreadable=unreadable.append), None)
+    except Exception as error:
+        return False, _unreadable(error)
+    return True, sentences(f"{records:,} records of owners, and the XComs, can be read", *unreadable)
 
 
 def owners_for_sweep(endpoint: str) -> Owners:

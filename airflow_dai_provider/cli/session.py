@@ -62,7 +62,13 @@ class Session:
     @cached_property
     def owners(self) -> KnownOwners:
         """The owners of operations."""
-        return KnownOwners(self.hook.endpoint.url, self.notes)
+        endpoint: str | None = None
+        try:
+            endpoint = self.hook.endpoint.url
+        except ServiceError:
+            # The first request has told why.
+            self.notes.say("No owners are known, since the endpoint is not. Give --api-endpoint, or another --conn-id.")
+        return KnownOwners(endpoint, self.notes)
 
     @property
     def limits(self) -> dict[str, Any]:

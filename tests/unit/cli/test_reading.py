@@ -223,11 +223,12 @@ class TestWhose:
         store: Any = metadata_database.find_asset_store(ASSET)
         store.set(f"{OWNER_KEYS}of-another-version", {"owner": {"dag": "starts"}})
         name = emulator.start_ingest(creative_url=SIGNED_URL)
-        for arguments, code in ((["list"], 0), (["check"], 0), (["whose", name], 1)):
+        told = "Cannot read 1 of 1 records of owners, which another version may have written."
+        for arguments, code in ((["list"], 0), (["whose", name], 1)):
             result = dai(*arguments)
             assert result.code == code
-            assert "Cannot read 1 of 1 records of owners, which another version may have written." in result.err
-            assert "Operations of these tasks seem to have no owner." in result.err
+            assert f"{told} Operations of these tasks seem to have no owner." in result.err
+        assert dai("check", "-o", "json").rows[1]["reason"].endswith(told)
         assert f"to have started {name}: another system, or one of these tasks, may have started it." in result.err
 
 
@@ -315,6 +316,30 @@ class TestTrouble:
         assert result.code == 1
         assert "The connection 'no_such_connection' could not be looked up" in result.err
 
+    @pytest.mark.usefixtures("asset", "fake_time")
+    def test_with_an_undefined_connection_the_database_is_checked_nevertheless(self, dai: Dai) -> None:
+        result = dai("check", "--conn-id", "no_such_connection", "-o", "json")
+        service, database = result.rows
+        assert (result.code, service["name"], service["result"]) == (1, "service", "failed")
+        assert service["reason"].startswith("The connection 'no_such_connection' could not be looked up")
+        assert (database["name"], database["result"]) == ("owners", "ok")
+
+    def test_with_an_undefined_connection_the_endpoint_is_enough_for_the_owner(
+        self, emulator: DaiEmulator, dai: Dai, start: Start
+    ) -> None:
+        connection = ["--conn-id", "no_such_connection", "--api-endpoint", emulator.endpoint]
+        result = dai("whose", start().name, *connection, "-o", "json")
+        assert (result.code, [row["dag_id"] for row in result.rows]) == (0, ["starts"])
+        assert "The connection 'no_such_connection' could not be looked up" in result.err
+
+    @pytest.mark.usefixtures("fake_time")
+    def test_without_an_endpoint_no_owner_is_known(self, dai: Dai) -> None:
+        result = dai("whose", "operations/a", "--conn-id", "no_such_connection", "-o", "json")
+        assert (result.code, result.rows) == (1, [])
+        assert "The connection 'no_such_connection' could not be looked up" in result.err
+        assert "No owners are known, since the endpoint is not. Give --api-endpoint" in result.err
+        assert "another system" not in result.err
+
     def test_a_connection_in_the_database_is_found(
         self, make_emulator: MakeEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -345,7 +370,9 @@ class TestTrouble:
             0,
             "No owners are known: The metadata database cannot be read: postgresql://host/ is away\n",
         )
-        assert dai("check").code == 1
+        checked = dai("check", "-o", "json")
+        assert (checked.code, checked.rows[1]["result"]) == (1, "failed")
+        assert checked.rows[1]["reason"] == "The metadata database cannot be read: postgresql://host/ is away"
 
     def test_verbose_shows_airflows_log_beside_the_output(self, emulator: DaiEmulator, dai: Dai) -> None:
         name = emulator.start_ingest()
