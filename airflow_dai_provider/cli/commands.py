@@ -98,24 +98,18 @@ def cancel(session: Session) -> bool:
         return False
     settled: dict[str, Operation | None] = {}
     errors: dict[str, ServiceError] = {}
-    interrupted = False
-    try:
-        with session.hook.workers(len(names)) as workers:
-            _, errors = request_cancellations(
-                workers,
-                names,
-                retry_timeout=session.hook.retry_timeout,
-                unimplemented_ends=True,
-                on_settled=settled.__setitem__,
-                clock=session.clock,
-                sleep=session.sleep,
-                log=session.log if session.args.verbose else _Silent(),
-            )
-    except KeyboardInterrupt:
-        interrupted = True
-        session.notes.say("Interrupted.")
+    with session.interruptible(), session.hook.workers(len(names)) as workers:
+        _, errors = request_cancellations(
+            workers,
+            names,
+            retry_timeout=session.hook.retry_timeout,
+            on_settled=settled.__setitem__,
+            clock=session.clock,
+            sleep=session.sleep,
+            log=session.log if session.args.verbose else _Silent(),
+        )
     requested = [name for name, operation in settled.items() if not operation]
-    many = session.wait(requested) if session.args.wait and requested and not interrupted else None
+    many = session.wait(requested) if session.args.wait and requested and not session.interrupted else None
 
     def row(name: str) -> Row:
         if finished := settled.get(name):
@@ -128,7 +122,7 @@ def cancel(session: Session) -> bool:
 
     session.show(map(row, names), rows.RESULT)
     session.tell(errors)
-    return not (interrupted or errors) and (many is None or not (many.left or many.failed))
+    return not (session.interrupted or errors) and (many is None or not (many.left or many.failed))
 
 
 class _Silent:
@@ -177,13 +171,16 @@ def delete_creative(session: Session) -> bool:
     names = [*dict.fromkeys(session.args.names)]
     if not session.confirmed(f"Delete {names[0] if len(names) == 1 else f'{len(names):,} ads'} for good?"):
         return False
-    with session.hook.workers(len(names)) as workers:
-        deleted, errors = request_in_rounds(
+    deleted: set[str] = set()
+    errors: dict[str, ServiceError] = {}
+    with session.interruptible(), session.hook.workers(len(names)) as workers:
+        _, errors = request_in_rounds(
             workers,
             names,
             lambda hook, name: hook.delete_creative(name),
             retry_timeout=session.hook.retry_timeout,
             ends=lambda error: error.rpc_code is Code.UNIMPLEMENTED,
+            on_done=lambda name, _: deleted.add(name),
             clock=session.clock,
             sleep=session.sleep,
             log=session.log if session.args.verbose else _Silent(),
@@ -192,11 +189,13 @@ def delete_creative(session: Session) -> bool:
     def row(name: str) -> Row:
         if name in deleted:
             return rows.result_row(name, "deleted")
-        return rows.failed_row(name, errors[name], "may still exist")
+        if name in errors:
+            return rows.failed_row(name, errors[name], "may still exist")
+        return rows.result_row(name, "may still exist", "the command was interrupted")
 
     session.show(map(row, names), rows.RESULT)
     session.tell(errors)
-    return not errors
+    return not (session.interrupted or errors)
 
 
 @command

@@ -48,6 +48,8 @@ class Session:
     def __init__(self, args: Namespace) -> None:
         self.args = args
         self.notes = Notes()
+        #: Whether Ctrl+C has ended a part of it.
+        self.interrupted = False
         #: What hooks, and what cancels, tell.
         self.log: Any = self.notes
         if args.verbose:
@@ -143,15 +145,22 @@ class Session:
         with self.notes.progress(f"Waiting for {describe_names(names)}", len(names)) as advance:
             many = ManyWait(names, wait, on_finish=advance)
             try:
-                with self.hook.workers(len(names), wait=wait) as workers:
+                with self.interruptible(), self.hook.workers(len(names), wait=wait) as workers:
                     self.hook.wait_for_many(workers, many)
-            except KeyboardInterrupt:
-                self.notes.say("Interrupted.")
             except (WaitTimeoutError, ServiceError) as error:
                 self.notes.say(advice(error) if isinstance(error, ServiceError) else f"{error}.")
         if many.left:
             self.notes.say(f"Not seen to have finished, may still run: {some_of(many.left)}.")
         return many
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let Ctrl+C end this part of the command only: what follows shows what was done by then."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self.notes.say("Interrupted.")
 
     def tell(self, errors: Mapping[str, ServiceError]) -> None:
         """Say what the errors of single operations mean, each kind once."""

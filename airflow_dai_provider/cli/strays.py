@@ -61,15 +61,12 @@ def sweep(session: Session) -> bool:
     if _are_too_many(session, report):
         _show(session, report)
         return False
-    interrupted = False
-    try:
+    with session.interruptible():
         _cancel(session, report)
-    except KeyboardInterrupt:
-        interrupted = True
+    if session.interrupted:
         report.leave_requested("the command was interrupted")
-        session.notes.say("Interrupted.")
     _show(session, report)
-    return not (interrupted or report.failures)
+    return not (session.interrupted or report.failures)
 
 
 def _find(session: Session, selection: Selection, owners: Owners, *, dry_run: bool) -> SweepReport:
