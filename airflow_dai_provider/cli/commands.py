@@ -25,10 +25,7 @@ __all__ = ["cancel", "check", "delete_creative", "get", "list", "purge", "sweep"
 @command
 def list(session: Session) -> bool:  # noqa: A001 - the name of the command
     """List operations, page by page."""
-    args, unreadable = session.args, [0]
-
-    def count(_: str) -> None:
-        unreadable[0] += 1
+    args = session.args
 
     def is_wanted(one: Operation) -> bool:
         if one.done and not args.all:
@@ -40,16 +37,14 @@ def list(session: Session) -> bool:  # noqa: A001 - the name of the command
         return args.older_than is None or (age is not None and age.total_seconds() > args.older_than)
 
     printed = session.rows(rows.LISTED)
-    listed = session.hook.list_operations(page_size=LIST_PAGE_SIZE, on_unreadable=count)
-    for page in _pages(listed):
+    # The hook tells how many items of the list are no operations.
+    for page in _pages(session.hook.list_operations(page_size=LIST_PAGE_SIZE)):
         wanted = [one for one in page if is_wanted(one)]
         owners = session.owners.of(wanted)
         printed.add([rows.listed_row(one, session.now(), owners.get(one.name, ())) for one in wanted])
     printed.close()
     if not printed.number:
         session.notes.say("No such operation." if args.all or args.url_prefix or args.older_than else "Nothing runs.")
-    if unreadable[0]:
-        session.notes.say(f"{unreadable[0]:,} items of the list were no operations with a valid name.")
     return True
 
 

@@ -152,7 +152,8 @@ def purge(session: Session) -> bool:
     listed = session.hook.list_operations(page_size=LIST_PAGE_SIZE, on_unreadable=unreadable.append)
     done = {operation.name: operation.done for operation in listed}
     if unreadable:
-        session.notes.say(f"{len(unreadable):,} items of the list cannot be read, so no record was deleted.")
+        # The hook has told how many cannot be read.
+        session.notes.say("No record was deleted, since each operation of the list has to be known.")
         return False
     kept = KEPT if session.args.older_than is None else session.args.older_than
     with database_errors("Not every record was deleted"):
