@@ -20,7 +20,7 @@ from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait, some_of
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import WaitTimeoutError
-from airflow_dai_provider.cli.output import Notes, Row, Rows
+from airflow_dai_provider.cli.output import Notes, OutputError, Row, Rows
 from airflow_dai_provider.cli.owners import KnownOwners
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.metadata_database import find_connections
@@ -214,6 +214,8 @@ def _run(function: Callable[[Session], bool], args: Namespace) -> int:
     except UsageError as error:
         notes.say(str(error))
         return 2
+    except OutputError as error:
+        notes.say(str(error))
     except KeyboardInterrupt:
         notes.say("Interrupted.")
     except ServiceError as error:
