@@ -44,7 +44,8 @@ def list(session: Session) -> bool:  # noqa: A001 - the name of the command
         printed.add([rows.listed_row(one, session.now(), owners.get(one.name, ())) for one in wanted])
     printed.close()
     if not printed.number:
-        session.notes.say("No such operation." if args.all or args.url_prefix or args.older_than else "Nothing runs.")
+        narrowed = args.all or args.url_prefix or args.older_than
+        session.notes.say("No operations were found." if narrowed else "No operations are running.")
     return True
 
 
@@ -113,7 +114,11 @@ def cancel(session: Session) -> bool:
             return rows.failed_row(name, errors[name], "may still run")
         if name not in settled:
             return rows.result_row(name, "may still run", "the command was interrupted")
-        return _waited(name, many) if many else rows.result_row(name, "requested", "the service may take a while")
+        return (
+            _waited(name, many)
+            if many
+            else rows.result_row(name, "requested", "the service may take a while to cancel it")
+        )
 
     session.show(map(row, names), rows.RESULT)
     session.tell(errors)
@@ -136,8 +141,8 @@ def _describe(session: Session, names: Sequence[str]) -> None:
     found, errors = session.poll(names)
     owners = session.owners.of([*found.values()])
     for name in names:
-        of = "; ".join(f"of {one.record.owner}, which {one.reason}" for one in owners.get(name, ()))
-        session.notes.say(sentences(found.get(name) or errors[name], of and f"It is {of}"))
+        of = "; or to ".join(f"{one.record.owner}, which {one.reason}" for one in owners.get(name, ()))
+        session.notes.say(sentences(found.get(name) or errors[name], of and f"It belongs to {of}"))
 
 
 @command

@@ -114,10 +114,12 @@ ARG_KEPT = Arg(
     ("--older-than",),
     type=_duration,
     metavar="DURATION",
-    help="Records of operations that the service does not list must be older (default: 7d; 15m at least)",
+    help="The age from which records of operations that are no longer listed are deleted (default: 7d; 15m at least)",
 )
 
-EXIT_CODES = "Exit codes: 0 done, 1 something was refused or still runs, 2 wrong usage."
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 something was declined, refused, not found or unreadable, or may still run, 2 wrong usage."
+)
 
 
 def _command(name: str, help_: str, description: str, *args: Arg) -> ActionCommand:
@@ -138,7 +140,7 @@ DAI_COMMANDS = (
         "whose",
         "Tell which task has started an operation",
         "Tell which task has started an operation, what has become of the task, and whether the operation is a stray. "
-        "The service is not needed where the name of the operation is known to Airflow.",
+        "Without the service, the task is found where Airflow knows the name of the operation.",
         *(ARG_OPERATION, *CONNECTION),
     ),
     _command(

@@ -63,12 +63,12 @@ class KnownOwners:
 
     def _tell(self, error: Exception) -> None:
         self.away = True
-        self._notes.say(f"No owners are known: {_unreadable(error)}")
+        self._notes.say(sentences("Owners are not shown", _unreadable(error)))
 
     def _tell_unreadable(self) -> None:
         if self._unreadable:
             self.incomplete = True
-            self._notes.say(f"{some_of(self._unreadable)}. Operations of these tasks seem to have no owner.")
+            self._notes.say(f"{some_of(self._unreadable)}. Operations of these tasks are shown without an owner.")
             self._unreadable.clear()
 
     def _read(self, operations: Collection[Operation]) -> None:

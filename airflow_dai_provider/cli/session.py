@@ -69,7 +69,9 @@ class Session:
             endpoint = self.hook.endpoint.url
         except ServiceError:
             # The first request has told why.
-            self.notes.say("No owners are known, since the endpoint is not. Give --api-endpoint, or another --conn-id.")
+            self.notes.say(
+                "Owners are not shown: the endpoint is not known. Give --api-endpoint, or another --conn-id."
+            )
         return KnownOwners(endpoint, self.notes)
 
     @property

@@ -73,7 +73,7 @@ def _find(session: Session, selection: Selection, owners: Owners, *, dry_run: bo
     args = session.args
     orphaned_for = args.orphaned_for or ORPHANED_FOR
     if not dry_run:
-        session.notes.say(f"The owners are read twice, {orphaned_for:.0f} s apart.")
+        session.notes.say(f"Strays are checked again {orphaned_for:g} s after they are found, before any is cancelled.")
     return find_strays(
         session.hook,
         selection,
@@ -122,6 +122,7 @@ def _show(session: Session, report: SweepReport) -> bool:
 
 def _row(stray: Stray, report: SweepReport) -> Row:
     name, outcomes = stray.name, report.failures
+    older = "is older than --older-than" if stray.create_time else "has no create time"
     result: str | None
     if name in outcomes:
         result = f"may still run: {outcomes[name].reason}"
@@ -134,7 +135,7 @@ def _row(stray: Stray, report: SweepReport) -> Row:
         "age": None if stray.age is None else str(timedelta(seconds=stray.age)),
         "media_url": stray.creative_url,
         **rows.owner_cells([stray.owner] if stray.owner else []),
-        "reason": stray.owner.reason if stray.owner else "is older than --older-than",
+        "reason": stray.owner.reason if stray.owner else older,
         "result": result,
     }
 
@@ -153,7 +154,7 @@ def purge(session: Session) -> bool:
     done = {operation.name: operation.done for operation in listed}
     if unreadable:
         # The hook has told how many cannot be read.
-        session.notes.say("No record was deleted, since each operation of the list has to be known.")
+        session.notes.say("No record was deleted, since an operation that cannot be read may need one.")
         return False
     kept = KEPT if session.args.older_than is None else session.args.older_than
     with database_errors("Not every record was deleted"):
@@ -161,5 +162,5 @@ def purge(session: Session) -> bool:
         owners.judge(())
         removed = owners.remove_leftovers(done, now, kept)
     session.show(map(rows.owner_row, removed), rows.OWNER[:4])
-    session.notes.say(f"{len(removed):,} records were deleted.")
+    session.notes.say(f"Records deleted: {len(removed):,}.")
     return True

@@ -30,7 +30,7 @@ class TestCancel:
         result = dai("cancel", started.name, "-o", "json", answer=answer)
         assert (result.code, outcomes(result)) == (0, {started.name: "requested"})
         assert emulator.cancel_requested(started.name) == 1
-        assert f"{started.name} is RUNNING (ingest PROCESSING). It is of task ingest of run" in result.err
+        assert f"{started.name} is RUNNING (ingest PROCESSING). It belongs to task ingest of run" in result.err
         assert f"Cancel {started.name}? [y/N]" in result.err
 
     @pytest.mark.parametrize("answer", ["n\n", "\n", "", "yea\n"], ids=["no", "enter", "closed terminal", "else"])

@@ -104,7 +104,7 @@ class TestList:
     @pytest.mark.usefixtures("emulator")
     def test_nothing(self, dai: Dai, output: str, text: str) -> None:
         result = dai("list", "-o", output)
-        assert (result.code, result.out, result.err) == (0, text, "Nothing runs.\n")
+        assert (result.code, result.out, result.err) == (0, text, "No operations are running.\n")
 
     def test_what_is_no_operation_is_counted_once(self, emulator: DaiEmulator, dai: Dai) -> None:
         page = {"operations": [{"name": "operations/a"}, {"name": "../b"}, {}]}
@@ -228,7 +228,7 @@ class TestWhose:
         for arguments, code in ((["list"], 0), (["whose", name], 1)):
             result = dai(*arguments)
             assert result.code == code
-            assert f"{told} Operations of these tasks seem to have no owner." in result.err
+            assert f"{told} Operations of these tasks are shown without an owner." in result.err
         assert dai("check", "-o", "json").rows[1]["reason"].endswith(told)
         assert f"to have started {name}: another system, or one of these tasks, may have started it." in result.err
 
@@ -338,7 +338,7 @@ class TestTrouble:
         result = dai("whose", "operations/a", "--conn-id", "no_such_connection", "-o", "json")
         assert (result.code, result.rows) == (1, [])
         assert "The connection 'no_such_connection' could not be looked up" in result.err
-        assert "No owners are known, since the endpoint is not. Give --api-endpoint" in result.err
+        assert "Owners are not shown: the endpoint is not known. Give --api-endpoint" in result.err
         assert "another system" not in result.err
 
     def test_a_connection_in_the_database_is_found(
@@ -369,7 +369,7 @@ class TestTrouble:
         assert sorted(row["name"] for row in result.rows) == sorted(names)
         assert (result.code, result.err) == (
             0,
-            "No owners are known: The metadata database cannot be read: postgresql://host/ is away\n",
+            "Owners are not shown. The metadata database cannot be read: postgresql://host/ is away.\n",
         )
         checked = dai("check", "-o", "json")
         assert (checked.code, checked.rows[1]["result"]) == (1, "failed")

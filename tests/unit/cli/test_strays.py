@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -140,6 +141,12 @@ class TestSweep:
         assert [(row["name"], row["reason"]) for row in result.rows] == [(old, "is older than --older-than")]
         assert dai("sweep", "--older-than", "6h", "--spare", old, "-o", "json").rows == []
 
+    def test_without_a_create_time_that_is_the_reason(self, emulator: DaiEmulator, dai: Dai) -> None:
+        page = {"operations": [{"name": "operations/undated"}]}
+        emulator.inject(Fault("operations.list", status=200, body=json.dumps(page).encode()))
+        (row,) = dai("sweep", "--older-than", "6h", "--include-undated", "-o", "json").rows
+        assert (row["name"], row["age"], row["reason"]) == ("operations/undated", None, "has no create time")
+
     def test_beside_an_unreadable_xcom_nothing_goes_by_age(
         self, emulator: DaiEmulator, dai: Dai, start: Start, clock: Clock
     ) -> None:
@@ -265,7 +272,7 @@ class TestPurge:
         result = dai("purge", "-o", "json")
         assert result.code == 0
         assert [(row["dag_id"], row["run_id"]) for row in result.rows] == [("gone", gone.run.run_id)]
-        assert "1 records were deleted." in result.err
+        assert "Records deleted: 1." in result.err
         (kept,) = records_of_owners()
         assert kept.owner.dag_id == "still_runs"
         assert dai("purge", "-o", "json").rows == []
@@ -286,7 +293,7 @@ class TestPurge:
         assert result.code == 1
         counted, told = result.err.splitlines()
         assert counted.startswith("operations.list: 1 unreadable operations were passed over; of the first: ")
-        assert told == "No record was deleted, since each operation of the list has to be known."
+        assert told == "No record was deleted, since an operation that cannot be read may need one."
         assert metadata_database.find_asset_store(ASSET) is not None
         assert len(records_of_owners()) == 1
 
