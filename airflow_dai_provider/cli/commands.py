@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.many_wait import MAX_LISTED, ManyWait
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
@@ -179,7 +179,6 @@ def delete_creative(session: Session) -> bool:
             names,
             lambda hook, name: hook.delete_creative(name),
             retry_timeout=session.hook.retry_timeout,
-            ends=lambda error: error.rpc_code is Code.UNIMPLEMENTED,
             on_done=lambda name, _: deleted.add(name),
             clock=session.clock,
             sleep=session.sleep,
