@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
 
-from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.many_wait import MAX_LISTED, ManyWait
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
 from airflow_dai_provider.cli import rows
 from airflow_dai_provider.cli.output import Row
-from airflow_dai_provider.cli.session import Session, command
+from airflow_dai_provider.cli.owners import check_database
+from airflow_dai_provider.cli.session import Session, advice, command
 from airflow_dai_provider.cli.strays import purge, sweep
 from airflow_dai_provider.tasks.cancel_requests import request_cancellations
 from airflow_dai_provider.tasks.events import describe_names
@@ -25,10 +25,7 @@ __all__ = ["cancel", "check", "delete_creative", "get", "list", "purge", "sweep"
 @command
 def list(session: Session) -> bool:  # noqa: A001 - the name of the command
     """List operations, page by page."""
-    args, unreadable = session.args, [0]
-
-    def count(_: str) -> None:
-        unreadable[0] += 1
+    args = session.args
 
     def is_wanted(one: Operation) -> bool:
         if one.done and not args.all:
@@ -40,16 +37,15 @@ def list(session: Session) -> bool:  # noqa: A001 - the name of the command
         return args.older_than is None or (age is not None and age.total_seconds() > args.older_than)
 
     printed = session.rows(rows.LISTED)
-    listed = session.hook.list_operations(page_size=LIST_PAGE_SIZE, on_unreadable=count)
-    for page in _pages(listed):
+    # The hook tells how many items of the list are no operations.
+    for page in _pages(session.hook.list_operations(page_size=LIST_PAGE_SIZE)):
         wanted = [one for one in page if is_wanted(one)]
         owners = session.owners.of(wanted)
         printed.add([rows.listed_row(one, session.now(), owners.get(one.name, ())) for one in wanted])
     printed.close()
     if not printed.number:
-        session.notes.say("No such operation." if args.all or args.url_prefix or args.older_than else "Nothing runs.")
-    if unreadable[0]:
-        session.notes.say(f"{unreadable[0]:,} items of the list were no operations with a valid name.")
+        narrowed = args.all or args.url_prefix or args.older_than
+        session.notes.say("No operations were found." if narrowed else "No operations are running.")
     return True
 
 
@@ -71,22 +67,26 @@ def get(session: Session) -> bool:
 def whose(session: Session) -> bool:
     """Tell the owner of an operation."""
     name = session.args.name
+    unpolled: ServiceError | None = None
     try:
-        # It tells when the operation was created, and of which media it is.
+        # It tells whether the operation has finished, when it was created, and of which media it is.
         operation = session.hook.get_operation(name)
     except ServiceError as error:
-        session.notes.say(f"{error}")
+        unpolled = error
+        session.notes.say(advice(error))
         operation = Operation(name, OperationState.RUNNING)
     owners = session.owners.of([operation]).get(name, ())
-    session.show([rows.whose_row(name, one) for one in owners], rows.WHOSE)
+    session.show([rows.whose_row(name, one, unpolled) for one in owners], rows.WHOSE)
     if not owners and not session.owners.away:
-        session.notes.say(f"No task is known that has started {name}: another system can have started it.")
+        other = "another system, or one of these tasks," if session.owners.incomplete else "another system"
+        session.notes.say(f"No task is known to have started {name}: {other} may have started it.")
     return bool(owners)
 
 
 @command
 def cancel(session: Session) -> bool:
     """Cancel operations."""
+    session.check_wait()
     names = [*dict.fromkeys(session.args.names)]
     if not session.args.yes:
         _describe(session, names)
@@ -94,24 +94,18 @@ def cancel(session: Session) -> bool:
         return False
     settled: dict[str, Operation | None] = {}
     errors: dict[str, ServiceError] = {}
-    interrupted = False
-    try:
-        with session.hook.workers(len(names)) as workers:
-            _, errors = request_cancellations(
-                workers,
-                names,
-                retry_timeout=session.hook.retry_timeout,
-                unimplemented_ends=True,
-                on_settled=settled.__setitem__,
-                clock=session.clock,
-                sleep=session.sleep,
-                log=session.log if session.args.verbose else _Silent(),
-            )
-    except KeyboardInterrupt:
-        interrupted = True
-        session.notes.say("Interrupted.")
+    with session.interruptible(), session.hook.workers(len(names)) as workers:
+        _, errors = request_cancellations(
+            workers,
+            names,
+            retry_timeout=session.hook.retry_timeout,
+            on_settled=settled.__setitem__,
+            clock=session.clock,
+            sleep=session.sleep,
+            log=session.log if session.args.verbose else _Silent(),
+        )
     requested = [name for name, operation in settled.items() if not operation]
-    many = session.wait(requested) if session.args.wait and requested and not interrupted else None
+    many = session.wait(requested) if session.args.wait and requested and not session.interrupted else None
 
     def row(name: str) -> Row:
         if finished := settled.get(name):
@@ -120,11 +114,15 @@ def cancel(session: Session) -> bool:
             return rows.failed_row(name, errors[name], "may still run")
         if name not in settled:
             return rows.result_row(name, "may still run", "the command was interrupted")
-        return _waited(name, many) if many else rows.result_row(name, "requested", "the service may take a while")
+        return (
+            _waited(name, many)
+            if many
+            else rows.result_row(name, "requested", "the service may take a while to cancel it")
+        )
 
     session.show(map(row, names), rows.RESULT)
     session.tell(errors)
-    return not (interrupted or errors) and (many is None or not (many.left or many.failed))
+    return not (session.interrupted or errors) and (many is None or not (many.left or many.failed))
 
 
 class _Silent:
@@ -143,8 +141,8 @@ def _describe(session: Session, names: Sequence[str]) -> None:
     found, errors = session.poll(names)
     owners = session.owners.of([*found.values()])
     for name in names:
-        of = "; ".join(f"of {one.record.owner}, which {one.reason}" for one in owners.get(name, ()))
-        session.notes.say(sentences(found.get(name) or errors[name], of and f"It is {of}"))
+        of = "; or to ".join(f"{one.record.owner}, which {one.reason}" for one in owners.get(name, ()))
+        session.notes.say(sentences(found.get(name) or errors[name], of and f"It belongs to {of}"))
 
 
 @command
@@ -173,13 +171,15 @@ def delete_creative(session: Session) -> bool:
     names = [*dict.fromkeys(session.args.names)]
     if not session.confirmed(f"Delete {names[0] if len(names) == 1 else f'{len(names):,} ads'} for good?"):
         return False
-    with session.hook.workers(len(names)) as workers:
-        deleted, errors = request_in_rounds(
+    deleted: set[str] = set()
+    errors: dict[str, ServiceError] = {}
+    with session.interruptible(), session.hook.workers(len(names)) as workers:
+        _, errors = request_in_rounds(
             workers,
             names,
             lambda hook, name: hook.delete_creative(name),
             retry_timeout=session.hook.retry_timeout,
-            ends=lambda error: error.rpc_code is Code.UNIMPLEMENTED,
+            on_done=lambda name, _: deleted.add(name),
             clock=session.clock,
             sleep=session.sleep,
             log=session.log if session.args.verbose else _Silent(),
@@ -188,28 +188,20 @@ def delete_creative(session: Session) -> bool:
     def row(name: str) -> Row:
         if name in deleted:
             return rows.result_row(name, "deleted")
-        return rows.failed_row(name, errors[name], "may still exist")
+        if name in errors:
+            return rows.failed_row(name, errors[name], "may still exist")
+        return rows.result_row(name, "may still exist", "the command was interrupted")
 
     session.show(map(row, names), rows.RESULT)
     session.tell(errors)
-    return not errors
+    return not (session.interrupted or errors)
 
 
 @command
 def check(session: Session) -> bool:
     """Check the connection."""
-    hook, done = session.hook, True
-
-    def row(what: str, *, ok: bool, reason: str) -> Row:
-        nonlocal done
-        done = done and ok
-        return rows.result_row(what, "ok" if ok else "failed", reason)
-
-    def checks() -> Iterator[Row]:
-        ok, message = hook.test_connection()
-        yield row("service", ok=ok, reason=message)
-        known: Any = session.owners.check()
-        yield row("owners", ok=known is not None, reason=known or "the metadata database cannot be read")
-
-    session.show(checks(), rows.RESULT)
-    return done
+    checks = {"service": session.hook.test_connection(), "owners": check_database()}
+    session.show(
+        [rows.result_row(what, "ok" if ok else "failed", reason) for what, (ok, reason) in checks.items()], rows.RESULT
+    )
+    return all(ok for ok, _ in checks.values())

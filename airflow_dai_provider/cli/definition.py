@@ -74,16 +74,14 @@ ARG_OLDER_THAN = Arg(
 )
 ARG_URL_PREFIX = Arg(("--url-prefix",), help="Only operations whose media URL begins with this")
 ARG_WAIT = Arg(("-w", "--wait"), action="store_true", help="Wait until the operations have finished")
-ARG_TIMEOUT = Arg(
-    ("--timeout",), type=_duration, metavar="DURATION", default=3600.0, help="The longest wait (default: 1h)"
-)
+ARG_TIMEOUT = Arg(("--timeout",), type=_duration, metavar="DURATION", help="The longest wait (default: 1h)")
 ARG_POLL_INTERVAL = Arg(
     ("--poll-interval",),
     type=_duration,
     metavar="DURATION",
-    default=10.0,
     help="The longest time between two polls (default: 10s)",
 )
+# Without a default, so that it is known whether they were given; :mod:`session` has it.
 WAITING = (ARG_TIMEOUT, ARG_POLL_INTERVAL)
 
 ARG_DRY_RUN = Arg(
@@ -99,7 +97,6 @@ ARG_ORPHANED_FOR = Arg(
     ("--orphaned-for",),
     type=_duration,
     metavar="DURATION",
-    default=120.0,
     help="How long an owner has to be over (default: 2m)",
 )
 ARG_URL_PATTERN = Arg(("--url-pattern",), help="Only operations in whose media URL this regular expression is found")
@@ -117,10 +114,12 @@ ARG_KEPT = Arg(
     ("--older-than",),
     type=_duration,
     metavar="DURATION",
-    help="Records of operations that the service does not list must be older (default: 7d; 15m at least)",
+    help="The age from which records of operations that are no longer listed are deleted (default: 7d; 15m at least)",
 )
 
-EXIT_CODES = "Exit codes: 0 done, 1 something was refused or still runs, 2 wrong usage."
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 something was declined, refused, not found or unreadable, or may still run, 2 wrong usage."
+)
 
 
 def _command(name: str, help_: str, description: str, *args: Arg) -> ActionCommand:
@@ -141,7 +140,7 @@ DAI_COMMANDS = (
         "whose",
         "Tell which task has started an operation",
         "Tell which task has started an operation, what has become of the task, and whether the operation is a stray. "
-        "The service is not needed where the name of the operation is known to Airflow.",
+        "Without the service, the task is found where Airflow knows the name of the operation.",
         *(ARG_OPERATION, *CONNECTION),
     ),
     _command(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from airflow.cli.simple_table import AirflowConsole
 from rich.console import Console
@@ -14,6 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 #: A row: texts by column, None where there is none.
 Row = dict[str, str | None]
+
+
+class OutputError(Exception):
+    """The rows could not be printed."""
 
 
 class Rows:
@@ -35,8 +40,20 @@ class Rows:
 
     def add(self, page: Sequence[Row]) -> None:
         """Print a page."""
-        if not page:
-            return
+        if page:
+            with _printing():
+                self._print_page(page)
+            self.number += len(page)
+
+    def close(self) -> None:
+        """Print the end."""
+        with _printing():
+            if self._output == "json":
+                self._print("]\n" if self.number else "[]\n")
+            elif self._output == "yaml" and not self.number:
+                self._print("[]\n")
+
+    def _print_page(self, page: Sequence[Row]) -> None:
         if self._output == "json":
             text = ", ".join(map(json.dumps, page))
             self._print(f"{', ' if self.number else '['}{text}")
@@ -47,16 +64,8 @@ class Rows:
         else:
             # A cell is no markup.
             self._console.print_as([{key: escape(value or "") for key, value in row.items()} for row in page], "table")
-        self.number += len(page)
         # There is no sys.stdout where the caller has closed it.
         self._console.file.flush()
-
-    def close(self) -> None:
-        """Print the end."""
-        if self._output == "json":
-            self._print("]\n" if self.number else "[]\n")
-        elif self._output == "yaml" and not self.number:
-            self._print("[]\n")
 
     def _add_plain(self, page: Sequence[Row]) -> None:
         rows = [[row[column] or "" for column in self._columns] for row in page]
@@ -74,6 +83,21 @@ class Rows:
         self._console.print(text, end="", soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Tell what keeps rows from being printed, such as a full disk.
+
+    :raises OutputError: with the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        # Otherwise Python tries again when it ends, fails, and gives the process an exit code of its own.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"Could not print the rows: {error.strerror or error}.") from error
+
+
 class Notes:
     """Words for people, on stderr. It also takes what hooks log: of that, people see warnings and errors."""
 
@@ -81,8 +105,9 @@ class Notes:
         self._console = Console(stderr=True, highlight=False, emoji=False)
 
     def say(self, message: str, *, end: str = "\n") -> None:
-        """Print words."""
-        self._console.print(message, end=end, soft_wrap=True, markup=False)
+        """Print words; where that is not possible, such as on a full disk, the command goes on without them."""
+        with suppress(OSError):
+            self._console.print(message, end=end, soft_wrap=True, markup=False)
 
     def debug(self, message: str, *args: object) -> None:
         """Pass over what only helps to find faults; ``--verbose`` shows it."""

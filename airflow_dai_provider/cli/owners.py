@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.cli.output import Notes
+from airflow_dai_provider.cli.rows import state_in_words
 from airflow_dai_provider.ingest.ownership import ASSET, CLOCK_SKEW, OWNER_KEYS, Owner, OwnerRecords, Record
 from airflow_dai_provider.sweep.owners import Owners
 from airflow_dai_provider.sweep.verdicts import OwnerIndex, Verdict, judge_each, pushed_records
@@ -28,18 +30,20 @@ class KnownOwners:
 
     XComs are read as far back as the operations go that were asked for, each once.
 
-    :param endpoint: base URL of the service.
+    :param endpoint: base URL of the service; None where that is not known, and so no owner either.
     :param notes: receives that the database cannot be read.
     """
 
-    def __init__(self, endpoint: str, notes: Notes) -> None:
-        self._index = OwnerIndex(endpoint)
+    def __init__(self, endpoint: str | None, notes: Notes) -> None:
+        self._index = OwnerIndex(endpoint or "")
         self._notes = notes
         self._read_since: datetime | None = None
-        #: Sentences on XComs that cannot be read, until they are told.
+        #: Sentences on records and XComs that cannot be read, until they are told.
         self._unreadable: list[str] = []
-        #: Whether the database cannot be read.
-        self.away = False
+        #: Whether the database, or what is asked for in it, cannot be read.
+        self.away = endpoint is None
+        #: Whether some records or XComs in it cannot be read.
+        self.incomplete = False
 
     def of(self, operations: Collection[Operation]) -> dict[str, list[Verdict]]:
         """Return the verdicts on operations by name, one for each possible owner."""
@@ -48,29 +52,23 @@ class KnownOwners:
         try:
             self._read(operations)
             self._tell_unreadable()
-            return judge_each(self._index, operations, metadata_database)
+            verdicts = judge_each(self._index, operations, metadata_database)
         except Exception as error:
             self._tell(error)
             return {}
-
-    def check(self) -> str | None:
-        """Return what the metadata database has of owners; None where it cannot be read."""
-        try:
-            records = len([*read_records()])
-            next(metadata_database.xcoms(XCOM_STARTED, _EVER, on_unreadable=self._unreadable.append), None)
-        except Exception as error:
-            self._tell(error)
-            return None
-        self._tell_unreadable()
-        return f"{records:,} records of owners, and the XComs, can be read"
+        for operation in operations:
+            if operation.done and operation.name in verdicts:
+                verdicts[operation.name] = [*map(_of_finished, verdicts[operation.name])]
+        return verdicts
 
     def _tell(self, error: Exception) -> None:
         self.away = True
-        self._notes.say(f"No owners are known: {_unreadable(error)}")
+        self._notes.say(sentences("Owners are not shown", _unreadable(error)))
 
     def _tell_unreadable(self) -> None:
         if self._unreadable:
-            self._notes.say(f"{some_of(self._unreadable)}. Operations that are theirs seem to have no owner.")
+            self.incomplete = True
+            self._notes.say(f"{some_of(self._unreadable)}. Operations of these tasks are shown without an owner.")
             self._unreadable.clear()
 
     def _read(self, operations: Collection[Operation]) -> None:
@@ -80,7 +78,7 @@ class KnownOwners:
         since = min(known) - timedelta(seconds=CLOCK_SKEW) if len(known) == len(times) else _EVER
         if self._read_since is None:
             # Before the XComs: a record is what its task has last written.
-            for record in read_records():
+            for record in read_records(self._unreadable.append):
                 self._index.add(record)
         if self._read_since is None or since < self._read_since:
             pushed = metadata_database.xcoms(
@@ -89,6 +87,11 @@ class KnownOwners:
             for record in pushed_records(pushed):
                 self._index.add(record)
             self._read_since = since
+
+
+def _of_finished(verdict: Verdict) -> Verdict:
+    """Return the verdict on an operation that has finished: no stray, whatever has become of its owner."""
+    return replace(verdict, is_stray=False, reason=f"{state_in_words(verdict.state)}; the operation has finished")
 
 
 def _unreadable(error: Exception) -> str:
@@ -110,16 +113,34 @@ def database_errors(outcome: str) -> Iterator[None]:
         raise AirflowException(sentences(_unreadable(error), outcome)) from error
 
 
-def read_records() -> Iterator[Record]:
-    """Yield the records of owners; on a version of Airflow without them, none."""
+def read_records(on_unreadable: Callable[[str], None]) -> list[Record]:
+    """Return the records of owners; on a version of Airflow without them, none.
+
+    :param on_unreadable: called with a sentence when some cannot be read.
+    """
     store = metadata_database.find_asset_store(ASSET)
     if store is None:
-        return
+        return []
     values = store.values(OWNER_KEYS)
     if values is None:
-        yield from OwnerRecords(store).all()
-    else:
-        yield from filter(None, map(Record.from_json, values))
+        return OwnerRecords(store).all()
+    records = [record for record in map(Record.from_json, values) if record]
+    if unreadable := len(values) - len(records):
+        on_unreadable(
+            f"Cannot read {unreadable:,} of {len(values):,} records of owners, which another version may have written"
+        )
+    return records
+
+
+def check_database() -> tuple[bool, str]:
+    """Return whether the metadata database can be read, and what it has of owners, or why not."""
+    unreadable: list[str] = []
+    try:
+        records = len(read_records(unreadable.append))
+        next(metadata_database.xcoms(XCOM_STARTED, _EVER, on_unreadable=unreadable.append), None)
+    except Exception as error:
+        return False, _unreadable(error)
+    return True, sentences(f"{records:,} records of owners, and the XComs, can be read", *unreadable)
 
 
 def owners_for_sweep(endpoint: str) -> Owners:

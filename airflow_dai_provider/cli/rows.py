@@ -10,7 +10,7 @@ from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.cli.output import Row
 from airflow_dai_provider.ingest.ownership import Owner
-from airflow_dai_provider.sweep.verdicts import Verdict
+from airflow_dai_provider.sweep.verdicts import GONE, Verdict
 
 OWNER = ("dag_id", "run_id", "task_id", "map_index", "task_state")
 OPERATION = ("name", "state", "age", "media_url")
@@ -71,15 +71,29 @@ def shown_row(operation: Operation, now: datetime, verdicts: Sequence[Verdict]) 
     }
 
 
-def whose_row(name: str, verdict: Verdict) -> Row:
-    """Return one possible owner of an operation."""
+def whose_row(name: str, verdict: Verdict, unpolled: ServiceError | None = None) -> Row:
+    """Return one possible owner of an operation.
+
+    :param unpolled: why it is not known whether the operation has finished; a finished one is no stray.
+    """
+    is_stray, reason = "yes" if verdict.is_stray else "no", verdict.reason
+    if unpolled and verdict.is_stray:
+        is_stray = "unknown"
+        reason = f"{state_in_words(verdict.state)}; it is not known whether the operation has finished: {unpolled}"
     return {
         "name": name,
         **owner_cells([verdict]),
         "try_number": str(verdict.record.try_number),
-        "is_stray": "yes" if verdict.is_stray else "no",
-        "reason": verdict.reason,
+        "is_stray": is_stray,
+        "reason": reason,
     }
+
+
+def state_in_words(state: str | None) -> str:
+    """Return the state of a task instance, as the end of a sentence about it."""
+    if state == "success":
+        return "has succeeded"
+    return "is gone with its run" if state == GONE else f"is {state or 'waiting to be scheduled'}"
 
 
 def failed_row(name: str, error: ServiceError, left: str) -> Row:

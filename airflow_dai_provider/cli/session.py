@@ -20,12 +20,15 @@ from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait, some_of
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import WaitTimeoutError
-from airflow_dai_provider.cli.output import Notes, Row, Rows
+from airflow_dai_provider.cli.output import Notes, OutputError, Row, Rows
 from airflow_dai_provider.cli.owners import KnownOwners
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.metadata_database import find_connections
 from airflow_dai_provider.tasks.events import describe_names
 from airflow_dai_provider.tasks.failures import describe_error, task_error
+
+#: Seconds of ``--timeout`` and ``--poll-interval`` where they are not given, as their help tells.
+TIMEOUT, POLL_INTERVAL = 3600.0, 10.0
 
 
 class UsageError(Exception):
@@ -45,6 +48,8 @@ class Session:
     def __init__(self, args: Namespace) -> None:
         self.args = args
         self.notes = Notes()
+        #: Whether Ctrl+C has ended a part of it.
+        self.interrupted = False
         #: What hooks, and what cancels, tell.
         self.log: Any = self.notes
         if args.verbose:
@@ -59,7 +64,42 @@ class Session:
     @cached_property
     def owners(self) -> KnownOwners:
         """The owners of operations."""
-        return KnownOwners(self.hook.endpoint.url, self.notes)
+        endpoint: str | None = None
+        try:
+            endpoint = self.hook.endpoint.url
+        except ServiceError:
+            # The first request has told why.
+            self.notes.say(
+                "Owners are not shown: the endpoint is not known. Give --api-endpoint, or another --conn-id."
+            )
+        return KnownOwners(endpoint, self.notes)
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The limits of a wait."""
+        args = self.args
+        return {"timeout": args.timeout or TIMEOUT, "poll_interval": args.poll_interval or POLL_INTERVAL}
+
+    def check_given(self, needed: str, without: str, *options: str) -> None:
+        """Refuse options that have no effect without another one, which was not given.
+
+        :param needed: the other one.
+        :param without: what the command does, or does not, without it.
+        :raises UsageError: when some of these options were given.
+        """
+        values = {f"--{option.replace('_', '-')}": getattr(self.args, option) for option in options}
+        given = [option for option, value in values.items() if value not in (None, False)]
+        if given:
+            needs = "needs" if len(given) == 1 else "need"
+            raise UsageError(f"{' and '.join(given)} {needs} {needed}: without it, {without}.")
+
+    def check_wait(self) -> None:
+        """Refuse the limits of a wait without a wait.
+
+        :raises UsageError: when one was given.
+        """
+        if not self.args.wait:
+            self.check_given("--wait", "the command does not wait", "timeout", "poll_interval")
 
     def clock(self) -> float:
         """Return the seconds of the epoch."""
@@ -102,20 +142,27 @@ class Session:
 
     def wait(self, names: Iterable[str]) -> ManyWait:
         """Wait until operations have finished, or the user ends the wait; say what still runs, and why."""
-        args, names = self.args, list(dict.fromkeys(names))
-        wait = self.hook.make_wait(describe_names(names), timeout=args.timeout, poll_interval=args.poll_interval)
+        names = list(dict.fromkeys(names))
+        wait = self.hook.make_wait(describe_names(names), **self.limits)
         with self.notes.progress(f"Waiting for {describe_names(names)}", len(names)) as advance:
             many = ManyWait(names, wait, on_finish=advance)
             try:
-                with self.hook.workers(len(names), wait=wait) as workers:
+                with self.interruptible(), self.hook.workers(len(names), wait=wait) as workers:
                     self.hook.wait_for_many(workers, many)
-            except KeyboardInterrupt:
-                self.notes.say("Interrupted.")
             except (WaitTimeoutError, ServiceError) as error:
                 self.notes.say(advice(error) if isinstance(error, ServiceError) else f"{error}.")
         if many.left:
             self.notes.say(f"Not seen to have finished, may still run: {some_of(many.left)}.")
         return many
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let Ctrl+C end this part of the command only: what follows shows what was done by then."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self.notes.say("Interrupted.")
 
     def tell(self, errors: Mapping[str, ServiceError]) -> None:
         """Say what the errors of single operations mean, each kind once."""
@@ -169,6 +216,8 @@ def _run(function: Callable[[Session], bool], args: Namespace) -> int:
     except UsageError as error:
         notes.say(str(error))
         return 2
+    except OutputError as error:
+        notes.say(str(error))
     except KeyboardInterrupt:
         notes.say("Interrupted.")
     except ServiceError as error:

@@ -18,11 +18,20 @@ from airflow_dai_provider.sweep.selection import Selection, Stray
 from airflow_dai_provider.tasks.events import describe_names
 from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE
 
+#: Seconds of ``--orphaned-for`` where it is not given, as its help tells.
+ORPHANED_FOR = 120.0
+
 
 @command
 def sweep(session: Session) -> bool:
     """Find strays; unless it is a dry run, cancel them."""
     args = session.args
+    if args.dry_run:
+        options = ("yes", "orphaned_for", "wait", "timeout", "poll_interval")
+        session.check_given("--no-dry-run", "nothing is cancelled", *options)
+    session.check_wait()
+    if args.older_than is None:
+        session.check_given("--older-than", "operations without an owner are left alone", "include_undated")
     with usage():
         selection = Selection.read(
             older_than=args.older_than,
@@ -52,26 +61,24 @@ def sweep(session: Session) -> bool:
     if _are_too_many(session, report):
         _show(session, report)
         return False
-    interrupted = False
-    try:
+    with session.interruptible():
         _cancel(session, report)
-    except KeyboardInterrupt:
-        interrupted = True
+    if session.interrupted:
         report.leave_requested("the command was interrupted")
-        session.notes.say("Interrupted.")
     _show(session, report)
-    return not (interrupted or report.failures)
+    return not (session.interrupted or report.failures)
 
 
 def _find(session: Session, selection: Selection, owners: Owners, *, dry_run: bool) -> SweepReport:
     args = session.args
+    orphaned_for = args.orphaned_for or ORPHANED_FOR
     if not dry_run:
-        session.notes.say(f"The owners are read twice, {args.orphaned_for:.0f} s apart.")
+        session.notes.say(f"Strays are checked again {orphaned_for:g} s after they are found, before any is cancelled.")
     return find_strays(
         session.hook,
         selection,
         owners,
-        orphaned_for=args.orphaned_for,
+        orphaned_for=orphaned_for,
         limit=args.max_cancellations,
         dry_run=dry_run,
         clock=session.clock,
@@ -81,11 +88,12 @@ def _find(session: Session, selection: Selection, owners: Owners, *, dry_run: bo
 
 
 def _are_too_many(session: Session, report: SweepReport) -> bool:
-    if len(report.found) <= session.args.max_cancellations:
+    most = session.args.max_cancellations
+    if len(report.found) <= most:
         return False
     session.notes.say(
-        f"{len(report.found):,} strays are more than --max-cancellations {session.args.max_cancellations}, so none was "
-        "cancelled. Narrow the selection, or raise it."
+        f"{len(report.found):,} strays are more than --max-cancellations {most}, so none of them is cancelled. Narrow "
+        "the selection, or raise the limit."
     )
     return True
 
@@ -99,21 +107,22 @@ def _cancel(session: Session, report: SweepReport) -> None:
     with hook.workers(len(report.left)) as workers:
         cancel_found(workers, report, hook.retry_timeout, clock=session.clock, sleep=session.sleep, log=session.log)
         if args.wait and report.requested:
-            limits = {"poll_interval": args.poll_interval, "timeout": args.timeout}
             with session.notes.progress("Waiting for the strays", len(report.requested)) as advance:
-                wait_for_requested(hook, workers, report, advance, **limits)
+                wait_for_requested(hook, workers, report, advance, **session.limits)
 
 
 def _show(session: Session, report: SweepReport) -> bool:
     session.show([_row(stray, report) for stray in report.found], rows.STRAY)
     session.notes.say(f"{report.selected if report.dry_run else report.result}.")
-    if report.dry_run and session.args.dry_run and report.found:
-        session.notes.say("This was a dry run: nothing was cancelled. --no-dry-run cancels them.")
+    if session.args.dry_run and report.found:
+        cancels = "" if _are_too_many(session, report) else " --no-dry-run cancels them."
+        session.notes.say(f"This was a dry run: nothing was cancelled.{cancels}")
     return True
 
 
 def _row(stray: Stray, report: SweepReport) -> Row:
     name, outcomes = stray.name, report.failures
+    older = "is older than --older-than" if stray.create_time else "has no create time"
     result: str | None
     if name in outcomes:
         result = f"may still run: {outcomes[name].reason}"
@@ -126,7 +135,7 @@ def _row(stray: Stray, report: SweepReport) -> Row:
         "age": None if stray.age is None else str(timedelta(seconds=stray.age)),
         "media_url": stray.creative_url,
         **rows.owner_cells([stray.owner] if stray.owner else []),
-        "reason": stray.owner.reason if stray.owner else "is older than --older-than",
+        "reason": stray.owner.reason if stray.owner else older,
         "result": result,
     }
 
@@ -144,7 +153,8 @@ def purge(session: Session) -> bool:
     listed = session.hook.list_operations(page_size=LIST_PAGE_SIZE, on_unreadable=unreadable.append)
     done = {operation.name: operation.done for operation in listed}
     if unreadable:
-        session.notes.say(f"{len(unreadable):,} items of the list cannot be read, so no record was deleted.")
+        # The hook has told how many cannot be read.
+        session.notes.say("No record was deleted, since an operation that cannot be read may need one.")
         return False
     kept = KEPT if session.args.older_than is None else session.args.older_than
     with database_errors("Not every record was deleted"):
@@ -152,5 +162,5 @@ def purge(session: Session) -> bool:
         owners.judge(())
         removed = owners.remove_leftovers(done, now, kept)
     session.show(map(rows.owner_row, removed), rows.OWNER[:4])
-    session.notes.say(f"{len(removed):,} records were deleted.")
+    session.notes.say(f"Records deleted: {len(removed):,}.")
     return True

@@ -150,7 +150,8 @@ class DaiBaseHook(GoogleBaseHook):
         if self._emulator:
             return self._emulator
         universe = os.environ.get("GOOGLE_CLOUD_UNIVERSE_DOMAIN") or "googleapis.com"
-        return service_endpoint(self.api_endpoint, self.extras, universe)
+        # The argument needs no connection.
+        return service_endpoint(self.api_endpoint, {} if self.api_endpoint else self.extras, universe)
 
     @property
     def fixed_endpoint(self) -> str | None:

@@ -14,7 +14,7 @@ import pytest
 from outcomes import AIRFLOW
 from stack import Airflow2Stack, Airflow3Stack, make_stack, wait_until
 
-from airflow_dai_provider.emulator import DaiEmulator
+from airflow_dai_provider.emulator import DaiEmulator, Fault
 
 Stack = Airflow2Stack | Airflow3Stack
 
@@ -73,14 +73,22 @@ def test_a_stuck_ingest_is_found_cancelled_and_seen_cancelled(airflow: Stack, se
     assert airflow.wait_for_run("stuck", run) == "failed"
 
 
-def test_an_owner_that_is_over_is_told(airflow: Stack) -> None:
+def test_an_owner_that_is_over_is_told_until_the_operation_has_finished(airflow: Stack, service: DaiEmulator) -> None:
     run = airflow.trigger("stuck")
     wait_until("the ingest to be deferred", lambda: airflow.task_states("stuck", run) == {"ingest": "deferred"}, 180)
     name = airflow.xcom("stuck", run, "ingest", "operation_name")
     (owner,) = dai(airflow, "whose", name)
     assert (owner["run_id"], owner["is_stray"]) == (run, "no")
-    airflow.mark("stuck", run, "ingest", "failed")
-    wait_until("the owner to be over", lambda: dai(airflow, "whose", name)[0]["is_stray"] == "yes", 60)
+    # Otherwise the kill of the task cancels it.
+    service.inject(Fault("operations.cancel", rpc_status="PERMISSION_DENIED", times=None))
+    try:
+        airflow.mark("stuck", run, "ingest", "failed")
+        wait_until("the owner to be over", lambda: dai(airflow, "whose", name)[0]["is_stray"] == "yes", 60)
+    finally:
+        service.clear_faults()
+    dai(airflow, "cancel", name, "--yes", "--wait", "--timeout", "2m")
+    (owner,) = dai(airflow, "whose", name)
+    assert (owner["is_stray"], owner["reason"]) == ("no", "is failed; the operation has finished")
 
 
 def test_the_connection_can_be_checked(airflow: Stack) -> None:

@@ -88,15 +88,15 @@ Start = Callable[..., Started]
 
 @pytest.fixture
 def start(emulator: DaiEmulator, run_dag: RunDag, asset: None, clock: Clock) -> Start:
-    """Give a function that runs a DAG whose task starts an ingest, and does not wait; an hour passes."""
+    """Give a function that runs a DAG whose task starts an ingest, and does not wait unless told to; an hour passes."""
 
-    def run(dag_id: str = "starts", url: str = SIGNED_URL) -> Started:
+    def run(dag_id: str = "starts", url: str = SIGNED_URL, *, waits: bool = False) -> Started:
         with DAG(dag_id, schedule=None) as dag:
             DaiCreateCreativeOperator(
-                task_id="ingest", creative=creative(url), wait_for_completion=False, cancel_with_run=True
+                task_id="ingest", creative=creative(url), wait_for_completion=waits, cancel_with_run=not waits
             )
         ran = run_dag(dag)
         clock.advance(3600)
-        return Started(ran.xcom("ingest"), ran)
+        return Started(ran.xcom("ingest", "operation_name"), ran)
 
     return run

@@ -30,7 +30,7 @@ class TestCancel:
         result = dai("cancel", started.name, "-o", "json", answer=answer)
         assert (result.code, outcomes(result)) == (0, {started.name: "requested"})
         assert emulator.cancel_requested(started.name) == 1
-        assert f"{started.name} is RUNNING (ingest PROCESSING). It is of task ingest of run" in result.err
+        assert f"{started.name} is RUNNING (ingest PROCESSING). It belongs to task ingest of run" in result.err
         assert f"Cancel {started.name}? [y/N]" in result.err
 
     @pytest.mark.parametrize("answer", ["n\n", "\n", "", "yea\n"], ids=["no", "enter", "closed terminal", "else"])
@@ -101,6 +101,15 @@ class TestCancel:
         result = dai("cancel", name, "-y", "-o", "json")
         assert result.code == 1
         assert words in result.err
+
+    def test_a_server_without_the_method_does_not_hide_what_was_requested(
+        self, emulator: DaiEmulator, dai: Dai
+    ) -> None:
+        names = [emulator.start_ingest() for _ in range(3)]
+        emulator.inject(Fault(CANCEL, names[1], rpc_status="UNIMPLEMENTED", times=None))
+        result = dai("cancel", *names, "-y", "-w", "-o", "json")
+        assert (result.code, [*outcomes(result).values()]) == (1, ["CANCELLED", "refused", "CANCELLED"])
+        assert Code.UNIMPLEMENTED in result.rows[1]["reason"]
 
     def test_the_service_is_down(self, dai: Dai, closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DAI_EMULATOR_HOST", f"127.0.0.1:{closed_port}")
@@ -176,6 +185,27 @@ class TestDeleteCreative:
         result = dai("delete-creative", "creatives/unknown", ad, "-y", "-o", "json")
         assert (result.code, outcomes(result)) == (1, {"creatives/unknown": "unknown", ad: "deleted"})
         assert emulator.creatives() == []
+
+    def test_ctrl_c_does_not_lose_what_was_deleted(
+        self, emulator: DaiEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch, ad: str
+    ) -> None:
+        def sleep(_: float) -> None:
+            raise KeyboardInterrupt
+
+        # For the unknown one there is a second round, after a pause.
+        monkeypatch.setattr(Session, "sleep", staticmethod(sleep))
+        result = dai("delete-creative", "creatives/unknown", ad, "-y", "-o", "json")
+        assert (result.code, result.err) == (1, "Interrupted.\n")
+        assert outcomes(result) == {"creatives/unknown": "may still exist", ad: "deleted"}
+        assert result.rows[0]["reason"] == "the command was interrupted"
+        assert emulator.creatives() == []
+
+    def test_a_server_without_the_method_does_not_hide_what_was_deleted(
+        self, emulator: DaiEmulator, dai: Dai, ad: str
+    ) -> None:
+        emulator.inject(Fault(DELETE, "creatives/b", rpc_status="UNIMPLEMENTED", times=None))
+        result = dai("delete-creative", ad, "creatives/b", "-y", "-o", "json")
+        assert (result.code, outcomes(result)) == (1, {ad: "deleted", "creatives/b": "refused"})
 
     def test_no_permission(self, emulator: DaiEmulator, dai: Dai, ad: str) -> None:
         emulator.inject(Fault(DELETE, rpc_status="PERMISSION_DENIED", times=None))

@@ -8,10 +8,12 @@ import subprocess
 import sys
 
 import pytest
+from airflow.cli.cli_config import Arg
 
-from airflow_dai_provider.cli import commands
+from airflow_dai_provider.cli import commands, definition, session, strays
 from airflow_dai_provider.cli.definition import ARG_TIMEOUT, DAI_COMMANDS, EXIT_CODES, dai_commands
 from airflow_dai_provider.get_provider_info import get_provider_info
+from airflow_dai_provider.sweep.owners import KEPT
 from tests.support.airflow_versions import VERSION
 from tests.unit.cli.conftest import Dai
 
@@ -81,6 +83,22 @@ def test_a_plain_number_is_one_of_seconds(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("argument", "seconds"),
+    [
+        (definition.ARG_TIMEOUT, session.TIMEOUT),
+        (definition.ARG_POLL_INTERVAL, session.POLL_INTERVAL),
+        (definition.ARG_ORPHANED_FOR, strays.ORPHANED_FOR),
+        (definition.ARG_KEPT, KEPT),
+    ],
+    ids=lambda value: getattr(value, "flags", None),
+)
+def test_the_help_of_a_duration_tells_its_default(argument: Arg, seconds: float) -> None:
+    (default,) = re.findall(r"\(default: (\w+)", argument.kwargs["help"])
+    assert "default" not in argument.kwargs
+    assert argument.kwargs["type"](default) == seconds
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], "the following arguments are required: COMMAND"),
@@ -96,7 +114,19 @@ def test_a_plain_number_is_one_of_seconds(text: str, seconds: float) -> None:
         (["list", "--api-endpoint", "https://host/path"], "Invalid --api-endpoint 'https://host/path': expected"),
         (["list", "--conn-id", ""], "Invalid gcp_conn_id '': expected the id of a connection"),
         (["sweep", "--url-pattern", "("], r"Invalid url_pattern '\(': expected a regular expression"),
-        (["sweep", "--include-undated"], "include_undated needs older_than"),
+        (
+            ["sweep", "--include-undated"],
+            "--include-undated needs --older-than: without it, operations without an owner",
+        ),
+        (
+            ["cancel", "operations/a", "--timeout", "1h"],
+            "--timeout needs --wait: without it, the command does not wait",
+        ),
+        (["cancel", "operations/a", "-y", "--poll-interval", "10"], "--poll-interval needs --wait: without it"),
+        (["sweep", "-y", "-w"], "--yes and --wait need --no-dry-run: without it, nothing is cancelled"),
+        (["sweep", "--dry-run", "--orphaned-for", "2m"], "--orphaned-for needs --no-dry-run: without it"),
+        (["sweep", "--timeout", "1h", "--poll-interval", "10s"], "--timeout and --poll-interval need --no-dry-run"),
+        (["sweep", "--no-dry-run", "--yes", "--timeout", "1h"], "--timeout needs --wait: without it"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +59,30 @@ def test_a_closed_output_is_no_failure(emulator: DaiEmulator) -> None:
     arguments = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "list", "-o", "plain"]
     done = subprocess.run(arguments, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+FULL_DISK = Path("/dev/full")
+needs_full_disk = pytest.mark.skipif(not FULL_DISK.exists(), reason="this system has no device that is always full")
+
+
+@needs_full_disk
+@pytest.mark.parametrize("output", ["json", "table"])
+def test_a_full_disk_is_told(emulator: DaiEmulator, output: str) -> None:
+    name = emulator.start_ingest()
+    with FULL_DISK.open("w") as full:
+        arguments = [*COMMAND, "cancel", name, "--yes", "-o", output]
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "Could not print the rows: No space left on device.\n")
+    assert emulator.cancel_requested(name) == 1
+
+
+@needs_full_disk
+def test_words_for_which_there_is_no_space_keep_nothing_from_being_cancelled(emulator: DaiEmulator) -> None:
+    name = emulator.start_ingest()
+    with FULL_DISK.open("w") as full:
+        arguments = [*COMMAND, "cancel", name, "-o", "json"]
+        done = subprocess.run(arguments, input="y\n", stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+    assert [row["result"] for row in json.loads(done.stdout)] == ["requested"]
 
 
 def test_a_terminal_sees_the_progress_of_a_wait(make_emulator: MakeEmulator) -> None:

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import yaml
 
+from airflow_dai_provider import metadata_database
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.cli.output import Rows
 from airflow_dai_provider.emulator import DaiEmulator, Fault
+from airflow_dai_provider.ingest.ownership import ASSET, OWNER_KEYS
+from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE
 from tests.support.clock import Clock
 from tests.support.emulators import MakeEmulator, methods
 from tests.support.payloads import SIGNATURE, SIGNED_URL, URL
-from tests.unit.cli.conftest import Dai, Start
+from tests.unit.cli.conftest import Dai, Start, Started
 
 pytestmark = pytest.mark.usefixtures("metadata_database")
 
@@ -101,14 +104,15 @@ class TestList:
     @pytest.mark.usefixtures("emulator")
     def test_nothing(self, dai: Dai, output: str, text: str) -> None:
         result = dai("list", "-o", output)
-        assert (result.code, result.out, result.err) == (0, text, "Nothing runs.\n")
+        assert (result.code, result.out, result.err) == (0, text, "No operations are running.\n")
 
-    def test_what_is_no_operation_is_counted(self, emulator: DaiEmulator, dai: Dai) -> None:
+    def test_what_is_no_operation_is_counted_once(self, emulator: DaiEmulator, dai: Dai) -> None:
         page = {"operations": [{"name": "operations/a"}, {"name": "../b"}, {}]}
         emulator.inject(Fault("operations.list", status=200, body=json.dumps(page).encode()))
         result = dai("list", "-o", "json")
         assert [row["name"] for row in result.rows] == ["operations/a"]
-        assert "2 items of the list were no operations" in result.err
+        (line,) = result.err.splitlines()
+        assert line.startswith("operations.list: 2 unreadable operations were passed over; of the first: ")
 
     @pytest.mark.parametrize(("output", "number"), [*((output, 1_000) for output in FORMATS), ("plain", 10_000)])
     def test_a_long_list_is_printed_page_by_page_and_not_kept(
@@ -212,7 +216,62 @@ class TestWhose:
         name = emulator.start_ingest(creative_url=SIGNED_URL)
         result = dai("whose", name, "-o", "json")
         assert (result.code, result.rows) == (1, [])
-        assert f"No task is known that has started {name}" in result.err
+        assert f"No task is known to have started {name}: another system may have started it." in result.err
+
+    @pytest.mark.skipif(not HAS_ASSET_STATE_STORE, reason="Airflow before 3.3 has no records of owners")
+    @pytest.mark.usefixtures("asset")
+    def test_a_record_that_cannot_be_read_is_told(self, emulator: DaiEmulator, dai: Dai) -> None:
+        store: Any = metadata_database.find_asset_store(ASSET)
+        store.set(f"{OWNER_KEYS}of-another-version", {"owner": {"dag": "starts"}})
+        name = emulator.start_ingest(creative_url=SIGNED_URL)
+        told = "Cannot read 1 of 1 records of owners, which another version may have written."
+        for arguments, code in ((["list"], 0), (["whose", name], 1)):
+            result = dai(*arguments)
+            assert result.code == code
+            assert f"{told} Operations of these tasks are shown without an owner." in result.err
+        assert dai("check", "-o", "json").rows[1]["reason"].endswith(told)
+        assert f"to have started {name}: another system, or one of these tasks, may have started it." in result.err
+
+
+#: How an ingest finishes whose task waits for it, by the state of that task: the query of its media URL, and the state
+#: of the task in words.
+FINISHED = {
+    "success": ("seconds=60", "has succeeded"),
+    "failed": ("seconds=60&outcome=INVALID_MEDIA", "is failed"),
+}
+
+
+@pytest.mark.parametrize(("task_state", "query", "words"), [(state, *how) for state, how in FINISHED.items()])
+class TestAnIngestForWhichItsTaskWaited:
+    @pytest.fixture
+    def finished(self, start: Start, query: str) -> Started:
+        return start(url=f"{URL}?{query}", waits=True)
+
+    def test_it_is_no_stray_when_it_has_finished(
+        self, dai: Dai, finished: Started, task_state: str, words: str
+    ) -> None:
+        reason = f"{words}; the operation has finished"
+        (owner,) = dai("whose", finished.name, "-o", "json").rows
+        assert (owner["task_state"], owner["is_stray"], owner["reason"]) == (task_state, "no", reason)
+        (shown,) = dai("get", finished.name, "-o", "json").rows
+        assert (shown["task_state"], shown["reason"]) == (task_state, reason)
+        (listed,) = dai("list", "--all", "-o", "json").rows
+        assert (listed["name"], listed["task_state"]) == (finished.name, task_state)
+        asked = dai("cancel", finished.name)
+        assert f"of DAG starts, which {reason}. Cancel" in " ".join(asked.err.split())
+        swept = dai("sweep", "-o", "json")
+        assert swept.rows == []
+        assert "1 operations listed: 1 finished" in swept.err
+
+    def test_without_the_service_it_is_not_known_whether_it_is_a_stray(
+        self, emulator: DaiEmulator, dai: Dai, finished: Started, task_state: str, words: str
+    ) -> None:
+        emulator.inject(Fault("operations.get", rpc_status="UNAVAILABLE", times=None))
+        result = dai("whose", finished.name, "-o", "json")
+        (owner,) = result.rows
+        assert (result.code, owner["task_state"], owner["is_stray"]) == (0, task_state, "unknown")
+        reason = f"{words}; it is not known whether the operation has finished: operations.get of"
+        assert owner["reason"].startswith(reason)
 
 
 class TestCheck:
@@ -258,6 +317,30 @@ class TestTrouble:
         assert result.code == 1
         assert "The connection 'no_such_connection' could not be looked up" in result.err
 
+    @pytest.mark.usefixtures("asset", "fake_time")
+    def test_with_an_undefined_connection_the_database_is_checked_nevertheless(self, dai: Dai) -> None:
+        result = dai("check", "--conn-id", "no_such_connection", "-o", "json")
+        service, database = result.rows
+        assert (result.code, service["name"], service["result"]) == (1, "service", "failed")
+        assert service["reason"].startswith("The connection 'no_such_connection' could not be looked up")
+        assert (database["name"], database["result"]) == ("owners", "ok")
+
+    def test_with_an_undefined_connection_the_endpoint_is_enough_for_the_owner(
+        self, emulator: DaiEmulator, dai: Dai, start: Start
+    ) -> None:
+        connection = ["--conn-id", "no_such_connection", "--api-endpoint", emulator.endpoint]
+        result = dai("whose", start().name, *connection, "-o", "json")
+        assert (result.code, [row["dag_id"] for row in result.rows]) == (0, ["starts"])
+        assert "The connection 'no_such_connection' could not be looked up" in result.err
+
+    @pytest.mark.usefixtures("fake_time")
+    def test_without_an_endpoint_no_owner_is_known(self, dai: Dai) -> None:
+        result = dai("whose", "operations/a", "--conn-id", "no_such_connection", "-o", "json")
+        assert (result.code, result.rows) == (1, [])
+        assert "The connection 'no_such_connection' could not be looked up" in result.err
+        assert "Owners are not shown: the endpoint is not known. Give --api-endpoint" in result.err
+        assert "another system" not in result.err
+
     def test_a_connection_in_the_database_is_found(
         self, make_emulator: MakeEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -277,8 +360,6 @@ class TestTrouble:
     def test_a_database_that_cannot_be_read_costs_only_the_owners(
         self, emulator: DaiEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from airflow_dai_provider import metadata_database
-
         def fail(*_: object) -> None:
             raise RuntimeError("postgresql://user:s3cret@host/ is away\n[SQL: SELECT ...]")
 
@@ -288,9 +369,11 @@ class TestTrouble:
         assert sorted(row["name"] for row in result.rows) == sorted(names)
         assert (result.code, result.err) == (
             0,
-            "No owners are known: The metadata database cannot be read: postgresql://host/ is away\n",
+            "Owners are not shown. The metadata database cannot be read: postgresql://host/ is away.\n",
         )
-        assert dai("check").code == 1
+        checked = dai("check", "-o", "json")
+        assert (checked.code, checked.rows[1]["result"]) == (1, "failed")
+        assert checked.rows[1]["reason"] == "The metadata database cannot be read: postgresql://host/ is away"
 
     def test_verbose_shows_airflows_log_beside_the_output(self, emulator: DaiEmulator, dai: Dai) -> None:
         name = emulator.start_ingest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from airflow_dai_provider.cli import owners
 from airflow_dai_provider.cli.output import Notes
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
-from airflow_dai_provider.ingest.ownership import ASSET, OwnerRecords
+from airflow_dai_provider.ingest.ownership import ASSET, OwnerRecords, Record
 from airflow_dai_provider.tasks.xcom import XCOM_STARTED
 from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE
 from tests.support.clock import Clock
@@ -26,6 +27,14 @@ CANCEL = "operations.cancel"
 
 def results(result: Result) -> dict[str, Any]:
     return {row["name"]: row["result"] for row in result.rows}
+
+
+def records_of_owners() -> list[Record]:
+    """Return the records, each of which can be read."""
+    unreadable: list[str] = []
+    records = owners.read_records(unreadable.append)
+    assert unreadable == []
+    return records
 
 
 class TestSweep:
@@ -132,6 +141,12 @@ class TestSweep:
         assert [(row["name"], row["reason"]) for row in result.rows] == [(old, "is older than --older-than")]
         assert dai("sweep", "--older-than", "6h", "--spare", old, "-o", "json").rows == []
 
+    def test_without_a_create_time_that_is_the_reason(self, emulator: DaiEmulator, dai: Dai) -> None:
+        page = {"operations": [{"name": "operations/undated"}]}
+        emulator.inject(Fault("operations.list", status=200, body=json.dumps(page).encode()))
+        (row,) = dai("sweep", "--older-than", "6h", "--include-undated", "-o", "json").rows
+        assert (row["name"], row["age"], row["reason"]) == ("operations/undated", None, "has no create time")
+
     def test_beside_an_unreadable_xcom_nothing_goes_by_age(
         self, emulator: DaiEmulator, dai: Dai, start: Start, clock: Clock
     ) -> None:
@@ -173,7 +188,12 @@ class TestSweep:
         clock.advance(60)
         result = dai("sweep", "--no-dry-run", "-y", "--older-than", "1s", "--max-cancellations", "2")
         assert (result.code, count(emulator, CANCEL)) == (1, 0)
-        assert "3 strays are more than --max-cancellations 2, so none was cancelled" in result.err
+        too_many = "3 strays are more than --max-cancellations 2, so none of them is cancelled."
+        assert too_many in result.err
+        shown = dai("sweep", "--older-than", "1s", "--max-cancellations", "2")
+        assert shown.code == 0
+        assert too_many in shown.err
+        assert "This was a dry run: nothing was cancelled.\n" in shown.err
 
     def test_a_refused_cancellation_is_told(self, emulator: DaiEmulator, dai: Dai, clock: Clock) -> None:
         name = emulator.start_ingest()
@@ -216,7 +236,7 @@ def test_records_that_only_tasks_read_are_told_and_nothing_is_changed(
     start().fail()
     emulator.start_ingest()
     store: Any = metadata_database.find_asset_store(ASSET)
-    (record,) = owners.read_records()
+    (record,) = records_of_owners()
     for key in (record.owner.key, f"owners-{int(record.owner.key[-8:], 16) % 32}"):
         store.set(key, {"__airflow_state_ref__": f"s3://bucket/{key}"})
     for arguments in (
@@ -248,12 +268,12 @@ class TestPurge:
         gone = start("gone")
         clock.advance(2 * 3600)
         start("still_runs")
-        assert len([*owners.read_records()]) == 2
+        assert len(records_of_owners()) == 2
         result = dai("purge", "-o", "json")
         assert result.code == 0
         assert [(row["dag_id"], row["run_id"]) for row in result.rows] == [("gone", gone.run.run_id)]
-        assert "1 records were deleted." in result.err
-        (kept,) = owners.read_records()
+        assert "Records deleted: 1." in result.err
+        (kept,) = records_of_owners()
         assert kept.owner.dag_id == "still_runs"
         assert dai("purge", "-o", "json").rows == []
 
@@ -264,16 +284,18 @@ class TestPurge:
         emulator.reset()
         assert dai("purge", "-o", "json").rows == []
         assert len(dai("purge", "--older-than", "30m", "-o", "json").rows) == 1
-        assert [*owners.read_records()] == []
+        assert records_of_owners() == []
 
     def test_a_list_that_says_too_little_deletes_nothing(self, emulator: DaiEmulator, dai: Dai, start: Start) -> None:
         start()
         emulator.inject(Fault("operations.list", status=200, body=b'{"operations": [{}]}'))
         result = dai("purge", "--older-than", "30m")
         assert result.code == 1
-        assert "1 items of the list cannot be read, so no record was deleted." in result.err
+        counted, told = result.err.splitlines()
+        assert counted.startswith("operations.list: 1 unreadable operations were passed over; of the first: ")
+        assert told == "No record was deleted, since an operation that cannot be read may need one."
         assert metadata_database.find_asset_store(ASSET) is not None
-        assert len([*owners.read_records()]) == 1
+        assert len(records_of_owners()) == 1
 
     def test_no_record_goes_while_its_ingest_can_still_start(
         self, emulator: DaiEmulator, dai: Dai, start: Start, clock: Clock
