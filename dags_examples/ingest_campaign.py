@@ -22,7 +22,8 @@ with DAG("ingest_campaign", schedule=None, params={"media_urls": MEDIA}) as dag:
         ads = {}
         for one in operations:
             made = one.get("creative_name")
-            ads[one["media_files"][0]] = made or f"{one['state'] or 'not started'}: {one['error_message'] or 'no error'}"
+            state, error = one["state"] or "not started", one["error_message"] or "no error"
+            ads[one["media_files"][0]] = made or f"{state}: {error}"
         return ads
 
     @task

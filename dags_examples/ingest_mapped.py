@@ -19,7 +19,7 @@ with DAG("ingest_mapped", schedule=None, params={"media_urls": MEDIA}) as dag:
     DaiCreateCreativeOperator.partial(
         task_id="ingest",
         map_index_template="{{ task.creative.mediaFiles[0].uri.partition('?')[0].rpartition('/')[2] }}",
-        on_failure_callback=DaiCancelOperationNotifier(),  # Airflow 3 does not call the operator's own for a mapped task
+        on_failure_callback=DaiCancelOperationNotifier(),  # Airflow 3 calls the operator's own for no mapped task
         timeout="1h",
         retries=2,
     ).expand(creative=creatives())

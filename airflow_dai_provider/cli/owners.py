@@ -123,7 +123,7 @@ def read_records(on_unreadable: Callable[[str], None]) -> list[Record]:
         return []
     values = store.values(OWNER_KEYS)
     if values is None:
-        return OwnerRecords(store).all()
+        return OwnerRecords(store).all(on_unreadable)
     records = [record for record in map(Record.from_json, values) if record]
     if unreadable := len(values) - len(records):
         on_unreadable(
