@@ -76,8 +76,10 @@ def airflow(google: DaiEmulator, key_file: Path) -> Iterator[Stack]:
 
 def polls_since(google: DaiEmulator, number: int, names: set[str]) -> bool:
     """Return whether each of these operations has been polled twice since there were so many requests."""
-    polled = [r.name for r in google.requests[number:] if r.method == "operations.get" and r.status == 200]
-    return all(polled.count(name) > 1 for name in names)
+    answered = [r for r in google.requests[number:] if r.status == 200]
+    pages = sum(r.method == "operations.list" for r in answered)
+    polled = [r.name for r in answered if r.method == "operations.get"]
+    return all(polled.count(name) + pages > 1 for name in names)
 
 
 def stumbles(google: DaiEmulator, more: int) -> None:
