@@ -267,6 +267,7 @@ def open_descriptors() -> int:
 
 def test_stop_leaves_nothing_behind(recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture) -> None:
     gc.collect()  # the garbage of earlier tests, so that it is not collected in between
+    recwarn.clear()
     threads = set(threading.enumerate())
     descriptors = open_descriptors()
     with warnings.catch_warnings(), requests.Session() as session:
