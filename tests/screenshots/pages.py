@@ -21,7 +21,7 @@ COLORS = 64
 #: Milliseconds that a page has to show a text.
 TIMEOUT = 20_000
 #: The style of a terminal.
-TERMINAL = "display: inline-block; margin: 0; padding: 12px; background: #1b1f24; color: #e6e6e6; font: 13px monospace"
+TERMINAL = "display: inline-block; margin: 0; padding: 12px; background: #1b1f24; color: #e6e6e6; font: 12px monospace"
 #: Settings that Airflow keeps in the browser.
 PREFERENCES = "localStorage.setItem('log_wrap', 'true')"
 
