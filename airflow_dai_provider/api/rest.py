@@ -190,7 +190,11 @@ def _read_operation(name: str, resource: dict[str, Any]) -> Operation:
 
 def _read_started(resource: dict[str, Any]) -> Operation:
     """Read a new operation, whose name has to be one that can be cancelled."""
-    operation = Operation.from_api(resource)
+    try:
+        operation = Operation.from_api(resource)
+    except InvalidOperationError:
+        # A start needs the name only, and whatever else is wrong with the operation: it runs, and has to be guarded.
+        operation = Operation.from_api({"name": resource.get("name")})
     try:
         check_operation_name(operation.name)
     except ValueError as error:

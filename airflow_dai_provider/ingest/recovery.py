@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import MAX_NAMED, some_of
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
-from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.tasks.failures import describe_error
 
 if TYPE_CHECKING:
@@ -114,11 +113,12 @@ def recover_ingests(
     for pause in PAUSES:
         try:
             sleep(pause)
-            near = _matching(hook, {key: lost[key] for key in reasons}, {*known, *(one.name for one in found.values())})
+            taken = {*known, *(one.name for one in found.values())}
+            near, is_clear = _matching(hook, {key: lost[key] for key in reasons}, taken)
         except Exception as error:
             reasons = dict.fromkeys(reasons, f"the operations cannot be listed: {describe_error(error)}")
             unseen = set()
-            if not isinstance(error, ServiceError) or error.rpc_code in PERMANENT:
+            if not isinstance(error, ServiceError) or error.rpc_code is Code.UNIMPLEMENTED:
                 break
             log.warning("%s", describe_error(error))
             continue
@@ -129,7 +129,7 @@ def recover_ingests(
             raise may_have_started([lost[key] for key in reasons], why) from interruption
         since = {key: [one for one in near[key] if lost[key].matches(one, SERVICE_BEHIND)] for key in reasons}
         claims = Counter(operation.name for operations in since.values() for operation in operations)
-        unseen = {key for key, operations in near.items() if not operations}
+        unseen = {key for key, operations in near.items() if is_clear and not operations}
         for key, operations in since.items():
             if len(operations) == 1 and claims[operations[0].name] == 1:
                 log.info("Found %s by its media URL and create time. Adopting it.", operations[0])
@@ -146,22 +146,28 @@ def recover_ingests(
     return found, errors
 
 
-def _matching(hook: DaiHook, lost: Mapping[str, LostStart], known: Collection[str]) -> dict[str, list[Operation]]:
-    """Return by key the listed operations that a request could have started.
+def _matching(
+    hook: DaiHook, lost: Mapping[str, LostStart], known: Collection[str]
+) -> tuple[dict[str, list[Operation]], bool]:
+    """Return by key the listed operations that a request could have started, and whether these are all.
 
-    Also those that were created too early: shortly before it, or at any time if they still run.
+    Also those that were created too early: shortly before it, or at any time if they still run. They are not all if an
+    item of the list cannot be read, or runs without a media URL.
     """
+    unclear: list[str] = []
     near: dict[str, dict[str, Operation]] = {key: {} for key in lost}
     keys: dict[str | None, list[str]] = {}
     for key, one in lost.items():
         for url in one.urls:
             keys.setdefault(url, []).append(key)
-    for operation in hook.list_operations(page_size=LIST_PAGE_SIZE):
+    for operation in hook.list_operations(page_size=LIST_PAGE_SIZE, on_unreadable=unclear.append):
         media_url = operation.ingest.signed_creative_url if operation.ingest else None
+        if not media_url and not operation.done and operation.name not in known:
+            unclear.append(operation.name)
         for key in keys.get(media_url, ()):
             if operation.name not in known and (not operation.done or lost[key].matches(operation, DOUBT)):
                 near[key][operation.name] = operation
-    return {key: list(operations.values()) for key, operations in near.items()}
+    return {key: list(operations.values()) for key, operations in near.items()}, not unclear
 
 
 def _reason(since: list[Operation], near: list[Operation]) -> str:

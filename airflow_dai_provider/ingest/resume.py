@@ -201,6 +201,9 @@ def reattach_or_cancel(
     except ServiceError as error:
         if error.rpc_code not in PERMANENT or error.rpc_code is Code.UNAUTHENTICATED:
             raise
+        if error.rpc_code is Code.NOT_FOUND:
+            log.info("The service no longer knows %s. Starting a new ingest.", name)
+            return None
         if cleared and earlier.refused:
             log.warning("%s may still run: %s The task was cleared after it had said so. Starting anew.", name, error)
             return None

@@ -107,7 +107,7 @@ def _read_text(field: str, text: str) -> list[Any]:
     for read in (json.loads, ast.literal_eval):
         try:
             values = read(text.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
         if isinstance(values, list):
             return values

@@ -7,6 +7,7 @@ import platform
 import re
 from collections.abc import Mapping
 from http.cookiejar import DefaultCookiePolicy
+from subprocess import SubprocessError
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,7 +26,11 @@ from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.transport.deadline import deadline, keep_deadlines
 
 #: The errors that ``Credentials.refresh`` raises: google-auth reads the token service's response unchecked.
-TOKEN_ERRORS = (GoogleAuthError, OSError, TypeError, ValueError, LookupError, AttributeError)
+TOKEN_ERRORS = (
+    *(GoogleAuthError, OSError, TypeError, ValueError, LookupError, AttributeError),
+    # A lifetime that no date holds, JSON that is nested too deep, a credential helper that hangs.
+    *(OverflowError, RecursionError, SubprocessError),
+)
 #: What an HTTP library lets through from a response that it misreads.
 MISREAD_ERRORS = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
 
@@ -35,7 +40,7 @@ _METADATA_HOSTS = ("metadata.google.internal", "169.254.169.254", "fd20:ce::254"
 _METADATA_VARIABLES = ("GCE_METADATA_HOST", "GCE_METADATA_ROOT", "GCE_METADATA_IP")
 _METADATA_PATH = "/computeMetadata/v1/"
 #: A refusal of Google's that passes, in a response with 403.
-_RATE_LIMIT = re.compile(rb"rate_?limit_?exceeded", re.IGNORECASE)
+_RATE_LIMIT = re.compile(rb"(limit|quota)_?exceeded", re.IGNORECASE)
 
 
 class TokenRequest(AuthRequest):

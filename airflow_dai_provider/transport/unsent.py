@@ -26,6 +26,8 @@ _MAX_MESSAGE = 500
 _TOKEN = re.compile(r"\b(ya29\.|eyJ|Bearer )\S*")
 #: What Google's Secret Manager responds when it cannot be asked now, as google-api-core's HTTP status.
 _AWAY = frozenset({429, 500, 502, 503, 504})
+#: In place of the text of a library, which can hold the password of a proxy.
+_INVALID_URL = "the URL of the server, or that of the environment's proxy, cannot be read"
 #: How the message of google-auth begins when it has found no credentials.
 _FOUND_NONE = "Your default credentials were not found"
 
@@ -49,7 +51,8 @@ def no_response(
 
 def not_sent(request: rest.Request[Any], error: Exception) -> ServiceError:
     """Return the error for a request that the library refuses to send, such as one with a token that fits no header."""
-    return ServiceError(f"{request} was not sent: {_without_tokens(error)}", Code.FAILED_PRECONDITION)
+    reason = _INVALID_URL if _is_invalid_url(error) else redact_urls(_without_tokens(error))
+    return ServiceError(f"{request} was not sent: {reason}", Code.FAILED_PRECONDITION)
 
 
 def no_authorities(request: rest.Request[Any], error: OSError) -> ServiceError:
@@ -72,11 +75,18 @@ def public_cause(error: BaseException | None) -> BaseException | None:
 
     A proxy's URL can hold a password, and so can a header that the library quotes.
     """
+    if _is_invalid_url(error):
+        return None
     for link in chain(error):
         text = f"{link} {link!r}"
         if redact_urls(text) != text or _without_tokens(text) != text[:_MAX_MESSAGE] or "uthorization" in text:
             return None
     return error
+
+
+def _is_invalid_url(error: BaseException | None) -> bool:
+    """Return whether requests or urllib3 cannot read a URL, which their texts then show with a proxy's password."""
+    return any("InvalidURL" in (kind := type(link).__name__) or kind.startswith("Location") for link in chain(error))
 
 
 def _is_refusal(error: BaseException, request: TokenRequest) -> bool:
@@ -108,7 +118,9 @@ def no_token(error: BaseException, token_request: TokenRequest, handled: BaseExc
     """
     service = f" (token service: {token_request.host})" if token_request.host else ""
     code = Code.UNAVAILABLE
-    if isinstance(error, ConnectionError | TimeoutError):
+    if _is_invalid_url(error):
+        message, code = _INVALID_URL, Code.FAILED_PRECONDITION
+    elif isinstance(error, ConnectionError | TimeoutError):
         message = f"{redact_urls(str(error))}{service}"
     elif isinstance(error, OSError):
         message, code = str(error), Code.FAILED_PRECONDITION  # The certificate authorities cannot be read.

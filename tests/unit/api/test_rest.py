@@ -405,13 +405,24 @@ def test_what_an_error_says_can_be_stored() -> None:
         (b"", "expected an operation with a name"),
         ({"done": True, "error": {"code": 5}}, "expected an operation with a name"),
         ({"name": 3}, "expected 'name' to be of type str"),
-        ({"name": "operations/a", "done": "yes"}, "expected 'done' to be of type bool"),
-        ({"name": "operations/a", "done": True, "error": {"code": 1}, "response": {}}, "got both"),
     ],
 )
 @pytest.mark.parametrize("request_", [GET, CREATE], ids=str)
 def test_a_response_that_is_no_operation_is_an_error(request_: rest.Request[Any], body: object, words: str) -> None:
     error = read_error(request_, 200, body)
+    assert words in str(error)
+    assert error.rpc_code is Code.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"name": "operations/a", "done": "yes"}, "expected 'done' to be of type bool"),
+        ({"name": "operations/a", "done": True, "error": {"code": 1}, "response": {}}, "got both"),
+    ],
+)
+def test_a_contradiction_is_an_error_of_a_poll(body: object, words: str) -> None:
+    error = read_error(GET, 200, body)
     assert words in str(error)
     assert error.rpc_code is Code.UNKNOWN
 

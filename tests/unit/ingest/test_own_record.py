@@ -14,7 +14,7 @@ from airflow_dai_provider.ingest.ownership import ASSET, Opening, Owner, OwnerRe
 from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError
 from tests.support.clock import Clock
 from tests.support.emulators import count
-from tests.support.ingests import CANCEL, CREATE, SECRET, URL, both, execute, make, the
+from tests.support.ingests import CANCEL, CREATE, LIST, SECRET, URL, both, execute, make, the
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import Store, Ti
@@ -312,6 +312,19 @@ class TestDoubt:
         assert opening_of(records).unknown == KEYS
         assert record_of(records).names == {the(slow)}
         assert log.lines("Starting it again")
+
+    @pytest.mark.usefixtures("swept")
+    @pytest.mark.parametrize(
+        "item", [None, {"name": "operations/x", "metadata": []}, {"name": "operations/x"}], ids=str
+    )
+    def test_it_is_not_attempted_again_if_something_in_the_list_can_be_it(
+        self, slow: DaiEmulator, context: Any, item: Any
+    ) -> None:
+        slow.inject(Fault(CREATE, drop="before", times=1))
+        slow.inject(Fault(LIST, listed=(item,), times=None))
+        with pytest.raises(IngestMayHaveStartedError):
+            execute(context)
+        assert count(slow, CREATE) == 1
 
     @pytest.mark.parametrize("last", [None, 3601])
     def test_it_is_not_attempted_again_where_no_sweep_comes(

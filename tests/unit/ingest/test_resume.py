@@ -127,6 +127,17 @@ class TestRetry:
             execute(context, url="https://media.example.com/right.mp4")
         assert count(slow, CREATE) == 1
 
+    def test_another_creative_s_ingest_that_is_gone_when_it_is_cancelled_is_no_obstacle(
+        self, slow: DaiEmulator, context: Any, ti: Ti
+    ) -> None:
+        self.fail_first_try(context, ti)
+        wrong = the(slow)
+        slow.inject(Fault(CANCEL, wrong, rpc_status="NOT_FOUND", times=None))
+        slow.inject(Fault(GET, wrong, delay=0.01))
+        slow.inject(Fault(GET, wrong, rpc_status="NOT_FOUND", times=None))
+        right = execute(context, url="https://media.example.com/right.mp4")
+        assert slow.states()[right] == "SUCCEEDED"
+
     @pytest.mark.parametrize("wait", [True, False])
     def test_an_ingest_that_has_succeeded_between_two_tries_is_the_result(
         self, slow: DaiEmulator, context: Any, ti: Ti, clock: Clock, wait: bool

@@ -276,7 +276,7 @@ def test_the_time_of_a_late_guard_ends_for_each_ingest_when_its_end_is_seen(
 @pytest.mark.parametrize(
     ("faults", "code"),
     [
-        ([Fault(CREATE, drop="after"), Fault(LIST, rpc_status="PERMISSION_DENIED")], "UNKNOWN"),
+        ([Fault(CREATE, drop="after"), Fault(LIST, rpc_status="PERMISSION_DENIED", times=None)], "UNKNOWN"),
         ([Fault(CREATE, rpc_status="INVALID_ARGUMENT")], "INVALID_ARGUMENT"),
     ],
     ids=["in doubt", "refused"],

@@ -83,6 +83,7 @@ def test_anything_else_is_one_value(given: Any) -> None:
         "[__import__('os')]",
         "['a'] trailing",
         "['a'], 'b'",
+        "[{[]: 1}]",
         "[" * 100_000,
         "['a\0']",
         '["\\ud800"] []',

@@ -97,6 +97,20 @@ def test_the_response_of_a_token_service_is_bounded(
 
 
 @both_hooks
+@pytest.mark.parametrize(
+    "body",
+    [b'{"access_token": "x", "expires_in": 1e15}', b'{"access_token": "x", "expires_in": Infinity}', b"[" * 100_000],
+    ids=["a lifetime of ages", "an endless lifetime", "deep"],
+)
+def test_an_odd_response_of_a_token_service_is_an_outage(
+    form: str, body: bytes, emulator: DaiEmulator, connect: Connect, tiny_server: Serve
+) -> None:
+    connect(keyfile_dict=service_account_key(tiny_server(lambda exchange: exchange.answer(200, body)).endpoint))
+    with pytest.raises(exceptions.ServiceUnavailable, match="no access token"):
+        FORMS[form](LOOK, api_endpoint=emulator.endpoint, retry_timeout=0)
+
+
+@both_hooks
 def test_a_token_that_fits_in_no_header_is_not_shown(
     form: str, emulator: DaiEmulator, connect: Connect, tiny_server: Serve, log: Log
 ) -> None:
@@ -165,6 +179,30 @@ def test_an_unusable_proxy_is_an_error_in_the_worker(connect: Connect, monkeypat
         pytest.raises(exceptions.FailedPrecondition, match="was not sent: Missing dependencies for SOCKS"),
     ):
         hook.get_operation(NAME)
+
+
+@pytest.mark.parametrize("key", [False, True], ids=["without a token", "with a key"])
+@pytest.mark.parametrize(
+    "proxy", ["http://robot:s3cret@127.0.0.1:80800", "http://robot:s3#cret@127.0.0.1:9", "http://robot:s3/cret@x"]
+)
+def test_a_proxy_that_cannot_be_read_shows_no_password(
+    emulator: DaiEmulator, connect: Connect, monkeypatch: pytest.MonkeyPatch, proxy: str, key: bool
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    if key:
+        with DaiEmulator(authentication=True) as google:
+            account = google.service_account_key() | {"token_uri": "https://token.example/token"}
+        connect(keyfile_dict=account, num_retries=0)
+    else:
+        connect(is_anonymous=True, num_retries=0)
+    with (
+        DaiHook(api_endpoint="https://dai.example", retry_timeout=0) as hook,
+        pytest.raises(exceptions.GoogleAPICallError, match="was not sent|got no response") as caught,
+    ):
+        hook.get_operation(NAME)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "s3" not in shown
+    assert "cret" not in shown
 
 
 @pytest.mark.parametrize("proxy", ["socks5://robot:s3cret@127.0.0.1:9", "garbage://x", "http://robot:s3cret@x:port"])
