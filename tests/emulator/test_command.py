@@ -159,11 +159,13 @@ def test_help_is_complete(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
 
 def main_until(condition: Callable[[], object], *arguments: str) -> int:
-    """Run the function until a signal, which is sent when the condition holds, or when it never will."""
+    """Run the function until a signal, which is sent when the condition holds; fail if it never does."""
+    held: list[bool] = []
 
     def stop() -> None:
         try:
             wait_until(condition)
+            held.append(True)
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -171,6 +173,7 @@ def main_until(condition: Callable[[], object], *arguments: str) -> int:
     thread.start()
     code = main(arguments)
     thread.join()  # a signal that comes after this test would hit another one
+    assert held, "The condition never held while the function ran."
     return code
 
 

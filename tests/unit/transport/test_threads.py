@@ -181,13 +181,13 @@ def test_threads_end_when_an_iterator_is_closed_after_them(sessions: list[Sessio
         assert not thread.is_alive()
 
 
-def test_the_calling_thread_can_do_jobs_too(sessions: list[Session]) -> None:
+def test_the_calling_thread_can_do_jobs_too() -> None:
     own = Session()
     with Workers[Session]([], stopped=lambda: None) as workers:
         batches = workers.batches(NAMES, lambda session, _: session is own, until=time.monotonic() + 10)
         workers.assist(own, time.monotonic() + 10)
-        assert all(outcome.result for batch in batches for outcome in batch)
-    assert not any(session.closed for session in sessions)
+        assert [outcome.result for batch in batches for outcome in batch] == [True] * len(NAMES)
+    assert not own.closed
 
 
 def test_outcomes_are_not_waited_for_when_the_time_is_up(sessions: list[Session]) -> None:
