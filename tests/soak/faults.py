@@ -34,6 +34,10 @@ OF_METHODS = (
 )
 
 
+#: The least part of the share of requests asked for that must have met a fault: chance never leaves so few.
+LEAST = 0.25
+
+
 def inject(emulator: DaiEmulator, share: float, methods: Sequence[str] = METHODS) -> None:
     """Let this share of the requests of these methods fail, each with one of the faults."""
     if not share:
@@ -48,3 +52,10 @@ def inject(emulator: DaiEmulator, share: float, methods: Sequence[str] = METHODS
     for method, rate, kind in OF_METHODS:
         if method in methods:
             emulator.inject(Fault(method, rate=rate, **kind))  # type: ignore[arg-type]
+
+
+def too_few(emulator: DaiEmulator, share: float, methods: Sequence[str] = METHODS) -> list[str]:
+    """Return the problem when far fewer requests of these methods than this share have met one of the faults."""
+    met = sum(emulator.faults_injected.get(Fault(**kind).kind, 0) for kind in KINDS)  # type: ignore[arg-type]
+    sent = sum(request.method in methods for request in emulator.requests)
+    return [] if met >= int(LEAST * share * sent) else [f"{met} faults in {sent} requests, with {share:.0%} asked for"]

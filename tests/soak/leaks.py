@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import time
@@ -36,6 +37,14 @@ class Leaks:
             time.sleep(0.1)
         for label, number in (("threads", threads), ("connections", sockets), ("tasks", tasks)):
             self.found[f"leaked {label}"] = [f"{number} {label}"] * max(0, number)
+
+
+async def tasks_left() -> int:
+    """Return the number of other tasks left on this event loop, once they have had time to end."""
+    deadline = time.monotonic() + PATIENCE
+    while (left := len(asyncio.all_tasks()) - 1) and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    return left
 
 
 def count_sockets() -> int:

@@ -7,14 +7,14 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
-from faults import KINDS
+from faults import KINDS, too_few
 from judge import print_results
-from leaks import Leaks
+from leaks import Leaks, tasks_left
 
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.emulator import DaiEmulator, Fault
@@ -34,6 +34,7 @@ WAYS = ("one trigger each", "one trigger for all", "a worker for all")
 
 #: The outcomes that a way to wait has seen, by name.
 Outcomes = dict[str, str]
+T = TypeVar("T")
 
 
 def play_polls(waits: int, share: float, seed: int | None) -> int:
@@ -47,26 +48,35 @@ def play_polls(waits: int, share: float, seed: int | None) -> int:
         every = [name for found in names.values() for name in found]
         deleted, hidden = every[7::20], every[3::40]
         # Not those of the first page, where a finished one would be seen twice.
-        lied_about = [name for found in names.values() for name in found[-(waits // 10) :]]
+        lied_about = [name for found in names.values() for name in found[waits - waits // 10 :]]
         # Of each way, one that is deleted too.
         lied_about += deleted[:: max(1, len(deleted) // len(WAYS))]
         _make_list_wrong(emulator, chance, every, hidden, lied_about)
         _inject(emulator, share)
         leaks = Leaks()
         with ThreadPoolExecutor(len(WAYS) + 1) as pool:
-            ways: dict[str, Callable[[list[str]], Outcomes]] = dict(
+            ways: dict[str, Callable[[list[str], list[int]], Outcomes]] = dict(
                 zip(WAYS, (_one_trigger_each, _one_trigger_for_all, _worker), strict=True)
             )
-            pool.submit(_delete, emulator, deleted, chance)
-            waiting = {way: pool.submit(ways[way], names[way]) for way in WAYS}
+            deleting = pool.submit(_delete, emulator, deleted, chance)
+            tasks: list[int] = []
+            waiting = {way: pool.submit(ways[way], names[way], tasks) for way in WAYS}
             seen = {way: wait.result() for way, wait in waiting.items()}
-        leaks.find(0)
+            deleted_while_running = deleting.result()
+        leaks.find(sum(tasks))
     methods = Counter(request.method for request in emulator.requests)
     states = emulator.states()
-    problems: dict[str, list[str]] = {"wrong outcomes": [], "lost waits": [], **leaks.found}
+    problems: dict[str, list[str]] = {
+        "wrong outcomes": [],
+        "lost waits": [],
+        "faults missing": too_few(emulator, share, [GET]),
+        **leaks.found,
+    }
     for way, outcomes in seen.items():
         for name in names[way]:
-            expected = {states[name].value, "NOT_FOUND"} if name in deleted else {states[name].value}
+            expected = {"NOT_FOUND"} if name in deleted else set()
+            if name not in deleted_while_running:
+                expected.add(states[name].value)
             outcome = outcomes.get(name, "no outcome")
             if outcome in ("no outcome", "timeout"):
                 problems["lost waits"].append(f"{way}: {name}: {outcome}")
@@ -80,7 +90,7 @@ def play_polls(waits: int, share: float, seed: int | None) -> int:
         "pages of the list": methods[LIST],
         "polls by get": methods[GET],
         "faults injected": sum(emulator.faults_injected.values()),
-        "deleted while running": len(deleted),
+        "deleted while running": f"{len(deleted_while_running)} of {len(deleted)} deleted",
         "left out of the list": len(hidden),
         "running forever in the list": len(lied_about),
     }
@@ -114,11 +124,26 @@ def _inject(emulator: DaiEmulator, share: float) -> None:
         emulator.inject(Fault(GET, rate=share / len(KINDS), **kind))  # type: ignore[arg-type]
 
 
-def _delete(emulator: DaiEmulator, names: list[str], chance: random.Random) -> None:
-    """Delete operations while they run, or have finished."""
+def _delete(emulator: DaiEmulator, names: list[str], chance: random.Random) -> set[str]:
+    """Delete operations while they run, or have finished; return those whose ingest has run on."""
+    running = set()
     for name in names:
         time.sleep(chance.uniform(0, LONGEST / len(names)))
-        requests.delete(f"{emulator.endpoint}/v1/{name}", timeout=10)
+        requests.delete(f"{emulator.endpoint}/v1/{name}", timeout=10).raise_for_status()
+        if emulator.state(name) == "RUNNING":
+            running.add(name)
+    return running
+
+
+def _run(work: Coroutine[Any, Any, T], tasks: list[int]) -> T:
+    """Run a coroutine on an event loop of its own, and add the number of tasks that it leaves there."""
+
+    async def main() -> T:
+        result = await work
+        tasks.append(await tasks_left())
+        return result
+
+    return asyncio.run(main())
 
 
 def _trigger(name: str | list[str]) -> DaiOperationTrigger:
@@ -129,7 +154,7 @@ async def _event(name: str | list[str]) -> Any:
     return [event.payload async for event in _trigger(name).run()][0]
 
 
-def _one_trigger_each(names: list[str]) -> Outcomes:
+def _one_trigger_each(names: list[str], tasks: list[int]) -> Outcomes:
     def outcome(event: dict[str, Any]) -> str:
         operation = event.get("operation")
         return str(operation["state"] if operation else event.get("code") or event["status"])
@@ -138,18 +163,18 @@ def _one_trigger_each(names: list[str]) -> Outcomes:
         events = await asyncio.gather(*map(_event, names))
         return {name: outcome(event) for name, event in zip(names, events, strict=True)}
 
-    return asyncio.run(main())
+    return _run(main(), tasks)
 
 
-def _one_trigger_for_all(names: list[str]) -> Outcomes:
-    event = asyncio.run(_event(names))
+def _one_trigger_for_all(names: list[str], tasks: list[int]) -> Outcomes:
+    event = _run(_event(names), tasks)
     if event["status"] != "finished":
         return dict.fromkeys(names, event["status"])
     finished, errors, *_ = read_many_event(event, names)
     return _outcomes(finished, errors)
 
 
-def _worker(names: list[str]) -> Outcomes:
+def _worker(names: list[str], _: list[int]) -> Outcomes:
     with DaiHook() as hook:
         many = ManyWait(names, hook.make_wait("the operations", poll_interval=INTERVAL, timeout=SECONDS))
         with hook.workers(len(names)) as workers:

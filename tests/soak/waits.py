@@ -7,7 +7,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from faults import inject
+from faults import inject, too_few
 from judge import print_results, requests_against_the_rule
 from situations import OF_WAITS, front_end
 
@@ -66,6 +66,7 @@ def play_waits(waits: int, share: float, seed: int | None) -> int:
         "not cancelled exactly once": [name for name in names["CANCELLED"] if asked[name] != 1],
         "requests beyond the retry rule": requests_against_the_rule(emulator.requests, sooner=3),
         "leaked connections": [f"{connections} connections"] * connections,
+        "faults missing": too_few(emulator, share, ["operations.get"]),
     }
     rows = {
         "waits that succeeded": list(tasks.values()).count("success"),
