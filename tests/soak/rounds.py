@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
-from faults import inject
+from faults import inject, too_few
 from judge import print_results, requests_against_the_rule
 from leaks import Leaks
 from situations import OF_CANCELS, Situation
@@ -32,6 +32,8 @@ WORKERS = 16
 TRIES = 4
 RETRY_DELAY = 1.0
 FAULTLESS = 90
+#: The largest share of starts under faults, and a few more, whose tasks may not know if an ingest was started.
+IN_DOUBT = 1 / 3
 
 
 @dataclass
@@ -143,7 +145,10 @@ def cancel_in_worker(emulator: DaiEmulator, triggerer: Triggerer, number: int) -
 
 def cancel_in_triggerer(emulator: DaiEmulator, triggerer: Triggerer, number: int) -> str | None:
     """Cancel an ingest that completes anyway, and wait in the triggerer; return the problem, if any."""
-    name = emulator.start_ingest(f"operations/triggerer/{number}", seconds=number % 4, cancel="ignored")
+    turn, situation = divmod(number // len(KINDS), len(OF_CANCELS))
+    # Each situation meets each duration.
+    seconds = (turn + situation) % 4
+    name = emulator.start_ingest(f"operations/triggerer/{number}", seconds=seconds, cancel="ignored")
     situation_of(number)(emulator, name)
     ti = TaskInstance()
     run_task(cancel(name, deferrable=True), ti, triggerer)
@@ -200,12 +205,16 @@ class Played:
     """
     The results of the rounds.
 
+    :param starts: the number of tasks that start an ingest.
+    :param share: the share of requests that were to fail.
     :param started: the number of ingests by media URL, according to the service's own list.
     :param in_doubt: the failures of tasks that do not know if an ingest was started, by media URL.
     """
 
     emulator: DaiEmulator
     leaks: Leaks
+    share: float = 0.0
+    starts: int = 0
     wrong: list[str] = field(default_factory=list)
     in_doubt: dict[str, str] = field(default_factory=dict)
     started: Counter[str] = field(default_factory=Counter)
@@ -219,8 +228,12 @@ class Played:
             for url, error in self.in_doubt.items()
             if self.started[url]
         ]
+        allowed = self.starts * IN_DOUBT + 3 if self.share else 0
+        too_many = [f"{len(self.in_doubt)} of {self.starts} starts"] if len(self.in_doubt) > allowed else []
         return {
             "wrong outcomes": self.wrong + missed,
+            "too many starts in doubt": too_many,
+            "faults missing": too_few(emulator, self.share),
             "strays": [name for name, state in emulator.states().items() if state == "RUNNING"],
             "ingests started twice": [url for url, times in self.started.items() if times > 1],
             # After each try the next may poll at once.
@@ -234,7 +247,8 @@ def play(rounds: int, share: float, seed: int | None) -> Played:
     with DaiEmulator(seed=seed) as emulator:
         os.environ["DAI_EMULATOR_HOST"] = emulator.host
         inject(emulator, share)
-        played = Played(emulator, Leaks())
+        starts = sum(KINDS[number % len(KINDS)] in (start_and_time_out, start_and_retry) for number in range(rounds))
+        played = Played(emulator, Leaks(), share, starts)
         with Triggerer() as triggerer:
 
             def one(number: int) -> None:
