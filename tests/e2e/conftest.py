@@ -34,7 +34,8 @@ def emulator() -> Iterator[DaiEmulator]:
 def airflow(emulator: DaiEmulator) -> Iterator[Airflow2Stack | Airflow3Stack]:
     home = ROOT / ".airflow" / f"e2e-{version('apache-airflow')}"
     with make_stack(home, collect_dags(home.with_suffix(".dags")), {"DAI_EMULATOR_HOST": emulator.host}) as stack:
-        stack.wait_for_dags("run_callback_by_name", "cancel_dai_ingest")
+        # One of each file whose DAGs are triggered.
+        stack.wait_for_dags("run_callback_by_name", "many_deferred_sensors", "cancel_dai_ingest")
         yield stack
 
 

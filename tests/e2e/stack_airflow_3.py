@@ -82,11 +82,20 @@ class Airflow3Stack(AirflowStack):
             time.sleep(pause)
         raise StackError(f"{method} {path} returned {response.status_code}: {response.text[:500]}")
 
+    def _all(self, path: str, key: str) -> list[dict[str, Any]]:
+        """Return what the pages of a list hold under a key."""
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self.api("GET", f"{path}?limit=100&offset={len(found)}")
+            found += page[key]
+            if len(found) >= page["total_entries"] or not page[key]:
+                return found
+
     def wait_for_dags(self, *dag_ids: str) -> None:
         """Wait until the dag processor has parsed these DAGs."""
 
         def known() -> bool:
-            return set(dag_ids) <= {dag["dag_id"] for dag in self.api("GET", "dags?limit=100")["dags"]}
+            return set(dag_ids) <= {dag["dag_id"] for dag in self._all("dags", "dags")}
 
         wait_until(f"the DAGs {', '.join(dag_ids)}", known, 180, 0.3)
 
@@ -101,12 +110,7 @@ class Airflow3Stack(AirflowStack):
         return datetime.fromisoformat(self.api("GET", f"dags/{dag_id}/dagRuns/{run_id}")["start_date"]).timestamp()
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        while True:
-            page = self.api("GET", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances?limit=100&offset={len(found)}")
-            found += page["task_instances"]
-            if len(found) >= page["total_entries"]:
-                return found
+        return self._all(f"dags/{dag_id}/dagRuns/{run_id}/taskInstances", "task_instances")
 
     def mark(self, dag_id: str, run_id: str, task_id: str, state: str, map_index: int = -1) -> None:
         self.api("PATCH", _task_path(dag_id, run_id, task_id, map_index), json={"new_state": state})
@@ -122,7 +126,7 @@ class Airflow3Stack(AirflowStack):
         self.api("DELETE", f"dags/{dag_id}/dagRuns/{run_id}")
 
     def set_variable(self, key: str, value: str) -> None:
-        known = {variable["key"] for variable in self.api("GET", "variables?limit=100")["variables"]}
+        known = {variable["key"] for variable in self._all("variables", "variables")}
         method, path = ("PATCH", f"variables/{key}") if key in known else ("POST", "variables")
         self.api(method, path, json={"key": key, "value": value})
 
