@@ -84,6 +84,8 @@ class Play:
         self.url = f"https://media.example.com/{row}/{guards}/"
         #: The time of the row's event, in epoch seconds.
         self.event_time = 0.0
+        #: Whether the event is the loss of a process, which Airflow has to notice before the task is over.
+        self.lost = False
         #: Operations that must not be left running, and operations that must not be cancelled.
         self.strays: list[str] = []
         self.healthy: list[str] = []
@@ -156,6 +158,7 @@ class Play:
     def kill(self, task: str = "ingest", map_index: int = -1, *, worker: bool = False) -> None:
         """As the event of the row, kill the process of a task, and with ``worker`` its supervisor too."""
         self.airflow.kill_task(self.dag_id, self.run_id, task, map_index, worker=worker)
+        self.lost = True
         self.happens()
 
     def delete(self) -> None:
