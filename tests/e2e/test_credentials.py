@@ -48,6 +48,12 @@ def google(clock: Ahead) -> Iterator[DaiEmulator]:
         yield google
 
 
+@pytest.fixture(autouse=True)
+def _no_fault_outlasts_its_test(google: DaiEmulator) -> Iterator[None]:
+    yield
+    google.clear_faults()
+
+
 @pytest.fixture(scope="module")
 def key_file(google: DaiEmulator, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("key") / "key.json"

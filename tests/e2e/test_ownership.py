@@ -236,9 +236,11 @@ class TestDisturbed:
         name = lose(play)
         run = sweep_once(play, 10)
         airflow.kill_component("api-server")
-        time.sleep(40)
-        assert stage.service.cancels(name) == []
-        airflow.restart_component("api-server")
+        try:
+            time.sleep(40)
+            assert stage.service.cancels(name) == []
+        finally:
+            airflow.restart_component("api-server")
         airflow.wait_for_run("sweep_once", run)
         assert stage.service.cancels(name) == []
         again = airflow.trigger("sweep_once", {"prefix": play.url})
@@ -253,8 +255,10 @@ class TestDisturbed:
         play.start(seconds=60)
         name = play.ingest().name
         airflow.pause_component("api-server")
-        time.sleep(6)  # half of what Airflow takes for a lost task
-        airflow.resume_component("api-server")
+        try:
+            time.sleep(6)  # half of what Airflow takes for a lost task
+        finally:
+            airflow.resume_component("api-server")
         play.task_is("success")
         assert (stage.service.emulator.state(name), stage.service.cancels(name)) == ("SUCCEEDED", [])
 
@@ -264,8 +268,8 @@ class TestDisturbed:
         name = lose(play)
         with DaiEmulator() as elsewhere:
             elsewhere.start_ingest(name, seconds=7200, creative_url=play.media())
-            restart_scheduler(airflow, elsewhere)
             try:
+                restart_scheduler(airflow, elsewhere)
                 run = airflow.trigger("sweep_once", {"prefix": play.url})
                 assert airflow.wait_for_run("sweep_once", run) == "success"
             finally:
