@@ -11,7 +11,7 @@ from pathlib import Path
 
 from campaigns import PATIENCE, ROOT, START, Campaigns, Run, Stack, make_stack, wait_until
 from processes import Bench
-from report import Limit, Topic, times
+from report import Limit, Topic, ratio, times
 
 from airflow_dai_provider.emulator import DaiEmulator
 
@@ -66,7 +66,7 @@ def owners(bench: Bench) -> Topic:
     ]
     topic.notes.append(f"With a record, a campaign takes {times(recorded.cpu / without.cpu)} of the CPU without.")
     topic.limits += [
-        Limit(f"CPU of a campaign of {number:,}, with a record / without", recorded.cpu / without.cpu, 1.3),
+        Limit(f"CPU of a campaign of {number:,}, with a record / without", ratio(recorded.cpu, without.cpu), 1.3),
         Limit("requests to Airflow / (3 per run and task, and 2 per operation)", _share(sweep, left, runs), 1.0),
         Limit("strays that the sweep has left", left - cancelled, 0),
     ]

@@ -23,7 +23,7 @@ class Limit:
 
     @property
     def holds(self) -> bool:
-        return self.measured <= self.most
+        return 0 <= self.measured <= self.most
 
 
 @dataclass
@@ -62,6 +62,14 @@ class Topic:
             for limit in self.limits
         ]
         return {"title": self.title, "limits": limits, "notes": self.notes, "data": self.data}
+
+
+def ratio(measured: float, base: float) -> float:
+    """Return the one as a share of the other; infinite, which no limit allows, where one of them was not measured.
+
+    What is left of a figure, less what an idle Airflow or a run of one operation uses, can be zero or negative.
+    """
+    return measured / base if measured > 0 and base > 0 else float("inf")
 
 
 def micro(seconds: float) -> str:
