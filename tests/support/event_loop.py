@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
@@ -17,6 +18,7 @@ import pytest
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import TaskDeferred
 
+    from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 
 T = TypeVar("T")
 
@@ -51,18 +53,32 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     return result
 
 
-def fire(deferred: TaskDeferred) -> Any:
-    """Run the trigger of a deferred task, as it is after its way through the metadata database; return its event."""
-    from airflow_dai_provider.triggers.dai import DaiOperationTrigger
+def stored(trigger: DaiOperationTrigger) -> DaiOperationTrigger:
+    """Return what a triggerer makes of a trigger, from the metadata database."""
+    path, arguments = json.loads(json.dumps(trigger.serialize()))
+    module, _, name = path.rpartition(".")
+    made: DaiOperationTrigger = getattr(import_module(module), name)(**arguments)
+    return made
 
-    _, arguments = deferred.trigger.serialize()
-    trigger = DaiOperationTrigger(**json.loads(json.dumps(arguments)))
+
+def fire_trigger(trigger: DaiOperationTrigger) -> dict[str, Any]:
+    """Run a trigger to its end; return the payload of its only event, as it is after a journey as JSON."""
 
     async def main() -> list[Any]:
-        return [event.payload async for event in trigger.run()]
+        try:
+            return [event.payload async for event in trigger.run()]
+        finally:
+            await trigger.cleanup()
 
     (payload,) = run(main())
-    return json.loads(json.dumps(payload))
+    result: dict[str, Any] = json.loads(json.dumps(payload, allow_nan=False))
+    assert result == payload
+    return result
+
+
+def fire(deferred: TaskDeferred) -> Any:
+    """Run the trigger of a deferred task, as it is after its way through the metadata database; return its event."""
+    return fire_trigger(stored(deferred.trigger))
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import inspect
 import json
 import time
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -15,11 +14,12 @@ import pytest
 from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
+from airflow_dai_provider.transport.aiohttp_session import AiohttpTransport
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from tests.support.clock import Clock
 from tests.support.connections import define_connection
 from tests.support.emulators import MakeEmulator
-from tests.support.event_loop import run, until
+from tests.support.event_loop import fire_trigger, run, stored, until
 from tests.support.log import Log
 from tests.support.token_server import token_server
 
@@ -40,29 +40,6 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def fire(trigger: DaiOperationTrigger) -> dict[str, Any]:
-    """Run a trigger to its end; return the payload of its only event, as it is after a journey as JSON."""
-
-    async def main() -> list[Any]:
-        try:
-            return [event.payload async for event in trigger.run()]
-        finally:
-            await trigger.cleanup()
-
-    (payload,) = run(main())
-    result: dict[str, Any] = json.loads(json.dumps(payload, allow_nan=False))
-    assert result == payload
-    return result
-
-
-def again(trigger: DaiOperationTrigger) -> DaiOperationTrigger:
-    """Return what another triggerer makes of a trigger."""
-    path, arguments = json.loads(json.dumps(trigger.serialize()))
-    module, _, name = path.rpartition(".")
-    made: DaiOperationTrigger = getattr(import_module(module), name)(**arguments)
-    return made
-
-
 # How it is made
 
 
@@ -76,14 +53,14 @@ def test_every_argument_is_serialized() -> None:
     )
     trigger = DaiOperationTrigger(**ARGUMENTS)
     assert trigger.serialize() == ("airflow_dai_provider.triggers.dai.DaiOperationTrigger", ARGUMENTS)
-    assert again(trigger).serialize() == trigger.serialize()
+    assert stored(trigger).serialize() == trigger.serialize()
 
 
 def test_the_wait_starts_when_the_trigger_is_first_made() -> None:
     before = time.time()
     trigger = DaiOperationTrigger("operations/a")
     assert before <= trigger.started <= time.time()
-    assert again(trigger).started == trigger.started
+    assert stored(trigger).started == trigger.started
 
 
 def test_nothing_is_sent_before_it_runs(make_emulator: MakeEmulator) -> None:
@@ -106,7 +83,7 @@ def test_a_page_in_response_to_the_first_poll_is_an_outage(
     trigger = make_trigger([name] if several else name, started=clock.now)
     clock.advance(age)
     emulator.inject(Fault("operations.get", status=status, html=True))
-    event = fire(again(trigger))
+    event = fire_trigger(stored(trigger))
     assert (event["status"], len(emulator.requests)) == ("finished", 2)
 
 
@@ -114,7 +91,7 @@ def test_the_interval_of_polls_grows_by_half(
     emulator: DaiEmulator, make_trigger: MakeTrigger, clock: Clock, slept: list[float]
 ) -> None:
     began = clock.now
-    fire(make_trigger(emulator.start_ingest(seconds=60), poll_interval=15))
+    fire_trigger(make_trigger(emulator.start_ingest(seconds=60), poll_interval=15))
     assert slept == pytest.approx([1, 1.5, 2.25, 3.375, 5.0625, 7.59375, 11.390625, 15, 15])
     polls = [request.time - began for request in emulator.requests]
     assert polls[:2] == pytest.approx([0, 1])
@@ -126,9 +103,9 @@ def test_a_wait_in_another_triggerer_keeps_its_interval(
     emulator: DaiEmulator, make_trigger: MakeTrigger, clock: Clock, slept: list[float]
 ) -> None:
     """A triggerer that restarts does not begin with quick polls again."""
-    trigger = again(make_trigger(emulator.start_ingest(seconds=200)))
+    trigger = stored(make_trigger(emulator.start_ingest(seconds=200)))
     clock.advance(100)
-    fire(trigger)
+    fire_trigger(trigger)
     assert slept == [30] * 4
 
 
@@ -157,7 +134,7 @@ def test_a_restart_in_the_middle_does_not_move_the_deadline(
     monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(quick_sleep))
     clock.advance(20)
 
-    event = fire(again(first))
+    event = fire_trigger(stored(first))
 
     assert event["status"] == "timeout"
     assert clock.now - began == pytest.approx(100)
@@ -170,9 +147,11 @@ def test_arguments_reach_the_hook(
     monkeypatch.delenv("DAI_EMULATOR_HOST")
     define_connection(monkeypatch, "another", is_anonymous=True, dai_api_endpoint=emulator.endpoint)
     name = emulator.start_ingest(seconds=0)
-    assert fire(make_trigger(name, gcp_conn_id="another"))["status"] == "finished"
+    assert fire_trigger(make_trigger(name, gcp_conn_id="another"))["status"] == "finished"
     define_connection(monkeypatch, "another", is_anonymous=True)
-    assert fire(make_trigger(name, gcp_conn_id="another", api_endpoint=emulator.endpoint))["status"] == "finished"
+    assert (
+        fire_trigger(make_trigger(name, gcp_conn_id="another", api_endpoint=emulator.endpoint))["status"] == "finished"
+    )
     assert len(emulator.requests) == 2
 
     trigger = DaiOperationTrigger(**ARGUMENTS)
@@ -193,7 +172,7 @@ def test_a_finished_operation_is_fired(emulator: DaiEmulator, make_trigger: Make
     if state == "CANCELLED":
         run(cancel())
 
-    event = fire(make_trigger(name))
+    event = fire_trigger(make_trigger(name))
 
     assert set(event) == {"operation_name", "status", "operation"}
     assert event["status"] == "finished"
@@ -224,7 +203,7 @@ def test_an_error_is_fired_with_its_code(
     name = emulator.start_ingest()
     emulator.inject(Fault(**fault, times=None))
 
-    event = fire(make_trigger(name))
+    event = fire_trigger(make_trigger(name))
 
     assert set(event) == {"operation_name", "status", "code", "message"}
     assert (event["status"], event["code"]) == ("error", code)
@@ -252,7 +231,7 @@ def test_invalid_arguments_are_fired_as_an_error(
     words: str,
 ) -> None:
     define_connection(monkeypatch, is_anonymous=True)
-    event = fire(make_trigger(**{"name": "operations/a", **arguments}))
+    event = fire_trigger(make_trigger(**{"name": "operations/a", **arguments}))
     assert (event["status"], event["code"]) == ("error", code)
     assert words in event["message"]
     assert emulator.requests == []
@@ -271,7 +250,7 @@ def test_an_unusable_connection_is_fired_as_an_error(
 ) -> None:
     monkeypatch.delenv("DAI_EMULATOR_HOST", raising=False)
     define_connection(monkeypatch, **extra)
-    event = fire(make_trigger("operations/a"))
+    event = fire_trigger(make_trigger("operations/a"))
     assert event["status"] == "error"
     assert code in (None, event["code"])
     assert words in event["message"]
@@ -280,7 +259,7 @@ def test_an_unusable_connection_is_fired_as_an_error(
 def test_a_timeout_is_fired_after_a_last_poll(emulator: DaiEmulator, make_trigger: MakeTrigger, clock: Clock) -> None:
     began, name = clock.now, emulator.start_ingest()
 
-    event = fire(make_trigger(name, timeout=50))
+    event = fire_trigger(make_trigger(name, timeout=50))
 
     assert set(event) == {"operation_name", "status", "message"}
     assert event["status"] == "timeout"
@@ -293,7 +272,7 @@ def test_a_timeout_is_fired_after_a_last_poll(emulator: DaiEmulator, make_trigge
 def test_an_operation_that_the_last_poll_finds_finished_is_no_timeout(
     emulator: DaiEmulator, make_trigger: MakeTrigger
 ) -> None:
-    assert fire(make_trigger(emulator.start_ingest(seconds=49.9), timeout=50))["status"] == "finished"
+    assert fire_trigger(make_trigger(emulator.start_ingest(seconds=49.9), timeout=50))["status"] == "finished"
 
 
 def test_transient_errors_do_not_end_the_wait(
@@ -303,7 +282,7 @@ def test_transient_errors_do_not_end_the_wait(
     for fault in ({"status": 503}, {"drop": "after"}, {"status": 200, "body": b""}, {"status": 429}, {"truncate": 3}):
         emulator.inject(Fault(**fault, times=3))  # type: ignore[arg-type]
 
-    assert fire(make_trigger(name))["operation"]["state"] == "SUCCEEDED"
+    assert fire_trigger(make_trigger(name))["operation"]["state"] == "SUCCEEDED"
     assert emulator.cancel_requested(name) == 0
     assert min(slept) > 0
 
@@ -317,7 +296,7 @@ def test_an_outage_ends_the_wait(
     name, began = emulator.start_ingest(), clock.now
     emulator.inject(Fault(status=503, times=None))
 
-    event = fire(make_trigger(name, **arguments))
+    event = fire_trigger(make_trigger(name, **arguments))
 
     assert (event["status"], event["code"]) == ("error", "UNAVAILABLE")
     assert seconds <= clock.now - began <= seconds + 65, "A failing poll is retried for up to a minute."
@@ -329,13 +308,13 @@ def test_without_max_outage_an_outage_does_not_end_the_wait(
 ) -> None:
     name, began = emulator.start_ingest(seconds=10), clock.now
     emulator.inject(Fault(status=503, times=200))
-    assert fire(make_trigger(name, max_outage=None))["status"] == "finished"
+    assert fire_trigger(make_trigger(name, max_outage=None))["status"] == "finished"
     assert clock.now - began > 2 * MAX_OUTAGE
 
 
 def test_without_max_outage_the_timeout_ends_the_wait(emulator: DaiEmulator, make_trigger: MakeTrigger) -> None:
     emulator.inject(Fault(status=503, times=None))
-    event = fire(make_trigger("operations/a", max_outage=None, timeout=900))
+    event = fire_trigger(make_trigger("operations/a", max_outage=None, timeout=900))
     assert event["status"] == "timeout"
     assert "503" in event["message"]
 
@@ -360,14 +339,24 @@ def test_the_session_is_closed_before_it_fires(emulator: DaiEmulator, make_trigg
     run(main())
 
 
-def test_many_triggers_share_one_session(emulator: DaiEmulator, make_trigger: MakeTrigger) -> None:
+def test_many_triggers_share_one_session(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     triggers = [make_trigger(emulator.start_ingest(seconds=3)) for _ in range(15)]
+    opened: list[AiohttpTransport] = []
+    open_session = AiohttpTransport.open
+
+    async def counted(transport: AiohttpTransport) -> AiohttpTransport:
+        opened.append(transport)
+        return await open_session(transport)
+
+    monkeypatch.setattr(AiohttpTransport, "open", counted)
 
     async def main() -> list[Any]:
         return await asyncio.gather(*(anext(trigger.run()) for trigger in triggers))  # type: ignore[arg-type]
 
     assert {event.payload["status"] for event in run(main())} == {"finished"}
-    assert emulator.connections <= 15
+    assert len(opened) == 1
     assert {request.name for request in emulator.requests} == {trigger.operation_name for trigger in triggers}
 
 
@@ -380,6 +369,6 @@ def test_no_secret_is_logged_fired_or_serialized(
         emulator.inject(Fault(status=503, times=3))
         emulator.inject(Fault(status=401, times=2))
         trigger = make_trigger(emulator.start_ingest())
-        event = fire(trigger)
+        event = fire_trigger(trigger)
     assert event["code"] == "UNAUTHENTICATED"
     tokens.assert_nothing_secret_in("\n".join([log.text, str(event), str(trigger.serialize()), repr(trigger)]))

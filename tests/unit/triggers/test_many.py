@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.polling import MAX_OUTAGE, WaitTimeoutError
@@ -22,30 +26,12 @@ from airflow_dai_provider.triggers import dai
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from tests.support.clock import Clock
 from tests.support.emulators import MakeEmulator, count
-from tests.support.event_loop import run, until
+from tests.support.event_loop import fire_trigger, run, stored, until
 from tests.support.log import Log
 
 MakeTrigger = Callable[..., DaiOperationTrigger]
 GET, CANCEL = "operations.get", "operations.cancel"
 A, B, C = "operations/a", "operations/b", "operations/c"
-
-
-def stored(trigger: DaiOperationTrigger) -> DaiOperationTrigger:
-    """Return what a triggerer makes of a trigger, from the metadata database."""
-    _, arguments = json.loads(json.dumps(trigger.serialize()))
-    return DaiOperationTrigger(**arguments)
-
-
-def fire(trigger: DaiOperationTrigger) -> dict[str, Any]:
-    """Run a trigger to its end; return the payload of its only event, as it is after a journey as JSON."""
-
-    async def main() -> list[Any]:
-        return [event.payload async for event in trigger.run()]
-
-    (payload,) = run(main())
-    result: dict[str, Any] = json.loads(json.dumps(payload, allow_nan=False))
-    assert result == payload
-    return result
 
 
 # Its arguments
@@ -70,7 +56,7 @@ def test_the_arguments_of_ten_thousand_fit_into_the_64_kilobytes_of_mysql() -> N
 def test_the_text_of_a_list_counts_as_the_list(emulator: DaiEmulator, make_trigger: MakeTrigger, text: str) -> None:
     for name in (A, B):
         emulator.start_ingest(name, seconds=0)
-    event = fire(stored(make_trigger(text)))
+    event = fire_trigger(stored(make_trigger(text)))
     assert read(event, [A, B]) == ({A: "SUCCEEDED", B: "SUCCEEDED"}, {})
 
 
@@ -94,7 +80,7 @@ def test_one_name_is_stored_as_it_is() -> None:
 def test_what_is_no_list_of_names_is_an_event_of_this_wait_only(
     emulator: DaiEmulator, make_trigger: MakeTrigger, names: Any, words: str
 ) -> None:
-    event = fire(make_trigger(names))
+    event = fire_trigger(make_trigger(names))
     assert (event["status"], event["code"]) == ("error", "INVALID_ARGUMENT")
     assert re.search(words, event["message"])
     assert emulator.requests == []
@@ -116,7 +102,7 @@ def test_it_fires_once_when_all_have_finished(make_emulator: MakeEmulator, make_
     emulator.start_ingest(A, seconds=3)
     emulator.start_ingest(B, seconds=30, outcome="INVALID_MEDIA")
     emulator.start_ingest(C, seconds=0)
-    event = fire(stored(make_trigger([A, B, C], expected_states=["SUCCEEDED"])))
+    event = fire_trigger(stored(make_trigger([A, B, C], expected_states=["SUCCEEDED"])))
     assert read(event, [A, B, C]) == ({A: "SUCCEEDED", B: "FAILED", C: "SUCCEEDED"}, {})
     assert count(emulator, GET) < 20, "What has finished is polled no more."
     assert emulator.connections <= 3
@@ -125,7 +111,7 @@ def test_it_fires_once_when_all_have_finished(make_emulator: MakeEmulator, make_
 
 
 def test_an_empty_list_has_finished(emulator: DaiEmulator, make_trigger: MakeTrigger) -> None:
-    assert read(fire(make_trigger([])), []) == ({}, {})
+    assert read(fire_trigger(make_trigger([])), []) == ({}, {})
     assert emulator.requests == []
 
 
@@ -133,14 +119,14 @@ def test_errors_of_some_are_reported_after_the_wait(emulator: DaiEmulator, make_
     emulator.start_ingest(A, seconds=60)
     emulator.start_ingest(B, seconds=60)
     emulator.inject(Fault(method=GET, name=B, rpc_status="PERMISSION_DENIED", times=None))
-    event = fire(make_trigger([A, B, C]))
+    event = fire_trigger(make_trigger([A, B, C]))
     assert read(event, [A, B, C]) == ({A: "SUCCEEDED"}, {B: Code.PERMISSION_DENIED, C: Code.NOT_FOUND})
 
 
 def test_unimplemented_ends_the_wait_at_once(emulator: DaiEmulator, make_trigger: MakeTrigger) -> None:
     names = [emulator.start_ingest() for _ in range(200)]
     emulator.inject(Fault(method=GET, rpc_status="UNIMPLEMENTED", times=None))
-    event = fire(make_trigger(names))
+    event = fire_trigger(make_trigger(names))
     assert (event["status"], event["code"]) == ("error", "UNIMPLEMENTED")
     assert count(emulator, GET) < 100
 
@@ -151,7 +137,7 @@ def test_an_outage_ends_the_wait_with_one_error(
     names = [emulator.start_ingest() for _ in range(30)]
     emulator.inject(Fault(status=503, times=None))
     began = clock.now
-    event = fire(make_trigger(names))
+    event = fire_trigger(make_trigger(names))
     assert (event["status"], event["code"]) == ("error", "UNAVAILABLE")
     assert MAX_OUTAGE <= clock.now - began < MAX_OUTAGE + 40
     assert len(log.lines("503")) < 5
@@ -160,7 +146,7 @@ def test_an_outage_ends_the_wait_with_one_error(
 def test_a_timeout_names_what_has_not_finished(emulator: DaiEmulator, make_trigger: MakeTrigger, clock: Clock) -> None:
     emulator.start_ingest(A, seconds=0)
     emulator.start_ingest(B)
-    event = fire(make_trigger([A, B], timeout=90))
+    event = fire_trigger(make_trigger([A, B], timeout=90))
     assert event["status"] == "timeout"
     with pytest.raises(WaitTimeoutError, match=f"1 of 2 operations have not finished within 90 s: {B}"):
         read_many_event(event, [A, B])
@@ -172,15 +158,15 @@ def test_a_timeout_names_what_has_not_finished(emulator: DaiEmulator, make_trigg
 def test_the_event_of_another_list_is_refused(emulator: DaiEmulator, make_trigger: MakeTrigger, names: Any) -> None:
     for name in (A, B, C):
         emulator.start_ingest(name, seconds=0)
-    with pytest.raises(Exception, match="passed the event of"):
-        read_many_event(fire(make_trigger(names)), [A, B])
+    with pytest.raises(AirflowException, match="passed the event of"):
+        read_many_event(fire_trigger(make_trigger(names)), [A, B])
 
 
 def test_a_pause_holds_every_request(emulator: DaiEmulator, make_trigger: MakeTrigger, clock: Clock) -> None:
     names = [emulator.start_ingest(seconds=0) for _ in range(400)]
     emulator.inject(Fault(method=GET, headers={"X-Fine": "yes"}, times=100))
     emulator.inject(Fault(method=GET, status=429, retry_after=20))
-    event = fire(make_trigger(names))
+    event = fire_trigger(make_trigger(names))
     assert set(read(event, names)[0].values()) == {"SUCCEEDED"}
     times = [request.time for request in emulator.requests]
     refused = times[100]
@@ -195,7 +181,7 @@ def test_one_response_that_asks_for_a_long_pause_ends_no_wait(
     names = [emulator.start_ingest(seconds=0) for _ in range(100)]
     emulator.inject(Fault(method=GET, status=429, retry_after=seconds))
     began = clock.now
-    event = fire(make_trigger(names))
+    event = fire_trigger(make_trigger(names))
     assert set(read(event, names)[0].values()) == {"SUCCEEDED"}
     assert MAX_HELD <= clock.now - began < MAX_OUTAGE
 
@@ -270,12 +256,26 @@ def test_what_a_kill_could_not_cancel_is_named(
 def test_a_kill_without_a_response_in_time_names_all_that_it_did_not_reach(
     emulator: DaiEmulator, make_trigger: MakeTrigger, kill: Any, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dai, "KILL_SECONDS", 2.0)
+    ahead = 0.0
+    monkeypatch.setattr(dai, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead, sleep=time.sleep))
     names = [emulator.start_ingest() for _ in range(100)]
     reached, hanging = names[:40], names[40:]
     for name in hanging:
-        emulator.inject(Fault(method=CANCEL, name=name, delay=3.0))
-    kill(stored(make_trigger(names, cancel_on_kill=True)), lambda: log.lines("0 of 100 finished"))
+        emulator.inject(Fault(method=CANCEL, name=name, delay=math.inf))
+    trigger = stored(make_trigger(names, cancel_on_kill=True))
+
+    async def main() -> None:
+        nonlocal ahead
+        killing = asyncio.create_task(trigger.on_kill())
+        await until(lambda: trigger._left() == hanging)
+        ahead = dai.KILL_SECONDS
+        # As Airflow does about once a second: on_kill looks at the time again.
+        killing.cancel()
+        await killing
+        emulator.stop()  # which ends the requests
+        await until(lambda: not dai._KILLS)
+
+    run(main())
     (line,) = [line for line in log.errors if "may still run: no response to the cancellation in time." in line]
     assert all(name in line for name in hanging)
     assert not any(name in line for name in reached)
