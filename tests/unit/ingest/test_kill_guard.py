@@ -309,10 +309,17 @@ class TestNothingSent:
     """A task that knows that it has sent nothing reads nothing of Airflow and says nothing, in its callbacks too."""
 
     @pytest.fixture
-    def unreadable(self, ti: Ti, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(type(ti), "xcom_pull", fail)
+    def reads(self, ti: Ti, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+        """Note what is read of Airflow, and let it fail."""
+        found: list[object] = []
 
-    @pytest.mark.usefixtures("unreadable")
+        def read(*arguments: Any, **options: Any) -> None:
+            found.append((arguments, options))
+            fail()
+
+        monkeypatch.setattr(type(ti), "xcom_pull", read)
+        return found
+
     @pytest.mark.parametrize(
         "options",
         [
@@ -324,7 +331,9 @@ class TestNothingSent:
         ],
         ids=["creative", "template", "endpoint", "connection", "refused by the service"],
     )
-    def test_nothing_is_read_and_nothing_is_said(self, slow: DaiEmulator, context: Any, log: Log, options: Any) -> None:
+    def test_nothing_is_read_and_nothing_is_said(
+        self, slow: DaiEmulator, context: Any, log: Log, reads: list[object], options: Any
+    ) -> None:
         slow.inject(Fault("creatives.create", rpc_status="PERMISSION_DENIED"))
         with DAG("silent", schedule=None) as dag:
             task = rendered(make, **options)
@@ -335,6 +344,7 @@ class TestNothingSent:
         context["ti"].task = task
         for callback in task.on_failure_callback:
             callback({**context, "task": task, "dag": dag})
+        assert reads == []
         # On Airflow 2 it logs the error of a template itself.
         assert [error for error in log.errors if "Exception rendering" not in error] == []
         assert "may still run" not in log.text

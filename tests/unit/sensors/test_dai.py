@@ -170,13 +170,14 @@ class TestFinalState:
 
 
 @pytest.fixture
-def still(monkeypatch: pytest.MonkeyPatch) -> None:
+def still(monkeypatch: pytest.MonkeyPatch) -> datetime:
     """Let the clocks of the sensor base stand still: a poll takes no time there, also on a busy machine."""
     base: Any = sys.modules[BaseSensorOperator.__module__]
     monotonic, moment = time.monotonic(), datetime.now(UTC)
     clocks = SimpleNamespace(monotonic=lambda: monotonic, sleep=lambda seconds: time.sleep(seconds))
     monkeypatch.setattr(base, "time", clocks)
     monkeypatch.setattr(base, "timezone", SimpleNamespace(utcnow=lambda: moment))
+    return moment
 
 
 class TestWait:
@@ -206,11 +207,14 @@ class TestWait:
         execute(poke_interval=7)
         assert polls(log)[0] == f"{NAME} is RUNNING; 0 s elapsed, next poll in 7.0 s"
 
-    def test_a_short_poke_interval_is_slept_as_it_is(self, emulator: DaiEmulator, execute: Any, clock: Clock) -> None:
+    def test_a_short_poke_interval_is_slept_as_it_is(
+        self, emulator: DaiEmulator, execute: Any, no_sleep: Clock
+    ) -> None:
         emulator.start_ingest(NAME, seconds=10)
-        clock.step = 1
+        no_sleep.step = 1
         assert execute()["state"] == "SUCCEEDED"
         assert len(emulator.requests) > 2
+        assert no_sleep.slept == [0.001] * (len(emulator.requests) - 1)
 
     def test_the_interval_of_the_backoff_is_the_one_logged(
         self, emulator: DaiEmulator, execute: Any, no_sleep: Clock, log: Log
@@ -222,20 +226,18 @@ class TestWait:
         assert len(set(no_sleep.slept)) > 3
         assert max(no_sleep.slept) == 30
 
-    @pytest.mark.usefixtures("still")
     @pytest.mark.parametrize("backoff", [False, True], ids=["constant", "backoff"])
     def test_the_logged_interval_is_the_rescheduled_one(
-        self, emulator: DaiEmulator, execute: Any, log: Log, backoff: bool
+        self, emulator: DaiEmulator, execute: Any, log: Log, still: datetime, backoff: bool
     ) -> None:
         emulator.start_ingest(NAME)
-        before = datetime.now().astimezone()
         with pytest.raises(AirflowRescheduleException) as raised:
             execute(mode="reschedule", poke_interval=90, exponential_backoff=backoff, timeout=3600)
         (poll,) = polls(log)
         (interval,) = re.findall(r"is RUNNING \(ingest PROCESSING\); 0 s elapsed, next poll in ([0-9.]+) s", poll)
         assert backoff or interval == "90.0"
-        planned = (raised.value.reschedule_date - before).total_seconds()
-        assert planned == pytest.approx(float(interval), abs=2)
+        planned = (raised.value.reschedule_date - still).total_seconds()
+        assert planned == pytest.approx(float(interval), abs=0.06)
         assert len(emulator.requests) == 1
 
     @pytest.mark.parametrize(

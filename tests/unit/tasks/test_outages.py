@@ -141,10 +141,10 @@ def test_an_outage_of_290_s_is_borne(
 ) -> None:
     go_away(service, 1, lasts=290, **AWAY[what])
     to_the_end(make, context, clock)
-    assert set(service.states().values()) <= {"CANCELLED", "SUCCEEDED", "RUNNING"}
+    assert set(service.states().values()) == {"SUCCEEDED"}, "The wait has lasted until the ingest finished."
     assert service.faults_waiting == []
     assert log.errors == []
-    assert len(lines_of_the_outage(log)) <= 10
+    assert 2 <= len(lines_of_the_outage(log)) <= 10
 
 
 @all_waits
@@ -158,9 +158,9 @@ def test_an_outage_of_310_s_is_not_borne(
     assert not isinstance(raised.value, AirflowFailException), "a retry can help"
     if make not in (WAITS["create, in the worker"], WAITS["create, deferrable"]):  # these cancel it, or leave it
         assert f"{NAME} may still run" in str(raised.value) or "stray operations may still run" in str(raised.value)
-    failed = [request.time for request in service.requests if request.fault and request.status not in (200, None)]
-    assert not failed or failed[-1] - failed[0] <= 300
-    assert len(lines_of_the_outage(log)) <= 10
+    failed = [request.time for request in service.requests if request.fault not in (None, Fault(GET, **GOOD).kind)]  # type: ignore[arg-type]
+    assert failed[-1] - failed[0] == pytest.approx(300)
+    assert 1 <= len(lines_of_the_outage(log)) <= 10
 
 
 def lines_of_the_outage(log: Log) -> list[str]:
