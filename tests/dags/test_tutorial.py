@@ -14,27 +14,31 @@ import pytest
 
 from tests.support.airflow_versions import VERSION
 from tests.support.documents import DOCS, blocks_of
+from tests.support.processes import running
 
 PAGE = DOCS / "tutorial.md"
 #: What sets up the environment in which the tests already run.
 SET_UP = ("make demo", "source .venvs/")
+#: Seconds that the tutorial may take.
+PATIENCE = 240.0
 
 
 @pytest.mark.skipif(VERSION == (3, 0), reason="dag.test() of Airflow 3.0 fails at any sensor's second poke")
 def test_it_cancels_the_ingest(tmp_path: Path) -> None:
-    done = subprocess.run(
+    with running(
         ["bash", "-eu", "-c", f"trap 'kill $(jobs -p)' EXIT\n{script()}"],
         cwd=tmp_path,
         env=environment(),
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
+    ) as shell:
+        output, _ = shell.communicate(timeout=PATIENCE)
+    assert shell.returncode == 0, output
     (expected,) = [block.code.splitlines() for block in blocks_of(PAGE) if block.language == "text"]
-    assert [line for line in expected if line not in done.stdout] == []
-    (ingest,) = json.loads(done.stdout[done.stdout.rindex('{\n  "ingests"') :])["ingests"]
+    assert [line for line in expected if line not in output] == []
+    (ingest,) = json.loads(output[output.rindex('{\n  "ingests"') :])["ingests"]
     assert (ingest["name"], ingest["state"]) == ("operations/my-ingest", "CANCELLED")
 
 
@@ -49,7 +53,9 @@ def script() -> str:
             (path,) = re.findall(r"^Save this as `(.*)`:$", text[: text.index(block.code)], re.MULTILINE)
             lines.append(f"cat > {path} <<'END'\n{block.code}END")
         if lines and lines[-1].startswith("export DAI_EMULATOR_HOST"):
-            lines.append("until curl --silent --output /dev/null $DAI_EMULATOR_HOST/emulator/v1; do sleep 0.2; done")
+            asks = "curl --silent --output /dev/null $DAI_EMULATOR_HOST/emulator/v1"
+            # The script ends with the emulator.
+            lines.append(f"until {asks}; do kill -0 $!; sleep 0.2; done")
     return "\n".join(lines).replace("8085", str(free_port()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_connections_are_found_as_airflow_finds_them(metadata_database_connectio
 
 
 @pytest.fixture
-def metadata_database_connection(metadata_database: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+def metadata_database_connection(metadata_database: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Give the id of a connection that only the database has, to a process that finds it there."""
     from airflow.models import Connection
     from airflow.utils.session import create_session
@@ -117,11 +118,12 @@ def metadata_database_connection(metadata_database: None, monkeypatch: pytest.Mo
 
     monkeypatch.setitem(os.environ, "_AIRFLOW_PROCESS_CONTEXT", "client")
     find_connections()
-    conn = Connection(conn_id="only_in_database", conn_type="google_cloud_platform", extra='{"num_retries": 2}')
+    conn_id = "only_in_database"
     with create_session() as session:
-        session.query(Connection).filter_by(conn_id=conn.conn_id).delete()
-        session.add(conn)
-    return "only_in_database"
+        session.add(Connection(conn_id=conn_id, conn_type="google_cloud_platform", extra='{"num_retries": 2}'))
+    yield conn_id
+    with create_session() as session:
+        session.query(Connection).filter_by(conn_id=conn_id).delete()
 
 
 class TestAssetStore:
