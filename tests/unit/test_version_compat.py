@@ -8,11 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, task
+from airflow.providers.common.compat.sdk import DAG, BaseOperator, task
 from airflow.triggers.base import BaseTrigger
 
 from airflow_dai_provider.tasks.xcom import XCOM_STARTED, push_operations
 from airflow_dai_provider.version_compat import (
+    HAS_ASSET_STATE_STORE,
     HAS_TASK_STATE_STORE,
     TRIGGERS_HAVE_ON_KILL,
     asset_store,
@@ -20,16 +21,18 @@ from airflow_dai_provider.version_compat import (
     is_unknown_asset,
     task_instance_state,
 )
-from tests.support.airflow_versions import HAS_SYNC_CALLBACKS, VERSION, CallbackTrigger, deadline_names
+from tests.support.airflow_versions import HAS_SYNC_CALLBACKS, IS_AIRFLOW_2, VERSION, CallbackTrigger, deadline_names
 from tests.support.dag_runs import RunDag
 from tests.support.task_instance import Ti
 
 
 def test_the_flags_follow_what_airflow_has() -> None:
-    has_store = importlib.util.find_spec("airflow.models.task_state_store") is not None
-    assert HAS_TASK_STATE_STORE is has_store
+    has_task_store, has_asset_store = (
+        importlib.util.find_spec(f"airflow.models.{kind}_state_store") is not None for kind in ("task", "asset")
+    )
+    assert HAS_TASK_STATE_STORE is has_task_store
+    assert HAS_ASSET_STATE_STORE is has_asset_store
     assert TRIGGERS_HAVE_ON_KILL is hasattr(BaseTrigger, "on_kill")
-    assert has_store is (VERSION >= (3, 3))
 
 
 @pytest.mark.skipif(VERSION < (3,), reason="Airflow 2 reads the metadata database")
@@ -49,6 +52,9 @@ def test_only_the_dag_processor_of_3_0_gets_no_xcoms(monkeypatch: pytest.MonkeyP
 def test_no_test_is_skipped_that_this_airflow_could_run() -> None:
     assert (CallbackTrigger is not None) is bool(deadline_names()) is (VERSION >= (3, 1))
     assert HAS_SYNC_CALLBACKS is (VERSION >= (3, 2))
+    assert HAS_TASK_STATE_STORE is HAS_ASSET_STATE_STORE is (VERSION >= (3, 3))
+    assert IS_AIRFLOW_2 is (VERSION < (3,))
+    assert hasattr(BaseOperator, "dry_run") is (VERSION != (3, 0))
 
 
 @pytest.mark.skipif(VERSION < (3, 3), reason="Airflow before 3.3 has no state stores of assets")

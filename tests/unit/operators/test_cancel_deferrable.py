@@ -253,7 +253,7 @@ def test_a_missing_event_fails_the_task(context: Any) -> None:
 @pytest.mark.parametrize("state", [{"state": "RUNNING"}, {"state": "GONE"}, {}], ids=str)
 def test_an_event_of_an_unfinished_operation_fails_the_task(context: Any, state: dict[str, str]) -> None:
     event = {"status": "finished", "operation": {"name": NAME, **state}}
-    with pytest.raises(AirflowException):
+    with pytest.raises(AirflowException, match="The trigger has fired an event that cannot be read"):
         make().resume_execution("execute_complete", {"event": event}, context)
 
 
