@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -35,6 +36,15 @@ def authenticated(google: DaiEmulator) -> Iterator[Airflow2Stack | Airflow3Stack
         yield stack
 
 
+def files_in(home: Path, pattern: str) -> dict[Path, bytes]:
+    """Return the content of files, some of which Airflow may remove meanwhile."""
+    found = {}
+    for path in home.rglob(pattern):
+        with suppress(FileNotFoundError, IsADirectoryError):
+            found[path] = path.read_bytes()
+    return found
+
+
 def test_no_file_contains_a_secret(authenticated: Airflow2Stack | Airflow3Stack, google: DaiEmulator) -> None:
     timed_out, cancelled = authenticated.trigger("timed_out"), authenticated.trigger("cancelled")
     assert authenticated.wait_for_run("timed_out", timed_out) == "failed"
@@ -52,9 +62,12 @@ def test_no_file_contains_a_secret(authenticated: Airflow2Stack | Airflow3Stack,
     secrets = {"token": tokens, "JWT": assertions, "key": set(key)}
     assert all(secrets.values())
 
-    files = {path: path.read_bytes() for path in authenticated.home.rglob("*") if path.is_file()}
+    def requested_in_a_log() -> bool:
+        return any(REQUESTED.encode() in content for content in files_in(authenticated.home, "*.log").values())
+
+    wait_until("the cancels in the logs", requested_in_a_log, 60)
+    files = files_in(authenticated.home, "*")
     logs = {path: content for path, content in files.items() if path.suffix == ".log"}
-    assert any(REQUESTED.encode() in content for content in logs.values())
     for kind, values in secrets.items():
         found = [path.name for path, content in files.items() if any(value.encode() in content for value in values)]
         assert found == [], f"a {kind} is in {found}"

@@ -19,6 +19,7 @@ from google.auth.transport.requests import Request
 from google.oauth2 import service_account
 
 from airflow_dai_provider.emulator import DaiEmulator
+from tests.support.threads import wait_until
 
 START = 1_750_000_000.0  # 2025-06-15T15:06:40Z
 JSON = "application/json; charset=UTF-8"
@@ -92,6 +93,14 @@ def raw_connection(emulator: DaiEmulator) -> Iterator[socket.socket]:
     host, _, port = emulator.host.partition(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
         yield connection
+
+
+def hang_up(emulator: DaiEmulator, http_method: str, path: str) -> None:
+    """Send a request, and disconnect as soon as the server has begun to respond to it."""
+    before = len(emulator.requests)
+    with raw_connection(emulator) as connection:
+        connection.sendall(f"{http_method} /v1/{path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+        wait_until(lambda: len(emulator.requests) > before)
 
 
 def assert_error(

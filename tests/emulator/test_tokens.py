@@ -6,6 +6,7 @@ import hmac
 import json
 import time
 from collections.abc import Callable
+from datetime import UTC
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ def assert_refused(response: requests.Response, error: str, words: str) -> None:
 def test_google_auth_gets_a_token(guarded: DaiEmulator) -> None:
     credentials = credentials_of(guarded)
     credentials.refresh(Request())
-    left = credentials.expiry.timestamp() - (time.time() + time.timezone)
+    left = credentials.expiry.replace(tzinfo=UTC).timestamp() - time.time()
     assert 800 < left < 901
     (request,) = guarded.requests
     assert (request.method, request.raw_path, request.status) == ("token", "/token", 200)

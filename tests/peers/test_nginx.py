@@ -21,6 +21,7 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault, SelfSigned
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from tests.support.interruption import raise_on_signals
 from tests.support.processes import running
+from tests.support.threads import wait_until
 
 NAMES = (
     "operations/plain",
@@ -34,7 +35,7 @@ CONFIGURATION = """
 daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; worker_processes 1;
 events {{ worker_connections 256; }}
 http {{
-    log_format connections "$connection";
+    log_format connections "$connection $request_uri";
     access_log {folder}/access.log connections;
     client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
@@ -67,9 +68,10 @@ class Proxy:
     endpoint: str
     folder: Path
 
-    def connections(self) -> list[str]:
-        """Return the number of the connection of each request."""
-        return (self.folder / "access.log").read_text().split()
+    def connections(self, name: str) -> list[str]:
+        """Return the number of the connection of each request for an operation, once nginx has logged it."""
+        lines = (self.folder / "access.log").read_text().splitlines()
+        return [line.partition(" ")[0] for line in lines if line.endswith(f"/{name}")]
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +141,6 @@ def test_names_reach_the_service_unchanged(emulator: DaiEmulator, carry: Any, na
 @both
 def test_one_connection_serves_all_requests_of_a_hook(emulator: DaiEmulator, proxy: Proxy, carry: Any) -> None:
     name = emulator.start_ingest()
-    before = len(proxy.connections())
 
     def work(hook: Any) -> Any:
         if carry is sync:
@@ -151,7 +152,9 @@ def test_one_connection_serves_all_requests_of_a_hook(emulator: DaiEmulator, pro
         return polls()
 
     assert len(carry(work)) == 20
-    ours = proxy.connections()[before:]
+    # nginx logs a request after it has passed on the response.
+    wait_until(lambda: len(proxy.connections(name)) >= 20)
+    ours = proxy.connections(name)
     assert (len(ours), len(set(ours))) == (20, 1)
     assert len(emulator.requests) == 20
 

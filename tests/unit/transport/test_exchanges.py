@@ -85,12 +85,16 @@ def test_a_start_with_a_broken_response_is_not_repeated(hook_to: MakeHook, answe
     assert served == [1]
 
 
+#: So many pieces take half a minute, in which a client that waits for each piece alone does not give up.
+TRICKLES = 600
+
+
 def trickle(head: bytes, piece: bytes) -> Callable[[Exchange], None]:
     def respond(exchange: Exchange) -> None:
         exchange.close_connection = True
         try:
             exchange.wfile.write(head)
-            for _ in range(100):
+            for _ in range(TRICKLES):
                 exchange.wfile.write(piece)
                 time.sleep(0.05)
         except OSError:
@@ -118,7 +122,7 @@ def test_all_pieces_of_a_response_share_one_deadline(
     began = time.monotonic()
     with pytest.raises(exceptions.DeadlineExceeded):
         cancel(kind(api_endpoint=server.endpoint, timeout=0.3))
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 15
 
 
 @pytest.fixture
@@ -151,17 +155,31 @@ def six_addresses(monkeypatch: pytest.MonkeyPatch, emulator: DaiEmulator) -> Ite
 @pytest.mark.parametrize("last", [False, True], ids=["none has answered before", "one has answered before"])
 @pytest.mark.parametrize("prepared", [False, True])
 def test_all_addresses_share_one_deadline(
-    six_addresses: str, emulator: DaiEmulator, connect: Connect, make_hook: MakeHook, last: bool, prepared: bool
+    six_addresses: str,
+    emulator: DaiEmulator,
+    connect: Connect,
+    make_hook: MakeHook,
+    monkeypatch: pytest.MonkeyPatch,
+    last: bool,
+    prepared: bool,
 ) -> None:
+    """The one that has answered last is tried first."""
     connect(is_anonymous=True, num_retries=0)
     emulator.start_ingest(NAME)
-    hook = make_hook(api_endpoint=six_addresses, timeout=3)
+    tried: list[str] = []
+    enter = deadline_module._Race.enter
+
+    def note(race: Any, *target: Any) -> None:
+        tried.append(target[-1][0])
+        enter(race, *target)
+
     if last:
-        hook.get_operation(NAME)
+        make_hook(api_endpoint=six_addresses, timeout=3).get_operation(NAME)
+    monkeypatch.setattr(deadline_module._Race, "enter", note)
+    hook = make_hook(api_endpoint=six_addresses, timeout=3)
     send = partial(hook.prepare_cancellation(), NAME, 3) if prepared else lambda: hook.cancel_operation(NAME)
-    began = time.monotonic()
     send()
-    assert time.monotonic() - began < (0.2 if last else 2.5)
+    assert tried[0] == ("127.0.0.1" if last else "127.0.0.2")
     assert emulator.cancel_requested(NAME) == 1
 
 
@@ -172,8 +190,9 @@ def test_six_dead_addresses_take_no_longer_than_one(
     emulator.stop()
     began = time.monotonic()
     with pytest.raises(exceptions.GoogleAPICallError) as caught:
-        make_hook(api_endpoint=six_addresses, timeout=0.5).cancel_operation(NAME)
-    assert time.monotonic() - began < 2
+        make_hook(api_endpoint=six_addresses, timeout=1).cancel_operation(NAME)
+    # Five of them drop what is sent to them, so each would take a second.
+    assert time.monotonic() - began < 4.5
     assert not caught.value.sent  # type: ignore[attr-defined]
 
 

@@ -9,8 +9,9 @@ from google.api_core import exceptions
 
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiAsyncHook
-from airflow_dai_provider.transport import shared_token
 from airflow_dai_provider.transport.google_errors import Unauthenticated
+from tests.support.authentication import live_on
+from tests.support.clock import Clock
 from tests.support.connections import Connect
 from tests.support.emulators import bearers
 from tests.support.event_loop import Gate, run
@@ -44,21 +45,19 @@ def test_a_token_is_renewed_before_it_expires(
     emulator: DaiEmulator,
     tokens: TokenServer,
     monkeypatch: pytest.MonkeyPatch,
+    clock: Clock,
     expires_in: float,
     seconds: float,
     renewed: bool,
 ) -> None:
+    live_on(monkeypatch, clock)
     name = emulator.start_ingest()
     tokens.expires_in = expires_in
-    passed = 0.0
-    real_time = shared_token.time.time
-    monkeypatch.setattr(shared_token, "time", type("Time", (), {"time": lambda: real_time() + passed}))
 
     async def main() -> None:
-        nonlocal passed
         async with DaiAsyncHook() as hook:
             await hook.get_operation(name)
-            passed = seconds
+            clock.advance(seconds)
             await asyncio.gather(*(hook.get_operation(name) for _ in range(10)))
 
     run(main())
