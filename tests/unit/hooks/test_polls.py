@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import json
-import time
 from collections import Counter
+from collections.abc import Awaitable
 from random import Random
+from typing import Any
 
 import pytest
 
 from airflow_dai_provider import metrics
+from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.batched_polls import FEW, GET_EVERY, GETS_FOR, Reading
 from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.many_wait import ManyWait
@@ -18,6 +21,7 @@ from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
+from airflow_dai_provider.transport.aiohttp_session import AiohttpTransport
 from tests.support.clock import Clock
 from tests.support.connections import Connect
 from tests.support.emulators import count
@@ -158,61 +162,94 @@ def test_each_process_of_a_rescheduled_wait_checks_others_by_get(
 # Waits for one operation each
 
 
-class FastTime:
-    """A clock that runs twenty times as fast, on which coroutines sleep."""
+class IdleTime:
+    """Time that passes only while all waits sleep and no request is under way: to the next that wakes.
 
-    def __init__(self) -> None:
-        self._began = time.monotonic()
+    :param pages_take: seconds that each page of the list takes.
+    """
 
-    def __call__(self) -> float:
-        return self._began + 20 * (time.monotonic() - self._began)
+    def __init__(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pages_take = 0.0
+        self._clock = clock
+        self._under_way = 0
+        self._sleeping: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._slept = 0
+        exchange = AiohttpTransport._exchange
+
+        async def timed(transport: AiohttpTransport, request: rest.Request[Any], headers: Any) -> rest.Response:
+            self._under_way += 1
+            try:
+                response = await exchange(transport, request, headers)
+            finally:
+                self._under_way -= 1
+            if request.method == LIST:
+                clock.advance(self.pages_take)
+            return response
+
+        monkeypatch.setattr(AiohttpTransport, "_exchange", timed)
 
     async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds / 20)
+        woken = asyncio.get_running_loop().create_future()
+        self._slept += 1
+        heapq.heappush(self._sleeping, (self._clock.now + seconds, self._slept, woken))
+        await woken
+
+    async def outlast(self, *waits: Awaitable[Operation]) -> list[Operation]:
+        """Return what waits return, and let time pass until then."""
+        passing = asyncio.create_task(self._pass())
+        try:
+            return await asyncio.gather(*waits)
+        finally:
+            passing.cancel()
+
+    async def _pass(self) -> None:
+        while True:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            if self._under_way or not self._sleeping:
+                await asyncio.sleep(0.001)
+                continue
+            at, _, woken = heapq.heappop(self._sleeping)
+            self._clock.now = max(self._clock.now, at)
+            if not woken.done():
+                woken.set_result(None)
 
 
 @pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch, connect: Connect) -> FastTime:
+def idle(monkeypatch: pytest.MonkeyPatch, connect: Connect, fake_time: Clock) -> IdleTime:
     connect(is_anonymous=True)
-    fast = FastTime()
-    monkeypatch.setattr(DaiAsyncHook, "_clock", staticmethod(fast))
-    monkeypatch.setattr(DaiAsyncHook, "_monotonic", staticmethod(fast))
-    monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(fast.sleep))
-    return fast
+    idle = IdleTime(fake_time, monkeypatch)
+    monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(idle.sleep))
+    return idle
 
 
 @pytest.mark.parametrize("number", [FEW - 1, 100])
-def test_many_waits_for_one_operation_each_share_their_polls(fast: FastTime, number: int) -> None:
-    with DaiEmulator(clock=fast) as emulator:
-        names = [emulator.start_ingest(seconds=60) for _ in range(number)]
+def test_many_waits_for_one_operation_each_share_their_polls(
+    idle: IdleTime, emulator: DaiEmulator, number: int
+) -> None:
+    names = [emulator.start_ingest(seconds=60) for _ in range(number)]
 
-        async def wait(name: str) -> Operation:
-            async with DaiAsyncHook(api_endpoint=emulator.endpoint) as hook:
-                return await hook.wait_for_operation(name, poll_interval=10.0)
+    async def wait(name: str) -> Operation:
+        async with DaiAsyncHook(api_endpoint=emulator.endpoint) as hook:
+            return await hook.wait_for_operation(name, poll_interval=10.0)
 
-        async def main() -> list[Operation]:
-            return await asyncio.gather(*map(wait, names))
-
-        assert [(operation.name, operation.state) for operation in run(main())] == [(n, "SUCCEEDED") for n in names]
-        assert bool(count(emulator, LIST)) is (number >= FEW)
-        assert all(number >= 2 for number in gets(emulator).values()), "The first poll and the last are gets."
-        if number >= FEW:
-            assert count(emulator, GET) < 6 * number, "Without the list it would be ten."
+    operations = run(idle.outlast(*map(wait, names)))
+    assert [(operation.name, operation.state) for operation in operations] == [(name, "SUCCEEDED") for name in names]
+    assert bool(count(emulator, LIST)) is (number >= FEW)
+    assert all(number >= 2 for number in gets(emulator).values()), "The first poll and the last are gets."
+    if number >= FEW:
+        assert count(emulator, GET) < 6 * number, "Without the list it would be ten."
 
 
-def test_a_list_that_answers_when_the_time_is_up_is_not_the_last_word(fast: FastTime) -> None:
-    with DaiEmulator(clock=fast) as emulator:
-        names = [emulator.start_ingest(seconds=15) for _ in range(FEW)]
-        # It takes ten seconds of the fast clock.
-        page = json.dumps({"operations": [{"name": name} for name in names]}).encode()
-        emulator.inject(Fault(LIST, status=200, body=page, delay=0.5, times=None))
+def test_a_list_that_answers_when_the_time_is_up_is_not_the_last_word(idle: IdleTime, emulator: DaiEmulator) -> None:
+    names = [emulator.start_ingest(seconds=15) for _ in range(FEW)]
+    page = json.dumps({"operations": [{"name": name} for name in names]}).encode()
+    emulator.inject(Fault(LIST, status=200, body=page, times=None))
+    idle.pages_take = 10.0
 
-        async def wait(name: str) -> Operation:
-            async with DaiAsyncHook(api_endpoint=emulator.endpoint) as hook:
-                return await hook.wait_for_operation(name, poll_interval=10.0, timeout=20.0)
+    async def wait(name: str) -> Operation:
+        async with DaiAsyncHook(api_endpoint=emulator.endpoint) as hook:
+            return await hook.wait_for_operation(name, poll_interval=10.0, timeout=20.0)
 
-        async def main() -> list[Operation]:
-            return await asyncio.gather(*map(wait, names))
-
-        assert {operation.state for operation in run(main())} == {"SUCCEEDED"}
-        assert count(emulator, LIST) >= 1
+    assert {operation.state for operation in run(idle.outlast(*map(wait, names)))} == {"SUCCEEDED"}
+    assert count(emulator, LIST) >= 1
