@@ -60,6 +60,14 @@ def secrets_maskers() -> list[Any]:
     return [made() for made in found or [first(*(f"{module}:_secrets_masker" for module in older))]]
 
 
+#: What a sensor in reschedule mode raises between two pokes.
+AirflowRescheduleException = first(
+    "airflow.sdk.exceptions:AirflowRescheduleException", "airflow.exceptions:AirflowRescheduleException"
+)
+
+#: How Airflow says that a deferral has timed out, for example when there was no triggerer.
+DEFERRAL_TIMED_OUT = "Trigger/execution timeout" if IS_AIRFLOW_2 else "Trigger timeout"
+
 #: What runs the ``AsyncCallback`` of a Deadline alert in the triggerer; None where there are no such alerts.
 CallbackTrigger = first(
     "airflow.triggers.callback:CallbackTrigger", "airflow.triggers.deadline:DeadlineCallbackTrigger"

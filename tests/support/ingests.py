@@ -53,6 +53,13 @@ def slow(make_emulator: MakeEmulator) -> DaiEmulator:
     return make_emulator(ingest_seconds=60, cancel_seconds=3)
 
 
+def url(number: int, **plan: Any) -> str:
+    """Return the signed URL of one media file of many, with a plan for the emulator."""
+    return f"https://media.example.com/{number}.mp4?{SECRET}" + "".join(
+        f"&{key}={value}" for key, value in plan.items()
+    )
+
+
 def make(url: str = URL, **options: Any) -> DaiCreateCreativeOperator:
     return DaiCreateCreativeOperator(task_id="ingest", **{"creative": creative(url), **options})
 

@@ -15,21 +15,16 @@ from airflow_dai_provider.ingest import kill_switch
 from airflow_dai_provider.ingest.kill_guard import IngestGuard
 from airflow_dai_provider.ingest.recovery import PAUSES, IngestMayHaveStartedError
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
+from tests.support.airflow_versions import DEFERRAL_TIMED_OUT
 from tests.support.clock import Clock
 from tests.support.emulators import count
-from tests.support.ingests import CANCEL, CREATE, GET, LIST, SECRET, both, execute, fail, make, resume
+from tests.support.ingests import CANCEL, CREATE, GET, LIST, SECRET, both, execute, fail, make, resume, url
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import Store, Ti
 from tests.support.tiny_server import Serve
 
 pytestmark = pytest.mark.usefixtures("_time")
-
-
-def url(number: int, **plan: Any) -> str:
-    return f"https://media.example.com/{number}.mp4?{SECRET}" + "".join(
-        f"&{key}={value}" for key, value in plan.items()
-    )
 
 
 THREE = [creative(url(number)) for number in range(3)]
@@ -345,13 +340,13 @@ class TestFailure:
 
     @pytest.mark.parametrize("ends", [3, 2])
     def test_a_deferral_without_a_triggerer_is_decided_by_one_last_poll(
-        self, slow: DaiEmulator, context: Any, clock: Clock, airflow_2: bool, ends: int
+        self, slow: DaiEmulator, context: Any, clock: Clock, ends: int
     ) -> None:
         creatives = [creative(url(0, seconds=600 if ends == 2 else 60)), *THREE[1:]]
         with pytest.raises(TaskDeferred):
             make(creative=creatives, deferrable=True).execute(context)
         clock.advance(100)
-        error = {"error": "Trigger/execution timeout" if airflow_2 else "Trigger timeout"}
+        error = {"error": DEFERRAL_TIMED_OUT}
         task = make(creative=creatives, deferrable=True)
         if ends == 3:
             assert task.resume_execution("__fail__", error, context) == list(

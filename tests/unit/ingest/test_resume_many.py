@@ -18,20 +18,15 @@ from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.ingest.resume import KEY
 from airflow_dai_provider.ingest.verdict import IngestFailedError
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
+from tests.support.airflow_versions import DEFERRAL_TIMED_OUT
 from tests.support.clock import Clock
 from tests.support.emulators import MakeEmulator, cancel_from_outside, count
-from tests.support.ingests import CANCEL, CREATE, GET, LIST, SECRET, both, execute, make, resume
+from tests.support.ingests import CANCEL, CREATE, GET, LIST, both, execute, make, resume, url
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import Store, Ti
 
 pytestmark = pytest.mark.usefixtures("_time")
-
-
-def url(number: int, **plan: Any) -> str:
-    return f"https://media.example.com/{number}.mp4?{SECRET}" + "".join(
-        f"&{key}={value}" for key, value in plan.items()
-    )
 
 
 def creatives(number: int, **plan: Any) -> list[dict[str, Any]]:
@@ -238,7 +233,7 @@ def test_a_deferral_waits_only_for_what_has_not_finished(
             names = resume(deferred.value, context, creative=mixed)
         else:
             clock.advance(4000)
-            failed = {"error": "Trigger timeout"}
+            failed = {"error": DEFERRAL_TIMED_OUT}
             names = make(creative=mixed, deferrable=True).resume_execution("__fail__", failed, context)
         polled = [request.name for request in slow.requests[before:] if request.method == GET][len(polled) :]
         assert set(polled) == set(running)

@@ -24,17 +24,12 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from airflow_dai_provider.tasks import deferral
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
+from tests.support.airflow_versions import AirflowRescheduleException
 from tests.support.clock import Clock
 from tests.support.emulators import methods
 from tests.support.event_loop import fire
 from tests.support.log import Log
 from tests.support.task_instance import rendered
-
-try:
-    from airflow.sdk.exceptions import AirflowRescheduleException
-except ImportError:
-    from airflow.exceptions import AirflowRescheduleException
-
 
 pytestmark = pytest.mark.usefixtures("sensor_time")
 

@@ -17,6 +17,7 @@ from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCreateCreativeOperator
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
+from tests.support.airflow_versions import DEFERRAL_TIMED_OUT
 from tests.support.clock import Clock
 from tests.support.emulators import methods
 from tests.support.payloads import creative
@@ -53,10 +54,7 @@ def resume(ti: Ti) -> Callable[[Any], Any]:
     ti.xcom_push("operation_started", {"try_number": ti.try_number})
 
     def run(task: Any) -> Any:
-        from tests.support.airflow_versions import IS_AIRFLOW_2
-
-        words = "Trigger/execution timeout" if IS_AIRFLOW_2 else "Trigger timeout"
-        return task.resume_execution("__fail__", {"error": words}, {"ti": ti})
+        return task.resume_execution("__fail__", {"error": DEFERRAL_TIMED_OUT}, {"ti": ti})
 
     return run
 

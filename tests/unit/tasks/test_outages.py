@@ -23,17 +23,13 @@ from airflow_dai_provider.operators.dai import (
     DaiCreateCreativeOperator,
 )
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
+from tests.support.airflow_versions import AirflowRescheduleException
 from tests.support.clock import Clock
 from tests.support.emulators import MakeEmulator
 from tests.support.event_loop import fire
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import Store, Ti
-
-try:
-    from airflow.sdk.exceptions import AirflowRescheduleException
-except ImportError:
-    from airflow.exceptions import AirflowRescheduleException
 
 NAME = "operations/my-ingest"
 #: Seconds that an ingest runs, or goes on after its cancellation: longer than any outage here.

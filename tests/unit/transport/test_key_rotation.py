@@ -19,6 +19,7 @@ from airflow_dai_provider.hooks.dai import DaiAsyncHook
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from airflow_dai_provider.transport import shared_polls
+from tests.support.airflow_versions import DEFERRAL_TIMED_OUT
 from tests.support.authentication import Form, SharedTime, Shown, live_on
 from tests.support.clock import Clock
 from tests.support.connections import Connect, LookUpFails
@@ -212,7 +213,7 @@ def test_the_last_poll_of_a_deferral_outlasts_a_failing_look_up(
     robot.start_ingest(NAME, seconds=0)
     look_up_fails(AWAY["secrets backend"], 15)
     sensor = DaiOperationSensor(task_id="wait", operation_name=names, deferrable=True)
-    assert sensor.resume_execution("__fail__", {"error": "Trigger timeout"}, {"ti": ti})
+    assert sensor.resume_execution("__fail__", {"error": DEFERRAL_TIMED_OUT}, {"ti": ti})
 
 
 @pytest.mark.parametrize("error", **cases(AWAY))
