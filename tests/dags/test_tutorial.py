@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from tests.support.airflow_versions import VERSION
 from tests.support.documents import DOCS, blocks_of
-from tests.support.processes import running
+from tests.support.processes import free_port, running
 
 PAGE = DOCS / "tutorial.md"
 #: What sets up the environment in which the tests already run.
@@ -57,12 +56,6 @@ def script() -> str:
             # The script ends with the emulator.
             lines.append(f"until {asks}; do kill -0 $!; sleep 0.2; done")
     return "\n".join(lines).replace("8085", str(free_port()))
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def environment() -> dict[str, str]:

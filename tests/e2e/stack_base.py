@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from typing import Any
 import psutil
 from stack_waits import StackError, wait_until
 
-from tests.support.processes import command_line, kill, processes_of, signal_group
+from tests.support.processes import command_line, free_port, kill, processes_of, signal_group
 
 LOOPBACK = "127.0.0.1"
 #: Seconds that all components together have to stop, before they are killed.
@@ -30,12 +29,6 @@ STOP_SECONDS = 20.0
 TRIGGERER_STOP_SECONDS = 1.0
 #: Seconds that a process waits for a lock of the SQLite database. Most processes exit when it is not enough.
 LOCK_SECONDS = 60.0
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind((LOOPBACK, 0))
-        return int(sock.getsockname()[1])
 
 
 class AirflowStack:

@@ -20,7 +20,7 @@ from google.api_core import exceptions
 from airflow_dai_provider.emulator import DaiEmulator, Fault, SelfSigned
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from tests.support.interruption import raise_on_signals
-from tests.support.processes import running
+from tests.support.processes import free_port, running
 from tests.support.threads import wait_until
 
 NAMES = (
@@ -82,9 +82,7 @@ def proxy(emulator: DaiEmulator, tmp_path_factory: pytest.TempPathFactory) -> It
     certificate = SelfSigned()
     (folder / "certificate.pem").write_text(certificate.pem)
     (folder / "key.pem").write_text(certificate.private_key_pem)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = CONFIGURATION.format(folder=folder, upstream=emulator.host, port=port)
     (folder / "nginx.conf").write_text(settings)
     raise_on_signals()

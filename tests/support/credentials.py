@@ -119,6 +119,3 @@ _FOREIGN = (
     .private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     .decode()
 )
-
-
-both = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker", "deferrable"])

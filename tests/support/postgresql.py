@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tests.support.processes import running
+from tests.support.processes import free_port, running
 
 #: Where Debian's package keeps the programs; other systems have them on the path.
 DEBIAN = "/usr/lib/postgresql/*/bin/initdb"
@@ -32,7 +31,7 @@ def postgresql() -> Iterator[str]:
     """
     programs = _programs()
     user: Mapping[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if not os.getuid() else {}
-    port = _free_port()
+    port = free_port()
     folder = Path(tempfile.mkdtemp(prefix="airflow-dai-provider-postgresql-"))
     try:
         if user:
@@ -73,12 +72,6 @@ def _programs() -> Path:
     if not found:
         raise RuntimeError("PostgreSQL is not installed; `make e2e` installs Debian's package.")
     return found[-1].parent
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def _wait_until_ready(programs: Path, port: int, server: subprocess.Popen[Any], log: Path) -> None:

@@ -23,6 +23,7 @@ from airflow_dai_provider.tasks.failures import OperationNotFoundError, Unexpect
 from tests.support.clock import Clock
 from tests.support.emulators import MakeEmulator, methods
 from tests.support.event_loop import fire
+from tests.support.ingests import both
 from tests.support.log import Log
 from tests.support.task_instance import Ti
 
@@ -57,9 +58,6 @@ def execute(context: Any, *, deferrable: bool, **options: Any) -> Any:
     except TaskDeferred as deferred:
         event = {**(deferred.kwargs or {}), "event": fire(deferred)}
         return make(deferrable=deferrable, **options).resume_execution(deferred.method_name, event, context)
-
-
-both = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker", "deferrable"])
 
 
 # From start to finish, in the worker and in the triggerer

@@ -18,6 +18,7 @@ from airflow_dai_provider.transport.threads import CONCURRENCY
 from tests.support.clock import Clock
 from tests.support.emulators import MakeEmulator, count, methods
 from tests.support.event_loop import fire
+from tests.support.ingests import both
 from tests.support.log import Log
 from tests.support.task_instance import Store
 
@@ -70,7 +71,6 @@ def three(make_emulator: MakeEmulator) -> DaiEmulator:
     return emulator
 
 
-both = pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker", "deferrable"])
 each_way = pytest.mark.parametrize(
     "options",
     [{}, {"wait_for_completion": True}, {"wait_for_completion": True, "deferrable": True}],

@@ -31,13 +31,13 @@ from tests.support.credentials import (
     OTHER_SCOPE,
     ROBOT,
     TARGET,
-    both,
     federation_text,
     key_json,
     key_of_google,
 )
 from tests.support.emulators import MakeEmulator, methods
 from tests.support.event_loop import run
+from tests.support.ingests import both
 from tests.support.log import Log
 from tests.support.payloads import NAME, creative
 from tests.support.task_instance import Ti
