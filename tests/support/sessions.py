@@ -59,7 +59,6 @@ class RevokingServer:
 
     def __init__(self) -> None:
         self.endpoint = ""
-        self.endpoint = ""
         self.revoked: set[str | None] = set()
         self.lock = threading.Lock()
         self.seen: list[str | None] = []
@@ -79,7 +78,6 @@ def revoking_server(connect_key: Connect) -> Iterator[RevokingServer]:
     """Give a server that can revoke tokens, to which the connection leads."""
     revoking = RevokingServer()
     with TinyServer(revoking.respond) as server:
-        revoking.endpoint = server.endpoint
         revoking.endpoint = server.endpoint
         connect_key(dai_api_endpoint=server.endpoint)
         yield revoking

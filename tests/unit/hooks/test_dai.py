@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from google.api_core import exceptions
@@ -21,9 +21,6 @@ from tests.support.hooks import MakeHook, cases, operation
 from tests.support.log import Log
 from tests.support.payloads import NAME, URL, creative
 from tests.support.tiny_server import Serve
-
-if TYPE_CHECKING:
-    pass
 
 GOOD_NAMES = {
     "plain": NAME,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from google.api_core import exceptions
@@ -11,9 +11,6 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from tests.support.connections import Connect
 from tests.support.hooks import MakeHook
 from tests.support.payloads import NAME
-
-if TYPE_CHECKING:
-    pass
 
 
 def test_the_argument_overrides_environment_and_connection(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from google.api_core import exceptions
@@ -18,9 +18,6 @@ from tests.support.hooks import CALLS, CANCELLED, FAILED, RUNNING, SUCCEEDED, Ma
 from tests.support.payloads import NAME, URL, creative
 from tests.support.rpc_codes import RPC_CODES
 from tests.support.tiny_server import Serve
-
-if TYPE_CHECKING:
-    pass
 
 
 @pytest.mark.parametrize("method", CALLS)

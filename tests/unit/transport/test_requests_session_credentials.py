@@ -7,7 +7,7 @@ import traceback
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from google.api_core import exceptions
@@ -22,9 +22,6 @@ from tests.support.event_loop import Gate
 from tests.support.hooks import MakeHook
 from tests.support.payloads import NAME, SIGNED_URL, creative
 from tests.support.token_server import TokenServer
-
-if TYPE_CHECKING:
-    pass
 
 
 def test_a_key_in_the_connection_authorises_every_call_with_one_token(
