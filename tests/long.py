@@ -1,6 +1,7 @@
 """``make long``: run every long kind of test, some side by side, and write a table of the results.
 
 The output of each kind goes to a log of its own beside the table, in ``.airflow/``. A failure does not stop the others.
+A second run on the same commit runs only what has not passed.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def main() -> int:
         [Kind("bench", "3.3")],
         [Kind("peers", "3.3")],
     ]
-    return run_all(groups, FOLDER, f"# Long tests of {commit()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+    return run_all(groups, FOLDER, commit())
 
 
 def e2e(name: str, version: str, *arguments: str) -> Kind:
@@ -86,18 +87,20 @@ def e2e(name: str, version: str, *arguments: str) -> Kind:
 
 
 def commit() -> str:
-    """Return the hash of the present commit, and whether the working tree differs from it."""
+    """Return the hash of the present commit, and whether and when the working tree differed from it."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-    return git("rev-parse", "HEAD") + (" with uncommitted changes" if git("status", "--porcelain") else "")
+    changes = f" with uncommitted changes at {time.time():.0f}" if git("status", "--porcelain") else ""
+    return git("rev-parse", "HEAD") + changes
 
 
-def run_all(groups: Sequence[Sequence[Kind]], folder: Path, heading: str) -> int:
+def run_all(groups: Sequence[Sequence[Kind]], folder: Path, source: str) -> int:
     """Run groups of kinds in order, those of a group side by side; keep the table up to date; return the exit code.
 
-    :param folder: where the table, ``long.md``, and the logs are written.
+    :param folder: where the table, ``long.md``, and the logs are written. Kinds that it shows as passed do not run.
+    :param source: what is tested; a table of something else is not taken up.
     """
     # Orphans of a kind become children of this process, which can therefore find and end all that a kind leaves.
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
@@ -105,6 +108,7 @@ def run_all(groups: Sequence[Sequence[Kind]], folder: Path, heading: str) -> int
     raise_on_signals()
     folder.mkdir(exist_ok=True)
     kinds = [kind for group in groups for kind in group]
+    heading = _resume(kinds, folder / "long.md", f"# Long tests of {source}, ")
 
     def note(kind: Kind, result: str, began: float) -> None:
         kind.result, kind.seconds = result, time.monotonic() - began
@@ -113,10 +117,26 @@ def run_all(groups: Sequence[Sequence[Kind]], folder: Path, heading: str) -> int
 
     try:
         for group in groups:
-            _run(group, folder, note)
+            _run([kind for kind in group if kind.result != "passed"], folder, note)
     finally:
         print(f"\n{heading}\n\n{table(kinds)}\n", flush=True)
     return 0 if all(kind.result == "passed" for kind in kinds) else 1
+
+
+def _resume(kinds: Sequence[Kind], file: Path, heading: str) -> str:
+    """Take the results of the kinds that have passed from the table; return its heading, or a new one.
+
+    :param heading: what the table must begin with.
+    """
+    old, *lines = file.read_text().splitlines() if file.exists() else [""]
+    if not old.startswith(heading):
+        return f"{heading}{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    for kind in kinds:
+        for line in lines:
+            if line.startswith(passed := f"| {kind.name} | {kind.version} | passed | "):
+                kind.result, kind.seconds = "passed", float(line.removeprefix(passed).rstrip(" |"))
+                print(f"{kind.name} on Airflow {kind.version}: has passed before on this commit", flush=True)
+    return old
 
 
 def _run(group: Sequence[Kind], folder: Path, note: Callable[[Kind, str, float], None]) -> None:

@@ -83,6 +83,7 @@ def test_the_archives_contain_all_files_and_valid_metadata(wheel: Path, unpacked
     assert [name for name in kept if not name.startswith(".ci/") and not (unpacked / name).is_file()] == []
 
 
+@pytest.mark.skipif(MAJOR_MINOR.startswith("2."), reason="The archives are the same on each version of Airflow")
 def test_all_tests_pass_on_the_wheel(installed: Path, unpacked: Path, tmp_path: Path) -> None:
     """Run the tests of the sdist, whose own copy of the package is moved away."""
     (unpacked / "airflow_dai_provider").rename(tmp_path / "sources")

@@ -31,7 +31,7 @@ for commands in sys.argv[2:]:
     for command in commands.split(" || "):
         groups[-1].append(long.Kind(f"kind{number}", "1.0", ["sh", "-c", command]))
         number += 1
-sys.exit(long.run_all(groups, Path(sys.argv[1]), "# Long tests of abc"))
+sys.exit(long.run_all(groups, Path(sys.argv[1]), "abc"))
 """
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +75,7 @@ def end(process: subprocess.Popen[str]) -> None:
 def results(folder: Path) -> list[list[str]]:
     """Return the cells of the table but for the seconds."""
     heading, *lines = (folder / "long.md").read_text().splitlines()
-    assert heading == "# Long tests of abc"
+    assert re.fullmatch(r"# Long tests of abc, \d{4}-\d\d-\d\d \d\d:\d\d UTC", heading)
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| kind") and "seconds" not in line]
     return [row[:3] for row in rows]
 
@@ -97,6 +97,27 @@ def test_a_failure_is_recorded_and_the_other_kinds_run(tmp_path: Path, start: St
     failed = f"failed with exit code 3, see {os.path.relpath(log, ROOT)}"
     assert results(tmp_path) == [["kind0", "1.0", failed], ["kind1", "1.0", "passed"]]
     assert log.read_text() == "the reason\n"
+
+
+def test_a_second_run_runs_what_has_not_passed(tmp_path: Path, start: Start) -> None:
+    count = f"echo run >> {tmp_path}/"
+    commands = count + "one", f"{count}two; test -e {tmp_path}/mended"
+    start(*commands).communicate(timeout=PATIENCE)
+    (tmp_path / "mended").touch()
+    table = (tmp_path / "long.md").read_text()
+    long = start(*commands)
+    long.communicate(timeout=PATIENCE)
+    assert long.returncode == 0
+    assert [(tmp_path / name).read_text().count("run") for name in ("one", "two")] == [1, 2]
+    heading, _, _, _, kept, again = (tmp_path / "long.md").read_text().splitlines()
+    assert [heading, kept] == [table.splitlines()[0], table.splitlines()[4]]
+    assert again.startswith("| kind1 | 1.0 | passed | ")
+
+
+def test_the_results_of_another_commit_are_not_kept(tmp_path: Path, start: Start) -> None:
+    (tmp_path / "long.md").write_text("# Long tests of abcd, 2026-01-01 00:00 UTC\n\n| kind0 | 1.0 | passed | 5 |\n")
+    start("exit 3").communicate(timeout=PATIENCE)
+    assert results(tmp_path)[0][2].startswith("failed with exit code 3")
 
 
 def test_the_kinds_of_a_group_run_side_by_side(tmp_path: Path, start: Start) -> None:
