@@ -14,6 +14,8 @@ copyright = author  # noqa: A001 - Sphinx's name for it
 
 extensions = ["myst_parser", "autoapi.extension", "sphinx_copybutton"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = f"{project} {release}"
 exclude_patterns = ["_build"]
 python_use_unqualified_type_names = True
