@@ -118,7 +118,8 @@ ARG_KEPT = Arg(
 )
 
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 something was declined, refused, not found or unreadable, or may still run, 2 wrong usage."
+    "Exit codes: 0 done, 1 something was declined, refused, not found or unreadable, or may still run, 2 wrong usage, "
+    "130 ended by Ctrl+C or SIGTERM."
 )
 
 

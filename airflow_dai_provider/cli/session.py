@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -29,6 +30,8 @@ from airflow_dai_provider.tasks.failures import describe_error, task_error
 
 #: Seconds of ``--timeout`` and ``--poll-interval`` where they are not given, as their help tells.
 TIMEOUT, POLL_INTERVAL = 3600.0, 10.0
+#: The exit code of a command that Ctrl+C or SIGTERM has ended.
+INTERRUPTED = 130
 
 
 class UsageError(Exception):
@@ -48,7 +51,7 @@ class Session:
     def __init__(self, args: Namespace) -> None:
         self.args = args
         self.notes = Notes()
-        #: Whether Ctrl+C has ended a part of it.
+        #: Whether Ctrl+C, or SIGTERM, has ended a part of it.
         self.interrupted = False
         #: What hooks, and what cancels, tell.
         self.log: Any = self.notes
@@ -157,7 +160,7 @@ class Session:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Let Ctrl+C end this part of the command only: what follows shows what was done by then."""
+        """Let Ctrl+C, or SIGTERM, end this part of the command only: what follows shows what was done by then."""
         try:
             yield
         except KeyboardInterrupt:
@@ -199,11 +202,22 @@ def command(function: Callable[[Session], bool]) -> Callable[[Namespace], None]:
         _log_to_stderr()
         find_connections()
         # Without --verbose this silences Airflow; what its function returns, it drops.
-        suppress_logs_and_warning(lambda args: codes.append(_run(function, args)))(args)
+        with _sigterm_as_ctrl_c():
+            suppress_logs_and_warning(lambda args: codes.append(_run(function, args)))(args)
         if codes[0]:
             raise SystemExit(codes[0])
 
     return run
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl+C does, and not at once, when nothing tells what was done."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(function: Callable[[Session], bool], args: Namespace) -> int:
@@ -212,7 +226,7 @@ def _run(function: Callable[[Session], bool], args: Namespace) -> int:
     try:
         session = Session(args)
         with session.hook:
-            return 0 if function(session) else 1
+            return 0 if function(session) else INTERRUPTED if session.interrupted else 1
     except UsageError as error:
         notes.say(str(error))
         return 2
@@ -220,6 +234,7 @@ def _run(function: Callable[[Session], bool], args: Namespace) -> int:
         notes.say(str(error))
     except KeyboardInterrupt:
         notes.say("Interrupted.")
+        return INTERRUPTED
     except ServiceError as error:
         notes.say(advice(error))
     except (AirflowException, ValueError) as error:

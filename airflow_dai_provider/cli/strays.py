@@ -10,6 +10,7 @@ from airflow_dai_provider.cli import rows
 from airflow_dai_provider.cli.output import Row
 from airflow_dai_provider.cli.owners import database_errors, owners_for_sweep
 from airflow_dai_provider.cli.session import Session, command, usage
+from airflow_dai_provider.ingest.ownership import Owner
 from airflow_dai_provider.sweep.owners import KEPT, Owners
 from airflow_dai_provider.sweep.report import SweepReport
 from airflow_dai_provider.sweep.requests import cancel_found, wait_for_requested
@@ -157,10 +158,14 @@ def purge(session: Session) -> bool:
         session.notes.say("No record was deleted, since an operation that cannot be read may need one.")
         return False
     kept = KEPT if session.args.older_than is None else session.args.older_than
-    with database_errors("Not every record was deleted"):
-        # It reads the records.
-        owners.judge(())
-        removed = owners.remove_leftovers(done, now, kept)
-    session.show(map(rows.owner_row, removed), rows.OWNER[:4])
-    session.notes.say(f"Records deleted: {len(removed):,}.")
-    return True
+    removed: list[Owner] = []
+    try:
+        with session.interruptible(), database_errors("Not every record was deleted"):
+            # It reads the records.
+            owners.judge(())
+            owners.remove_leftovers(done, now, kept, on_removed=removed.append)
+    finally:
+        # Also what was deleted before an error.
+        session.show(map(rows.owner_row, removed), rows.OWNER[:4])
+        session.notes.say(f"Records deleted: {len(removed):,}.")
+    return not session.interrupted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from airflow.providers.common.compat.sdk import AirflowException
@@ -130,29 +130,35 @@ class Owners:
                     records.retract(self._sweep, owner, self._endpoint, left)
         return again
 
-    def remove_leftovers(self, listed: Mapping[str, bool], listed_at: float, kept: float = KEPT) -> list[Owner]:
-        """Remove the records of tasks that are over, and whose ingests have finished; return whose they were.
+    def remove_leftovers(
+        self,
+        listed: Mapping[str, bool],
+        listed_at: float,
+        kept: float = KEPT,
+        *,
+        on_removed: Callable[[Owner], object] = lambda _: None,
+    ) -> None:
+        """Remove the records of tasks that are over, and whose ingests have finished.
 
         They are those that :meth:`judge` has read.
 
         :param listed: the operations that the service lists, by name, and whether they have finished.
         :param listed_at: when that was, in seconds of the epoch.
         :param kept: seconds after which a record is removed although its operations are not listed any more.
+        :param on_removed: called with the owner of each, when it is removed.
         """
         if not self._records:
-            return []
+            return
         running = {name for name, done in listed.items() if not done}
         idle = [record for record in self._read.values() if self._is_idle(record, listed, listed_at, kept)]
         states = read_states([record.owner for record in idle], self._airflow)
-        removed: list[Owner] = []
         for record in idle:
             # A task that was cleared meanwhile has changed it.
             if states[record.owner] in {*OVER, GONE, "success"} and self._records.get(record.owner) == record:
                 self._records.delete(record.owner)
+                on_removed(record.owner)
                 self._records.forget(record.owner, self._endpoint, running)
-                removed.append(record.owner)
         self._records.unlist_gone()
-        return removed
 
     def _judge(self, records: Iterable[Record], operations: Collection[Operation]) -> dict[str, Verdict]:
         return judge_all(OwnerIndex(self._endpoint, records), operations, self._airflow, self._correct)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
@@ -73,18 +74,23 @@ class TestCancel:
             [{"name": name, "result": "SUCCEEDED", "reason": "had already finished"}],
         )
 
-    def test_ctrl_c_does_not_lose_what_was_requested(
-        self, emulator: DaiEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_does_not_lose_what_was_requested(
+        self, emulator: DaiEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch, signal_number: int
     ) -> None:
+        handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
         def sleep(_: float) -> None:
-            raise KeyboardInterrupt
+            assert signal.getsignal(signal_number) is signal.default_int_handler, "the signal would end the tests"
+            signal.raise_signal(signal_number)
 
         first, second = emulator.start_ingest(), emulator.start_ingest()
         # For the unknown one there is a second round, after a pause.
         monkeypatch.setattr(Session, "sleep", staticmethod(sleep))
         result = dai("cancel", first, "operations/unknown", second, "-y", "--wait", "-o", "json")
-        assert (result.code, result.err) == (1, "Interrupted.\n")
+        assert (result.code, result.err) == (130, "Interrupted.\n")
         assert outcomes(result) == {first: "requested", "operations/unknown": "may still run", second: "requested"}
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
     def test_an_unknown_one_is_refused_and_the_others_are_not(self, emulator: DaiEmulator, dai: Dai) -> None:
         name = emulator.start_ingest()
@@ -145,7 +151,7 @@ class TestWait:
 
         monkeypatch.setattr(DaiHook, "_sleep", staticmethod(sleep))
         result = dai("wait", done, running, "-o", "json")
-        assert (result.code, outcomes(result)) == (1, {done: "SUCCEEDED", running: "may still run"})
+        assert (result.code, outcomes(result)) == (130, {done: "SUCCEEDED", running: "may still run"})
         assert result.err == f"Interrupted.\nNot seen to have finished, may still run: {running}.\n"
         assert count(emulator, CANCEL) == 0
 
@@ -156,7 +162,7 @@ class TestWait:
 
         monkeypatch.setattr(DaiHook, "list_operations", interrupted)
         result = dai("list")
-        assert (result.code, result.err) == (1, "Interrupted.\n")
+        assert (result.code, result.err) == (130, "Interrupted.\n")
 
     def test_an_unknown_one(self, emulator: DaiEmulator, dai: Dai) -> None:
         name = emulator.start_ingest(seconds=5)
@@ -195,7 +201,7 @@ class TestDeleteCreative:
         # For the unknown one there is a second round, after a pause.
         monkeypatch.setattr(Session, "sleep", staticmethod(sleep))
         result = dai("delete-creative", "creatives/unknown", ad, "-y", "-o", "json")
-        assert (result.code, result.err) == (1, "Interrupted.\n")
+        assert (result.code, result.err) == (130, "Interrupted.\n")
         assert outcomes(result) == {"creatives/unknown": "may still exist", ad: "deleted"}
         assert result.rows[0]["reason"] == "the command was interrupted"
         assert emulator.creatives() == []

@@ -175,7 +175,7 @@ class TestSweep:
 
         monkeypatch.setattr(DaiHook, "_sleep", staticmethod(sleep))
         result = dai("sweep", "--no-dry-run", "-y", "--older-than", "1s", "--wait", "-o", "json")
-        assert result.code == 1
+        assert result.code == 130
         found = results(result)
         assert found.pop(done) == "SUCCEEDED"
         assert found[running].startswith("may still run: its cancellation is requested, but ")
@@ -318,4 +318,27 @@ class TestPurge:
         monkeypatch.setattr(metadata_database.AssetStore, "get", fail)
         result = dai("purge")
         told = "The metadata database cannot be read: the database is away. Not every record was deleted.\n"
-        assert (result.code, result.err) == (1, told)
+        assert (result.code, result.err) == (1, f"Records deleted: 0.\n{told}")
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("the database is away")])
+    def test_an_end_half_way_does_not_lose_what_was_deleted(
+        self, emulator: DaiEmulator, dai: Dai, start: Start, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    ) -> None:
+        delete, deleted = metadata_database.AssetStore.delete, list[str]()
+
+        def delete_one(store: metadata_database.AssetStore, key: str) -> None:
+            if deleted and key.startswith("owner-"):
+                raise error
+            deleted.append(key)
+            delete(store, key)
+
+        start("first")
+        start("second")
+        emulator.reset()
+        monkeypatch.setattr(metadata_database.AssetStore, "delete", delete_one)
+        result = dai("purge", "--older-than", "30m", "-o", "json")
+        (kept,) = records_of_owners()
+        assert {row["dag_id"] for row in result.rows} == {"first", "second"} - {kept.owner.dag_id}
+        assert "Records deleted: 1.\n" in result.err
+        interrupted = isinstance(error, KeyboardInterrupt)
+        assert (result.code, "Interrupted.\n" in result.err) == ((130, True) if interrupted else (1, False))
