@@ -176,8 +176,8 @@ def pushed_records(xcoms: Iterable[tuple[str, str, str, int, Any]]) -> Iterator[
                     ended=True,
                     names=frozenset(map(str, names)),
                     runs_on=runs_on,
-                    # Perhaps: it has not pushed that.
-                    refused=runs_on,
+                    # An earlier version has not pushed that: perhaps, then.
+                    refused=runs_on and pushed.get("refused") is not False,
                 )
                 yield Record(Owner(dag_id, run_id, task_id, map_index), given, (opening,))
 

@@ -13,8 +13,9 @@ from airflow_dai_provider.tasks.failures import describe_error
 #: The name(s) of the operation(s) that a task has started: a string, or a list of them.
 XCOM_OPERATION_NAME = "operation_name"
 #: Where and when they were started: ``{"endpoint": base URL of the service, "try_number": int, "clear_number": int,
-#: "pushed_at": {operation name: seconds of the epoch}, "flags": {parameter of the task: bool}}``; the clear number is
-#: how often the run was cleared by then. A user's own code can leave out each of them.
+#: "pushed_at": {operation name: seconds of the epoch}, "flags": {parameter of the task: bool}, "refused": bool}``; the
+#: clear number is how often the run was cleared by then, and ``refused`` tells that the operations are meant to run on
+#: although the task fails. A user's own code can leave out each of them.
 XCOM_STARTED = "operation_started"
 #: The finished operation, of a task that has waited: ``Operation.to_dict()``.
 XCOM_OPERATION = "operation"
@@ -40,6 +41,7 @@ def push_operations(
     flags: Mapping[str, bool] | None = None,
     *,
     many: bool,
+    refused: bool = False,
 ) -> None:
     """Push the operations that a task has started.
 
@@ -48,6 +50,7 @@ def push_operations(
     :param clear_number: of the run, from :func:`clear_number_of`.
     :param flags: what the task means for its operations, for the sweep.
     :param many: whether the names are pushed as a list.
+    :param refused: whether they are meant to run on although the task fails, since others of the list were refused.
     """
     # Before the names: where it cannot be pushed, a name alone would stand for an operation at any endpoint.
     started = {
@@ -56,6 +59,7 @@ def push_operations(
         "clear_number": clear_number,
         "pushed_at": dict(pushed_at),
         "flags": dict(flags or {}),
+        "refused": refused,
     }
     ti.xcom_push(XCOM_STARTED, started)
     names = list(pushed_at)

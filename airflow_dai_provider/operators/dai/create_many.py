@@ -79,10 +79,14 @@ class CreateMany:
                 self._own_record.open(hook.endpoint.url, (), campaign.started)
             if task.wait_for_completion:
                 return self._finish(*self._wait(hook, workers))
-        failed = any(operation.state is not OperationState.SUCCEEDED for operation in self._finished.values())
+            failed = any(operation.state is not OperationState.SUCCEEDED for operation in self._finished.values())
+            refused = bool(campaign.errors or failed)
+            if refused and campaign.started:
+                # For a sweep that knows the owner by the XComs only.
+                self._push(campaign.started, hook, refused=True)
         if not task.cancel_with_run:
-            self._own_record.run_on(refused=bool(campaign.errors or failed))
-        if campaign.errors or failed:
+            self._own_record.run_on(refused=refused)
+        if refused:
             self._push_rows(self._finished)
             # A start that was refused does not cancel the others, which are meant to run on.
             self._guard.disarm()
@@ -213,12 +217,13 @@ class CreateMany:
             self._store.try_to_save(saved, self._task.log)
         self._own_record.note(started)
 
-    def _push(self, names: Sequence[str], hook: DaiHook) -> None:
+    def _push(self, names: Sequence[str], hook: DaiHook, *, refused: bool = False) -> None:
         now = self._task._clock()
         self._pushed_at = {name: self._pushed_at.get(name, now) for name in names}
         number = clear_number_of(self._context)
         flags = self._task._flags
-        push_operations(self._context["ti"], self._pushed_at, hook.endpoint.url, number, flags, many=True)
+        ti, endpoint = self._context["ti"], hook.endpoint.url
+        push_operations(ti, self._pushed_at, endpoint, number, flags, many=True, refused=refused)
 
     def _wait(self, hook: DaiHook, workers: Workers[DaiHook]) -> _Ends:
         """Wait until the ingests have finished, in this process or in the triggerer."""

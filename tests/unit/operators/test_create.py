@@ -57,6 +57,7 @@ class TestStart:
                 "cancel_on_failure": True,
                 "cancel_with_run": False,
             },
+            "refused": False,
         }
         pushed = ti.pushed["ingest", -1, XCOM_OPERATION]
         assert (pushed["name"], pushed["state"]) == (name, "SUCCEEDED")

@@ -119,6 +119,10 @@ class TestStart:
         assert count(slow, GET) == 0
         assert ti.pushed["ingest", -1, "operation_name"] == names
 
+    def test_what_has_started_is_not_meant_to_survive_a_failure(self, slow: DaiEmulator, context: Any, ti: Ti) -> None:
+        execute(context, creative=three(), wait_for_completion=False)
+        assert ti.pushed["ingest", -1, "operation_started"]["refused"] is False
+
     def test_a_dynamic_creative_info_is_that_of_each(self, slow: DaiEmulator, context: Any) -> None:
         creatives = [creative(url(number), networkCode="1") for number in range(2)]
         execute(context, creative=creatives, dynamic_creative_info={"dynamicGroupId": "g"})
@@ -211,6 +215,7 @@ class TestRefused:
             execute(context, creative=three(), wait_for_completion=False)
         assert list(slow.states().values()) == ["RUNNING"] * 2
         assert sorted(ti.pushed["ingest", -1, "operation_name"]) == sorted(slow.states())
+        assert ti.pushed["ingest", -1, "operation_started"]["refused"] is True
         assert not any(slow.cancel_requested(name) for name in slow.states())
         rows = ti.pushed["ingest", -1, "operation"]
         assert sorted(str(row["state"]) for row in rows) == ["None", "RUNNING", "RUNNING"]

@@ -91,6 +91,25 @@ class TestXComs:
         assert len(cancelled(emulator)) == strays
         assert report["passed_over"]["owned"] == 1 - strays
 
+    @pytest.mark.parametrize(
+        ("state", "pushed_too", "strays"),
+        [
+            ("failed", {"refused": False}, 1),
+            ("failed", {"refused": True}, 0),
+            ("failed", {}, 0),  # as an earlier version has pushed it
+            ("success", {"refused": False}, 0),
+            ("running", {"refused": False}, 0),
+        ],
+    )
+    def test_of_a_task_that_does_not_wait_it_is_cancelled_once_that_has_failed(
+        self, emulator: DaiEmulator, airflow: Airflow, start: Any, state: str, pushed_too: dict[str, bool], strays: int
+    ) -> None:
+        start(flags=FLAGS | {"waits": False}, **pushed_too)
+        set_state(airflow, state)
+        report = sweep(older_than=None)
+        assert len(cancelled(emulator)) == strays
+        assert report["passed_over"]["owned"] == 1 - strays
+
     def test_what_is_left_of_a_deleted_run_has_no_owner(self, emulator: DaiEmulator) -> None:
         """Its XComs are deleted with it."""
         emulator.start_ingest(seconds=math.inf, creative_url=URL)

@@ -34,6 +34,7 @@ def test_the_name_is_pushed_with_its_try_time_endpoint_and_flags(make_ti: type[T
             "clear_number": None,
             "pushed_at": {A: 12.5},
             "flags": {"waits": True},
+            "refused": False,
         },
     }
     keys = [key for _, _, key in ti.pushed]
