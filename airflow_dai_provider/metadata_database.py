@@ -69,13 +69,13 @@ def run_xcom(dag_id: str, run_id: str, task_id: str, map_index: int, key: str) -
 
 
 def xcoms(
-    key: str, since: datetime, before: datetime | None = None, *, on_unreadable: Callable[[str], None]
+    key: str, since: datetime, before: datetime | None = None, *, on_unreadable: Callable[[str, datetime], object]
 ) -> Iterator[tuple[str, str, str, int, Any]]:
     """Yield the XComs of all tasks with a key.
 
     :param since: the earliest time of one.
     :param before: the first time that is too late, or None.
-    :param on_unreadable: called for each XCom whose value cannot be read, with a sentence on it.
+    :param on_unreadable: called for each XCom whose value cannot be read, with a sentence on it and its time.
     :return: of each the DAG, the run, the task, the map index, and the value.
     """
     model, backend = _xcom_classes()
@@ -86,7 +86,7 @@ def xcoms(
         except Exception as error:
             # Of code of a user, or of another version; it must not keep all others from being read.
             where = f"{row.task_id} of run {row.run_id} of DAG {row.dag_id}"
-            on_unreadable(f"Cannot read the XCom {key} of task {where}: {type(error).__name__}")
+            on_unreadable(f"Cannot read the XCom {key} of task {where}: {type(error).__name__}", row.timestamp)
         else:
             yield row.dag_id, row.run_id, row.task_id, row.map_index, value
 
@@ -109,7 +109,7 @@ def _xcom_rows(model: Any, *conditions: Any, **equal: Any) -> Iterator[Any]:
 
     place = (model.dag_run_id, model.task_id, model.map_index)
     # Not whole XComs, which deserialize their values while they are loaded, and raise there.
-    columns = (*place, model.dag_id, model.run_id, model.value)
+    columns = (*place, model.dag_id, model.run_id, model.value, model.timestamp)
     rows: list[Any] | None = None
     while rows is None or len(rows) == _ROWS:
         with create_session() as session:

@@ -82,7 +82,7 @@ class KnownOwners:
                 self._index.add(record)
         if self._read_since is None or since < self._read_since:
             pushed = metadata_database.xcoms(
-                XCOM_STARTED, since, self._read_since, on_unreadable=self._unreadable.append
+                XCOM_STARTED, since, self._read_since, on_unreadable=lambda told, _: self._unreadable.append(told)
             )
             for record in pushed_records(pushed):
                 self._index.add(record)
@@ -137,7 +137,8 @@ def check_database() -> tuple[bool, str]:
     unreadable: list[str] = []
     try:
         records = len(read_records(unreadable.append))
-        next(metadata_database.xcoms(XCOM_STARTED, _EVER, on_unreadable=unreadable.append), None)
+        xcoms = metadata_database.xcoms(XCOM_STARTED, _EVER, on_unreadable=lambda told, _: unreadable.append(told))
+        next(xcoms, None)
     except Exception as error:
         return False, _unreadable(error)
     return True, sentences(f"{records:,} records of owners, and the XComs, can be read", *unreadable)

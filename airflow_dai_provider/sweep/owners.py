@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from datetime import datetime
 
 from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider import metadata_database, version_compat
 from airflow_dai_provider.api.operation import Operation
-from airflow_dai_provider.ingest.ownership import ASSET, LATEST_START, Owner, OwnerRecords, Record
+from airflow_dai_provider.ingest.ownership import ASSET, CLOCK_SKEW, LATEST_START, Owner, OwnerRecords, Record
 from airflow_dai_provider.sweep.verdicts import (
     GONE,
     OVER,
@@ -62,8 +64,9 @@ class Owners:
         self._has_begun = False
         #: As they were read last.
         self._read: dict[Owner, Record] = {}
-        #: Sentences on records and XComs that cannot be read: any operation can be theirs.
-        self.unreadable: list[str] = []
+        #: Sentences on records and XComs that cannot be read, and until when an operation that can be theirs was
+        #: created, in seconds of the epoch: an XCom has only what had started when it was pushed.
+        self.unreadable: dict[str, float] = {}
 
     def begin(self, now: float) -> None:
         """Note that this sweep begins.
@@ -85,7 +88,7 @@ class Owners:
         :raises Exception: when Airflow does not respond, or does not know the asset any more.
         """
         self.unreadable.clear()
-        written = self._records.all(self.unreadable.append) if self._records else []
+        written = self._records.all(self._note_unreadable) if self._records else []
         # Of an asset that it does not know, Airflow returns nothing, and no error.
         if self._records and self._has_begun and not self._records.last_sweep(None):
             raise AirflowException(sentences(NO_ASSET, "No cancellation was requested"))
@@ -175,7 +178,7 @@ class Owners:
         except Exception as error:
             if version_compat.is_outage(error):
                 raise
-            self.unreadable.append(f"Cannot read the XCom {XCOM_STARTED} of {owner}: {type(error).__name__}")
+            self._note_unreadable(f"Cannot read the XCom {XCOM_STARTED} of {owner}: {type(error).__name__}")
             # It can have pushed this name.
             return own, own.openings[-1]
         match started:
@@ -196,8 +199,13 @@ class Owners:
         """Yield the records that the XComs in the metadata database make."""
         if self._read_xcoms and operations:
             yield from pushed_records(
-                metadata_database.xcoms(XCOM_STARTED, pushed_since(operations), on_unreadable=self.unreadable.append)
+                metadata_database.xcoms(XCOM_STARTED, pushed_since(operations), on_unreadable=self._note_unreadable)
             )
+
+    def _note_unreadable(self, told: str, pushed: datetime | None = None) -> None:
+        until = pushed.timestamp() + CLOCK_SKEW if pushed else math.inf
+        # The map indexes of a task share a sentence.
+        self.unreadable[told] = max(until, self.unreadable.get(told, 0.0))
 
 
 def find_owners(endpoint: str, sweep: Owner) -> Owners | None:

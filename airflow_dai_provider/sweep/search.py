@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
@@ -89,9 +91,10 @@ def find_strays(
         judged, finished = _judge(owners, running, poll, limit, twice, pause, log)
         operations = [finished.get(one.name, one) for one in operations]
     if owners and owners.unreadable:
-        told = some_of(dict.fromkeys(owners.unreadable))
-        log.warning("%s. Any operation can be theirs, so those without an owner are left alone.", told)
-        selection = replace(selection, older_than=None)
+        told, until = some_of(owners.unreadable), max(owners.unreadable.values())
+        created = f" created until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M:%S} UTC" if until < inf else ""
+        log.warning("%s. Any operation%s can be theirs, so those without an owner are left alone.", told, created)
+        selection = replace(selection, unowned_until=until)
     report = SweepReport(operations, selection, now, judged, dry_run=dry_run)
     report.unreadable = len(unreadable)
     log.info("%s.", report.selected)

@@ -79,6 +79,7 @@ class Selection:
     :param url_pattern: a pattern that is found somewhere in the media URL.
     :param spare: names that are left alone.
     :param include_undated: whether an operation without a create time counts as old enough.
+    :param unowned_until: seconds of the epoch; operations without an owner that were created earlier are left alone.
     :param only: the names to select from, or None: the others are left alone too.
     """
 
@@ -87,6 +88,7 @@ class Selection:
     url_pattern: re.Pattern[str] | None = None
     spare: frozenset[str] = frozenset()
     include_undated: bool = False
+    unowned_until: float = 0.0
     only: frozenset[str] | None = None
 
     @classmethod
@@ -145,7 +147,7 @@ class Selection:
         )
         if owner:
             return stray if owner.is_stray else PassedOver.OWNED
-        if self.older_than is None:
+        if self.older_than is None or (created or 0.0) < self.unowned_until:
             return PassedOver.UNOWNED
         if not dated:
             return stray if self.include_undated else PassedOver.UNDATED

@@ -48,14 +48,15 @@ def pushed(run: Run, **times: Any) -> dict[int, Any]:
 
 
 def test_the_xcoms_of_all_tasks_are_read_past_one_that_cannot_be(run: Run) -> None:
-    unreadable: list[str] = []
+    unreadable: list[tuple[str, datetime]] = []
     with damaged_xcom(run, "pushes", XCOM_STARTED, 1):
-        readable = pushed(run, on_unreadable=unreadable.append)
+        readable = pushed(run, on_unreadable=lambda *one: unreadable.append(one))
         with pytest.raises((ValueError, ImportError, TypeError)):
             metadata_database.run_xcom("pushes", run.run_id, "pushes", 1, XCOM_STARTED)
     assert readable == {index: ("pushes", {f"operations/{index}": 0.0}) for index in (0, 2)}
     told = f"Cannot read the XCom {XCOM_STARTED} of task pushes of run {run.run_id} of DAG pushes: "
-    assert [text[: len(told)] for text in unreadable] == [told]
+    assert [text[: len(told)] for text, _ in unreadable] == [told]
+    assert timedelta() < datetime.now(UTC) - unreadable[0][1] < timedelta(minutes=10)
 
 
 def test_an_xcom_backend_may_use_the_database_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,15 +31,15 @@ class TestXComs:
 
     @pytest.fixture
     def pushed(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-        """Give the XComs that the database holds, and forget the records."""
+        """Give the XComs that the database holds, with two items for an unreadable one, and forget the records."""
         found: list[Any] = []
 
-        def read(key: str, since: datetime, *, on_unreadable: Callable[[str], None]) -> list[Any]:
+        def read(key: str, since: datetime, *, on_unreadable: Callable[[str, datetime], None]) -> list[Any]:
             assert (key, since.tzinfo) == ("operation_started", UTC)
             for one in found:
-                if isinstance(one, str):
-                    on_unreadable(one)
-            return [one for one in found if not isinstance(one, str) and pushed_at(one[-1]) >= since.timestamp()]
+                if len(one) == 2:
+                    on_unreadable(*one)
+            return [one for one in found if len(one) > 2 and pushed_at(one[-1]) >= since.timestamp()]
 
         monkeypatch.setattr(owners, "HAS_ASSET_STATE_STORE", False)
         monkeypatch.setattr(owners, "TASKS_READ_DATABASE", True)
@@ -146,17 +146,32 @@ class TestXComs:
         sweep(older_than=None)
         assert cancelled(emulator) == {name}
 
-    def test_beside_an_unreadable_one_no_operation_is_taken_by_its_age(
-        self, emulator: DaiEmulator, airflow: Airflow, start: Any, pushed: list[Any], log: Log
+    def test_beside_an_unreadable_one_only_later_operations_are_taken_by_their_age(
+        self, emulator: DaiEmulator, airflow: Airflow, start: Any, pushed: list[Any], clock: Clock, log: Log
     ) -> None:
         name = start()
         set_state(airflow, "failed")
         emulator.start_ingest(seconds=math.inf, creative_url=f"{URL}2")
-        pushed.append("Cannot read the XCom x")
-        report = sweep(older_than=1e-3, include_undated=True, max_cancellations=5)
-        assert cancelled(emulator) == {name}
-        assert report["passed_over"]["unowned"] == 1
-        assert log.lines("Cannot read the XCom x. Any operation can be theirs, so those without an owner are left")
+        # Of two map indexes, in either order.
+        for earlier in (3600, 0, 3600):
+            pushed.append(("Cannot read the XCom x", datetime.fromtimestamp(clock.now - earlier, UTC)))
+        clock.advance(59)
+        emulator.start_ingest(seconds=math.inf, creative_url=f"{URL}3")
+        clock.advance(2)
+        later = emulator.start_ingest(seconds=math.inf, creative_url=f"{URL}4")
+        clock.advance(10)
+        report = sweep(older_than=1e-3, max_cancellations=5)
+        assert cancelled(emulator) == {name, later}
+        assert report["passed_over"]["unowned"] == 2
+        assert log.lines("Cannot read the XCom x. Any operation created until 20")
+
+    def test_beside_an_unreadable_one_an_undated_operation_is_left_alone(
+        self, emulator: DaiEmulator, pushed: list[Any]
+    ) -> None:
+        answer_list(emulator, listed(emulator.start_ingest(seconds=math.inf, creative_url=URL)))
+        pushed.append(("Cannot read the XCom x", datetime.fromtimestamp(1.0, UTC)))
+        assert sweep(older_than=1e-3, include_undated=True)["passed_over"]["unowned"] == 1
+        assert cancelled(emulator) == set()
 
     @pytest.mark.parametrize("older_than", [None, 1], ids=["by owner", "by age too"])
     @pytest.mark.parametrize(("second", "strays"), [("running", 0), ("failed", 1)])
