@@ -119,7 +119,8 @@ class TestStart:
         assert count(slow, GET) == 0
         assert ti.pushed["ingest", -1, "operation_name"] == names
 
-    def test_what_has_started_is_not_meant_to_survive_a_failure(self, slow: DaiEmulator, context: Any, ti: Ti) -> None:
+    @pytest.mark.usefixtures("slow")
+    def test_what_has_started_is_not_meant_to_survive_a_failure(self, context: Any, ti: Ti) -> None:
         execute(context, creative=three(), wait_for_completion=False)
         assert ti.pushed["ingest", -1, "operation_started"]["refused"] is False
 
