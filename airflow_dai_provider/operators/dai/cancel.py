@@ -14,7 +14,7 @@ from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.parameters import Duration, check_flag, check_seconds
 from airflow_dai_provider.metrics import count_finished, time_cancel
 from airflow_dai_provider.operators.dai.cancel_many import KEY, CancelMany, in_doubt
-from airflow_dai_provider.tasks.arguments import check_literals, explained_names
+from airflow_dai_provider.tasks.arguments import check_literals, explained_names, shows_literals
 from airflow_dai_provider.tasks.cancel_requests import KILLED, request_cancellation
 from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait, resumption
 from airflow_dai_provider.tasks.events import describe_names, read_event
@@ -116,6 +116,11 @@ class DaiCancelOperationOperator(BaseOperator):
         self._given = given_fields(self)
         with refused_parameters():
             check_literals(self, {"operation_name": check_operation_names, "expected_states": check_expected_states})
+            # Not of a mapped task, which is constructed when it runs: its cancellation would not be requested.
+            if expected_states is not None and not self.wait_for_completion and shows_literals(self):
+                raise ValueError(
+                    "expected_states needs wait_for_completion=True: without it, the task does not see the final state."
+                )
 
     def execute(self, context: Context) -> str | list[str]:
         """Request the cancellation, poll once, wait if told to; return the operation's name, or the list of names."""

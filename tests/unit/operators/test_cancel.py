@@ -137,7 +137,7 @@ class TestWait:
 
     def test_nothing_is_pushed_without_waiting(self, emulator: DaiEmulator, execute: Any, ti: Ti) -> None:
         emulator.start_ingest(NAME)
-        execute(expected_states="FAILED")
+        execute()
         assert ti.pushed == {}
 
     def test_polls_are_quick_at_first_and_then_one_per_interval(
@@ -444,7 +444,7 @@ class TestParameters:
     ) -> None:
         emulator.start_ingest(NAME)
         with pytest.raises(AirflowFailException, match="Invalid expected_states"):
-            execute(expected_states=states)
+            execute(expected_states=states, wait_for_completion=True)
         assert emulator.requests == []
 
     @pytest.mark.parametrize("states", ["CANCELLED", ["CANCELLED"], {"CANCELLED"}, OperationState.CANCELLED], ids=repr)
@@ -492,6 +492,7 @@ class TestParameters:
         operator = DaiCancelOperationOperator(
             task_id="cancel",
             operation_name="operations/{{ word }}",
+            wait_for_completion=True,
             expected_states=["{{ word | upper }}"],
             gcp_conn_id="{{ word }}_conn",
             impersonation_chain=["{{ word }}@example.com"],
@@ -555,7 +556,8 @@ def test_a_template_that_renders_to_nothing_is_not_taken_as_left_out(
     emulator: DaiEmulator, ti: Ti, field: str, template: str, native: bool
 ) -> None:
     with DAG("cancel_rendered_to_nothing", schedule=None, render_template_as_native_obj=native):
-        operator = DaiCancelOperationOperator(task_id="cancel", **{"operation_name": NAME, field: template})
+        options: dict[str, Any] = {"operation_name": NAME, "wait_for_completion": True, field: template}
+        operator = DaiCancelOperationOperator(task_id="cancel", **options)
     operator.render_template_fields({"nothing": ""})
     with pytest.raises(AirflowFailException, match=f"Invalid {field}".replace("_name", ".name")):
         operator.execute({"ti": ti})

@@ -28,9 +28,9 @@ from tests.support.task_instance import Ti
 
 CANCEL, SWEEP, CREATE = DaiCancelOperationOperator, DaiCancelStrayOperationsOperator, DaiCreateCreativeOperator
 DELETE, SENSOR = DaiDeleteCreativeOperator, DaiOperationSensor
-#: The required parameters of each class.
+#: The required parameters of each class, and what its others need.
 TASKS: dict[type[Any], dict[str, Any]] = {
-    CANCEL: {"operation_name": NAME},
+    CANCEL: {"operation_name": NAME, "wait_for_completion": True},
     CREATE: {"creative": creative()},
     DELETE: {"creative_name": "creatives/my-ad"},
     SWEEP: {},
@@ -116,6 +116,14 @@ class TestNames:
 
 
 class TestValues:
+    def test_expected_states_that_no_task_would_see_are_refused(self) -> None:
+        with pytest.raises(InvalidParameterError, match="expected_states needs wait_for_completion=True: without it"):
+            make(CANCEL, expected_states="CANCELLED", wait_for_completion=False)
+        # A mapped task is constructed when it runs, and has something to cancel by then.
+        with DAG("mapped", schedule=None):
+            mapped = CANCEL.partial(task_id="mapped", expected_states="CANCELLED").expand(operation_name=[NAME])
+        assert mapped.partial_kwargs["expected_states"] == "CANCELLED"
+
     @pytest.mark.parametrize(
         ("kind", "parameter", "value", "words"),
         [
@@ -165,7 +173,7 @@ class TestValues:
 
             made = upstream()
             for kind, required in TASKS.items():
-                kind(task_id=kind.__name__, **dict.fromkeys(required, made))
+                kind(task_id=kind.__name__, **dict.fromkeys(required.keys() & set(kind.template_fields), made))
             nested = make(CREATE, creative={"adSystem": "a", "mediaFiles": [media_file(), made]})
         assert nested.creative["mediaFiles"][1] is made
 
