@@ -117,8 +117,8 @@ class DaiHook(DaiPollingHook):
                 unreadable.append(problem)
                 if on_unreadable:
                     on_unreadable(problem)
-            if problem := listing.take(page):
-                raise typed(ServiceError(problem, Code.UNKNOWN))
+            if endless := listing.take(page):
+                raise typed(ServiceError(endless, Code.UNKNOWN))
         if unreadable:
             message = "operations.list: %d unreadable operations were passed over; of the first: %s"
             self.log.warning(message, len(unreadable), unreadable[0])
