@@ -51,6 +51,7 @@ class BatchedPolls:
         # So many polls have to be due together to make the list worth reading, as is believed until then.
         self._needed = float(YIELD)
         self._believed_until = float("-inf")
+        self._page_size = rest.LIST_PAGE_SIZE
         self._errors = 0
         self._throttled = False
         self._told = False
@@ -64,13 +65,16 @@ class BatchedPolls:
 
         :param seen: by name, what the last poll has returned.
         """
-        return Reading(seen) if self.is_worthwhile(len(seen), now) else None
+        if now >= self._believed_until:
+            self._page_size = rest.LIST_PAGE_SIZE
+        return Reading(seen, self._page_size) if self.is_worthwhile(len(seen), now) else None
 
     def end(self, reading: Reading, now: float) -> str | None:
         """Learn from a reading that has ended; return the line for the log, if there is news."""
         self._errors = 0
         self._throttled = False
         self._believed_until = now + GETS_FOR
+        self._page_size = max(reading.page_size, YIELD)
         if reading.was_worthwhile:
             self._told = False
             self._needed = YIELD * reading.pages
@@ -120,13 +124,17 @@ class Reading:
     It goes on as long as it is useful: there is another page, enough polls are left to be worth it, and the last page
     was worth its cost, or few pages were in vain so far. So a list costs at most a twentieth more than gets would.
 
+    A page that is too large is asked for again with half as many operations, as long as it can be worth its cost.
+
     :param seen: by name, what the last poll has returned.
+    :param page_size: how many operations a page may bring.
     """
 
-    def __init__(self, seen: Mapping[str, Operation | None]) -> None:
+    def __init__(self, seen: Mapping[str, Operation | None], page_size: int = rest.LIST_PAGE_SIZE) -> None:
         #: Those without an answer so far.
         self.left = dict(seen)
         self.polls = len(self.left)
+        self.page_size = page_size
         self.pages = 0
         self.answered = 0
         #: Whether to read on.
@@ -137,7 +145,7 @@ class Reading:
     @property
     def request(self) -> rest.Request[PolledPage]:
         """The request for the next page."""
-        return rest.poll_operations(self.left, self._token)
+        return rest.poll_operations(self.left, self._token, self.page_size)
 
     @property
     def was_worthwhile(self) -> bool:
@@ -151,7 +159,10 @@ class Reading:
         self.pages += 1
         self.answered += len(page.running)
         self._token = page.next_page_token
+        if page.too_large:
+            self.page_size //= 2
         in_vain = len(page.running) < YIELD
         self._in_vain += in_vain
         given_up = in_vain and self._in_vain * PATIENCE > len(self.left)
-        self.is_useful = self._token is not None and len(self.left) >= YIELD and not given_up
+        has_next = page.too_large or self._token is not None
+        self.is_useful = has_next and min(len(self.left), self.page_size) >= YIELD and not given_up

@@ -48,6 +48,16 @@ _CODE_BY_HTTP_STATUS = {
 }
 
 
+#: The codes that share the HTTP status of another.
+_SHARED_HTTP_STATUS = {
+    Code.UNKNOWN: 500,
+    Code.ALREADY_EXISTS: 409,
+    Code.FAILED_PRECONDITION: 400,
+    Code.OUT_OF_RANGE: 400,
+    Code.DATA_LOSS: 500,
+}
+
+
 class ServiceError(Exception):
     """A request that did not get the response it asked for.
 
@@ -95,3 +105,9 @@ def code_of_http_status(status: int) -> Code:
     """Return the rpc code that an HTTP status stands for where the response names none."""
     fallback = Code.FAILED_PRECONDITION if 400 <= status < 500 else Code.INTERNAL if status >= 500 else Code.UNKNOWN
     return _CODE_BY_HTTP_STATUS.get(status, fallback)
+
+
+def http_statuses(code: Code) -> set[int]:
+    """Return the HTTP statuses under which an error of this code comes."""
+    statuses = {status for status, usual in _CODE_BY_HTTP_STATUS.items() if usual is code}
+    return statuses | {_SHARED_HTTP_STATUS[code]} if code in _SHARED_HTTP_STATUS else statuses

@@ -7,6 +7,7 @@ https://developers.google.com/video-creative-ingest/reference/rest/v1/operations
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -156,7 +157,8 @@ class Operation(_NoXCom):
 
     :param name: ``operations/...``, with as many segments as the service likes.
     :param state: the state.
-    :param error_code: ``google.rpc.Code`` (1 to 16) of an operation that failed or was cancelled, else None.
+    :param error_code: ``google.rpc.Code`` (1 to 16) of an operation that failed or was cancelled, 0 of one that is done
+        with an error without a code, which counts as failed, else None.
     :param error_message: the message of that error, without the secrets of URLs.
     :param response: the JSON object that a successful operation returns (a Creative), or None.
     :param metadata: the JSON object ``metadata``, or None.
@@ -230,7 +232,7 @@ class Operation(_NoXCom):
             return cls(name, OperationState.SUCCEEDED, response=response, metadata=metadata)
         if response is not None:
             raise InvalidOperationError(f"expected either an error or a response in {name!r}, got both")
-        code = _field(error, "code", int) or 0
+        code = _read_code(error)
         state = OperationState.CANCELLED if code == CANCELLED_CODE else OperationState.FAILED
         return cls(name, state, code, _field(error, "message", str), None, metadata)
 
@@ -283,7 +285,8 @@ class Operation(_NoXCom):
         ingest = self.ingest
         if self.state is OperationState.FAILED:
             reason = ingest.reason if ingest else ""
-            error = f"error {self.error_code}: {(self.error_message or 'no message').rstrip('.')}"
+            code = self.error_code or "without a code"
+            error = f"error {code}: {(self.error_message or 'no message').rstrip('.')}"
             return f"{self._subject(ingest)} failed: " + (f"{reason} ({error})" if reason else error)
         words = f"{self.name} is {self.state}"
         if ingest is None:
@@ -306,6 +309,14 @@ def _field(data: Mapping[str, Any], key: str, kind: type[Any]) -> Any:
     if value is not None and _typed(value, kind) is None:
         raise InvalidOperationError(f"expected {key!r} to be of type {kind.__name__}, got {short_repr(value)}")
     return value
+
+
+def _read_code(error: Mapping[str, Any]) -> int:
+    """Return the code of an error, 0 where it has none. JSON of protocol buffers may hold a number as a text."""
+    code = error.get("code")
+    if isinstance(code, str) and re.fullmatch("[0-9]{1,9}", code):
+        return int(code)
+    return _field(error, "code", int) or 0
 
 
 def _typed(value: object, kind: type[Any]) -> Any:

@@ -19,11 +19,13 @@ class OperationPage:
     :param operations: those that can be read, each with a valid name.
     :param next_page_token: the token of the next page, None on the last.
     :param unreadable: for each of the other items, what is wrong with it.
+    :param too_large: whether the response was too large to be read: a smaller page is to be asked for instead.
     """
 
     operations: tuple[Operation, ...]
     next_page_token: str | None
     unreadable: tuple[str, ...] = ()
+    too_large: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,13 @@ class PolledPage:
     :param running: by name, those that run.
     :param others: the names of those that are done or cannot be read, which get has to explain.
     :param next_page_token: the token of the next page, None on the last.
+    :param too_large: whether the response was too large to be read: a smaller page is to be asked for instead.
     """
 
     running: dict[str, Operation]
     others: frozenset[str]
     next_page_token: str | None
+    too_large: bool = False
 
 
 def read_page(page: dict[str, Any]) -> OperationPage:

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 from airflow_dai_provider.api.creative import check_sendable
-from airflow_dai_provider.api.errors import Code, ServiceError, code_of_http_status, code_of_number
+from airflow_dai_provider.api.errors import Code, ServiceError, code_of_http_status, code_of_number, http_statuses
 from airflow_dai_provider.api.names import check_creative_name, check_operation_name
 from airflow_dai_provider.api.operation import InvalidOperationError, Operation
 from airflow_dai_provider.api.operation_page import OperationPage, PolledPage, read_page, read_polled
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 #: A larger response is not read to its end.
 MAX_RESPONSE_BYTES = 4 * 1024 * 1024
-#: The operations on a page of operations.list where all are listed; the response stays well below that limit.
+#: The operations on a page of operations.list where all are listed; fewer where the response is larger than that limit.
 LIST_PAGE_SIZE = 100
 
 #: The reasons of a 403 that mean a limit, such as ``rateLimitExceeded`` and ``RATE_LIMIT_EXCEEDED``.
@@ -61,6 +61,7 @@ class Request(Generic[T]):
     :param read: makes the result from the decoded JSON object of a successful response.
     :param retryable_codes: the codes after which the same request may be sent again.
     :param body: the JSON object to send, or None for an empty body.
+    :param too_large: the result where a successful response is too large, or None where that is an error.
     """
 
     method: str
@@ -70,6 +71,7 @@ class Request(Generic[T]):
     read: Callable[[dict[str, Any]], T]
     retryable_codes: frozenset[Code]
     body: Mapping[str, Any] | None = None
+    too_large: T | None = None
 
     def __str__(self) -> str:
         return f"{self.method} of {self.subject}"
@@ -96,26 +98,37 @@ def delete_operation(name: object) -> Request[None]:
 def list_operations(
     filter_: str | None = None, page_size: int | None = None, page_token: str | None = None
 ) -> Request[OperationPage]:
-    """Build operations.list for one page; raises ValueError for a page size that is no positive number."""
+    """Build operations.list for one page; raises ValueError for a page size that is no positive number.
+
+    Of a response that is too large the result is :attr:`OperationPage.too_large`, unless it was to hold one operation.
+    """
     if page_size is not None and (type(page_size) is not int or page_size < 1):
         raise ValueError(f"Invalid page_size {short_repr(page_size)}: expected a whole number from 1 on.")
-    return _list(filter_, page_size, page_token, read_page)
+    too_large = None if page_size == 1 else OperationPage((), page_token, too_large=True)
+    return _list(filter_, page_size, page_token, read_page, too_large)
 
 
-def poll_operations(seen: Mapping[str, Operation | None], page_token: str | None = None) -> Request[PolledPage]:
+def poll_operations(
+    seen: Mapping[str, Operation | None], page_token: str | None = None, page_size: int = LIST_PAGE_SIZE
+) -> Request[PolledPage]:
     """Build operations.list for one page of all operations, of which only those that are polled are read.
 
     :param seen: by name, what the last poll of each has returned. It is read when the response has come.
     """
-    return _list(None, LIST_PAGE_SIZE, page_token, partial(read_polled, seen))
+    too_large = PolledPage({}, frozenset(), page_token, too_large=True)
+    return _list(None, page_size, page_token, partial(read_polled, seen), too_large)
 
 
 def _list(
-    filter_: str | None, page_size: int | None, page_token: str | None, read: Callable[[dict[str, Any]], T]
+    filter_: str | None,
+    page_size: int | None,
+    page_token: str | None,
+    read: Callable[[dict[str, Any]], T],
+    too_large: T | None,
 ) -> Request[T]:
     query = {"filter": filter_, "pageSize": page_size, "pageToken": page_token}
     path = _path("operations", {key: value for key, value in query.items() if value is not None})
-    return Request("operations.list", "GET", "operations", path, read, TRANSIENT)
+    return Request("operations.list", "GET", "operations", path, read, TRANSIENT, too_large=too_large)
 
 
 def create_creative(
@@ -160,12 +173,13 @@ def read_response(request: Request[T], response: Response, now: datetime) -> T:
     """
     if not 200 <= response.status < 300:
         raise _error(request, response, now)
+    if request.too_large is not None and len(response.body) > MAX_RESPONSE_BYTES:
+        return request.too_large
     try:
-        decoded = _decode_object(response.body)
-        if not decoded.keys() & {"name", "done"} and decoded.get("error"):
+        if _error_object(response):
             # The error of the call, and not that of an operation.
             raise _error(request, response, now)
-        return request.read(decoded)
+        return request.read(_decode_object(response.body))
     except (InvalidOperationError, RecursionError) as error:
         message = f"{request} returned HTTP {response.status} with an invalid body: {error}"
         raise ServiceError(message, Code.UNKNOWN) from error
@@ -233,7 +247,7 @@ def _error(request: Request[Any], response: Response, now: datetime) -> ServiceE
     """
     headers = response.headers
     retry_after = read_retry_after(headers.get("retry-after"), now, headers.get("date"))
-    error = _error_object(response.body)
+    error = _error_object(response)
     from_front_end = error is None or 300 <= response.status < 400
     if error is None or from_front_end:
         code, text = _code_without_json(response)
@@ -273,12 +287,33 @@ def _text(value: object) -> str:
     return redact_urls(value if isinstance(value, str) else short_repr(value))[:500]
 
 
-def _error_object(body: bytes) -> dict[str, Any] | None:
+def _error_object(response: Response) -> dict[str, Any] | None:
+    """Return the error in a response: in its field ``error``, also of the one item of a list, or bare.
+
+    A transcoder in front of the API sends a bare ``google.rpc.Status``. Its code has to fit the HTTP status, since
+    other servers have objects of the same form. In a successful response, an operation has an error of its own.
+    """
     try:
-        error = _decode_object(body).get("error")
+        decoded = _decode(response.body)
     except InvalidOperationError:
         return None
-    return error if isinstance(error, dict) else None
+    is_success = 200 <= response.status < 300
+    if isinstance(decoded, list) and len(decoded) == 1 and isinstance(decoded[0], dict):
+        (decoded,) = decoded
+    if not isinstance(decoded, dict) or (is_success and decoded.keys() & {"name", "done"}):
+        return None
+    error = decoded.get("error")
+    if is_success and error:
+        return error if isinstance(error, dict) else {"message": error}
+    if isinstance(error, dict):
+        return None if is_success else error
+    number = decoded.get("code")
+    if error is not None or type(number) is not int or not isinstance(decoded.get("message"), str):
+        return None
+    if not 1 <= number <= len(Code):
+        return None
+    code = code_of_number(number)
+    return {"status": code, **decoded} if is_success or response.status in http_statuses(code) else None
 
 
 def _code_without_json(response: Response) -> tuple[Code, str]:

@@ -99,16 +99,17 @@ def cancel(session: Session) -> bool:
             workers,
             names,
             retry_timeout=session.hook.retry_timeout,
+            waits=session.args.wait,
             on_settled=settled.__setitem__,
             clock=session.clock,
             sleep=session.sleep,
             log=session.log if session.args.verbose else _Silent(),
         )
-    requested = [name for name, operation in settled.items() if not operation]
+    requested = [name for name, operation in settled.items() if not (operation and operation.done)]
     many = session.wait(requested) if session.args.wait and requested and not session.interrupted else None
 
     def row(name: str) -> Row:
-        if finished := settled.get(name):
+        if (finished := settled.get(name)) and finished.done:
             return rows.result_row(name, finished.state.value, "had already finished")
         if name in errors:
             return rows.failed_row(name, errors[name], "may still run")

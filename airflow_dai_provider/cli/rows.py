@@ -58,7 +58,11 @@ def listed_row(operation: Operation, now: datetime, verdicts: Sequence[Verdict] 
 def shown_row(operation: Operation, now: datetime, verdicts: Sequence[Verdict]) -> Row:
     """Return all that is known of an operation."""
     ingest, listed = operation.ingest, listed_row(operation, now, verdicts)
-    error = f"{operation.error_code}: {operation.error_message or 'no message'}" if operation.error_code else None
+    error = (
+        f"{operation.error_code}: {operation.error_message or 'no message'}"
+        if operation.error_code is not None
+        else None
+    )
     if error and ingest and ingest.reason:
         error = f"{ingest.reason} ({error})"
     return {column: listed[column] for column in OPERATION} | {

@@ -11,6 +11,7 @@ from google.api_core import exceptions
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError
+from airflow_dai_provider.api.listing import Listing
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.parameters import Duration
 from airflow_dai_provider.hooks.polls import DaiPollingHook
@@ -102,28 +103,22 @@ class DaiHook(DaiPollingHook):
         An item of the list that is no operation, or has no valid name, is passed over; the log has their number.
 
         :param filter_: the service's standard list filter.
-        :param page_size: how many operations one request may bring.
+        :param page_size: how many operations one request may bring; fewer where the response would be too large.
         :param on_unreadable: called for each item that is passed over, with what is wrong with it.
         :raises ValueError: for a page size that is no positive whole number.
         :raises google.api_core.exceptions.GoogleAPICallError: also ``MethodNotImplemented`` on a server without list.
         """
-        token: str | None = None
-        seen: set[str] = set()
+        listing = Listing(filter_, page_size)
         unreadable: list[str] = []
-        while True:
-            page = self._call(rest.list_operations(filter_, page_size, token))
+        while listing.request:
+            page = self._call(listing.request)
             yield from page.operations
             for problem in page.unreadable:
                 unreadable.append(problem)
                 if on_unreadable:
                     on_unreadable(problem)
-            if page.next_page_token is None:
-                break
-            if page.next_page_token in seen:
-                message = f"operations.list returned the same page token twice: {page.next_page_token}"
-                raise typed(ServiceError(message, Code.UNKNOWN))
-            token = page.next_page_token
-            seen.add(token)
+            if endless := listing.take(page):
+                raise typed(ServiceError(endless, Code.UNKNOWN))
         if unreadable:
             message = "operations.list: %d unreadable operations were passed over; of the first: %s"
             self.log.warning(message, len(unreadable), unreadable[0])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import MAX_LISTED
-from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
+from airflow_dai_provider.api.polling import NOT_FOUND_GRACE, WaitTimeoutError
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.tasks.failures import sentences
 from airflow_dai_provider.tasks.rounds import PAUSE, in_order, request_in_rounds
@@ -25,9 +25,14 @@ TIME_IS_UP = "the time was up before it could be cancelled"
 _REFUSED_ACCESS = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.UNIMPLEMENTED})
 #: Refusals that a running operation contradicts: they say that there is nothing to cancel.
 _SAYS_FINISHED = frozenset({Code.FAILED_PRECONDITION, Code.NOT_FOUND})
+#: Refusals that can say the same. When they last although it runs, they are refusals of this request.
+_MAY_SAY_FINISHED = PERMANENT - _REFUSED_ACCESS
+#: Seconds to poll after each such refusal, if get shows the operation running: get can be behind, or cancel wrong.
+_CATCH_UP = (PAUSE, NOT_FOUND_GRACE - PAUSE)
+_WAITS = "%s Waiting until operations.get shows that it has finished."
 
 
-def request_cancellation(hook: DaiHook, name: str, log: Any = None) -> Operation | None:
+def request_cancellation(hook: DaiHook, name: str, log: Any = None, *, waits: bool = False) -> Operation | None:
     """Request the cancellation of an operation; after an error, get decides.
 
     It is not documented how the service responds to the cancellation of a finished operation, nor what it has done
@@ -35,37 +40,61 @@ def request_cancellation(hook: DaiHook, name: str, log: Any = None) -> Operation
     not reach the service.
 
     :param log: says what was requested, or that there was nothing to cancel; nothing is said without it.
-    :return: the operation when it had already finished and the service therefore refused; None when the service has
-        accepted the request, which says nothing yet about the final state.
+    :param waits: whether the caller polls until the operation has finished, also where cancel and get contradict each
+        other: then the error is a warning in the log.
+    :return: the operation when it had already finished and the service therefore refused, with ``waits`` also when get
+        still shows it running; None when the service has accepted the request, which says nothing yet about the final
+        state.
     :raises ServiceError: NOT_FOUND when the service does not know the operation; a transient code when cancel and get
         contradict each other; any other when it refuses although the operation runs, or fails.
     """
     error = _cancel(hook, name)
     operation = _after_refusal(error, hook, name, patient=True) if error else None
+    for seconds in _CATCH_UP:
+        if operation is None or operation.done:
+            break
+        error = _cancel(hook, name)
+        operation = _poll_on(hook, operation, seconds) if error else None
+    if error and operation and not operation.done:
+        if not waits:
+            raise error if error.rpc_code in _MAY_SAY_FINISHED - _SAYS_FINISHED else _contradiction(error, operation)
+        if log:
+            log.warning(_WAITS, sentences(error, f"But {operation}"))
+        return operation
     if log:
         log.info("%s", _done(name, operation))
     return operation
 
 
-def _after_refusal(error: ServiceError, hook: DaiHook, name: str, *, patient: bool) -> Operation | None:
+def _after_refusal(error: ServiceError, hook: DaiHook, name: str, *, patient: bool) -> Operation:
     """Let get decide what the failed request of a cancellation means; as :func:`request_cancellation`.
 
     :param patient: whether to wait until NOT_FOUND can be believed; callers that come back soon do without it.
+    :return: the operation; it runs where cancel and get contradict each other.
     """
     if error.rpc_code in _REFUSED_ACCESS or not error.sent or hook.stopped():
         raise error
     operation = _poll_after(error, hook, name, patient=patient)
-    if operation.done:
-        return operation
-    if error.rpc_code not in _SAYS_FINISHED:
+    if not operation.done and error.rpc_code not in _MAY_SAY_FINISHED:
         raise error
-    # The service can have known it for a moment only.
-    again = _cancel(hook, name) if patient and error.rpc_code is Code.NOT_FOUND else error
-    if again:
-        # Never NOT_FOUND, which callers may take for an operation that does not run. And worth a retry: soon both may
-        # see the same.
-        raise _with_code(Code.ABORTED, sentences(again, f"But {operation}")) from None
-    return None
+    return operation
+
+
+def _contradiction(error: ServiceError, operation: Operation) -> ServiceError:
+    """Return the error for an operation of which get shows that it runs, and which cancel refuses to cancel.
+
+    Never NOT_FOUND, which callers may take for an operation that does not run. And worth a retry: soon both may see the
+    same.
+    """
+    return _with_code(Code.ABORTED, sentences(error, f"But {operation}"))
+
+
+def _poll_on(hook: DaiHook, operation: Operation, seconds: float) -> Operation:
+    """Poll an operation until it has finished, for some seconds; return what was seen last."""
+    try:
+        return hook.wait_for_operation(operation.name, timeout=seconds, poll_interval=seconds)
+    except WaitTimeoutError:
+        return operation
 
 
 def _cancel(hook: DaiHook, name: str) -> ServiceError | None:
@@ -112,6 +141,7 @@ def request_cancellations(
     timeout: float | None = None,
     retry_timeout: float = 0.0,
     unimplemented_ends: bool = False,
+    waits: bool = False,
     on_settled: Callable[[str, Operation | None], None] | None = None,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
@@ -122,7 +152,10 @@ def request_cancellations(
     :param timeout: seconds for all rounds, or None.
     :param retry_timeout: seconds after which one request is not retried again within a round.
     :param unimplemented_ends: whether UNIMPLEMENTED of the cancellation is raised at once, since it holds for all.
-    :param on_settled: called for each operation whose cancellation the service has accepted, or which had finished.
+    :param waits: whether the caller polls until they have finished, also those of which cancel and get contradict each
+        other: these have no error then.
+    :param on_settled: called for each operation whose cancellation the service has accepted, or which had finished;
+        with ``waits`` also for those that run in contradiction to cancel.
     :param clock: gives seconds.
     :param sleep: waits for seconds.
     :param log: says what was requested, and the first error of each rpc code.
@@ -131,13 +164,20 @@ def request_cancellations(
     """
     total, requested = len(set(names)), 0
     finished: dict[str, Operation] = {}
+    contradicted: dict[str, tuple[ServiceError, Operation]] = {}
     unimplemented: list[ServiceError] = []
 
     def request(hook: DaiHook, name: str) -> Operation | None:
         error = _cancel(hook, name)
         if error and error.rpc_code is Code.UNIMPLEMENTED and unimplemented_ends:
             unimplemented.append(error)
-        return _after_refusal(error, hook, name, patient=False) if error else None
+        if error is None:
+            return None
+        operation = _after_refusal(error, hook, name, patient=False)
+        if not operation.done:
+            contradicted[name] = error, operation
+            raise _contradiction(error, operation)
+        return operation
 
     def note(name: str, operation: Operation | None) -> None:
         nonlocal requested
@@ -167,6 +207,15 @@ def request_cancellations(
     for error in errors.values():
         if error in unimplemented:
             raise error
+    for name, (refusal, operation) in contradicted.items():
+        if name not in errors or errors[name].rpc_code is not Code.ABORTED:
+            continue
+        if waits:
+            log.warning(_WAITS, sentences(errors.pop(name)))
+            if on_settled:
+                on_settled(name, operation)
+        elif refusal.rpc_code not in _SAYS_FINISHED:
+            errors[name] = refusal
     if total > MAX_LISTED:
         message = "Requested the cancellation of %s of %s operations; %s had already finished, %s failed."
         log.info(message, *(f"{number:,}" for number in (requested, total, len(finished), len(errors))))

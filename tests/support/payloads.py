@@ -24,3 +24,8 @@ def creative(url: str = URL, **fields: Any) -> dict[str, Any]:
 def metadata(**fields: Any) -> dict[str, Any]:
     """Return the metadata of an ingest."""
     return {"@type": METADATA_TYPE, **fields}
+
+
+def large_url(size: int) -> str:
+    """Return a media URL of so many characters."""
+    return "https://media.example/ad.mp4?".ljust(size, "x")

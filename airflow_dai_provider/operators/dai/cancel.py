@@ -150,7 +150,9 @@ class DaiCancelOperationOperator(BaseOperator):
             if self.wait_for_completion:
                 finished = operation if operation and operation.done else None
                 if not finished:
-                    state.save({"requested": [name]})
+                    if operation is None or already_finished is not None:
+                        # Otherwise it was refused, and runs.
+                        state.save({"requested": [name]})
                     finished = self._wait(hook, name, requested, already_finished)
         if finished:
             self._finish(context, finished, requested, already_finished=already_finished)
@@ -237,8 +239,8 @@ class DaiCancelOperationOperator(BaseOperator):
             # Its retries cover the endpoint too, without which no state can be read.
             hook.connect()
             requested_before = name in (state.load() or {}).get("requested", ())
-        if finished := request_cancellation(hook, name, self.log):
-            return finished, None if in_doubt(context, state) else not requested_before
+        if refused := request_cancellation(hook, name, self.log, waits=self.wait_for_completion):
+            return refused, None if in_doubt(context, state) or not refused.done else not requested_before
         try:
             operation = hook.get_operation(name, retry=False)
         except ServiceError as error:

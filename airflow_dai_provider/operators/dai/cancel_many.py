@@ -67,6 +67,7 @@ class CancelMany:
         #: What had finished before its cancellation was requested, and what may have.
         self._already: set[str] = set()
         self._unclear: set[str] = set()
+        self._contradicted: set[str] = set()
         #: The cancellations that the service has refused for good.
         self._refused: dict[str, ServiceError] = {}
 
@@ -138,13 +139,15 @@ class CancelMany:
                 left,
                 retry_timeout=hook.retry_timeout,
                 unimplemented_ends=True,
+                waits=task.wait_for_completion,
                 on_settled=self._note,
                 clock=task._clock,
                 sleep=task._sleep,
                 log=task.log,
             )
         self._refused |= {name: error for name, error in errors.items() if error.rpc_code in PERMANENT}
-        self._requested |= set(left).difference(errors)
+        self._requested |= set(left).difference(errors, self._contradicted)
+        self._unclear |= self._contradicted
         if in_doubt(self._context, self._state):
             self._unclear |= set(finished)
         else:
@@ -156,6 +159,8 @@ class CancelMany:
     def _note(self, name: str, operation: Operation | None) -> None:
         if operation is None:
             self._accepted_at[name] = self._task._clock()
+        elif not operation.done:
+            self._contradicted.add(name)
 
     def _time(self, operation: Operation) -> None:
         """Time a cancellation that a poll has shown."""

@@ -65,6 +65,10 @@ FULL_METADATA = metadata(
             for code in (0, *range(2, 18), -1, 499)
         ),
         pytest.param({"done": True, "error": {}}, Operation(NAME, FAILED, 0), id="empty error"),
+        pytest.param({"done": True, "error": {"code": 0}}, Operation(NAME, FAILED, 0), id="the code of no error"),
+        pytest.param({"done": True, "error": {"code": "0"}}, Operation(NAME, FAILED, 0), id="the same as a text"),
+        pytest.param({"done": True, "error": {"code": "1"}}, Operation(NAME, CANCELLED, 1), id="cancelled, as a text"),
+        pytest.param({"done": True, "error": {"code": "13"}}, Operation(NAME, FAILED, 13), id="failed, as a text"),
         pytest.param(
             {"done": True, "error": {"code": None, "message": None}}, Operation(NAME, FAILED, 0), id="error of nulls"
         ),
@@ -99,7 +103,9 @@ def test_a_response_becomes_an_operation(fields: dict[str, Any], expected: Opera
         ({"name": NAME, "done": 1}, "expected 'done' to be of type bool, got 1"),
         ({"name": NAME, "error": "x"}, "expected 'error' to be of type dict, got 'x'"),
         ({"name": NAME, "done": True, "error": []}, "expected 'error' to be of type dict"),
-        ({"name": NAME, "done": True, "error": {"code": "1"}}, "expected 'code' to be of type int, got '1'"),
+        ({"name": NAME, "done": True, "error": {"code": "1.0"}}, "expected 'code' to be of type int, got '1.0'"),
+        ({"name": NAME, "done": True, "error": {"code": ""}}, "expected 'code' to be of type int, got ''"),
+        ({"name": NAME, "done": True, "error": {"code": "CANCELLED"}}, "expected 'code' to be of type int"),
         ({"name": NAME, "done": True, "error": {"code": 1.0}}, "expected 'code' to be of type int, got 1.0"),
         ({"name": NAME, "done": True, "error": {"code": True}}, "expected 'code' to be of type int, got True"),
         ({"name": NAME, "done": True, "error": {"code": 3, "message": 3}}, "expected 'message' to be of type str"),
@@ -386,6 +392,7 @@ def status(**fields: Any) -> dict[str, Any]:
         (Operation(NAME, CANCELLED, 1, "by user"), f"{NAME} is CANCELLED"),
         (Operation(NAME, FAILED, 13, "boom."), f"{NAME} failed: error 13: boom"),
         (Operation(NAME, FAILED, 13), f"{NAME} failed: error 13: no message"),
+        (Operation(NAME, FAILED, 0, "m"), f"{NAME} failed: error without a code: m"),
         (Operation(NAME, FAILED, 13, metadata=metadata()), f"Ingest {NAME} failed: error 13: no message"),
         (
             Operation(NAME, FAILED, 3, f"cannot read {SIGNED}", metadata=FULL_METADATA),

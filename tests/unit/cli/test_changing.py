@@ -74,6 +74,13 @@ class TestCancel:
             [{"name": name, "result": "SUCCEEDED", "reason": "had already finished"}],
         )
 
+    def test_a_wait_goes_on_until_get_shows_what_a_refusal_has_said(self, emulator: DaiEmulator, dai: Dai) -> None:
+        name = emulator.start_ingest(seconds=60)
+        emulator.inject(Fault(CANCEL, rpc_status="FAILED_PRECONDITION", times=None))
+        assert outcomes(dai("cancel", name, "-y", "-o", "json")) == {name: "may still run"}
+        result = dai("cancel", name, "-y", "--wait", "-o", "json")
+        assert (result.code, outcomes(result)) == (0, {name: "SUCCEEDED"})
+
     @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_does_not_lose_what_was_requested(
         self, emulator: DaiEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch, signal_number: int

@@ -114,6 +114,17 @@ class TestList:
         (line,) = result.err.splitlines()
         assert line.startswith("operations.list: 2 unreadable operations were passed over; of the first: ")
 
+    def test_what_was_read_of_a_list_that_does_not_end_is_printed(self, make_emulator: MakeEmulator, dai: Dai) -> None:
+        emulator = make_emulator()
+        for _ in range(150):
+            emulator.start_ingest()
+        emulator.inject(Fault("operations.list", merge={"nextPageToken": "t"}))
+        emulator.inject(Fault("operations.list", status=200, body=b'{"nextPageToken": "t"}', times=None))
+        result = dai("list", "--output", "plain")
+        assert result.code != 0
+        assert "same page token twice" in result.err
+        assert result.out.count("operations/") == 100
+
     @pytest.mark.parametrize(("output", "number"), [*((output, 1_000) for output in FORMATS), ("plain", 10_000)])
     def test_a_long_list_is_printed_page_by_page_and_not_kept(
         self, make_emulator: MakeEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch, output: str, number: int

@@ -28,6 +28,7 @@ from tests.support.emulators import count
 from tests.support.event_loop import run
 from tests.support.hooks import WaitForMany
 from tests.support.log import Log
+from tests.support.payloads import large_url
 
 GET, LIST = "operations.get", "operations.list"
 
@@ -48,6 +49,29 @@ def test_the_list_answers_while_they_run_and_get_tells_how_each_has_finished(
     assert rounds >= 10
     assert len(emulator.requests) < 0.2 * rounds * 200
     assert set(gets(emulator)) == set(names)
+
+
+def test_a_page_that_is_too_large_is_asked_for_again_with_half_as_many(
+    emulator: DaiEmulator, wait: WaitForMany
+) -> None:
+    large = large_url(rest.MAX_RESPONSE_BYTES // 90)
+    names = [emulator.start_ingest(seconds=20, creative_url=large) for _ in range(100)]
+    many = wait(emulator.endpoint, names)
+    assert {operation.state for operation in many.finished.values()} == {"SUCCEEDED"}
+    sizes = [request.query["pageSize"] for request in emulator.requests if request.method == LIST]
+    assert sizes[:2] == ["100", "50"]
+    assert sizes == sorted(sizes, key=int, reverse=True), "The size stays until the list has not been read for a while."
+    assert sizes.count("50") > 5
+    assert sum(gets(emulator).values()) < 3 * 100
+
+
+def test_a_list_of_pages_that_are_always_too_large_is_left_to_gets(emulator: DaiEmulator, wait: WaitForMany) -> None:
+    emulator.inject(Fault(LIST, padding=rest.MAX_RESPONSE_BYTES, times=None))
+    names = [emulator.start_ingest(seconds=20) for _ in range(100)]
+    many = wait(emulator.endpoint, names)
+    assert {operation.state for operation in many.finished.values()} == {"SUCCEEDED"}
+    sizes = [request.query["pageSize"] for request in emulator.requests if request.method == LIST]
+    assert sizes == ["100", "50", "25", "12"]
 
 
 def test_every_poll_is_counted_however_it_is_answered(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
+from airflow_dai_provider.api.rest import MAX_RESPONSE_BYTES
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.ingest.recovery import PAUSES, IngestMayHaveStartedError
@@ -16,7 +17,7 @@ from tests.support.clock import Clock
 from tests.support.emulators import count
 from tests.support.ingests import CREATE, JSON, LIST, SECRET, URL, execute, fail, interrupt_create, the
 from tests.support.log import Log
-from tests.support.payloads import creative
+from tests.support.payloads import creative, large_url
 from tests.support.task_instance import Ti
 
 pytestmark = pytest.mark.usefixtures("_time")
@@ -71,6 +72,22 @@ class TestLostAnswer:
         slow.inject(Fault(LIST, listed=(None, {"done": False}, {"name": "operations/a b"}), times=None))
         name = execute(context)
         assert slow.states() == {name: "SUCCEEDED"}
+
+    def test_the_ingest_is_recovered_from_pages_that_are_too_large(self, slow: DaiEmulator, context: Any) -> None:
+        for _ in range(10):
+            slow.start_ingest(creative_url=large_url(MAX_RESPONSE_BYTES // 8), seconds=1)
+        slow.forget_requests()
+        slow.inject(Fault(CREATE, drop="after"))
+        name = execute(context)
+        assert slow.states()[name] == "SUCCEEDED"
+        assert count(slow, CREATE) == 1
+
+    def test_a_list_that_does_not_end_starts_nothing_again(self, slow: DaiEmulator, context: Any) -> None:
+        slow.inject(Fault(CREATE, drop="after"))
+        slow.inject(Fault(LIST, status=200, body=b'{"nextPageToken": "t"}', times=None))
+        with pytest.raises(IngestMayHaveStartedError, match="cannot be listed: .*same page token twice"):
+            execute(context)
+        assert count(slow, CREATE) == 1
 
     def test_a_list_request_that_fails_is_retried(self, slow: DaiEmulator, context: Any) -> None:
         slow.inject(Fault(CREATE, drop="after"))

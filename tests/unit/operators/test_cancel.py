@@ -256,17 +256,18 @@ class TestErrors:
     @pytest.mark.parametrize("rpc_status", ["FAILED_PRECONDITION", "NOT_FOUND"])
     @pytest.mark.parametrize("wait", [False, True], ids=["asks", "waits"])
     def test_a_refused_cancel_of_a_running_operation_fails_the_task(
-        self, emulator: DaiEmulator, execute: Any, rpc_status: str, wait: bool
+        self, emulator: DaiEmulator, execute: Any, log: Log, rpc_status: str, wait: bool
     ) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(method=CANCEL, rpc_status=rpc_status, times=None))
-        with pytest.raises(AirflowException, match=f"{CANCEL} of {NAME} returned") as raised:
-            execute(wait_for_completion=wait)
+        words = f"{NAME} has not finished within 90 s" if wait else f"{CANCEL} of {NAME} returned .* {rpc_status}"
+        with pytest.raises(AirflowException, match=words) as raised:
+            execute(wait_for_completion=wait, timeout=90)
         # The responses contradict each other, so a retry can help.
         assert not isinstance(raised.value, AirflowFailException)
-        assert rpc_status in str(raised.value)
+        assert rpc_status in log.text + str(raised.value)
         assert emulator.state(NAME) == "RUNNING"
-        assert count(emulator, CANCEL) == (2 if rpc_status == "NOT_FOUND" else 1)
+        assert count(emulator, CANCEL) == 3
 
     def test_missing_ok_does_not_hide_that_it_runs(self, emulator: DaiEmulator, execute: Any, log: Log) -> None:
         emulator.start_ingest(NAME)
@@ -301,14 +302,15 @@ class TestErrors:
             ("OUT_OF_RANGE", "OUT_OF_RANGE"),
         ],
     )
-    def test_a_permanent_error_fails_the_task_at_once(
+    def test_a_permanent_error_fails_the_task(
         self, emulator: DaiEmulator, execute: Any, rpc_status: str, words: str
     ) -> None:
         emulator.start_ingest(NAME)
         emulator.inject(Fault(method=CANCEL, rpc_status=rpc_status, times=None))
         with pytest.raises(AirflowFailException, match=f"{words}.*{NAME} may still run"):
             execute()
-        assert count(emulator, CANCEL) == 1
+        # After some of them get decides, and it can be behind.
+        assert count(emulator, CANCEL) == (3 if rpc_status in ("INVALID_ARGUMENT", "OUT_OF_RANGE") else 1)
 
     @pytest.mark.parametrize(
         "fault",

@@ -64,6 +64,18 @@ def execute(context: Any, *, deferrable: bool, **options: Any) -> Any:
 
 
 @both
+@pytest.mark.parametrize("rpc_status", ["FAILED_PRECONDITION", "NOT_FOUND", "INVALID_ARGUMENT"])
+def test_a_wait_goes_on_until_get_shows_what_a_refusal_has_said(
+    slow: DaiEmulator, context: Any, rpc_status: str, deferrable: bool
+) -> None:
+    slow.start_ingest(NAME, seconds=60)
+    slow.inject(Fault("operations.cancel", rpc_status=rpc_status, times=None))
+    assert execute(context, deferrable=deferrable) == NAME
+    operation = context["ti"].pushed["cancel", -1, "operation"]
+    assert (operation["state"], operation["already_finished"]) == ("SUCCEEDED", None)
+
+
+@both
 @pytest.mark.parametrize(
     ("ingest", "expected_states", "state"),
     [

@@ -346,6 +346,22 @@ def test_an_answer_for_another_operation_is_no_answer(three: DaiEmulator, contex
     assert ends(context) == {A: ("CANCELLED", False), C: ("CANCELLED", False)}
 
 
+@both
+@pytest.mark.parametrize("rpc_status", ["FAILED_PRECONDITION", "NOT_FOUND", "INVALID_ARGUMENT"])
+def test_a_wait_goes_on_until_get_shows_what_a_refusal_has_said(
+    make_emulator: MakeEmulator, context: Any, rpc_status: str, deferrable: bool
+) -> None:
+    emulator = make_emulator()
+    emulator.start_ingest(A)
+    emulator.start_ingest(B, seconds=60)
+    emulator.inject(Fault(method=CANCEL, name=B, rpc_status=rpc_status, times=None))
+    execute(context, [A, B], wait_for_completion=True, deferrable=deferrable)
+    assert {one["name"]: (one["state"], one["already_finished"]) for one in pushed(context)} == {
+        A: ("CANCELLED", False),
+        B: ("SUCCEEDED", None),
+    }
+
+
 def test_contradicting_answers_are_worth_a_retry(three: DaiEmulator, context: Any) -> None:
     three.inject(Fault(method=CANCEL, name=B, rpc_status="FAILED_PRECONDITION", times=None))
     with pytest.raises(AirflowException, match=rf"1 ABORTED.*{B} is RUNNING") as caught:

@@ -10,12 +10,14 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
+from airflow_dai_provider.api.rest import MAX_RESPONSE_BYTES
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from tests.support.clock import Clock
 from tests.support.connections import define_connection
 from tests.support.emulators import MakeEmulator, count, methods
 from tests.support.log import Log
+from tests.support.payloads import large_url
 from tests.support.strays import CANCEL, GET, HOUR, LIST, SIGNED, answer_list, listed, places, pushed_report
 from tests.support.task_instance import Ti
 
@@ -130,6 +132,22 @@ class TestSweep:
         report = sweep()
         assert (report["listed"], report["requested"]) == (2, [name])
         assert [emulator.cancel_requested(n) for n in (name, finished)] == [1, 0]
+
+    def test_pages_that_are_too_large_are_halved(self, emulator: DaiEmulator, strays: Any, sweep: Any) -> None:
+        old = strays(*"abcde", creative_url=large_url(MAX_RESPONSE_BYTES // 4))
+        assert places(sweep()) == {"requested": old}
+        pages = [request for request in emulator.requests if request.method == LIST]
+        assert [request.query["pageSize"] for request in pages] == ["100", "50", "25", "12", "6", "3", "3"]
+
+    def test_a_list_that_does_not_end_cancels_nothing_and_says_how_far_it_was_read(
+        self, emulator: DaiEmulator, strays: Any, sweep: Any
+    ) -> None:
+        strays("a", "b")
+        emulator.inject(Fault(method=LIST, status=None, merge={"nextPageToken": "t"}))
+        emulator.inject(Fault(method=LIST, status=200, body=b'{"nextPageToken": "t"}', times=None))
+        with pytest.raises(AirflowException, match="twice: t; the list does not end; 2 pages .* 2 operations.*No canc"):
+            sweep()
+        assert emulator.states() == {"operations/a": "RUNNING", "operations/b": "RUNNING"}
 
     def test_all_of_several_pages_are_cancelled(self, emulator: DaiEmulator, strays: Any, sweep: Any) -> None:
         names = strays(*map(str, range(500)))

@@ -11,8 +11,9 @@ import pytest
 from google.api_core import exceptions as api
 
 from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.tasks.cancel_requests import request_cancellation
+from airflow_dai_provider.tasks.cancel_requests import request_cancellation, request_cancellations
 from tests.support.clock import Clock
 from tests.support.emulators import MakeEmulator, count, methods
 from tests.support.log import Log
@@ -103,17 +104,83 @@ def test_get_tells_after_every_other_error_how_it_has_finished(
 
 @every_error
 def test_the_error_is_raised_where_get_tells_that_it_runs(
-    emulator: DaiEmulator, hook: Any, fault: dict[str, Any]
+    emulator: DaiEmulator, hook: Any, clock: Clock, fault: dict[str, Any]
 ) -> None:
     name = emulator.start_ingest()
     fail(emulator, CANCEL, **fault)
+    began = clock()
     with pytest.raises(ServiceError, match=f"{CANCEL} of {name} ") as caught:
         request_cancellation(hook(), name, LOGGER)
     # Never NOT_FOUND, which callers may take for an operation that does not run.
     code = fault.get("rpc_status", "UNAVAILABLE")
     assert caught.value.rpc_code == ("ABORTED" if code in SAYS_FINISHED else code)
     assert (f"But {name} is RUNNING" in str(caught.value)) == (code in SAYS_FINISHED)
-    assert methods(emulator)[-2:] == ([GET, CANCEL] if code == "NOT_FOUND" else [CANCEL, GET])
+    refusals = (*SAYS_FINISHED, "INVALID_ARGUMENT", "OUT_OF_RANGE", "ALREADY_EXISTS")
+    assert methods(emulator)[-1] == GET
+    assert count(emulator, CANCEL) == 3 or code not in refusals
+    assert clock() - began == pytest.approx(NOT_FOUND_GRACE) or code not in refusals
+
+
+REFUSALS = ("FAILED_PRECONDITION", "NOT_FOUND", "INVALID_ARGUMENT")
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_refusal_is_believed_when_get_has_caught_up(
+    emulator: DaiEmulator, hook: Any, log: Log, refusal: str, waits: bool
+) -> None:
+    name = emulator.start_ingest(seconds=0)
+    fail(emulator, CANCEL, rpc_status=refusal)
+    behind = {"done": None, "response": None}
+    emulator.inject(Fault(GET, merge=behind, times=4))
+    operation = request_cancellation(hook(), name, LOGGER, waits=waits)
+    assert operation is not None
+    assert operation.state == "SUCCEEDED"
+    assert "already finished, there is nothing to cancel" in log.ours[-1]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_what_is_refused_for_a_moment_is_cancelled(emulator: DaiEmulator, hook: Any, refusal: str) -> None:
+    name = emulator.start_ingest()
+    fail(emulator, CANCEL, rpc_status=refusal, times=2)
+    assert request_cancellation(hook(), name, LOGGER) is None
+    assert emulator.state(name) == "CANCELLED"
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_caller_that_waits_goes_on_with_what_runs(emulator: DaiEmulator, hook: Any, log: Log, refusal: str) -> None:
+    name = emulator.start_ingest()
+    fail(emulator, CANCEL, rpc_status=refusal)
+    operation = request_cancellation(hook(), name, LOGGER, waits=True)
+    assert operation is not None
+    assert not operation.done
+    (line,) = [line for line in log.ours if "Waiting until" in line]
+    assert line.startswith(f"{CANCEL} of {name} returned ")
+    assert f"But {name} is RUNNING" in line
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_of_many_a_refusal_is_believed_when_get_has_caught_up(
+    emulator: DaiEmulator, hook: Any, clock: Clock, refusal: str
+) -> None:
+    late, stays = emulator.start_ingest(seconds=0), emulator.start_ingest()
+    fail(emulator, CANCEL, rpc_status=refusal)
+    emulator.inject(Fault(GET, name=late, merge={"done": None, "response": None}, times=2))
+
+    def request(*, waits: bool) -> tuple[Any, Any]:
+        with hook().workers(2) as workers:
+            return request_cancellations(
+                workers, [late, stays], waits=waits, clock=clock, sleep=clock.sleep, log=LOGGER
+            )
+
+    finished, errors = request(waits=False)
+    assert {name: one.state for name, one in finished.items()} == {late: "SUCCEEDED"}
+    assert {name: one.rpc_code for name, one in errors.items()} == {
+        stays: refusal if refusal == "INVALID_ARGUMENT" else "ABORTED"
+    }
+    finished, errors = request(waits=True)
+    assert list(finished) == [late]
+    assert errors == {}
 
 
 def test_an_operation_that_is_unknown_for_a_moment_is_cancelled(emulator: DaiEmulator, hook: Any) -> None:
