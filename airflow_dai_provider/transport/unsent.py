@@ -90,14 +90,16 @@ def _is_invalid_url(error: BaseException | None) -> bool:
 
 
 def _is_refusal(error: BaseException, request: TokenRequest) -> bool:
-    """Return whether a token service has refused the credentials, rather than not responded.
+    """Return whether the credentials are refused: by the token service itself, or by google-auth before it asks.
 
     :param error: one of ``TOKEN_ERRORS``.
     :param request: what google-auth has asked with.
     """
-    if not isinstance(error, GoogleAuthError) or error.retryable or request.retryable:
+    if not isinstance(error, GoogleAuthError) or error.retryable:
         return False
-    return request.refused or not any(isinstance(link, TransportError) for link in chain(error))
+    if request.status:
+        return request.refused
+    return not any(isinstance(link, TransportError) for link in chain(error))
 
 
 class NoTokenError(ServiceError):
@@ -133,6 +135,9 @@ def no_token(error: BaseException, token_request: TokenRequest, handled: BaseExc
             if isinstance(link, GoogleAuthError):
                 link.args = (_reason(link),)
         message = f"{redact_urls(error.args[0])}{service}"
+        if token_request.from_front_end:
+            page = f"{token_request.status} without a JSON error, from a front end or a proxy"
+            message = f"the request for it returned {page}: {message}"
     return NoTokenError(message, code, None, False)
 
 
