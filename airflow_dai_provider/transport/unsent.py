@@ -38,14 +38,14 @@ def no_response(
     """Return the error for a request that got no response.
 
     :param reason: the library's error.
-    :param untrusted: whether the server's certificate does not verify, which no retry changes.
+    :param untrusted: whether the server's certificate does not verify, so that nothing was sent.
     :param timed_out: whether the time was up.
     :param sent: whether the request may have reached the service.
     """
     message = f"{request} got no response from {endpoint.url}: {redact_urls(str(reason) or type(reason).__name__)}"
     if untrusted:
         message += "; the server's certificate is not trusted (REQUESTS_CA_BUNDLE names other authorities)"
-        return ServiceError(message, Code.FAILED_PRECONDITION)
+        return ServiceError(message, Code.FAILED_PRECONDITION, sent=False, from_front_end=True)
     return ServiceError(message, Code.DEADLINE_EXCEEDED if timed_out else Code.UNAVAILABLE, sent=sent)
 
 
@@ -57,7 +57,8 @@ def not_sent(request: rest.Request[Any], error: Exception) -> ServiceError:
 
 def no_authorities(request: rest.Request[Any], error: OSError) -> ServiceError:
     """Return the error for a request that was not sent because the certificate authorities cannot be read."""
-    return ServiceError(f"{request} was not sent: {error}", Code.FAILED_PRECONDITION)
+    message = f"{request} was not sent: {error}"
+    return ServiceError(message, Code.FAILED_PRECONDITION, sent=False, from_front_end=True)
 
 
 def chain(error: BaseException | None, end: BaseException | None = None) -> Iterator[BaseException]:
