@@ -109,13 +109,16 @@ class TokenRequest(AuthRequest):
             raise requests.exceptions.ConnectionError(f"the response is larger than {rest.MAX_RESPONSE_BYTES} bytes")
         response._content, response._content_consumed = body, True  # type: ignore[attr-defined]
         self.status = response.status_code
-        error, is_metadata = _error_in(body), response.headers.get("metadata-flavor") == "Google"
-        self.from_front_end = self.status >= 400 and error is None and not is_metadata
+        refusal, is_metadata = _error_in(body), response.headers.get("metadata-flavor") == "Google"
+        self.from_front_end = self.status >= 400 and refusal is None and not is_metadata
         if self.status in (407, 408, 429) or self.status >= 500 or 300 <= self.status < 400:
             return
         if self.status == 403 and _RATE_LIMIT.search(body):
             return
-        self.refused = (is_metadata and self.status in (400, 401, 403)) or (error is not None and error not in _PASSING)
+        if is_metadata and self.status in (400, 401, 403):
+            self.refused = True
+        else:
+            self.refused = refusal is not None and refusal not in _PASSING
 
 
 def _error_in(body: bytes) -> object:

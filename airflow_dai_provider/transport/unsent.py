@@ -108,7 +108,8 @@ class NoTokenError(ServiceError):
 
     def of(self, request: rest.Request[Any]) -> ServiceError:
         """Return the error of one request, which was not sent."""
-        return typed(ServiceError(f"{request} was not sent: no access token: {self}", self.rpc_code, sent=False))
+        message = f"{request} was not sent: no access token: {self}"
+        return typed(ServiceError(message, self.rpc_code, sent=False, from_front_end=self.from_front_end))
 
 
 def no_token(error: BaseException, token_request: TokenRequest, handled: BaseException | None = None) -> NoTokenError:
@@ -139,7 +140,9 @@ def no_token(error: BaseException, token_request: TokenRequest, handled: BaseExc
         if token_request.from_front_end:
             page = f"{token_request.status} without a JSON error, from a front end or a proxy"
             message = f"the request for it returned {page}: {message}"
-    return NoTokenError(message, code, None, False)
+    # No service has refused anything: a file that the request needs cannot be read.
+    unread = code is not Code.UNAVAILABLE and not token_request.status
+    return NoTokenError(message, code, None, False, from_front_end=unread)
 
 
 def credentials_error(connection: str, source: str, error: Exception) -> ServiceError:
@@ -157,18 +160,22 @@ def credentials_error(connection: str, source: str, error: Exception) -> Service
     )
     reason = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
     message = f"The connection {connection!r} gives no usable credentials: {source}: "
-    return unusable(message + redact_urls(_without_tokens(reason)), Code.UNAVAILABLE if unavailable else None)
+    message += redact_urls(_without_tokens(reason))
+    if unavailable:
+        return typed(ServiceError(message, Code.UNAVAILABLE, sent=False))
+    # A file is missing or half-written while its key is replaced.
+    return unusable(message, from_front_end=True)
 
 
-def unusable(message: str, code: Code | None = None) -> ServiceError:
+def unusable(message: str, *, from_front_end: bool = False) -> ServiceError:
     """Return the error for a connection without usable credentials.
 
-    :param code: None where no retry helps: an Unauthenticated for those who catch it, although its code is not
-        UNAUTHENTICATED, since no service has refused anything.
+    It is an Unauthenticated for those who catch it, although its code is not UNAUTHENTICATED, since no service has
+    refused anything.
+
+    :param from_front_end: whether it is an outage once the API has responded.
     """
-    if code:
-        return typed(ServiceError(message, code, sent=False))
-    return class_of(Code.UNAUTHENTICATED)(message, Code.FAILED_PRECONDITION, None, False)
+    return class_of(Code.UNAUTHENTICATED)(message, Code.FAILED_PRECONDITION, None, False, from_front_end)
 
 
 def _metadata_server_did_not_respond(error: Exception) -> bool:
