@@ -109,7 +109,7 @@ class TokenRequest(AuthRequest):
             raise requests.exceptions.ConnectionError(f"the response is larger than {rest.MAX_RESPONSE_BYTES} bytes")
         response._content, response._content_consumed = body, True  # type: ignore[attr-defined]
         self.status = response.status_code
-        refusal, is_metadata = _error_in(body), response.headers.get("metadata-flavor") == "Google"
+        refusal, is_metadata = error_in(body), response.headers.get("metadata-flavor") == "Google"
         self.from_front_end = self.status >= 400 and refusal is None and not is_metadata
         if self.status in (407, 408, 429) or self.status >= 500 or 300 <= self.status < 400:
             return
@@ -121,7 +121,7 @@ class TokenRequest(AuthRequest):
             self.refused = refusal is not None and refusal not in _PASSING
 
 
-def _error_in(body: bytes) -> object:
+def error_in(body: bytes | str) -> object:
     """Return the error in a response of a token service: a name of OAuth's or an object of Google's; None without."""
     try:
         response = json.loads(body)

@@ -13,12 +13,12 @@ from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, Tra
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.redaction import redact_urls
+from airflow_dai_provider.transport.credentials import TokenRequest, error_in
 from airflow_dai_provider.transport.google_errors import class_of, typed
 
 if TYPE_CHECKING:
     from airflow_dai_provider.api import rest
     from airflow_dai_provider.api.endpoint import Endpoint
-    from airflow_dai_provider.transport.credentials import TokenRequest
 
 #: The most characters of a token service's message that are shown: it can be the page of a front end.
 _MAX_MESSAGE = 500
@@ -157,6 +157,7 @@ def credentials_error(connection: str, source: str, error: Exception) -> Service
         or any(getattr(link, "rpc_code", getattr(link, "code", None)) in _AWAY for link in links)
         or getattr(error, "retryable", False)
         or _metadata_server_did_not_respond(error)
+        or any(_is_page(link) for link in links)
     )
     reason = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
     message = f"The connection {connection!r} gives no usable credentials: {source}: "
@@ -185,6 +186,15 @@ def _metadata_server_did_not_respond(error: Exception) -> bool:
     """
     found_none = isinstance(error, DefaultCredentialsError) and str(error).startswith(_FOUND_NONE)
     return found_none and os.environ.get("NO_GCE_CHECK") != "true"
+
+
+def _is_page(error: BaseException) -> bool:
+    """Return whether a front end has responded to google-auth in place of a token service.
+
+    To find the project of a workload, it fetches a token when the credentials are made; the error keeps the response.
+    """
+    body = error.args[1] if isinstance(error, GoogleAuthError) and len(error.args) > 1 else None
+    return isinstance(body, str) and error_in(body) is None
 
 
 def _reason(error: GoogleAuthError) -> str:

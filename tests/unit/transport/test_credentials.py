@@ -443,6 +443,28 @@ def test_a_response_of_a_front_end_in_place_of_the_token_service_is_an_outage(
     assert sum(guarded.faults_injected.values()) > 2
 
 
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [(b"<html>Sign in</html>", exceptions.ServiceUnavailable), (b'{"error": "x"}', exceptions.Unauthenticated)],
+    ids=["page", "refusal"],
+)
+def test_the_page_is_an_outage_also_when_google_auth_asks_for_the_project_of_a_workload(
+    drive: Form,
+    guarded: DaiEmulator,
+    connect: Connect,
+    shown: Shown,
+    answer: bytes,
+    error: type[exceptions.GoogleAPICallError],
+) -> None:
+    """It fetches a token for that as soon as it makes the credentials."""
+    audience = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/pool/providers/provider"
+    config = {**guarded.external_account_config(), "audience": audience}
+    connect(credential_config_file=config, dai_api_endpoint=guarded.endpoint, num_retries=0)
+    guarded.inject(Fault("exchangeToken", status=403, body=answer, times=None))
+    with shown.fails(error, "gives no usable credentials"):
+        drive(("get_operation", NAME))
+
+
 def test_the_page_of_a_front_end_is_named_in_the_error(
     drive: Form, robot: DaiEmulator, shown: Shown, clock: Clock
 ) -> None:
