@@ -57,11 +57,13 @@ def as_outage(
 ) -> ServiceError:
     """Return a front end's page as what it is where the API has responded before, an outage; other errors unchanged.
 
+    The same holds for the other errors with ``from_front_end``.
+
     :param responded: whether the API has responded before.
     :param retryable_codes: the codes after which the request may be sent again. One that may not be sent again after an
-        outage keeps the page's own code.
+        outage, and may have been received, keeps the page's own code.
     """
-    if not (responded and error.from_front_end and Code.UNAVAILABLE in retryable_codes):
+    if not (responded and error.from_front_end and (Code.UNAVAILABLE in retryable_codes or not error.sent)):
         return error
     return ServiceError(str(error), Code.UNAVAILABLE, error.retry_after, error.sent, from_front_end=True)
 

@@ -13,7 +13,9 @@ from typing import Any, Self
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
+from google.auth._cloud_sdk import get_application_default_credentials_path
 from google.auth.credentials import Credentials
+from google.auth.environment_vars import CREDENTIALS
 from google.auth.transport.requests import AuthorizedSession
 
 from airflow_dai_provider.api.endpoint import EXTRA_KEY, Endpoint, emulator_endpoint, service_endpoint
@@ -47,6 +49,14 @@ def _is_whole(value: object) -> bool:
         return value in (None, "") or isinstance(int(value), int)  # type: ignore[call-overload]
     except (TypeError, ValueError, OverflowError):
         return False
+
+
+def _default_file() -> str | None:
+    """Return the file of application default credentials: the variable's, or else the one of gcloud if it exists."""
+    if variable := os.environ.get(CREDENTIALS):
+        return variable
+    path = get_application_default_credentials_path()
+    return path if Path(path).is_file() else None
 
 
 class DaiBaseHook(GoogleBaseHook):
@@ -247,7 +257,7 @@ class DaiBaseHook(GoogleBaseHook):
         extras = self.extras
         given = {name: self._get_field(name, None) for name in _SOURCES}
         source = next((name for name in _SOURCES if given[name]), _DEFAULT_SOURCE)
-        path = given[source] if source in given else os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+        path = given[source] if source in given else _default_file()
         content = json.dumps(extras, sort_keys=True, default=str).encode()
         if source in ("key_path", "credential_config_file", _DEFAULT_SOURCE) and isinstance(path, str):
             try:

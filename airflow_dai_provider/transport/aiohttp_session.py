@@ -102,9 +102,9 @@ class AiohttpTransport:
         try:
             context, self._proxy = await sync_to_async(self._read_environment, thread_sensitive=False)()
         except OSError as error:
-            raise typed(
-                ServiceError(f"Cannot read the certificate authorities: {error}", Code.FAILED_PRECONDITION)
-            ) from error
+            message = f"Cannot read the certificate authorities: {error}"
+            failure = ServiceError(message, Code.FAILED_PRECONDITION, sent=False, from_front_end=True)
+            raise typed(failure) from error
         except ValueError:
             # The cause is left out, since it can hold the proxy's password.
             message = f"Nothing was sent to {self.endpoint.url}: the environment's proxy is no http:// or https:// URL."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -41,6 +42,8 @@ _METADATA_VARIABLES = ("GCE_METADATA_HOST", "GCE_METADATA_ROOT", "GCE_METADATA_I
 _METADATA_PATH = "/computeMetadata/v1/"
 #: A refusal of Google's that passes, in a response with 403.
 _RATE_LIMIT = re.compile(rb"(limit|quota)_?exceeded", re.IGNORECASE)
+#: The errors of OAuth that pass, under the status of a refusal.
+_PASSING = ("server_error", "temporarily_unavailable", "internal_failure")
 
 
 class TokenRequest(AuthRequest):
@@ -60,20 +63,14 @@ class TokenRequest(AuthRequest):
         session.hooks["response"].append(self._read)
         keep_deadlines(session)
         self._timeout = timeout
-        self._status = 0
-        self._rate_limited = False
         #: The host that was asked last.
         self.host = ""
-
-    @property
-    def retryable(self) -> bool:
-        """Whether the last response was an error that a retry can change."""
-        return self._status in (408, 429) or self._status >= 500 or self._rate_limited
-
-    @property
-    def refused(self) -> bool:
-        """Whether the last response was a refusal."""
-        return self._status in (400, 401, 403) and not self._rate_limited
+        #: The status of its response; 0 as long as there is none.
+        self.status = 0
+        #: Whether the service itself has refused the credentials, not a front end or a proxy in its place.
+        self.refused = False
+        #: Whether a front end or a proxy has responded in place of the service, with an error.
+        self.from_front_end = False
 
     def __call__(
         self,
@@ -88,7 +85,8 @@ class TokenRequest(AuthRequest):
 
         :raises google.auth.exceptions.RefreshError: when a credential would leave this machine over plain HTTP.
         """
-        self._status, self._rate_limited, self.host = 0, False, urlsplit(url).netloc.rpartition("@")[2]
+        self.host, self.status = urlsplit(url).netloc.rpartition("@")[2], 0
+        self.refused = self.from_front_end = False
         authorised = "authorization" in {name.lower() for name in headers or ()}
         if (authorised or (body is not None and not _is_metadata_server(url))) and not Endpoint(url).accepts_token:
             raise RefreshError(f"Refusing to send credentials to {redact_urls(url)} over plain HTTP: use https")
@@ -96,7 +94,6 @@ class TokenRequest(AuthRequest):
         options = {"allow_redirects": False, "stream": True} | kwargs
         with deadline(min(seconds, self._timeout)):
             response: transport.Response = super().__call__(url, method, body, headers, seconds, **options)  # type: ignore[no-untyped-call]
-        self._status = response.status
         if 300 <= response.status < 400:
             raise RefreshError("the token service returned a redirect, which is not followed with credentials")
         return response
@@ -110,8 +107,28 @@ class TokenRequest(AuthRequest):
                 raise requests.exceptions.ConnectionError(f"cannot read the response: {error}") from error
         if len(body) > rest.MAX_RESPONSE_BYTES:
             raise requests.exceptions.ConnectionError(f"the response is larger than {rest.MAX_RESPONSE_BYTES} bytes")
-        self._rate_limited = response.status_code == 403 and bool(_RATE_LIMIT.search(body))
         response._content, response._content_consumed = body, True  # type: ignore[attr-defined]
+        self.status = response.status_code
+        refusal, is_metadata = error_in(body), response.headers.get("metadata-flavor") == "Google"
+        self.from_front_end = self.status >= 400 and refusal is None and not is_metadata
+        if self.status in (407, 408, 429) or self.status >= 500 or 300 <= self.status < 400:
+            return
+        if self.status == 403 and _RATE_LIMIT.search(body):
+            return
+        if is_metadata and self.status in (400, 401, 403):
+            self.refused = True
+        else:
+            self.refused = refusal is not None and refusal not in _PASSING
+
+
+def error_in(body: bytes | str) -> object:
+    """Return the error in a response of a token service: a name of OAuth's or an object of Google's; None without."""
+    try:
+        response = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    error = response.get("error") if isinstance(response, dict) else None
+    return error if isinstance(error, str | dict) else None
 
 
 def _is_metadata_server(url: str) -> bool:

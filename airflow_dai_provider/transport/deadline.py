@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from http.client import HTTPResponse
+from http.client import SWITCHING_PROTOCOLS, HTTPResponse
 from typing import Any
 
 import requests
@@ -82,6 +82,13 @@ class _Response(HTTPResponse):
         if (until := _UNTIL.get()) is not None:
             unread, self.fp = self.fp, io.BufferedReader(_Pieces(sock, until))
             unread.close()
+
+    def begin(self) -> None:
+        """Read the headers of the final response: of those before it, the library skips 100 only."""
+        super().begin()
+        while 100 < self.status < 200 and self.status != SWITCHING_PROTOCOLS:
+            self.headers = None  # type: ignore[assignment]
+            super().begin()
 
 
 class _Race:

@@ -13,12 +13,12 @@ from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, Tra
 
 from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.redaction import redact_urls
+from airflow_dai_provider.transport.credentials import TokenRequest, error_in
 from airflow_dai_provider.transport.google_errors import class_of, typed
 
 if TYPE_CHECKING:
     from airflow_dai_provider.api import rest
     from airflow_dai_provider.api.endpoint import Endpoint
-    from airflow_dai_provider.transport.credentials import TokenRequest
 
 #: The most characters of a token service's message that are shown: it can be the page of a front end.
 _MAX_MESSAGE = 500
@@ -38,14 +38,14 @@ def no_response(
     """Return the error for a request that got no response.
 
     :param reason: the library's error.
-    :param untrusted: whether the server's certificate does not verify, which no retry changes.
+    :param untrusted: whether the server's certificate does not verify, so that nothing was sent.
     :param timed_out: whether the time was up.
     :param sent: whether the request may have reached the service.
     """
     message = f"{request} got no response from {endpoint.url}: {redact_urls(str(reason) or type(reason).__name__)}"
     if untrusted:
         message += "; the server's certificate is not trusted (REQUESTS_CA_BUNDLE names other authorities)"
-        return ServiceError(message, Code.FAILED_PRECONDITION)
+        return ServiceError(message, Code.FAILED_PRECONDITION, sent=False, from_front_end=True)
     return ServiceError(message, Code.DEADLINE_EXCEEDED if timed_out else Code.UNAVAILABLE, sent=sent)
 
 
@@ -57,7 +57,8 @@ def not_sent(request: rest.Request[Any], error: Exception) -> ServiceError:
 
 def no_authorities(request: rest.Request[Any], error: OSError) -> ServiceError:
     """Return the error for a request that was not sent because the certificate authorities cannot be read."""
-    return ServiceError(f"{request} was not sent: {error}", Code.FAILED_PRECONDITION)
+    message = f"{request} was not sent: {error}"
+    return ServiceError(message, Code.FAILED_PRECONDITION, sent=False, from_front_end=True)
 
 
 def chain(error: BaseException | None, end: BaseException | None = None) -> Iterator[BaseException]:
@@ -90,14 +91,16 @@ def _is_invalid_url(error: BaseException | None) -> bool:
 
 
 def _is_refusal(error: BaseException, request: TokenRequest) -> bool:
-    """Return whether a token service has refused the credentials, rather than not responded.
+    """Return whether the credentials are refused: by the token service itself, or by google-auth before it asks.
 
     :param error: one of ``TOKEN_ERRORS``.
     :param request: what google-auth has asked with.
     """
-    if not isinstance(error, GoogleAuthError) or error.retryable or request.retryable:
+    if not isinstance(error, GoogleAuthError) or error.retryable:
         return False
-    return request.refused or not any(isinstance(link, TransportError) for link in chain(error))
+    if request.status:
+        return request.refused
+    return not any(isinstance(link, TransportError) for link in chain(error))
 
 
 class NoTokenError(ServiceError):
@@ -105,7 +108,8 @@ class NoTokenError(ServiceError):
 
     def of(self, request: rest.Request[Any]) -> ServiceError:
         """Return the error of one request, which was not sent."""
-        return typed(ServiceError(f"{request} was not sent: no access token: {self}", self.rpc_code, sent=False))
+        message = f"{request} was not sent: no access token: {self}"
+        return typed(ServiceError(message, self.rpc_code, sent=False, from_front_end=self.from_front_end))
 
 
 def no_token(error: BaseException, token_request: TokenRequest, handled: BaseException | None = None) -> NoTokenError:
@@ -133,7 +137,12 @@ def no_token(error: BaseException, token_request: TokenRequest, handled: BaseExc
             if isinstance(link, GoogleAuthError):
                 link.args = (_reason(link),)
         message = f"{redact_urls(error.args[0])}{service}"
-    return NoTokenError(message, code, None, False)
+        if token_request.from_front_end:
+            page = f"{token_request.status} without a JSON error, from a front end or a proxy"
+            message = f"the request for it returned {page}: {message}"
+    # No service has refused anything: a file that the request needs cannot be read.
+    unread = code is not Code.UNAVAILABLE and not token_request.status
+    return NoTokenError(message, code, None, False, from_front_end=unread)
 
 
 def credentials_error(connection: str, source: str, error: Exception) -> ServiceError:
@@ -148,21 +157,26 @@ def credentials_error(connection: str, source: str, error: Exception) -> Service
         or any(getattr(link, "rpc_code", getattr(link, "code", None)) in _AWAY for link in links)
         or getattr(error, "retryable", False)
         or _metadata_server_did_not_respond(error)
+        or any(_is_page(link) for link in links)
     )
     reason = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
     message = f"The connection {connection!r} gives no usable credentials: {source}: "
-    return unusable(message + redact_urls(_without_tokens(reason)), Code.UNAVAILABLE if unavailable else None)
+    message += redact_urls(_without_tokens(reason))
+    if unavailable:
+        return typed(ServiceError(message, Code.UNAVAILABLE, sent=False))
+    # A file is missing or half-written while its key is replaced.
+    return unusable(message, from_front_end=True)
 
 
-def unusable(message: str, code: Code | None = None) -> ServiceError:
+def unusable(message: str, *, from_front_end: bool = False) -> ServiceError:
     """Return the error for a connection without usable credentials.
 
-    :param code: None where no retry helps: an Unauthenticated for those who catch it, although its code is not
-        UNAUTHENTICATED, since no service has refused anything.
+    It is an Unauthenticated for those who catch it, although its code is not UNAUTHENTICATED, since no service has
+    refused anything.
+
+    :param from_front_end: whether it is an outage once the API has responded.
     """
-    if code:
-        return typed(ServiceError(message, code, sent=False))
-    return class_of(Code.UNAUTHENTICATED)(message, Code.FAILED_PRECONDITION, None, False)
+    return class_of(Code.UNAUTHENTICATED)(message, Code.FAILED_PRECONDITION, None, False, from_front_end)
 
 
 def _metadata_server_did_not_respond(error: Exception) -> bool:
@@ -172,6 +186,15 @@ def _metadata_server_did_not_respond(error: Exception) -> bool:
     """
     found_none = isinstance(error, DefaultCredentialsError) and str(error).startswith(_FOUND_NONE)
     return found_none and os.environ.get("NO_GCE_CHECK") != "true"
+
+
+def _is_page(error: BaseException) -> bool:
+    """Return whether a front end has responded to google-auth in place of a token service.
+
+    To find the project of a workload, it fetches a token when the credentials are made; the error keeps the response.
+    """
+    body = error.args[1] if isinstance(error, GoogleAuthError) and len(error.args) > 1 else None
+    return isinstance(body, str) and error_in(body) is None
 
 
 def _reason(error: GoogleAuthError) -> str:

@@ -51,6 +51,22 @@ def live_on(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
         monkeypatch.setattr(owner, "_maybe_start_regional_access_boundary_refresh", lambda *_: None)
 
 
+def happen_after(seconds: float, happens: Callable[[], object], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let something happen once, at the end of the sleep in which the time comes."""
+    due, pending = clock.now + seconds, [happens]
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        if pending and clock.now >= due:
+            pending.pop()()
+
+    async def sleep_in_loop(seconds: float) -> None:
+        sleep(seconds)
+
+    monkeypatch.setattr(DaiHook, "_sleep", staticmethod(sleep))
+    monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(sleep_in_loop))
+
+
 def mask_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep Airflow from masking what it knows to be secret: nothing of it must be there in the first place."""
     for masker in secrets_maskers():

@@ -17,6 +17,7 @@ from tests.support.connections import Connect
 from tests.support.credentials import (
     _FOREIGN,
     FIRST,
+    LIFETIME,
     OTHER_SCOPE,
     ROBOT,
     SECOND,
@@ -399,6 +400,103 @@ def test_a_short_outage_of_the_token_server_is_retried(
 
     assert drive(("get_operation", NAME))[0].name == NAME
     assert refused(guarded) == [(method, status)]
+
+
+PAGES: dict[str, dict[str, Any]] = {
+    "400": {"status": 400, "html": True},
+    "401": {"status": 401, "html": True},
+    "403": {"status": 403, "html": True},
+    "404": {"status": 404, "html": True},
+    "407": {"status": 407, "html": True},
+    "429": {"status": 429, "html": True},
+    "an empty 403": {"status": 403, "body": b""},
+    "JSON without an error": {"status": 403, "body": b'{"message": "Forbidden"}'},
+    "JSON that is no object": {"status": 401, "body": b'["error"]'},
+    "a redirect": {"status": 302, "body": b'{"error": "login"}'},
+    "a login page": {"status": 200, "body": b"<html>Sign in</html>"},
+    "a success without a token": {"status": 200, "body": b"{}"},
+    "an OAuth error that passes": {"status": 400, "body": b'{"error": "temporarily_unavailable"}'},
+}
+
+
+ONE_OF_EACH = [(key_for_token_service, page) for page in PAGES] + [
+    (way, page) for way in (federation_for_exchange, federation_for_impersonation) for page in ("403", "a login page")
+]
+
+
+@pytest.mark.parametrize(("way", "page"), ONE_OF_EACH)
+def test_a_response_of_a_front_end_in_place_of_the_token_service_is_an_outage(
+    drive: Form, guarded: DaiEmulator, connect: Connect, clock: Clock, way: Callable[..., Any], page: str
+) -> None:
+    """Before the first token as in the middle of a wait: it refuses nothing."""
+    extra, method = way(guarded)
+    connect(dai_api_endpoint=guarded.endpoint, **extra)
+    guarded.start_ingest(NAME, seconds=LIFETIME + 200)
+
+    def away() -> None:
+        clock.advance(LIFETIME)  # the token has expired
+        guarded.inject(Fault(method, lasts=100, **PAGES[page]))
+
+    guarded.inject(Fault(method, **PAGES[page]))
+    *_, ended = drive(("get_operation", NAME), away, ("wait_for_operation", NAME))
+    assert ended.state == "SUCCEEDED"
+    assert sum(guarded.faults_injected.values()) > 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [(b"<html>Sign in</html>", exceptions.ServiceUnavailable), (b'{"error": "x"}', exceptions.Unauthenticated)],
+    ids=["page", "refusal"],
+)
+def test_the_page_is_an_outage_also_when_google_auth_asks_for_the_project_of_a_workload(
+    drive: Form,
+    guarded: DaiEmulator,
+    connect: Connect,
+    shown: Shown,
+    answer: bytes,
+    error: type[exceptions.GoogleAPICallError],
+) -> None:
+    """It fetches a token for that as soon as it makes the credentials."""
+    audience = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/pool/providers/provider"
+    config = {**guarded.external_account_config(), "audience": audience}
+    connect(credential_config_file=config, dai_api_endpoint=guarded.endpoint, num_retries=0)
+    guarded.inject(Fault("exchangeToken", status=403, body=answer, times=None))
+    with shown.fails(error, "gives no usable credentials"):
+        drive(("get_operation", NAME))
+
+
+def test_the_page_of_a_front_end_is_named_in_the_error(
+    drive: Form, robot: DaiEmulator, shown: Shown, clock: Clock
+) -> None:
+    robot.inject(Fault("token", status=403, body=b"", times=None))
+    words = "no access token: the request for it returned 403 without a JSON error, from a front end or a proxy"
+    with shown.fails(exceptions.ServiceUnavailable, words):
+        drive(("wait_for_operation", NAME))
+
+
+@pytest.mark.parametrize(
+    "answer", [{"error": "unauthorized_client"}, {"error": {"code": 404, "message": "no such account"}}], ids=str
+)
+@pytest.mark.parametrize(
+    ("way", "status"),
+    [(key_for_token_service, 400), (federation_for_exchange, 401), (federation_for_impersonation, 404)],
+)
+def test_a_refusal_of_the_token_service_itself_ends_a_wait(
+    drive: Form,
+    guarded: DaiEmulator,
+    connect: Connect,
+    shown: Shown,
+    slept: list[float],
+    way: Callable[..., Any],
+    status: int,
+    answer: object,
+) -> None:
+    extra, method = way(guarded)
+    connect(dai_api_endpoint=guarded.endpoint, **extra)
+    guarded.inject(Fault(method, status=status, body=json.dumps(answer).encode(), times=None))
+    with shown.fails(exceptions.Unauthenticated, "no access token"):
+        drive(("wait_for_operation", NAME))
+    assert slept == []
 
 
 @pytest.mark.parametrize(

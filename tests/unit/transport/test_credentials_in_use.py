@@ -21,7 +21,17 @@ from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from airflow_dai_provider.transport import shared_polls
 from airflow_dai_provider.transport.google_errors import Unauthenticated
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
-from tests.support.authentication import TOKEN_METHODS, Form, SharedTime, Shown, accounts, in_worker, live_on, refused
+from tests.support.authentication import (
+    TOKEN_METHODS,
+    Form,
+    SharedTime,
+    Shown,
+    accounts,
+    happen_after,
+    in_worker,
+    live_on,
+    refused,
+)
 from tests.support.clock import Clock
 from tests.support.connections import Connect
 from tests.support.credentials import (
@@ -244,22 +254,6 @@ def test_a_wait_outlives_a_revocation(
     assert ended.state == "SUCCEEDED"
     assert refused(robot) == [("operations.get", 401)]
     assert robot.tokens_issued == 2
-
-
-def happen_after(seconds: float, happens: Callable[[], object], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let something happen once, at the end of the sleep in which the time comes."""
-    due, pending = clock.now + seconds, [happens]
-
-    def sleep(seconds: float) -> None:
-        clock.sleep(seconds)
-        if pending and clock.now >= due:
-            pending.pop()()
-
-    async def sleep_in_loop(seconds: float) -> None:
-        sleep(seconds)
-
-    monkeypatch.setattr(DaiHook, "_sleep", staticmethod(sleep))
-    monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(sleep_in_loop))
 
 
 def test_a_short_failure_of_a_renewal_does_not_end_the_wait(

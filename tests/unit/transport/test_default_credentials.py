@@ -35,6 +35,7 @@ STUMBLES: dict[str, dict[str, Any]] = {
     "answers 503": {"status": 503, "html": True},
     "is too busy": {"status": 429, "html": True},
     "answers nonsense": {"status": 200, "body": b"{"},
+    "is behind a front end that refuses": {"status": 403, "html": True},
 }
 
 
@@ -126,7 +127,8 @@ def test_a_token_that_the_metadata_server_refuses_ends_the_wait(
 ) -> None:
     def refuse() -> None:
         clock.advance(LIFETIME)
-        machine.inject(Fault("metadata", status=status, times=None, body=b"no account"))
+        flavor = {"Metadata-Flavor": "Google"}
+        machine.inject(Fault("metadata", status=status, times=None, body=b"no account", headers=flavor))
 
     with shown.fails(exceptions.Unauthenticated, "no access token: .*token service: 127.0.0.1"):
         drive(("get_operation", NAME), refuse, ("wait_for_operation", NAME))

@@ -41,6 +41,82 @@ def cancel(hook: DaiHook | DaiAsyncHook) -> Any:
 
 both_hooks = pytest.mark.parametrize("kind", [DaiHook, DaiAsyncHook], ids=["sync", "async"])
 
+INTERIM: dict[str, bytes] = {
+    "100": b"HTTP/1.1 100 Continue\r\n\r\n",
+    "102": b"HTTP/1.1 102 Processing\r\n\r\n",
+    "103": b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\nContent-Length: 5\r\n\r\n",
+    "several": b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 199 Odd\r\nA: b\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("interim", **cases(INTERIM))
+@both_hooks
+def test_an_interim_response_is_not_the_response(
+    connect: Connect, make_hook: MakeHook, tiny_server: Serve, kind: type[DaiHook], interim: bytes
+) -> None:
+    """The requests share a connection, so one that is taken for the response would shift all that follow."""
+    ports = set()
+
+    def respond(exchange: Exchange) -> None:
+        ports.add(exchange.client_address)
+        exchange.wfile.write(interim)
+        if exchange.path == "/token":
+            exchange.answer(200, {"access_token": "t0ken", "expires_in": 3600})
+        else:
+            exchange.answer(200, {"name": exchange.path.removeprefix("/v1/").replace("creatives", "operations/new")})
+
+    server = tiny_server(respond)
+    connect(keyfile_dict=service_account_key(f"{server.endpoint}/token"), num_retries=0)
+    names = [f"operations/{number}" for number in range(5)]
+    if kind is DaiHook:
+        hook = make_hook(api_endpoint=server.endpoint)
+        assert [hook.get_operation(name).name for name in names] == names
+        assert hook.create_creative(creative()).name == "operations/new"
+    else:
+
+        async def main() -> None:
+            async with DaiAsyncHook(api_endpoint=server.endpoint) as hook:
+                assert [(await hook.get_operation(name)).name for name in names] == names
+
+        run(main())
+    assert len(ports) == 2, "one for tokens, one for the rest"
+
+
+UNFINISHED: dict[str, bytes] = {
+    "an interim response only": b"HTTP/1.1 103 Early Hints\r\n\r\n",
+    "an upgrade that was not asked for": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("answer", **cases(UNFINISHED))
+def test_a_creation_whose_final_response_is_missing_is_in_doubt(
+    connect: Connect, make_hook: MakeHook, tiny_server: Serve, answer: bytes
+) -> None:
+    connect(is_anonymous=True)
+    server = tiny_server(lambda exchange: exchange.raw(answer))
+    with pytest.raises(ServiceError) as caught:
+        make_hook(api_endpoint=server.endpoint).create_creative(creative())
+    assert may_have_acted(caught.value)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("answer", **cases(UNFINISHED))
+@both_hooks
+def test_a_cancellation_whose_final_response_is_missing_is_sent_again(
+    connect: Connect, tiny_server: Serve, slept: list[float], kind: type[DaiHook], answer: bytes
+) -> None:
+    def respond(exchange: Exchange) -> None:
+        if len(exchange.server.requests) == 1:
+            exchange.raw(answer)
+        else:
+            exchange.answer(200, {})
+
+    connect(is_anonymous=True)
+    server = tiny_server(respond)
+    cancel(kind(api_endpoint=server.endpoint))
+    assert len(server.requests) == 2
+
+
 BROKEN: dict[str, bytes] = {
     "two Content-Lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
     "no status line": b"SSH-2.0-OpenSSH\r\n\r\n",

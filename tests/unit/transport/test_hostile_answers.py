@@ -46,7 +46,7 @@ def test_a_token_request_follows_no_redirect(
     target = f"http://localhost:{thief.server_port}/"
     service = tiny_server(lambda exchange: exchange.answer(status, Location=target))
     connect(keyfile_dict=service_account_key(service.endpoint), num_retries=0)
-    with pytest.raises(exceptions.Unauthenticated, match="redirect"):
+    with pytest.raises(exceptions.ServiceUnavailable, match="redirect"):
         FORMS[form](LOOK, api_endpoint=emulator.endpoint)
     assert thief.requests == []
 
@@ -125,12 +125,25 @@ def test_a_token_that_fits_in_no_header_is_not_shown(
 
 
 @both_hooks
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b'no more of "ya29.s3cret", nor Bearer s3cret', exceptions.ServiceUnavailable),
+        ({"error": "invalid_grant", "error_description": "no more of ya29.s3cret"}, exceptions.Unauthenticated),
+    ],
+    ids=["page", "JSON"],
+)
 def test_a_token_in_the_message_of_a_token_server_is_not_shown(
-    form: str, emulator: DaiEmulator, connect: Connect, tiny_server: Serve
+    form: str,
+    emulator: DaiEmulator,
+    connect: Connect,
+    tiny_server: Serve,
+    answer: object,
+    error: type[exceptions.GoogleAPICallError],
 ) -> None:
-    service = tiny_server(lambda exchange: exchange.answer(400, b'no more of "ya29.s3cret", nor Bearer s3cret'))
+    service = tiny_server(lambda exchange: exchange.answer(400, answer))
     connect(keyfile_dict=service_account_key(service.endpoint), num_retries=0)
-    with pytest.raises(exceptions.Unauthenticated) as caught:
+    with pytest.raises(error) as caught:
         FORMS[form](LOOK, api_endpoint=emulator.endpoint)
     assert "s3cret" not in str(caught.value)
 

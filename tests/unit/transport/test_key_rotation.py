@@ -20,7 +20,7 @@ from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from airflow_dai_provider.transport import shared_polls
 from tests.support.airflow_versions import DEFERRAL_TIMED_OUT
-from tests.support.authentication import Form, SharedTime, Shown, live_on
+from tests.support.authentication import Form, SharedTime, Shown, happen_after, live_on
 from tests.support.clock import Clock
 from tests.support.connections import Connect, LookUpFails
 from tests.support.credentials import LIFETIME
@@ -131,6 +131,147 @@ def test_a_key_that_was_withdrawn_and_not_replaced_is_permanent(
     with shown.fails(exceptions.Unauthenticated, "Invalid JWT Signature"):
         drive(("get_operation", NAME), withdraw, ("wait_for_operation", NAME))
     assert count(robot, "token") == 2
+    assert slept == []
+
+
+def _with_half_a_key(content: str) -> str:
+    key = json.loads(content)
+    return json.dumps({**key, "private_key": key["private_key"][:200]})
+
+
+def key_path(path: Path, _: pytest.MonkeyPatch) -> dict[str, Any]:
+    return {"key_path": str(path)}
+
+
+def variable(path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    return {}
+
+
+def file_of_gcloud(path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(path.parent))
+    return {}
+
+
+UNFINISHED: dict[str, Callable[[str], str | None]] = {
+    "missing": lambda _: None,
+    "empty": lambda _: "",
+    "half of the JSON": lambda content: content[: len(content) // 2],
+    "half of the key": _with_half_a_key,
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "unfinished"),
+    [(key_path, name) for name in UNFINISHED]
+    + [(variable, name) for name in ("missing", "half of the JSON")]
+    + [(file_of_gcloud, "half of the JSON")],
+)
+def test_a_wait_outlasts_a_key_file_that_is_unreadable_while_it_is_replaced(
+    drive: Form,
+    guarded: DaiEmulator,
+    connect: Connect,
+    clock: Clock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: Callable[[Path, pytest.MonkeyPatch], dict[str, Any]],
+    unfinished: str,
+) -> None:
+    path = tmp_path / "application_default_credentials.json"
+    guarded.write_key_file(path)
+    connect(dai_api_endpoint=guarded.endpoint, **source(path, monkeypatch))
+    guarded.start_ingest(NAME, seconds=200)
+
+    def begin() -> None:
+        guarded.replace_key()
+        guarded.revoke_tokens()
+        guarded.write_key_file(path)
+        whole = path.read_text()
+        path.unlink()
+        if (content := UNFINISHED[unfinished](whole)) is not None:
+            path.write_text(content)
+        happen_after(100, lambda: path.write_text(whole), clock, monkeypatch)
+
+    *_, ended = drive(("get_operation", NAME), begin, ("wait_for_operation", NAME))
+    assert ended.state == "SUCCEEDED"
+
+
+def test_a_key_file_that_stays_unreadable_ends_a_wait_as_unavailable(
+    drive: Form, guarded: DaiEmulator, connect: Connect, clock: Clock, tmp_path: Path, shown: Shown
+) -> None:
+    path = tmp_path / "key.json"
+    guarded.write_key_file(path)
+    connect(key_path=str(path), dai_api_endpoint=guarded.endpoint)
+    guarded.start_ingest(NAME)
+    began = clock.now
+
+    def lose() -> None:
+        guarded.replace_key()
+        guarded.revoke_tokens()
+        path.unlink()
+
+    with shown.fails(exceptions.ServiceUnavailable, "gives no usable credentials: key_path .*key.json: .*No such file"):
+        drive(("get_operation", NAME), lose, ("wait_for_operation", NAME))
+    assert 300 <= clock.now - began < 360
+
+
+@pytest.mark.parametrize("content", [None, "", "{"], ids=["missing", "empty", "half"])
+def test_a_wait_outlasts_a_file_of_the_workload_that_is_unreadable_while_it_is_replaced(
+    drive: Form,
+    guarded: DaiEmulator,
+    connect: Connect,
+    clock: Clock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: str | None,
+) -> None:
+    """The subject token, which a workload's platform replaces."""
+    path = tmp_path / "subject.json"
+
+    def write() -> None:
+        path.write_text(json.dumps({"subject_token": guarded.issue_subject_token()}))
+
+    write()
+    form = {"type": "json", "subject_token_field_name": "subject_token"}
+    config = {**guarded.external_account_config(), "credential_source": {"file": str(path), "format": form}}
+    connect(credential_config_file=config, dai_api_endpoint=guarded.endpoint)
+    guarded.start_ingest(NAME, seconds=200)
+
+    def begin() -> None:
+        guarded.revoke_tokens()
+        path.unlink()
+        if content is not None:
+            path.write_text(content)
+        happen_after(100, write, clock, monkeypatch)
+
+    *_, ended = drive(("get_operation", NAME), begin, ("wait_for_operation", NAME))
+    assert ended.state == "SUCCEEDED"
+
+
+def test_a_file_of_the_workload_that_is_missing_at_the_first_use_is_an_error(
+    drive: Form, guarded: DaiEmulator, connect: Connect, shown: Shown, slept: list[float]
+) -> None:
+    config = {**guarded.external_account_config(), "credential_source": {"file": "/nowhere/subject"}}
+    connect(credential_config_file=config, dai_api_endpoint=guarded.endpoint)
+    with shown.fails(exceptions.Unauthenticated, "File '/nowhere/subject' was not found"):
+        drive(("wait_for_operation", NAME))
+    assert slept == []
+
+
+def test_a_bad_file_of_gcloud_is_named_at_the_first_use(
+    drive: Form,
+    guarded: DaiEmulator,
+    connect: Connect,
+    shown: Shown,
+    slept: list[float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "application_default_credentials.json"
+    path.write_text("{")
+    connect(dai_api_endpoint=guarded.endpoint, **file_of_gcloud(path, monkeypatch))
+    with shown.fails(exceptions.Unauthenticated, f"application default credentials {path}: "):
+        drive(("wait_for_operation", NAME))
     assert slept == []
 
 

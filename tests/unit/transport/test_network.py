@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import re
+import ssl
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from google.api_core import exceptions
 
+from airflow_dai_provider.api.retry import may_have_acted
 from airflow_dai_provider.emulator import DaiEmulator, Fault, SelfSigned
 from airflow_dai_provider.hooks.dai import DaiHook
+from airflow_dai_provider.sensors.dai import DaiOperationSensor
 from tests.support.authentication import FORMS, Form
 from tests.support.authorities import write_authority
+from tests.support.clock import Clock
 from tests.support.connections import Connect
 from tests.support.emulators import bearers
 from tests.support.hooks import MakeHook
@@ -313,6 +318,106 @@ def test_a_certificate_of_another_name_is_not_trusted(
     with pytest.raises(exceptions.FailedPrecondition, match="certificate is not trusted"):
         form(POLL)
     assert server.requests == []
+
+
+@dataclass
+class Inspected:
+    """A server in front of which a proxy that opens TLS, with a certificate of its own, can stand for a while."""
+
+    server: TinyServer
+    clock: Clock
+    until: float = 0.0
+
+    def is_away(self) -> bool:
+        return self.clock.now < self.until
+
+    def stand(self, seconds: float = 100) -> None:
+        self.until = self.clock.now + seconds
+
+
+@pytest.fixture
+def inspected(
+    tiny_server: Serve, tmp_path: Path, clock: Clock, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> Inspected:
+    """Give such a server, to which the connection leads."""
+    certificate = SelfSigned(["127.0.0.1"])
+    context, foreign = certificate.context(), SelfSigned(["127.0.0.1"]).context()
+
+    def respond(exchange: Exchange) -> None:
+        done = {"done": True, "response": {"name": "creatives/a"}} if clock.slept else {}
+        # So that the next request shakes hands anew.
+        exchange.answer(200, {"name": NAME, **done}, Connection="close")
+
+    def choose(connection: ssl.SSLObject, *_: object) -> None:
+        if inspected.is_away():
+            connection.context = foreign
+
+    context.sni_callback = choose
+    inspected = Inspected(tiny_server(respond, context), clock)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(write_authority(tmp_path, certificate)))
+    connect(is_anonymous=True, dai_api_endpoint=inspected.server.host)
+    return inspected
+
+
+@both_hooks
+def test_an_untrusted_certificate_in_the_middle_of_a_wait_is_an_outage(inspected: Inspected, form: Form) -> None:
+    *_, ended = form(POLL, inspected.stand, ("wait_for_operation", NAME))
+    assert ended.done
+    assert not inspected.is_away()
+
+
+@both_hooks
+def test_an_untrusted_certificate_that_stays_ends_a_wait_as_unavailable(
+    inspected: Inspected, form: Form, clock: Clock
+) -> None:
+    began = clock.now
+    with pytest.raises(exceptions.ServiceUnavailable, match="certificate is not trusted"):
+        form(POLL, lambda: inspected.stand(1e6), ("wait_for_operation", NAME))
+    assert 300 <= clock.now - began < 360
+
+
+@pytest.mark.parametrize(
+    "step", [("cancel_operation", NAME), ("create_creative", creative())], ids=["cancel", "create"]
+)
+def test_what_an_untrusted_certificate_has_kept_back_is_sent_again(
+    inspected: Inspected, step: tuple[object, ...]
+) -> None:
+    FORMS["sync"](POLL, lambda: inspected.stand(1), step)
+    assert [request.http_method for request in inspected.server.requests] == ["GET", "POST"]
+
+
+def test_a_creative_is_not_started_with_an_untrusted_certificate_at_the_first_contact(
+    inspected: Inspected, slept: list[float]
+) -> None:
+    inspected.stand()
+    with pytest.raises(exceptions.FailedPrecondition, match="certificate is not trusted") as caught:
+        FORMS["sync"](("create_creative", creative()))
+    assert not may_have_acted(caught.value)
+    assert slept == []
+
+
+@pytest.mark.parametrize("names", [NAME, [NAME]], ids=["one", "a list"])
+def test_a_sensor_outlasts_an_untrusted_certificate(inspected: Inspected, names: object) -> None:
+    sensor = DaiOperationSensor(task_id="wait", operation_name=names)
+    assert not sensor.poke({})
+    inspected.stand()
+    assert sensor.poke({})
+    assert not inspected.is_away()
+
+
+def test_authorities_that_are_replaced_in_the_middle_of_a_wait_are_an_outage(
+    inspected: Inspected, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: Clock
+) -> None:
+    bundle, content = tmp_path / "ca.pem", (tmp_path / "ca.pem").read_text()
+    sleep = DaiHook._sleep
+
+    def replace(seconds: float) -> None:
+        sleep(seconds)
+        bundle.write_text(content if len(clock.slept) > 2 else "")
+
+    monkeypatch.setattr(DaiHook, "_sleep", staticmethod(replace))
+    *_, ended = FORMS["sync"](POLL, bundle.unlink, ("wait_for_operation", NAME))
+    assert ended.done
 
 
 @both_hooks
