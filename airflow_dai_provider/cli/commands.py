@@ -11,7 +11,7 @@ from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
 from airflow_dai_provider.cli import rows
 from airflow_dai_provider.cli.output import Row
-from airflow_dai_provider.cli.owners import check_database
+from airflow_dai_provider.cli.owner_search import check_database
 from airflow_dai_provider.cli.session import Session, advice, command
 from airflow_dai_provider.cli.strays import purge, sweep
 from airflow_dai_provider.tasks.cancel_requests import request_cancellations

@@ -22,7 +22,7 @@ from airflow_dai_provider.api.many_wait import ManyWait, some_of
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.cli.output import Notes, OutputError, Row, Rows
-from airflow_dai_provider.cli.owners import KnownOwners
+from airflow_dai_provider.cli.owner_search import KnownOwners
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.metadata_database import find_connections
 from airflow_dai_provider.tasks.events import describe_names

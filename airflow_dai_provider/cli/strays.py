@@ -8,7 +8,7 @@ from datetime import timedelta
 from airflow_dai_provider.api.rest import LIST_PAGE_SIZE
 from airflow_dai_provider.cli import rows
 from airflow_dai_provider.cli.output import Row
-from airflow_dai_provider.cli.owners import database_errors, owners_for_sweep
+from airflow_dai_provider.cli.owner_search import database_errors, owners_for_sweep
 from airflow_dai_provider.cli.session import Session, command, usage
 from airflow_dai_provider.ingest.ownership import Owner
 from airflow_dai_provider.sweep.owners import KEPT, Owners

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_dai_provider.hooks.dai import DaiHook
-    from airflow_dai_provider.ingest.kill_guard import IngestGuard
+    from airflow_dai_provider.ingest.guard import IngestGuard
     from airflow_dai_provider.transport.threads import Workers
 
 #: Seconds from the first response of several until their names are pushed, which takes a while too.

@@ -21,7 +21,7 @@ from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.api.storable import pack, unpack
-from airflow_dai_provider.ingest.verdict import may_start_again
+from airflow_dai_provider.ingest.outcome import may_start_again
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation
 from airflow_dai_provider.tasks.failures import log_failure, task_error
 

@@ -12,15 +12,15 @@ from airflow_dai_provider.api.many_wait import ManyWait, some_of
 from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.retry import PERMANENT
+from airflow_dai_provider.ingest.outcome import may_start_again
 from airflow_dai_provider.ingest.resume import POLL_INTERVAL, SETTLE_SECONDS, TOLD, IngestStore, StartedIngest
-from airflow_dai_provider.ingest.verdict import may_start_again
 from airflow_dai_provider.tasks.cancel_requests import request_cancellations
 from airflow_dai_provider.tasks.events import describe_names
 from airflow_dai_provider.tasks.failures import task_error
 
 if TYPE_CHECKING:
     from airflow_dai_provider.hooks.dai import DaiHook
-    from airflow_dai_provider.ingest.kill_guard import IngestGuard
+    from airflow_dai_provider.ingest.guard import IngestGuard
     from airflow_dai_provider.transport.threads import Workers
 
 

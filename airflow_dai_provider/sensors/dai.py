@@ -24,7 +24,7 @@ from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.parameters import check_flag, check_seconds
 from airflow_dai_provider.api.polling import FIRST_INTERVAL, MAX_OUTAGE, WaitTimeoutError, describe_poll
-from airflow_dai_provider.ingest.kill_guard import IngestGuard
+from airflow_dai_provider.ingest.guard import IngestGuard
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.sensors.many import ManyPokes
 from airflow_dai_provider.tasks.arguments import check_literals, explained_names

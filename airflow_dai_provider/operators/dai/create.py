@@ -13,9 +13,9 @@ from airflow_dai_provider.api.creative import InvalidCreativeError, check_creati
 from airflow_dai_provider.api.parameters import Duration, check_flag, check_seconds
 from airflow_dai_provider.api.redaction import redact_json, url_secrets
 from airflow_dai_provider.ingest.campaign import without_finished
-from airflow_dai_provider.ingest.kill_guard import IngestGuard
+from airflow_dai_provider.ingest.guard import IngestGuard
+from airflow_dai_provider.ingest.outcome import check_retry_on, fail_for_good_where
 from airflow_dai_provider.ingest.own_record import OwnRecord
-from airflow_dai_provider.ingest.verdict import check_retry_on, fail_for_good_where
 from airflow_dai_provider.notifications.lost_worker import LostWorkerCallback
 from airflow_dai_provider.operators.dai.create_many import CreateMany
 from airflow_dai_provider.operators.dai.create_one import CreateOne

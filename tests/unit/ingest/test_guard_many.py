@@ -11,8 +11,8 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
-from airflow_dai_provider.ingest import kill_switch
-from airflow_dai_provider.ingest.kill_guard import IngestGuard
+from airflow_dai_provider.ingest import kill_requests
+from airflow_dai_provider.ingest.guard import IngestGuard
 from airflow_dai_provider.ingest.recovery import PAUSES, IngestMayHaveStartedError
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from tests.support.airflow_versions import DEFERRAL_TIMED_OUT
@@ -195,7 +195,7 @@ class TestKill:
     def test_all_of_a_thousand_are_named_when_the_service_hangs(
         self, tiny_server: Serve, log: Log, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(kill_switch, "KILL_TIMEOUT", 1.0)
+        monkeypatch.setattr(kill_requests, "KILL_TIMEOUT", 1.0)
         over = threading.Event()
         server = tiny_server(lambda _: over.wait(60))
         monkeypatch.setenv("DAI_EMULATOR_HOST", server.host)
@@ -207,7 +207,7 @@ class TestKill:
                 guard.arm(hook, name)
             guard.kill()
         over.set()
-        assert 0 < len(server.requests) <= kill_switch.CONCURRENCY
+        assert 0 < len(server.requests) <= kill_requests.CONCURRENCY
         text = "\n".join(line for line in log.errors if "may still run: its task was killed" in line)
         assert [name for name in names if name not in text] == []
         assert guard.should_cancel

@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFa
 from airflow_dai_provider.api.operation_list import MAX_MESSAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
-from airflow_dai_provider.ingest.verdict import IngestFailedError
+from airflow_dai_provider.ingest.outcome import IngestFailedError
 from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from tests.support.clock import Clock

@@ -32,7 +32,7 @@ from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
 from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.retry import ServiceState
-from airflow_dai_provider.ingest.kill_switch import KILL_TIMEOUT, KillSwitch
+from airflow_dai_provider.ingest.kill_requests import KILL_TIMEOUT, KillRequests
 from airflow_dai_provider.ingest.resume import IngestStore, next_try_reattaches
 from airflow_dai_provider.tasks.callback_scope import operations_started_by_task_instance
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation, request_cancellations
@@ -72,7 +72,7 @@ class IngestGuard:
         self._accepted: set[str] = set()
         # What became of the requests of threads, which log nothing.
         self._sent_by_threads: list[tuple[str, Exception | None]] = []
-        self._switch: KillSwitch | None = None
+        self._switch: KillRequests | None = None
         self._hook: DaiHook | None = None
         self._workers: Workers[DaiHook] | None = None
         self._disarmed = False
@@ -124,7 +124,7 @@ class IngestGuard:
         self._workers = workers or self._workers
         if self._on_kill and (self._switch is None or self._hook is not hook):
             self.close()
-            self._switch = KillSwitch(hook, number)
+            self._switch = KillRequests(hook, number)
         self._hook = hook
 
     def arm(self, hook: DaiHook, name: str, media: str = "") -> None:

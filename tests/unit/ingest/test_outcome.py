@@ -9,7 +9,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.emulator import DaiEmulator
-from airflow_dai_provider.ingest.verdict import IngestFailedError, may_start_again
+from airflow_dai_provider.ingest.outcome import IngestFailedError, may_start_again
 from airflow_dai_provider.tasks.failures import InvalidParameterError, UnexpectedStateError
 from tests.support.clock import Clock
 from tests.support.emulators import count
