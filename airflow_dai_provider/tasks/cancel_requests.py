@@ -40,8 +40,8 @@ def request_cancellation(hook: DaiHook, name: str, log: Any = None, *, waits: bo
     not reach the service.
 
     :param log: says what was requested, or that there was nothing to cancel; nothing is said without it.
-    :param waits: whether the caller polls until the operation has finished, also where cancel and get contradict each
-        other: then the error is a warning in the log.
+    :param waits: whether the caller polls until the operation has finished, also where cancel says that it has and get
+        that it runs: then the error is a warning in the log.
     :return: the operation when it had already finished and the service therefore refused, with ``waits`` also when get
         still shows it running; None when the service has accepted the request, which says nothing yet about the final
         state.
@@ -56,8 +56,10 @@ def request_cancellation(hook: DaiHook, name: str, log: Any = None, *, waits: bo
         error = _cancel(hook, name)
         operation = _poll_on(hook, operation, seconds) if error else None
     if error and operation and not operation.done:
+        if error.rpc_code not in _SAYS_FINISHED:
+            raise error
         if not waits:
-            raise error if error.rpc_code in _MAY_SAY_FINISHED - _SAYS_FINISHED else _contradiction(error, operation)
+            raise _contradiction(error, operation)
         if log:
             log.warning(_WAITS, sentences(error, f"But {operation}"))
         return operation
@@ -152,8 +154,8 @@ def request_cancellations(
     :param timeout: seconds for all rounds, or None.
     :param retry_timeout: seconds after which one request is not retried again within a round.
     :param unimplemented_ends: whether UNIMPLEMENTED of the cancellation is raised at once, since it holds for all.
-    :param waits: whether the caller polls until they have finished, also those of which cancel and get contradict each
-        other: these have no error then.
+    :param waits: whether the caller polls until they have finished, also those of which cancel says that they have and
+        get that they run: these have no error then.
     :param on_settled: called for each operation whose cancellation the service has accepted, or which had finished;
         with ``waits`` also for those that run in contradiction to cancel.
     :param clock: gives seconds.
@@ -210,12 +212,12 @@ def request_cancellations(
     for name, (refusal, operation) in contradicted.items():
         if name not in errors or errors[name].rpc_code is not Code.ABORTED:
             continue
-        if waits:
+        if refusal.rpc_code not in _SAYS_FINISHED:
+            errors[name] = refusal
+        elif waits:
             log.warning(_WAITS, sentences(errors.pop(name)))
             if on_settled:
                 on_settled(name, operation)
-        elif refusal.rpc_code not in _SAYS_FINISHED:
-            errors[name] = refusal
     if total > MAX_LISTED:
         message = "Requested the cancellation of %s of %s operations; %s had already finished, %s failed."
         log.info(message, *(f"{number:,}" for number in (requested, total, len(finished), len(errors))))

@@ -473,7 +473,7 @@ class TestParameters:
 
     def test_the_constructor_assigns_templates_unseen(self) -> None:
         given: dict[str, Any] = {name: object() for name in DaiCancelOperationOperator.template_fields}
-        operator = DaiCancelOperationOperator(task_id="cancel", **given)
+        operator = DaiCancelOperationOperator(task_id="cancel", wait_for_completion=True, **given)
         assert {name: getattr(operator, name) for name in given} == given
 
     def test_defaults(self) -> None:

@@ -64,7 +64,7 @@ def execute(context: Any, *, deferrable: bool, **options: Any) -> Any:
 
 
 @both
-@pytest.mark.parametrize("rpc_status", ["FAILED_PRECONDITION", "NOT_FOUND", "INVALID_ARGUMENT"])
+@pytest.mark.parametrize("rpc_status", ["FAILED_PRECONDITION", "NOT_FOUND"])
 def test_a_wait_goes_on_until_get_shows_what_a_refusal_has_said(
     slow: DaiEmulator, context: Any, rpc_status: str, deferrable: bool
 ) -> None:

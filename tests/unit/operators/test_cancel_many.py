@@ -347,7 +347,7 @@ def test_an_answer_for_another_operation_is_no_answer(three: DaiEmulator, contex
 
 
 @both
-@pytest.mark.parametrize("rpc_status", ["FAILED_PRECONDITION", "NOT_FOUND", "INVALID_ARGUMENT"])
+@pytest.mark.parametrize("rpc_status", ["FAILED_PRECONDITION", "NOT_FOUND"])
 def test_a_wait_goes_on_until_get_shows_what_a_refusal_has_said(
     make_emulator: MakeEmulator, context: Any, rpc_status: str, deferrable: bool
 ) -> None:
