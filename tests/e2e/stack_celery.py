@@ -43,6 +43,8 @@ class CeleryStack(Airflow3Stack):
         return settings | {
             "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
             "AIRFLOW__CELERY__BROKER_URL": self.broker,
+            # By default 5 s, four times; on a busy machine, Airflow then fails a task that has not begun.
+            "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "30",
         }
 
     def start(self) -> None:
