@@ -1,6 +1,7 @@
 # Every target sets up what it needs: an environment in .venvs/ with the versions pinned in constraints/.
 AIRFLOW ?= 3.3
 PYTHON ?= python3
+EXECUTOR ?= local
 
 VENV := .venvs/airflow-$(AIRFLOW)
 BIN := $(VENV)/bin
@@ -9,6 +10,8 @@ UV := .venvs/uv/bin/uv
 # What needs no Airflow: the documentation, the spelling, the checks of a release.
 TOOLS := .venvs/tools
 TOOLS_READY := $(TOOLS)/.ready
+# The tests of tests/e2e that are about workers, triggerers and schedulers.
+ON_CELERY := tests/e2e/test_celery.py tests/e2e/test_rows.py tests/e2e/test_ownership.py
 CHECKED := .github airflow_dai_provider dags_examples docs tests
 # A test that hangs ends its process, which fails the test by its name and shows where each thread stood.
 ENDING_HANGS := -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
@@ -40,10 +43,17 @@ else
 	@$(BIN)/coverage report --include "*/operation.py,*/rest.py" --fail-under 100
 endif
 
-e2e: $(READY) ## Run the tests on a running Airflow (installs Debian's PostgreSQL if there is none; needs root then)
-	@test -n "$$(ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null)$$(command -v initdb)" || { echo "Installing PostgreSQL from Debian's packages"; \
-		apt-get -qq update && apt-get -qq install --yes --no-install-recommends postgresql >/dev/null; }
+e2e: $(READY) ## Run the tests on a running Airflow (installs Debian's PostgreSQL if there is none; EXECUTOR=celery: Redis too)
+	$(POSTGRESQL)
+ifeq ($(EXECUTOR),celery)
+	@test -n "$$(command -v redis-server)" || { echo "Installing Redis from Debian's packages"; \
+		apt-get -qq update && apt-get -qq install --yes --no-install-recommends redis-server >/dev/null; }
+	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints/airflow-$(AIRFLOW).txt \
+		--constraint constraints/airflow-$(AIRFLOW)-celery.txt --group celery
+	@E2E_EXECUTOR=celery $(BIN)/pytest $(if $(filter tests/%,$(ARGS)),,$(ON_CELERY)) $(ARGS)
+else
 	@$(BIN)/pytest $(if $(filter tests/%,$(ARGS)),,tests/e2e) $(ARGS)
+endif
 
 soak: $(READY) ## Cancel and wait many times under random faults (ARGS="--rounds 100 --polls 100 --waits 0" for less)
 	$(if $(findstring --waits 0,$(ARGS)),,$(POSTGRESQL))
@@ -94,6 +104,10 @@ build: $(READY) $(TOOLS_READY) ## Build the wheel and the sdist into dist/, and 
 constraints: $(UV) ## Pin the newest versions in constraints/airflow-$(AIRFLOW).txt
 	@$(UV) pip compile --quiet --upgrade pyproject.toml --group dev --constraint constraints/airflow-$(AIRFLOW).in \
 		--universal --python-version 3.11 --no-header --no-emit-index-url -o constraints/airflow-$(AIRFLOW).txt
+	@# Beside them, what only the CeleryExecutor needs.
+	@test $(AIRFLOW) != 3.3 || $(UV) pip compile --quiet --upgrade --group celery --constraint constraints/airflow-3.3.txt \
+		--universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+		| grep -vxFf constraints/airflow-3.3.txt >constraints/airflow-3.3-celery.txt
 
 pins: $(UV) ## Pin the newest versions of the tools in constraints/tools.txt
 	@$(UV) pip compile --quiet --upgrade --group tools --universal --python-version 3.11 --no-header --no-emit-index-url \

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import report
 from stack import Airflow2Stack, Airflow3Stack, make_stack
+from stage import INSTALLATION
 
 from airflow_dai_provider.emulator import DaiEmulator
 from tests.support.interruption import raise_on_signals
@@ -42,7 +43,7 @@ def airflow(emulator: DaiEmulator) -> Iterator[Airflow2Stack | Airflow3Stack]:
 def collect_dags(folder: Path) -> Path:
     """Create a DAG folder with the DAGs of these tests and the first DAG of the README."""
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(Path(__file__).parent / "dags", folder, ignore=shutil.ignore_patterns("owned.py"))
+    shutil.copytree(Path(__file__).parent / "dags", folder, ignore=shutil.ignore_patterns("owned.py", "many.py"))
     first = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert first is not None
     (folder / "readme.py").write_text(first[1])
@@ -54,6 +55,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     played = config.stash.get(report.PLAYED, None)
     if played:
         table = report.table(played)
-        (ROOT / ".airflow" / f"rows-{version('apache-airflow')}.md").write_text(table + "\n")
-        terminalreporter.section(f"rows on Airflow {version('apache-airflow')}")
+        (ROOT / ".airflow" / f"rows-{INSTALLATION}.md").write_text(table + "\n")
+        terminalreporter.section(f"rows on Airflow {INSTALLATION}")
         terminalreporter.write_line(table)

@@ -20,17 +20,19 @@ API_SERVER_DOWN = "API server down"
 
 
 def _stall(airflow: Stack) -> None:
-    airflow.pause_component("triggerer")
-    airflow.start_component("second-triggerer")
+    for triggerer in airflow.triggerers:
+        airflow.pause_component(triggerer)
+    airflow.start_component("another-triggerer")
 
 
 def _resume(airflow: Stack) -> None:
-    airflow.resume_component("triggerer")
+    for triggerer in airflow.triggerers:
+        airflow.resume_component(triggerer)
 
 
 #: How a phase disturbs Airflow, and how it repairs it. Before each, the events of the phase run to their next yield.
 DISTURBANCES: Mapping[str, tuple[Callable[[Stack], None], Callable[[Stack], None]]] = {
-    TRIGGERER_DOWN: (methodcaller("kill_component", "triggerer"), methodcaller("start_component", "triggerer")),
+    TRIGGERER_DOWN: (methodcaller("kill_triggerers"), methodcaller("start_triggerers")),
     TRIGGERER_STALLED: (_stall, _resume),
     API_SERVER_DOWN: (methodcaller("kill_component", "api-server"), methodcaller("restart_component", "api-server")),
     SCHEDULER_LOST: (methodcaller("lose_scheduler"), methodcaller("start_component", "scheduler")),

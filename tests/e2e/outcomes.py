@@ -147,7 +147,7 @@ def _play_phase(airflow: Stack, phase: str, outcomes: list[Outcome]) -> None:
             disturb(airflow)
         list(pool.map(_all_steps, steps))
     if phase == TRIGGERER_STALLED:
-        airflow.kill_component("second-triggerer")
+        airflow.kill_component("another-triggerer")
 
 
 def _steps(outcome: Outcome) -> Iterator[None]:

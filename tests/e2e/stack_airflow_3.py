@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -12,12 +12,15 @@ from threading import Lock
 from typing import Any
 
 import requests
-from stack_base import LOCK_SECONDS, LOOPBACK, AirflowStack
+from stack_base import LOCK_SECONDS, LOOPBACK, AirflowStack, kind_of
 from stack_waits import StackError, wait_until
 
 
 class Airflow3Stack(AirflowStack):
     """Airflow 3: API server, scheduler with local executor, triggerer and dag processor."""
+
+    #: The components whose processes run tasks.
+    runs_tasks: Sequence[str] = ("scheduler",)
 
     def _settings(self, dags: Path) -> dict[str, str]:
         self.components = {
@@ -56,7 +59,8 @@ class Airflow3Stack(AirflowStack):
         self._http = requests.Session()
         self._http.trust_env = False
         names = {"api-server": "metadatabase", "dag-processor": "dag_processor"}
-        expected = {names.get(component, component) for component in self.components}
+        kinds = {kind_of(component) for component in self.components} - {"worker"}
+        expected = {names.get(kind, kind) for kind in kinds}
 
         def healthy() -> bool:
             try:

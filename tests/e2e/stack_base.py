@@ -25,8 +25,10 @@ from tests.support.processes import command_line, free_port, kill, processes_of,
 LOOPBACK = "127.0.0.1"
 #: Seconds that all components together have to stop, before they are killed.
 STOP_SECONDS = 20.0
-#: The triggerer always takes 10 s to stop, even when it runs nothing.
-TRIGGERER_STOP_SECONDS = 1.0
+#: The triggerer always takes 10 s to stop, even when it runs nothing; a worker waits for its tasks.
+SLOW_TO_STOP = ("triggerer", "worker")
+#: Seconds that those have.
+SLOW_STOP_SECONDS = 1.0
 #: Seconds that a process waits for a lock of the SQLite database. Most processes exit when it is not enough.
 LOCK_SECONDS = 60.0
 
@@ -111,11 +113,12 @@ class AirflowStack:
             signal_group(process, signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
         for component, process in self.processes.items():
-            left = TRIGGERER_STOP_SECONDS if "triggerer" in component else max(0.0, deadline - time.monotonic())
+            patient = kind_of(component) not in SLOW_TO_STOP
+            left = max(0.0, deadline - time.monotonic()) if patient else SLOW_STOP_SECONDS
             try:
                 process.wait(left)
             except subprocess.TimeoutExpired:
-                if "triggerer" not in component:
+                if patient:
                     print(f"{component} did not stop in time and was killed", file=sys.stderr)
             signal_group(process, signal.SIGKILL)
             process.wait()
@@ -125,12 +128,12 @@ class AirflowStack:
         self._sessions.clear()
 
     def start_component(self, component: str) -> None:
-        """Start a component; ``second-triggerer`` is a second triggerer."""
-        arguments = self.components[component.removeprefix("second-")]
+        """Start a component; ``second-triggerer`` and ``another-triggerer`` are further triggerers."""
+        arguments = self.components.get(component) or self.components[kind_of(component)]
         with (self.home / f"{component}.log").open("ab") as log:
             self.processes[component] = subprocess.Popen(
                 [self._airflow_command(), *arguments],
-                env=self._env_of(component.removeprefix("second-")),
+                env=self._env_of(kind_of(component)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -147,6 +150,21 @@ class AirflowStack:
         """Start a killed component again, and wait until all are healthy."""
         self.start_component(component)
         self._wait_until_healthy()
+
+    @property
+    def triggerers(self) -> list[str]:
+        """The triggerers that run."""
+        return [component for component in self.processes if kind_of(component) == "triggerer"]
+
+    def kill_triggerers(self) -> None:
+        for component in self.triggerers:
+            self.kill_component(component)
+
+    def start_triggerers(self) -> None:
+        """Start those triggerers that an undisturbed Airflow has."""
+        for component in self.components:
+            if kind_of(component) == "triggerer":
+                self.start_component(component)
 
     def lose_scheduler(self) -> None:
         """Kill the scheduler alone; its running tasks become orphans and continue."""
@@ -167,15 +185,24 @@ class AirflowStack:
 
         :param worker: kill the process that supervises the task first, as if the whole machine were lost.
         """
+        process = self._process_of(dag_id, run_id, task_id, map_index)
+        if worker:
+            kill(*[other for other in processes_of(*self._sessions) if other.pid == process.ppid()])
+        kill(process)
+
+    def component_of(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
+        """Return the component that a running task is a process of."""
+        session = os.getsid(self._process_of(dag_id, run_id, task_id, map_index).pid)
+        return next(component for component, process in self.processes.items() if process.pid == session)
+
+    def _process_of(self, dag_id: str, run_id: str, task_id: str, map_index: int) -> psutil.Process:
         mark = self._process_title(dag_id, run_id, task_id, map_index)
 
         def found() -> list[psutil.Process]:
             return [process for process in processes_of(*self._sessions) if mark in command_line(process)]
 
         (process,) = wait_until(f"the process {mark!r}", found, 60, 0.2)
-        if worker:
-            kill(*[other for other in processes_of(*self._sessions) if other.pid == process.ppid()])
-        kill(process)
+        return process
 
     def cpu_seconds(self) -> float:
         """Return the CPU time of all processes so far, with that of children that have ended."""
@@ -291,6 +318,11 @@ class AirflowStack:
         """Return the logs of the components, and those of the dag processor for each DAG file."""
         files = [*self.home.glob("*.log"), *(self.home / "logs").rglob("*.py.log")]
         return "\n".join(path.read_text(errors="replace") for path in sorted(files))
+
+
+def kind_of(component: str) -> str:
+    """Return what a component is, whether it is the first of its kind or another."""
+    return component.removeprefix("second-").removeprefix("another-")
 
 
 def _message(line: str) -> str:

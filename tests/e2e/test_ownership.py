@@ -269,11 +269,11 @@ class TestDisturbed:
         with DaiEmulator() as elsewhere:
             elsewhere.start_ingest(name, seconds=7200, creative_url=play.media())
             try:
-                restart_scheduler(airflow, elsewhere)
+                use_service(airflow, elsewhere)
                 run = airflow.trigger("sweep_once", {"prefix": play.url})
                 assert airflow.wait_for_run("sweep_once", run) == "success"
             finally:
-                restart_scheduler(airflow, stage.service.emulator)
+                use_service(airflow, stage.service.emulator)
             report = airflow.xcom("sweep_once", run, "sweep")
             assert (report["found"], report["passed_over"]["younger"]) == ([], 1)
             assert {request.method for request in elsewhere.requests} == {"operations.list"}
@@ -282,8 +282,9 @@ class TestDisturbed:
         assert is_cancelled(stage, name)
 
 
-def restart_scheduler(airflow: Airflow3Stack, emulator: DaiEmulator) -> None:
-    """Restart the scheduler, whose tasks then use this service."""
-    airflow.kill_component("scheduler")
+def use_service(airflow: Airflow3Stack, emulator: DaiEmulator) -> None:
+    """Restart the components that run tasks, which then use this service."""
     airflow.env["DAI_EMULATOR_HOST"] = emulator.host
-    airflow.restart_component("scheduler")
+    for component in airflow.runs_tasks:
+        airflow.kill_component(component)
+        airflow.restart_component(component)

@@ -28,5 +28,5 @@ To import from:
 - ``source_strings``: the messages in the provider's source
 - ``threads``: a test's own thread: it waits for another one, and is interrupted by a signal
 - ``processes``, ``interruption``: processes that tests start, and how they are stopped
-- ``postgresql``: a server for the tests that need a real database
+- ``servers``, ``postgresql``, ``redis_server``: servers for the tests that need a real database or a broker
 """
