@@ -33,10 +33,11 @@ from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.retry import ServiceState
 from airflow_dai_provider.ingest.kill_requests import KILL_TIMEOUT, KillRequests
+from airflow_dai_provider.ingest.outcome import IngestFailedError
 from airflow_dai_provider.ingest.resume import IngestStore, next_try_reattaches
 from airflow_dai_provider.tasks.callback_scope import operations_started_by_task_instance
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation, request_cancellations
-from airflow_dai_provider.tasks.failures import describe_error, sentences
+from airflow_dai_provider.tasks.failures import UnexpectedStateError, describe_error, sentences
 from airflow_dai_provider.tasks.stray_log import log_strays
 from airflow_dai_provider.tasks.xcom import Endpoints, elsewhere
 from airflow_dai_provider.version_compat import KILLS_DEFERRED_PROCESS
@@ -238,6 +239,10 @@ class IngestGuard:
                 self._cancel_after(error, context, make_hook)
             if not (self._armed and self._to_kill):
                 self.close()
+            if self.killed and isinstance(error, UnexpectedStateError):
+                # Airflow 3 lets a killed task run on, here until it saw its own cancellation. Whether it is tried again
+                # is for Airflow to decide, as when the process ends at once: a worker can be shut down at any time.
+                raise IngestFailedError(sentences(error, f"It was cancelled because {_KILLED}")) from error
             raise
         # A late kill has nothing to cancel. But the guard is not disarmed: a task that does not wait can still fail
         # after execute, for example in post_execute, and its failure callback then has to cancel the ingest.

@@ -124,7 +124,6 @@ class TestWorker:
         is_over(play, "failed")
         assert ingests(play) == [("CANCELLED", 1)]
 
-    @pytest.mark.xfail(reason="the killed task sees its own cancellation, and fails without its retry", strict=True)
     def test_a_cold_shutdown_leaves_the_task_its_retry(self, airflow: CeleryStack, make_play: Any) -> None:
         play = waiting(make_play("waits_with_retry"))
         shut_down_cold(airflow, play)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_dai_provider import metadata_database
-from airflow_dai_provider.cli import owners
+from airflow_dai_provider.cli import owner_search
 from airflow_dai_provider.cli.output import Notes
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
@@ -32,7 +32,7 @@ def results(result: Result) -> dict[str, Any]:
 def records_of_owners() -> list[Record]:
     """Return the records, each of which can be read."""
     unreadable: list[str] = []
-    records = owners.read_records(unreadable.append)
+    records = owner_search.read_records(unreadable.append)
     assert unreadable == []
     return records
 

@@ -197,7 +197,7 @@ BAD_ANSWERS: dict[str, tuple[bytes, str]] = {
     "name of another type": (b'{"name": 1}', "'name' to be of type str"),
     "done of another type": (operation(done="true"), "'done' to be of type bool"),
     "error of another type": (operation(done=True, error="x"), "'error' to be of type dict"),
-    "code of another type": (operation(done=True, error={"code": "1"}), "'code' to be of type int"),
+    "code of another type": (operation(done=True, error={"code": "x"}), "'code' to be of type int"),
     "metadata of another type": (operation(metadata=[]), "'metadata' to be of type dict"),
     "both": (operation(done=True, error={"code": 1}, response={}), "either an error or a response"),
     "5 MB": (operation(response={"a": "x" * 5_000_000}), "larger than"),

@@ -18,9 +18,9 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
+from airflow_dai_provider.ingest.outcome import IngestFailedError
 from airflow_dai_provider.ingest.resume import KEY
 from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
-from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from tests.support.dag_runs import RunDag
 from tests.support.emulators import MakeEmulator, count, methods
 from tests.support.ingests import CANCEL, CREATE, both, execute, fail, make, resume, the
@@ -37,15 +37,27 @@ class TestKill:
     ) -> None:
         operator = make()
         between_polls(operator.on_kill)
-        with pytest.raises(UnexpectedStateError, match="is CANCELLED"):
+        with pytest.raises(IngestFailedError, match="is CANCELLED"):
             operator.execute(context)
         assert slow.cancel_requested(the(slow)) == 1
         assert f"Requested the cancellation of {the(slow)}: its task was killed." in log.ours
 
+    def test_a_task_that_sees_its_own_cancellation_keeps_its_retry(
+        self, slow: DaiEmulator, context: Any, between_polls: Any
+    ) -> None:
+        operator = make()
+        between_polls(operator.on_kill)
+        with pytest.raises(IngestFailedError, match="is CANCELLED.*It was cancelled because its task was killed"):
+            operator.execute(context)
+        cancelled = the(slow)
+        started = make().execute(context)
+        assert started != cancelled
+        assert slow.states() == {cancelled: "CANCELLED", started: "SUCCEEDED"}
+
     def test_two_kills_request_one_cancellation(self, slow: DaiEmulator, context: Any, between_polls: Any) -> None:
         operator = make()
         between_polls(lambda: (operator.on_kill(), operator.on_kill()))
-        with pytest.raises(UnexpectedStateError):
+        with pytest.raises(IngestFailedError):
             operator.execute(context)
         operator.on_kill()
         assert slow.cancel_requested(the(slow)) == 1
@@ -74,7 +86,7 @@ class TestKill:
     def test_a_kill_uses_a_connection_of_its_own(self, slow: DaiEmulator, context: Any, between_polls: Any) -> None:
         operator = make()
         between_polls(operator.on_kill)
-        with pytest.raises(UnexpectedStateError):
+        with pytest.raises(IngestFailedError):
             operator.execute(context)
         (kill,) = {r.connection for r in slow.requests if r.method == CANCEL}
         assert kill not in {r.connection for r in slow.requests if r.method != CANCEL}
@@ -94,7 +106,7 @@ class TestKill:
             return started
 
         monkeypatch.setattr(DaiHook, "create_creative", killed_meanwhile)
-        with pytest.raises(UnexpectedStateError, match="is CANCELLED"):
+        with pytest.raises(IngestFailedError, match="is CANCELLED"):
             operator.execute(context)
         assert slow.cancel_requested(the(slow)) == 1
 

@@ -13,8 +13,8 @@ from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.ingest import kill_requests
 from airflow_dai_provider.ingest.guard import IngestGuard
+from airflow_dai_provider.ingest.outcome import IngestFailedError
 from airflow_dai_provider.ingest.recovery import PAUSES, IngestMayHaveStartedError
-from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from tests.support.airflow_versions import DEFERRAL_TIMED_OUT
 from tests.support.clock import Clock
 from tests.support.emulators import count
@@ -41,9 +41,7 @@ class TestKill:
     ) -> None:
         operator = make(creative=THREE)
         between_polls(operator.on_kill)
-        with pytest.raises(
-            UnexpectedStateError, match="0 of 3 ingests have succeeded. Finished otherwise: 3 CANCELLED"
-        ):
+        with pytest.raises(IngestFailedError, match="0 of 3 ingests have succeeded. Finished otherwise: 3 CANCELLED"):
             operator.execute(context)
         operator.on_kill()
         assert cancelled(slow) == [1, 1, 1]
@@ -64,7 +62,7 @@ class TestKill:
                 operator.on_kill()
 
         monkeypatch.setattr(DaiHook, "_sleep", staticmethod(sleep))
-        with pytest.raises(UnexpectedStateError, match="1 of 3 ingests have succeeded"):
+        with pytest.raises(IngestFailedError, match="1 of 3 ingests have succeeded"):
             operator.execute(context)
         states = slow.states()
         assert {states[name]: slow.cancel_requested(name) for name in states} == {"SUCCEEDED": 0, "CANCELLED": 1}
@@ -92,7 +90,7 @@ class TestKill:
 
         monkeypatch.setattr(DaiHook, "create_creative", late)
         monkeypatch.setattr(ti, "xcom_push", killed, raising=False)
-        with pytest.raises(UnexpectedStateError, match="3 CANCELLED"):
+        with pytest.raises(IngestFailedError, match="3 CANCELLED"):
             operator.execute(context)
         assert cancelled(slow) == [1, 1, 1]
         assert all(name in log.text for name in slow.states())

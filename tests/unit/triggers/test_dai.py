@@ -240,7 +240,7 @@ def test_invalid_arguments_are_fired_as_an_error(
 @pytest.mark.parametrize(
     ("extra", "code", "words"),
     [
-        ({"key_path": "/nowhere/key.json"}, "FAILED_PRECONDITION", "/nowhere/key.json"),
+        ({"key_path": "/nowhere/key.json"}, "UNAVAILABLE", "/nowhere/key.json"),
         ({"keyfile_dict": "{}", "dai_api_endpoint": "http://dai.example"}, None, ""),
         ({"is_anonymous": True, "dai_api_endpoint": "not an endpoint"}, "INVALID_ARGUMENT", "dai_api_endpoint"),
     ],
