@@ -14,6 +14,8 @@ _AIRFLOW = tuple(map(int, airflow_version.split(".")[:2]))
 
 #: Whether Airflow calls ``on_kill`` of a trigger; before, it only cancels the coroutine.
 TRIGGERS_HAVE_ON_KILL = _AIRFLOW >= (3, 3)
+#: The message with which Airflow cancels the coroutine of a trigger when it calls ``on_kill``.
+USER_ACTION = "__airflow_user_action__"
 #: Whether Airflow can kill the process of a task that has deferred, when the process is slow to exit.
 KILLS_DEFERRED_PROCESS = _AIRFLOW < (3, 0)
 #: Whether the callback of a DAG is given the run as it was when it ended; before, the callback reads it anew.

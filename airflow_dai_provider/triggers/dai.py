@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from airflow_dai_provider.tasks.events import (
 from airflow_dai_provider.tasks.failures import check_expected_states, log_failure
 from airflow_dai_provider.tasks.one_or_many import check_operation_names, given_form, one_or_many
 from airflow_dai_provider.tasks.xcom import XCOM_STARTED
-from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL, task_instance_state
+from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL, USER_ACTION, task_instance_state
 
 if TYPE_CHECKING:
     from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
@@ -97,6 +98,7 @@ class DaiOperationTrigger(BaseTrigger):
         self.api_endpoint = api_endpoint
         self._hook: DaiAsyncHook | None = None
         self._many: ManyWait | None = None
+        self._kill: asyncio.Task[None] | None = None
         # Those of a list whose cancellation the service has accepted, or that it says have finished.
         self._cancelled: set[str] = set()
 
@@ -128,7 +130,7 @@ class DaiOperationTrigger(BaseTrigger):
             # drops when it comes while a connection or a token is fetched in a thread.
             wait = asyncio.ensure_future(self._wait(names))
             payload = await asyncio.shield(wait)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             if wait:
                 wait.cancel()
                 # No longer than until the triggerer cancels again, which it does about once a second.
@@ -136,6 +138,10 @@ class DaiOperationTrigger(BaseTrigger):
                     await asyncio.wait({wait})
             if not TRIGGERS_HAVE_ON_KILL:
                 await self.on_kill()
+            elif error.args == (USER_ACTION,) and not self._timed_out():
+                # The triggerer logs before it calls on_kill. Cancelled again meanwhile, as when its event loop was
+                # busy, it does not call it.
+                self._begin_kill()
             raise
         except Exception as error:
             # Only the event can tell the task what the wait for a list has found so far.
@@ -150,17 +156,28 @@ class DaiOperationTrigger(BaseTrigger):
         work is a task of its own, and this only waits for it: each cancellation interrupts the wait, which begins again
         until the work is done or the time is up. After that the work still goes on, unobserved.
         """
-        if self.cancel_on_kill is not True:
+        kill = self._begin_kill()
+        if kill is None:
             return
-        kill = asyncio.create_task(self._cancel_unless_deferred())
-        _KILLS.add(kill)
-        kill.add_done_callback(_KILLS.discard)
         until = time.monotonic() + KILL_SECONDS
         while not kill.done() and (left := until - time.monotonic()) > 0:
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({kill}, timeout=left)
         if not kill.done() and (names := self._described()):
             self.log.error("%s may still run: no response to the cancellation in time.", names)
+
+    def _begin_kill(self) -> asyncio.Task[None] | None:
+        """Begin to cancel, once; return the task that does it, or None if it is not to be done."""
+        if self._kill is None and self.cancel_on_kill is True:
+            self._kill = asyncio.create_task(self._cancel_unless_deferred())
+            _KILLS.add(self._kill)
+            self._kill.add_done_callback(_KILLS.discard)
+        return self._kill
+
+    def _timed_out(self) -> bool:
+        """Return whether the deferral has timed out: Airflow resumes the task then, which decides itself."""
+        limit: datetime | None = getattr(self, "timeout_after", None)
+        return limit is not None and (limit if limit.tzinfo else limit.replace(tzinfo=UTC)) < datetime.now(UTC)
 
     async def _wait(self, names: Any) -> dict[str, Any]:
         """Wait, and return the payload of the event."""

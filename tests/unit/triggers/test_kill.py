@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -20,7 +21,7 @@ from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.transport import session_pool
 from airflow_dai_provider.triggers import dai
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
-from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL
+from airflow_dai_provider.version_compat import TRIGGERS_HAVE_ON_KILL, USER_ACTION
 from tests.support.connections import define_connection
 from tests.support.emulators import count, methods
 from tests.support.event_loop import Gate, run, until
@@ -28,8 +29,6 @@ from tests.support.log import Log
 from tests.support.token_server import token_server
 
 MakeTrigger = Callable[..., DaiOperationTrigger]
-#: The message of the cancellation; which text it is does not matter.
-USER_ACTION = "user-action"
 
 
 class Killing:
@@ -117,6 +116,45 @@ def state(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
 def test_triggers_have_on_kill_is_right_for_this_version() -> None:
     assert TRIGGERS_HAVE_ON_KILL is hasattr(BaseTrigger, "on_kill")
+
+
+@pytest.mark.skipif(not TRIGGERS_HAVE_ON_KILL, reason="Airflow before 3.3 calls no on_kill")
+def test_the_message_of_a_kill_is_that_of_airflow() -> None:
+    from airflow.jobs import triggerer_job_runner
+
+    assert triggerer_job_runner._USER_ACTION_CANCEL_MSG == USER_ACTION
+
+
+@pytest.mark.skipif(not TRIGGERS_HAVE_ON_KILL, reason="Airflow before 3.3 calls no on_kill")
+@pytest.mark.parametrize("timed_out", [False, True])
+def test_a_kill_that_the_triggerer_loses_cancels_unless_the_deferral_has_timed_out(
+    emulator: DaiEmulator, make_trigger: MakeTrigger, state: Any, log: Log, timed_out: bool
+) -> None:
+    """The triggerer of Airflow itself: cancelled again before it calls on_kill, it does not call it."""
+    from airflow.jobs.triggerer_job_runner import TriggerRunner
+
+    state("scheduled" if timed_out else "failed")
+    name = emulator.start_ingest()
+    trigger = make_trigger(name, cancel_on_kill=True)
+    limit = datetime.now(UTC) + timedelta(seconds=-1 if timed_out else 60)
+    trigger.timeout_after = limit
+
+    async def main() -> None:
+        runner = TriggerRunner()
+        runner.triggers[1] = {"task": None, "name": "t", "events": 0}  # type: ignore[typeddict-item]
+        running = asyncio.create_task(runner.run_trigger(1, trigger, limit))
+        await until(lambda: "next poll in" in log.text)
+        # What cancel_triggers does with three entries for this trigger.
+        for _ in range(3):
+            running.cancel(USER_ACTION)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await asyncio.wait({running})
+        await all_kills_done()
+
+    run(main())
+    assert "invoking on_kill" not in log.text
+    assert emulator.cancel_requested(name) == (0 if timed_out else 1)
 
 
 @pytest.mark.parametrize("of_task", ["failed", "success", "removed", "running", "scheduled", "up_for_retry", None])
