@@ -16,8 +16,8 @@ from google.api_core import exceptions
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
+from airflow_dai_provider.ingest.outcome import IngestFailedError
 from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCreateCreativeOperator
-from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from airflow_dai_provider.transport import shared_polls
 from airflow_dai_provider.transport.google_errors import Unauthenticated
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
@@ -456,7 +456,7 @@ def test_a_task_that_is_killed_while_it_waits_cancels_as_its_account(
     task = DaiCreateCreativeOperator(task_id="start_ingest", creative=creative())
     happen_after(1000, task.on_kill, clock, monkeypatch)
 
-    with shown.fails(UnexpectedStateError, "CANCELLED"):
+    with shown.fails(IngestFailedError, "CANCELLED"):
         task.execute(context)
 
     (name,) = robot.states()
