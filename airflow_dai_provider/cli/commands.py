@@ -105,12 +105,13 @@ def cancel(session: Session) -> bool:
             sleep=session.sleep,
             log=session.log if session.args.verbose else _Silent(),
         )
-    requested = [name for name, operation in settled.items() if not (operation and operation.done)]
+    finished = {name: operation for name, operation in settled.items() if operation and operation.done}
+    requested = [name for name in settled if name not in finished]
     many = session.wait(requested) if session.args.wait and requested and not session.interrupted else None
 
     def row(name: str) -> Row:
-        if (finished := settled.get(name)) and finished.done:
-            return rows.result_row(name, finished.state.value, "had already finished")
+        if name in finished:
+            return rows.result_row(name, finished[name].state.value, "had already finished")
         if name in errors:
             return rows.failed_row(name, errors[name], "may still run")
         if name not in settled:

@@ -31,6 +31,7 @@ from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
 
 from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.names import check_operation_name
+from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.retry import ServiceState
 from airflow_dai_provider.ingest.kill_requests import KILL_TIMEOUT, KillRequests
 from airflow_dai_provider.ingest.outcome import IngestFailedError
@@ -73,7 +74,7 @@ class IngestGuard:
         self._accepted: set[str] = set()
         # What became of the requests of threads, which log nothing.
         self._sent_by_threads: list[tuple[str, Exception | None]] = []
-        self._switch: KillRequests | None = None
+        self._kill_requests: KillRequests | None = None
         self._hook: DaiHook | None = None
         self._workers: Workers[DaiHook] | None = None
         self._disarmed = False
@@ -123,9 +124,9 @@ class IngestGuard:
         :param workers: the threads that start and poll them, which rest during a kill.
         """
         self._workers = workers or self._workers
-        if self._on_kill and (self._switch is None or self._hook is not hook):
+        if self._on_kill and (self._kill_requests is None or self._hook is not hook):
             self.close()
-            self._switch = KillRequests(hook, number)
+            self._kill_requests = KillRequests(hook, number)
         self._hook = hook
 
     def arm(self, hook: DaiHook, name: str, media: str = "") -> None:
@@ -190,15 +191,15 @@ class IngestGuard:
         """Request the cancellations, from a signal handler."""
         self.killed = True
         names = [name for name in list(self._to_kill) if self._take(name)]
-        if self._switch is None or not names:
+        if self._kill_requests is None or not names:
             return
         if self._workers:
             self._workers.hold(KILL_TIMEOUT)
-        errors = self._switch.cancel(names)
+        errors = self._kill_requests.cancel(names)
         if self._workers:
             self._workers.hold(0.0)
         self._accepted.update(name for name in names if name not in errors)
-        self._switch.log(lambda: self._tell(names, errors, _KILLED))
+        self._kill_requests.log(lambda: self._tell(names, errors, _KILLED))
 
     def tell_of_threads(self) -> None:
         """Log what the threads have requested during a kill."""
@@ -217,9 +218,9 @@ class IngestGuard:
     def close(self) -> None:
         """Prepare for no kill any longer, and end the threads."""
         self._to_kill.clear()
-        if self._switch:
-            self._switch.close()
-            self._switch = None
+        if self._kill_requests:
+            self._kill_requests.close()
+            self._kill_requests = None
 
     @contextmanager
     def cancel_on_error(self, context: Context, make_hook: Callable[[], DaiHook]) -> Iterator[None]:
@@ -239,10 +240,12 @@ class IngestGuard:
                 self._cancel_after(error, context, make_hook)
             if not (self._armed and self._to_kill):
                 self.close()
-            if self.killed and isinstance(error, UnexpectedStateError):
+            if self.killed and isinstance(error, UnexpectedStateError) and OperationState.CANCELLED in error.states:
                 # Airflow 3 lets a killed task run on, here until it saw its own cancellation. Whether it is tried again
                 # is for Airflow to decide, as when the process ends at once: a worker can be shut down at any time.
-                raise IngestFailedError(sentences(error, f"It was cancelled because {_KILLED}")) from error
+                raise IngestFailedError(
+                    sentences(error, f"The cancellation was requested because {_KILLED}")
+                ) from error
             raise
         # A late kill has nothing to cancel. But the guard is not disarmed: a task that does not wait can still fail
         # after execute, for example in post_execute, and its failure callback then has to cancel the ingest.

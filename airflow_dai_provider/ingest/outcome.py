@@ -119,7 +119,7 @@ def check_ingests(
         raise AirflowFailException(message)
     if codes:
         raise task_error(decisive_code(codes), message)
-    raise UnexpectedStateError(message)
+    raise UnexpectedStateError(message, (one.state for one in failed))
 
 
 @contextmanager

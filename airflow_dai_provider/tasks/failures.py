@@ -47,7 +47,14 @@ class OperationNotFoundError(AirflowFailException):
 
 
 class UnexpectedStateError(AirflowFailException):
-    """The operation has finished in a state that the task does not accept."""
+    """An operation has finished in a state that the task does not accept.
+
+    :param states: the unexpected states.
+    """
+
+    def __init__(self, message: str, states: Iterable[OperationState] = ()) -> None:
+        super().__init__(message)
+        self.states = frozenset(states)
 
 
 def check_expected_states(states: object) -> frozenset[OperationState] | None:
@@ -82,8 +89,9 @@ def check_final_state(operation: Operation, expected: frozenset[OperationState] 
     if expected is None or operation.state in expected:
         return operation
     if operation.state is OperationState.FAILED:
-        raise UnexpectedStateError(f"{operation}.")
-    raise UnexpectedStateError(f"{operation}, but this task accepts only {', '.join(sorted(expected))}.")
+        raise UnexpectedStateError(f"{operation}.", [operation.state])
+    allowed = ", ".join(sorted(expected))
+    raise UnexpectedStateError(f"{operation}, but this task accepts only {allowed}.", [operation.state])
 
 
 def check_many(
@@ -126,7 +134,7 @@ def check_many(
     if codes := [error.rpc_code for error in (*errors.values(), ended) if error]:
         raise task_error(decisive_code(codes), sentences(*parts), consequence)
     if unexpected:
-        raise UnexpectedStateError(sentences(*parts))
+        raise UnexpectedStateError(sentences(*parts), (one.state for one in unexpected))
 
 
 def decisive_code(codes: Collection[Code]) -> Code:

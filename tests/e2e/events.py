@@ -107,6 +107,15 @@ def killed_and_retried(play: Play, *, worker: bool = False) -> None:
     play.strays, play.healthy = earlier, [last]
 
 
+def pod_ends(play: Play) -> None:
+    """End the processes of the task as the end of its pod does; the task is over before the grace period is."""
+    play.start()
+    play.waits()
+    stray(play)
+    play.end_pod()
+    play.task_is("failed")
+
+
 def lost_and_called_back(play: Play) -> None:
     """Lose the worker; a late ``on_retry_callback`` may cancel the first ingest, but not the one of the next try."""
     play.start(seconds=OUTLASTS_RETRY)

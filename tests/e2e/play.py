@@ -161,6 +161,11 @@ class Play:
         self.lost = True
         self.happens()
 
+    def end_pod(self) -> None:
+        """As the event of the row, ask all processes of the task to end, as Kubernetes does when it deletes a pod."""
+        self.happens()
+        self.airflow.terminate_task(self.dag_id, self.run_id, "ingest")
+
     def delete(self) -> None:
         """Delete the run as soon as Airflow allows it, which is not while a teardown has it running again."""
 

@@ -190,6 +190,12 @@ class AirflowStack:
             kill(*[other for other in processes_of(*self._sessions) if other.pid == process.ppid()])
         kill(process)
 
+    def terminate_task(self, dag_id: str, run_id: str, task_id: str) -> None:
+        """Send SIGTERM to the process of a running task and to the one that supervises it, as the end of a pod does."""
+        process = self._process_of(dag_id, run_id, task_id, -1)
+        for one in (psutil.Process(process.ppid()), process):
+            one.terminate()
+
     def component_of(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
         """Return the component that a running task is a process of."""
         session = os.getsid(self._process_of(dag_id, run_id, task_id, map_index).pid)

@@ -72,6 +72,25 @@ def execute(context: Any, **options: Any) -> Any:
         return resume(deferred, context, **options)
 
 
+def kill_in_each_call(operator: DaiCreateCreativeOperator, ti: Ti, store: Store) -> None:
+    """Kill the task in the middle of each call of Airflow's; fail when the handler of the kill makes one itself."""
+    calls: list[str] = []
+
+    def killed_in(what: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def during(*args: Any) -> Any:
+            if what in calls:
+                pytest.fail(f"{what} again, from the handler")
+            calls.append(what)
+            operator.on_kill()
+            calls.remove(what)
+            return call(*args)
+
+        return during
+
+    ti.xcom_push = killed_in("push", ti.xcom_push)
+    store.set = killed_in("set", store.set)  # type: ignore[method-assign]
+
+
 def resume(deferred: TaskDeferred, context: Any, *, to_the_end: bool = True, **options: Any) -> Any:
     """Resume a deferred task in another process; if told to, also when it defers again."""
     while True:

@@ -39,6 +39,7 @@ class Server:
     folder: Path
     stopping: signal.Signals = signal.SIGTERM
     user: Mapping[str, Any] = field(default_factory=dict)
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __enter__(self) -> Server:
         try:
@@ -72,6 +73,8 @@ class Server:
 
     def stop(self) -> None:
         """Stop it, and what it has started."""
+        if self._process is None:  # The program could not be run.
+            return
         self._process.send_signal(self.stopping)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_SECONDS)

@@ -116,8 +116,10 @@ class DaiCancelOperationOperator(BaseOperator):
         self._given = given_fields(self)
         with refused_parameters():
             check_literals(self, {"operation_name": check_operation_names, "expected_states": check_expected_states})
+            # Those of default_args can be meant for other tasks of the DAG.
+            meant = (kwargs.get("default_args") or {}).get("expected_states") is not expected_states
             # Not of a mapped task, which is constructed when it runs: its cancellation would not be requested.
-            if expected_states is not None and not self.wait_for_completion and shows_literals(self):
+            if expected_states is not None and meant and not self.wait_for_completion and shows_literals(self):
                 raise ValueError(
                     "expected_states needs wait_for_completion=True: without it, the task does not see the final state."
                 )

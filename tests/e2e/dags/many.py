@@ -1,37 +1,34 @@
-"""Many mapped ingests that are deferred."""
+"""Many ingests that are deferred: mapped, and as the list of one task."""
 
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
 
-with DAG(
-    "many_defer__own",
-    schedule=None,
-    params={"url": "https://media.example.com/ad.mp4", "number": 1},
-    # When more tasks start at once on two processors, heartbeats are late, and Airflow takes the tasks for lost.
-    max_active_tasks=8,
-):
+PARAMS = {"url": "https://media.example.com/ad.mp4", "number": 1}
+OPTIONS: dict[str, Any] = {
+    "task_id": "ingest",
+    "deferrable": True,
+    "poll_interval": 10,
+    "retry_delay": timedelta(seconds=1),
+}
 
-    @task
-    def creatives(params: dict) -> list[dict]:
-        return [
-            {
-                "adSystem": "many",
-                "mediaFiles": [
-                    {
-                        "uri": f"{params['url']}&number={number}",
-                        "delivery": "DELIVERY_PROGRESSIVE",
-                        "mimeType": "video/mp4",
-                    }
-                ],
-            }
-            for number in range(params["number"])
-        ]
 
-    DaiCreateCreativeOperator.partial(
-        task_id="ingest", deferrable=True, poll_interval=10, retries=1, retry_delay=timedelta(seconds=1)
-    ).expand(creative=creatives())
+@task
+def creatives(params: dict) -> list[dict]:
+    """Return the creatives of a run."""
+    media = {"delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
+    uris = (f"{params['url']}&number={number}" for number in range(params["number"]))
+    return [{"adSystem": "many", "mediaFiles": [{"uri": uri, **media}]} for uri in uris]
+
+
+# When more tasks start at once on two processors, heartbeats are late, and Airflow takes the tasks for lost.
+with DAG("many_defer__own", schedule=None, params=PARAMS, max_active_tasks=8):
+    DaiCreateCreativeOperator.partial(retries=1, **OPTIONS).expand(creative=creatives())
+
+with DAG("many_as_list__own", schedule=None, params=PARAMS):
+    DaiCreateCreativeOperator(creative=creatives(), retries=2, **OPTIONS)

@@ -21,9 +21,10 @@ from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.ingest.outcome import IngestFailedError
 from airflow_dai_provider.ingest.resume import KEY
 from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
+from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from tests.support.dag_runs import RunDag
 from tests.support.emulators import MakeEmulator, count, methods
-from tests.support.ingests import CANCEL, CREATE, both, execute, fail, make, resume, the
+from tests.support.ingests import CANCEL, CREATE, URL, both, execute, fail, kill_in_each_call, make, resume, the
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import Store, Ti, rendered
@@ -47,12 +48,22 @@ class TestKill:
     ) -> None:
         operator = make()
         between_polls(operator.on_kill)
-        with pytest.raises(IngestFailedError, match="is CANCELLED.*It was cancelled because its task was killed"):
+        with pytest.raises(IngestFailedError, match="CANCELLED.*was requested because its task was killed"):
             operator.execute(context)
         cancelled = the(slow)
         started = make().execute(context)
         assert started != cancelled
         assert slow.states() == {cancelled: "CANCELLED", started: "SUCCEEDED"}
+
+    @pytest.mark.usefixtures("slow")
+    def test_a_killed_task_whose_ingest_has_failed_by_itself_fails_for_good(
+        self, context: Any, between_polls: Any
+    ) -> None:
+        operator = make(f"{URL}&seconds=0.5&outcome=INTERNAL_ERROR")
+        between_polls(operator.on_kill)
+        with pytest.raises(UnexpectedStateError, match="is FAILED.*INTERNAL_ERROR") as caught:
+            operator.execute(context)
+        assert "its task was killed" not in str(caught.value)
 
     def test_two_kills_request_one_cancellation(self, slow: DaiEmulator, context: Any, between_polls: Any) -> None:
         operator = make()
@@ -65,21 +76,7 @@ class TestKill:
     def test_a_kill_makes_no_call_to_airflow(self, slow: DaiEmulator, context: Any, ti: Ti, store: Store) -> None:
         """A handler that interrupts a call of Airflow's must make none: the kill comes in the middle of each."""
         operator = make(wait_for_completion=False)
-        calls: list[str] = []
-
-        def killed_in(what: str, call: Callable[..., Any]) -> Callable[..., Any]:
-            def during(*args: Any) -> Any:
-                if what in calls:
-                    pytest.fail(f"{what} again, from the handler")
-                calls.append(what)
-                operator.on_kill()
-                calls.remove(what)
-                return call(*args)
-
-            return during
-
-        ti.xcom_push = killed_in("push", ti.xcom_push)
-        store.set = killed_in("set", store.set)  # type: ignore[method-assign]
+        kill_in_each_call(operator, ti, store)
         operator.execute(context)
         assert slow.cancel_requested(the(slow)) == 1
 

@@ -18,7 +18,20 @@ from airflow_dai_provider.ingest.recovery import PAUSES, IngestMayHaveStartedErr
 from tests.support.airflow_versions import DEFERRAL_TIMED_OUT
 from tests.support.clock import Clock
 from tests.support.emulators import count
-from tests.support.ingests import CANCEL, CREATE, GET, LIST, SECRET, both, execute, fail, make, resume, url
+from tests.support.ingests import (
+    CANCEL,
+    CREATE,
+    GET,
+    LIST,
+    SECRET,
+    both,
+    execute,
+    fail,
+    kill_in_each_call,
+    make,
+    resume,
+    url,
+)
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import Store, Ti
@@ -152,21 +165,7 @@ class TestKill:
 
     def test_a_kill_makes_no_call_to_airflow(self, slow: DaiEmulator, context: Any, ti: Ti, store: Store) -> None:
         operator = make(creative=THREE, wait_for_completion=False)
-        calls: list[str] = []
-
-        def killed_in(what: str, call: Any) -> Any:
-            def during(*args: Any) -> Any:
-                if what in calls:
-                    pytest.fail(f"{what} again, from the handler")
-                calls.append(what)
-                operator.on_kill()
-                calls.remove(what)
-                return call(*args)
-
-            return during
-
-        ti.xcom_push = killed_in("push", ti.xcom_push)
-        store.set = killed_in("set", store.set)  # type: ignore[method-assign]
+        kill_in_each_call(operator, ti, store)
         operator.execute(context)
         assert cancelled(slow) == [1, 1, 1]
 

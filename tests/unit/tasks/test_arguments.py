@@ -114,6 +114,11 @@ class TestNames:
             assert make(CANCEL).poll_interval == 6
             assert DaiOperationSensor(task_id="wait", operation_name=NAME).poke_interval == 5
 
+    def test_expected_states_of_a_sensor_in_default_args_are_none_of_a_cancel_that_does_not_wait(self) -> None:
+        with DAG("mixed", schedule=None, default_args={"expected_states": ["CANCELLED"]}):
+            make(CANCEL)
+            assert DaiOperationSensor(task_id="wait", operation_name=NAME).expected_states == ["CANCELLED"]
+
 
 class TestValues:
     def test_expected_states_that_no_task_would_see_are_refused(self) -> None:
