@@ -1,4 +1,4 @@
-"""What Airflow reads about this provider; imports nothing."""
+"""The provider's metadata, which Airflow reads; this module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def get_provider_info() -> dict[str, Any]:
     return {
         "package-name": "airflow-dai-provider",
         "name": "Google DAI",
-        "description": "Cancel ingests of Google's Video Creative Ingest API (DAI) and wait for what became of them.",
+        "description": "Cancel ingests of Google's Video Creative Ingest API (DAI) and wait for their final state.",
         "integrations": [
             {
                 "integration-name": integration,

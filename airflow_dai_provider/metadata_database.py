@@ -76,7 +76,7 @@ def xcoms(
     :param since: the earliest time of one.
     :param before: the first time that is too late, or None.
     :param on_unreadable: called for each XCom whose value cannot be read, with a sentence on it and its time.
-    :return: of each the DAG, the run, the task, the map index, and the value.
+    :return: for each XCom, the DAG id, the run id, the task id, the map index and the value.
     """
     model, backend = _xcom_classes()
     times = [model.timestamp >= since] if before is None else [model.timestamp >= since, model.timestamp < before]
@@ -149,9 +149,9 @@ class AssetStore:
         self._backend.delete(self._scope, key)
 
     def values(self, prefix: str) -> list[Any] | None:
-        """Return the values of all keys that begin so, in one read; None where Airflow keeps them elsewhere.
+        """Return the values of all keys with a prefix, in one read; None where Airflow keeps them elsewhere.
 
-        :raises LookupError: when tasks do.
+        :raises LookupError: when tasks keep a value elsewhere, so that only tasks can read it.
         """
         from airflow.models.asset_state_store import AssetStateStoreModel as Row
         from airflow.state.metastore import MetastoreBackend

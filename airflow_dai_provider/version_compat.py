@@ -27,9 +27,9 @@ TASKS_READ_DATABASE = _AIRFLOW < (3, 0)
 
 
 def first_poke_time(sensor: Any, context: Any) -> datetime | None:
-    """Return when a sensor in reschedule mode has poked first, also before a clear or a retry; None at that poke.
+    """Return when a sensor in reschedule mode first poked, even if before a clear or a retry; None during that poke.
 
-    It is what the sensor base itself counts the sensor's timeout from.
+    The sensor base itself counts the sensor's timeout from this time.
     """
     ti = context["ti"]
     if _AIRFLOW >= (3, 0):
@@ -123,7 +123,7 @@ def task_states(dag_id: str, run_ids: list[str], task_ids: list[str] | None = No
 
 
 def has_run(dag_id: str, run_id: str) -> bool:
-    """Return whether a run exists; the state of a run cannot be told for a deleted one, and in an outage of Airflow."""
+    """Return whether a run exists; reading its state would fail alike for a deleted run and in an outage of Airflow."""
     if TASKS_READ_DATABASE:
         return metadata_database.has_run(dag_id, run_id)
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
@@ -171,7 +171,7 @@ def is_unknown_asset(error: Exception, name: str) -> bool:
 
 
 def is_outage(error: Exception) -> bool:
-    """Return whether a read of Airflow 3 has failed for its API server, and not for the value.
+    """Return whether a read from Airflow 3 has failed because of its API server, and not because of the value.
 
     :param error: see :func:`is_unknown_asset`. Any other comes from the code that restores a value: a backend of the
         user's, whose object can be gone, or a class that does not load.

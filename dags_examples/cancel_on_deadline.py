@@ -1,4 +1,4 @@
-"""The run takes too long: a Deadline alert (Airflow 3.1 and later) cancels the ingest that it has started."""
+"""If a run takes too long, a Deadline alert (Airflow 3.1 and later) cancels the ingest that the run has started."""
 
 from __future__ import annotations
 

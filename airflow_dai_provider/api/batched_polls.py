@@ -1,8 +1,8 @@
-"""Batched polls: which polls that are due together are answered by pages of operations.list, and which by get.
+"""Batched polls: decide which of the polls that are due together use pages of operations.list, and which use get.
 
-A page costs about as much as ten gets, and answers up to a hundred polls. It answers a poll only with an operation that
-still runs. What the list shows as done, shows in no readable form or does not show at all is asked by get, so how an
-operation has finished is always the answer of a get. No page is requested before the polls that it answers.
+A page costs about as much as ten gets, and serves up to a hundred polls. It serves a poll only with an operation that
+still runs. An operation that the list shows as done, shows unreadably or does not show at all is polled by get, so its
+final state always comes from a get. No page is requested before the polls that it serves are due.
 
 Pure: a driver (:mod:`airflow_dai_provider.transport.shared_polls` on an event loop,
 :mod:`airflow_dai_provider.hooks.polls` in a worker) sends the requests, and brings its clock.
@@ -21,11 +21,11 @@ from airflow_dai_provider.api.retry import THROTTLED, THROTTLED_OR_UNAVAILABLE, 
 
 #: Fewer waits than these poll by get, each at its own times.
 FEW = 20
-#: A page is worth its cost when it answers so many polls.
+#: A page is worth its cost when it serves at least this many polls.
 YIELD = 10
-#: One page that is not, for so many polls that are left, may be read on the way to the others.
+#: One page that serves fewer is tolerated for every this many polls that are left.
 PATIENCE = 20
-#: Every poll of an operation with a number that is a multiple of this is a get: a list can be wrong.
+#: One in this many polls of an operation is a get: a list can be wrong.
 GET_EVERY = 20
 #: Seconds for which all polls are gets after the list was refused, or was too long to be worth it.
 GETS_FOR = 300.0
@@ -37,18 +37,20 @@ _OUTAGES = THROTTLED_OR_UNAVAILABLE
 
 
 def is_checked_by_get(name: str, number: int) -> bool:
-    """Return whether the poll of an operation with this number, counted from any other, is a get in any case.
+    """Return whether this poll of an operation is a get in any case.
 
-    Those of many operations with the same number are not all checked at once.
+    Operations differ in the numbers at which they are checked, so a round does not check all of them at once.
+
+    :param number: the number of the poll, counted from any start.
     """
     return (crc32(name.encode("utf-8", "surrogatepass")) + number) % GET_EVERY == 0
 
 
 class BatchedPolls:
-    """The decisions for all polls of one endpoint and account, from what reading the list has shown."""
+    """Decide between list and get for all polls of one endpoint and account, by what earlier readings have shown."""
 
     def __init__(self) -> None:
-        # So many polls have to be due together to make the list worth reading, as is believed until then.
+        # How many polls must be due together to make the list worth reading, and until when this estimate holds.
         self._needed = float(YIELD)
         self._believed_until = float("-inf")
         self._page_size = rest.LIST_PAGE_SIZE
@@ -85,22 +87,22 @@ class BatchedPolls:
         return self._tell(f"{shown} operations that run", GETS_FOR)
 
     def end_late(self, reading: Reading, now: float) -> str | None:
-        """Learn from a reading that had not ended when the polls had waited for as long as a request may take."""
+        """Learn from a reading that was broken off because it took longer than one request may take."""
         if reading.was_worthwhile:
             return self.end(reading, now)
         _, line = self.fail(ServiceError("operations.list is too slow", Code.DEADLINE_EXCEEDED), now)
         return line
 
     def is_first_pause(self, error: ServiceError) -> bool:
-        """Return whether this page alone was refused for a pause, after which it is to be asked for again."""
+        """Return whether this is the first throttling error in a row, after which the same page is requested again."""
         before, self._throttled = self._throttled, error.rpc_code in THROTTLED and error.sent
         return self._throttled and not before
 
     def fail(self, error: ServiceError, now: float) -> tuple[bool, str | None]:
         """Learn from a page that was not returned.
 
-        :return: whether this error is the outcome of every poll that waits for the list, which are gets otherwise;
-            and the line for the log, if there is news.
+        :return: whether every poll that waits for the list fails with this error (otherwise they become gets); and the
+            line for the log, or None.
         """
         if is_pause(error) or self.is_first_pause(error):
             return True, None
@@ -153,7 +155,7 @@ class Reading:
         return self.answered >= YIELD * max(self.pages, 1)
 
     def take(self, page: PolledPage) -> None:
-        """Note a page. Those that it shows are not left: it answers some, and the others are asked by get."""
+        """Note a page. The operations that it shows are no longer left: it serves some, and get polls the others."""
         for name in (*page.running, *page.others):
             del self.left[name]
         self.pages += 1

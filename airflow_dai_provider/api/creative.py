@@ -1,4 +1,4 @@
-"""What the service demands of a creative, checked before anything is sent. Pure.
+"""Check a creative against the rules of the service before anything is sent. Pure.
 
 Source: https://developers.google.com/video-creative-ingest/reference/rest/v1/creatives
 """
@@ -47,9 +47,9 @@ def check_creative(creative: object, dynamic_creative_info: object = None) -> No
 
 
 def check_sendable(creative: object, dynamic_creative_info: object = None) -> None:
-    """Check that a creative is JSON that every server can read, and give back.
+    """Check that a creative is JSON that every server can read and return.
 
-    :raises InvalidCreativeError: with the path of each other value, what was given and what was expected.
+    :raises InvalidCreativeError: with the path of each invalid value, what was given and what was expected.
     """
     _refuse([*_unsendable(creative, ""), *_unsendable(dynamic_creative_info, "dynamic_creative_info")])
 

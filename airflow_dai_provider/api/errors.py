@@ -72,9 +72,10 @@ class ServiceError(Exception):
     :param rpc_code: the rpc code; by default that of the class.
     :param retry_after: seconds that the server asked to wait, or None.
     :param sent: False when the request certainly did not reach the service.
-    :param from_front_end: True when a front end or a proxy has responded in place of the API, without its JSON error or
-        with a certificate that is not trusted; or when a file on this machine that the request needs cannot be read,
-        of credentials or authorities. Before the API has responded, that is a mistake in the set-up; then, an outage.
+    :param from_front_end: True when a front end or a proxy responded in place of the API: without its JSON error, or
+        with a certificate that is not trusted. Also True when a local file that the request needs (credentials or
+        certificate authorities) cannot be read. Before the API has responded, this indicates a wrong configuration;
+        afterwards, an outage.
     """
 
     rpc_code = Code.UNKNOWN

@@ -5,7 +5,7 @@ from __future__ import annotations
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.operation_page import OperationPage
 
-#: So many pages in a row may bring no operation that was not listed before; a filter can leave pages empty.
+#: The most pages in a row without a new operation; a filter can leave pages empty.
 MAX_IDLE_PAGES = 1_000
 
 
@@ -31,7 +31,7 @@ class Listing:
         self.request: rest.Request[OperationPage] | None = rest.list_operations(filter_, page_size)
 
     def take(self, page: OperationPage) -> str | None:
-        """Note the page that was requested; return what is wrong with the list when it would never end."""
+        """Note the requested page; return a description of the problem if the list would never end, else None."""
         if page.too_large:
             self._page_size = (self._page_size or rest.LIST_PAGE_SIZE) // 2
         else:

@@ -13,15 +13,15 @@ from airflow_dai_provider.api.retry import PERMANENT, TRANSIENT, is_pause
 
 #: The most operations that a message names.
 MAX_NAMED = 10
-#: Of more operations, the log has a summary instead of a line for each.
+#: The most operations for which the log has a line each; for more, it has a summary.
 MAX_LISTED = 20
-#: So many whose last poll did not fail come first in a round: their responses show at once that there is no outage.
+#: How many operations whose last poll succeeded come first in a round, to show at once that there is no outage.
 _PROBES = 10
 #: Seconds for the round that is under way when the time is up, counted from its first response.
 LAST_ROUND = 60.0
-#: The outcomes of so many polls are waited for before a round without a response is broken off.
+#: The fewest polls after which a round without a response can be broken off.
 UNDER_WAY = 50
-#: So many pages of a front end, and no response of the API, show before the end of a round that the endpoint is wrong.
+#: After this many pages of a front end without a response of the API, the endpoint counts as wrong.
 MANY_PAGES = 64
 
 
@@ -37,11 +37,11 @@ class ManyWait:
     A round is broken off when the time is up, or while no operation gets a response, and the service has been
     unavailable for too long. So a long list is not waited for any longer than a short one.
 
-    The log is told of each round, of an end that is not expected when it is seen, and of each end where there are few
-    operations.
+    The log has a line for each round, for each unexpected final state as soon as it is seen, and, if there are few
+    operations, for each one that finishes.
 
     :param names: the operations; one that comes twice is polled once.
-    :param wait: the wait for all of them, whose name is what messages call them.
+    :param wait: the wait for all of them; messages use its name for the operations.
     :param expected: the final states that the caller accepts; None for every one.
     :param on_finish: called for each operation that has finished.
     """
@@ -80,7 +80,7 @@ class ManyWait:
         #: How many errors of each rpc code are believed.
         self._told: Counter[Code] = Counter()
         self._next_round = float("-inf")
-        #: Whether the log is told only of rounds that have changed the progress, as a triggerer logs for many waits.
+        #: Whether only rounds that change the progress are logged, since a triggerer logs for many waits.
         self.news_only = False
         self._last_line = ""
         self._begin_round()
@@ -99,8 +99,8 @@ class ManyWait:
     def due(self, now: float) -> list[str]:
         """Return the operations to poll now.
 
-        Those come first whose polls have failed, the longest ago before all: otherwise the pauses of a busy service
-        could always hit the same ones. A round of all begins with a few others.
+        Operations whose polls have failed come first, beginning with those that have failed longest: otherwise the
+        pauses of a busy service could always hit the same ones. A full round begins with a few others.
         """
         failing = list(self.errors)
         if failing and now < self._next_round - 0.001:
@@ -133,7 +133,7 @@ class ManyWait:
         return complete and not self.left.keys() <= self._suspects
 
     def after_poll(self, operation: Operation, now: float) -> int | None:
-        """Note what a poll has found; return the level at which the log is to be told of it, if it is."""
+        """Note the result of a poll; return the level at which to log it, or None if it is not logged."""
         self._note_response()
         self._polled.add(operation.name)
         self._waits.pop(operation.name, None)
@@ -162,7 +162,7 @@ class ManyWait:
         self.failed[name] = error
 
     def after_error(self, name: str, error: ServiceError, now: float) -> bool:
-        """Note a poll that has failed; return whether the log is to be told of it.
+        """Note a failed poll; return whether to log it.
 
         :raises ServiceError: UNIMPLEMENTED, when it is believed.
         """
@@ -222,7 +222,8 @@ class ManyWait:
     def after_round(self, now: float, *, complete: bool = True) -> tuple[float, str | None, bool]:
         """Decide after a round when the next one begins.
 
-        :param complete: whether it was a round of all; one of those whose polls fail says nothing of the service.
+        :param complete: whether all operations were polled; a round of only the failing ones says nothing about
+            the service.
         :return: the seconds until then, the line for the log, if there is one, and whether the service has responded.
         :raises ServiceError: when the service has been unavailable for too long.
         :raises WaitTimeoutError: when the time is up; the message names some that have not finished.

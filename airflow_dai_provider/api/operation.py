@@ -157,8 +157,8 @@ class Operation(_NoXCom):
 
     :param name: ``operations/...``, with as many segments as the service likes.
     :param state: the state.
-    :param error_code: ``google.rpc.Code`` (1 to 16) of an operation that failed or was cancelled, 0 of one that is done
-        with an error without a code, which counts as failed, else None.
+    :param error_code: ``google.rpc.Code`` (1 to 16) of a failed or cancelled operation; 0 for an error without a code,
+        which counts as failed; None without an error.
     :param error_message: the message of that error, without the secrets of URLs.
     :param response: the JSON object that a successful operation returns (a Creative), or None.
     :param metadata: the JSON object ``metadata``, or None.
@@ -218,7 +218,7 @@ class Operation(_NoXCom):
         if not name:
             raise InvalidOperationError(f"expected an operation with a name, got {short_repr(resource)}")
         if len(name) > _MAX_NAME or not name.isprintable():
-            # It could be neither requested nor shown. Whether a name is valid is the matter of the request for it.
+            # It could be neither requested nor shown. Its syntax is checked when a request for it is built.
             raise InvalidOperationError(
                 f"expected a name of at most {_MAX_NAME} printable characters, got {short_repr(name)}"
             )
@@ -281,7 +281,7 @@ class Operation(_NoXCom):
         )
 
     def __str__(self) -> str:
-        """Return the name and the state, and of a failed ingest its file and first its reason, for a log."""
+        """Return the name and the state for a log; for a failed ingest, also its file and the reason of the failure."""
         ingest = self.ingest
         if self.state is OperationState.FAILED:
             reason = ingest.reason if ingest else ""

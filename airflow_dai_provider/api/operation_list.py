@@ -18,11 +18,13 @@ MAX_MESSAGE = 300
 
 
 def to_dicts(operations: Sequence[Operation | dict[str, Any] | None]) -> list[dict[str, Any] | None]:
-    """Return the JSON forms of operations, None for None; those of a long list without what this package does not read.
+    """Return the JSON forms of operations, None for None.
 
-    Of ``response`` and ``metadata`` such a list keeps the creative's name and the fields of an ingest.
+    A list of more than :data:`MAX_CHARACTERS` is shortened: of ``response`` and ``metadata`` it keeps only the
+    creative's name and the fields of the ingest, and error messages are cut.
 
-    :param operations: one can be its JSON form already, without the raw fields, if it was not started or still runs.
+    :param operations: one that was not started, or still runs, can be given in its JSON form, without ``response`` and
+        ``metadata``.
     """
     dicts = [one.to_dict() if isinstance(one, Operation) else one for one in operations]
     if sum(len(json.dumps(one)) for one in dicts) <= MAX_CHARACTERS:

@@ -30,10 +30,10 @@ class OperationPage:
 
 @dataclass(frozen=True, slots=True)
 class PolledPage:
-    """What one page of operations.list shows of operations that are polled.
+    """The polled operations on one page of operations.list.
 
     :param running: by name, those that run.
-    :param others: the names of those that are done or cannot be read, which get has to explain.
+    :param others: the names of those that are done or cannot be read, and are polled by get.
     :param next_page_token: the token of the next page, None on the last.
     :param too_large: whether the response was too large to be read: a smaller page is to be asked for instead.
     """
@@ -60,7 +60,7 @@ def read_page(page: dict[str, Any]) -> OperationPage:
 
 
 def read_polled(seen: Mapping[str, Operation | None], page: dict[str, Any]) -> PolledPage:
-    """Read of a page only the operations that are polled, and anew only those that have changed."""
+    """Read only the polled operations of a page, and parse only those that have changed."""
     items, token = _items_and_token(page)
     running: dict[str, Operation] = {}
     others = set()
@@ -73,7 +73,7 @@ def read_polled(seen: Mapping[str, Operation | None], page: dict[str, Any]) -> P
             running[name] = operation
         else:
             others.add(name)
-    # One that is there twice is as it was last: done.
+    # An operation that is listed twice, as running and as done, is done.
     return PolledPage({name: running[name] for name in running if name not in others}, frozenset(others), token)
 
 
@@ -83,7 +83,7 @@ def _read_running(item: dict[str, Any], last: Operation | None) -> Operation | N
     if done is not None and done is not False:
         return None
     if last and not last.done and item.get("metadata") == last.metadata:
-        # Most are as they were, and what makes metadata storable is slow.
+        # Most have not changed, and making metadata storable is slow.
         return last
     try:
         return Operation.from_api(item)

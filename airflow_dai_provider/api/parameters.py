@@ -40,7 +40,7 @@ def check_seconds(parameter: str, value: object, *, zero: bool = False, most: fl
     """Return a duration in seconds.
 
     :param value: a number of seconds, a timedelta, or a text as :func:`read_duration` takes it.
-    :param zero: whether 0 is one.
+    :param zero: whether 0 is accepted.
     :param most: the longest one, in seconds.
     :raises ValueError: when it is no positive duration, or too long.
     """

@@ -43,22 +43,21 @@ class Wait:
     polls cost less when they are due together, they come at the times of a grid instead, which only shortens intervals
     too. A poll that has failed is made again after 1 s, and then in growing intervals as at the start.
 
-    The log is told of the first failed poll, of each other rpc code that follows, and, when the service responds again,
-    how many polls have failed.
+    The log has a line for the first failed poll, for each new rpc code after it, and, when the service responds again,
+    for the number of failed polls.
 
     :param name: the operation's name, for messages.
     :param started: when the wait began, in seconds of the caller's clock.
     :param poll_interval: the longest time between two polls, in seconds.
-    :param timeout: seconds after which the wait is over, or None for no limit: then only a permanent error
-        ends the wait. One last poll is made then.
-    :param max_outage: seconds that the service may be unavailable, or None for no limit: then only a permanent error
-        ends the wait.
+    :param timeout: seconds after which the wait ends, with one last poll; None for no limit.
+    :param max_outage: seconds that the service may be unavailable; None for no limit: then only a permanent error or
+        the timeout ends the wait early.
     :param responded: whether the API has responded before at this endpoint. From then on the error page of a front end
         or a proxy says nothing of the API or of the operation: whatever its status, 501 included, it is an outage.
         Before that, it is the sign of a wrong endpoint or of a lack of access, and permanent as its status is.
-    :param jitter: gives numbers from 0 to 1.
-    :param slot: takes the time now, an interval and the poll interval, and gives the time of the grid, or None where
-        this wait polls at times of its own.
+    :param jitter: returns a random number from 0 to 1.
+    :param slot: takes the current time, an interval and the poll interval; returns the next time on the shared grid, or
+        None if this wait polls at its own times.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class Wait:
         self._told: set[Code] = set()
 
     def begin_outage(self, now: float) -> float:
-        """Note that polls fail, which :meth:`after_error` judges; return since when."""
+        """Note that polls are failing; return the time at which they began to fail."""
         if self._failing_since is None:
             self._failing_since = now
         return self._failing_since
@@ -100,7 +99,7 @@ class Wait:
     def is_over(self, now: float, *, outage: bool) -> bool:
         """Return whether the time is up.
 
-        :param outage: whether that for which the service may be unavailable counts too.
+        :param outage: whether ``max_outage`` counts as well as ``timeout``.
         """
         if self.timeout is not None and now >= self.started + self.timeout:
             return True
@@ -108,7 +107,7 @@ class Wait:
 
     @property
     def is_missing(self) -> bool:
-        """Whether the last poll with an answer has returned NOT_FOUND, which is not believed yet."""
+        """Whether NOT_FOUND was returned, and the operation has not been returned since; it is not believed yet."""
         return self._missing_since is not None
 
     def after_poll(self, operation: Operation | str, now: float) -> tuple[float, str]:
@@ -122,7 +121,7 @@ class Wait:
         return wait, describe_poll(operation, now - self.started, wait)
 
     def next_poll(self, operation: Operation | str, now: float) -> float:
-        """Decide the same; leave out the line, whose text costs more than the decision."""
+        """Decide as :meth:`after_poll`, without building the log line, which costs more than the decision."""
         self.after_response(now)
         self.number += 1
         elapsed = now - self.started
@@ -150,8 +149,8 @@ class Wait:
         """Decide when to poll again after a poll that failed.
 
         :return: the seconds until then, and the line for the log, if it is to be told of this failure.
-        :raises ServiceError: the same, when it is permanent or the service is unavailable for too long; UNAVAILABLE
-            when that was a front end's page.
+        :raises ServiceError: this error, if it is permanent or the service has been unavailable for too long; with the
+            code UNAVAILABLE if it is from a front end although the API has responded before.
         :raises WaitTimeoutError: when the time is up.
         """
         error = as_outage(error, self.responded)

@@ -100,10 +100,10 @@ def list_operations(
 ) -> Request[OperationPage]:
     """Build operations.list for one page; raises ValueError for a page size that is no positive number.
 
-    Of a response that is too large the result is :attr:`OperationPage.too_large`, unless it was to hold one operation.
+    If the response is too large, the result has ``too_large`` set, unless the page was limited to one operation.
     """
     if page_size is not None and (type(page_size) is not int or page_size < 1):
-        raise ValueError(f"Invalid page_size {short_repr(page_size)}: expected a whole number from 1 on.")
+        raise ValueError(f"Invalid page_size {short_repr(page_size)}: expected a whole number, 1 or more.")
     too_large = None if page_size == 1 else OperationPage((), page_token, too_large=True)
     return _list(filter_, page_size, page_token, read_page, too_large)
 
@@ -207,7 +207,7 @@ def _read_started(resource: dict[str, Any]) -> Operation:
     try:
         operation = Operation.from_api(resource)
     except InvalidOperationError:
-        # A start needs the name only, and whatever else is wrong with the operation: it runs, and has to be guarded.
+        # A start needs only the name: whatever else is wrong with the operation, it runs and has to be guarded.
         operation = Operation.from_api({"name": resource.get("name")})
     try:
         check_operation_name(operation.name)
@@ -251,7 +251,7 @@ def _error(request: Request[Any], response: Response, now: datetime) -> ServiceE
     from_front_end = error is None or 300 <= response.status < 400
     if error is None or from_front_end:
         code, text = _code_without_json(response)
-        # Other servers than the API respond so: name the one that has.
+        # Only servers other than the API respond like this, so name the server.
         text += f" ({response.server})" if response.server else ""
     else:
         code, text = _code_of_error(error, response.status), _text(error.get("message") or "no message")
@@ -288,7 +288,7 @@ def _text(value: object) -> str:
 
 
 def _error_object(response: Response) -> dict[str, Any] | None:
-    """Return the error in a response: in its field ``error``, also of the one item of a list, or bare.
+    """Return the error in a response: its field ``error``, that of a list's only item, or a bare status; else None.
 
     A transcoder in front of the API sends a bare ``google.rpc.Status``. Its code has to fit the HTTP status, since
     other servers have objects of the same form. In a successful response, an operation has an error of its own.

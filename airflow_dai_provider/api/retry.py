@@ -16,7 +16,7 @@ from airflow_dai_provider.api.parameters import MAX_SECONDS
 #: Seconds of backoff before the first retry, and at most (Google's own defaults).
 FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 10.0
-#: The most seconds for which the response to one request holds the others. It is less than an outage is borne.
+#: The most seconds for which the response to one request delays the others: less than an outage is tolerated.
 MAX_HELD = 120.0
 
 #: The server was too busy to act on the request.
@@ -55,9 +55,7 @@ def may_retry(retryable_codes: frozenset[Code], error: ServiceError) -> bool:
 def as_outage(
     error: ServiceError, responded: bool, retryable_codes: frozenset[Code] = THROTTLED_OR_UNAVAILABLE
 ) -> ServiceError:
-    """Return a front end's page as what it is where the API has responded before, an outage; other errors unchanged.
-
-    The same holds for the other errors with ``from_front_end``.
+    """Return an error with ``from_front_end`` as an outage if the API has responded before; others unchanged.
 
     :param responded: whether the API has responded before.
     :param retryable_codes: the codes after which the request may be sent again. One that may not be sent again after an
@@ -115,8 +113,8 @@ class Retry:
         """Decide when to send the request again after an attempt that failed.
 
         :return: the seconds until then, and the line for the log.
-        :raises ServiceError: the same, when there is to be no other attempt; with ``sent``, when the service may
-            have acted on an earlier one.
+        :raises ServiceError: this error, if there is no further attempt; with ``sent`` set if the service may have
+            acted on an earlier attempt.
         """
         self._attempts += 1
         self._may_have_acted = self._may_have_acted or may_have_acted(error)
@@ -144,10 +142,10 @@ def not_retried(error: ServiceError, reason: str, retry_after: float | None = No
 
 
 class Pace:
-    """The pause that a service has asked for, which holds every request of those that share it.
+    """The pause that the service has asked for; it delays the requests of all hooks that share it.
 
-    A long one holds the others for a part of an outage only: it can be a mistake, and a wait that ends before it has
-    polled again says nothing of its operation. Threads may share it: it only ever holds one number.
+    It is cut to :data:`MAX_HELD`, less than an outage is tolerated: the pause can be a mistake, and each wait should
+    poll again before it ends. Thread-safe, since it holds only one number.
     """
 
     def __init__(self) -> None:
@@ -175,7 +173,7 @@ class Pace:
 
 
 class ServiceState:
-    """What the responses of the service have shown to a hook and all its siblings. Threads may share it."""
+    """The state of the service, as a hook and its siblings have learned it from responses. Thread-safe."""
 
     def __init__(self) -> None:
         #: Whether the API has responded: the endpoint is right, and the account has access.

@@ -128,7 +128,7 @@ def cancel(session: Session) -> bool:
 
 
 class _Silent:
-    """Takes log lines of which the rows tell the same."""
+    """A log that drops its lines, since the rows say the same."""
 
     def _ignore(self, message: str, *args: object) -> None:
         pass
@@ -137,7 +137,7 @@ class _Silent:
 
 
 def _describe(session: Session, names: Sequence[str]) -> None:
-    """Tell what is about to be cancelled, and whose it is; of many operations this would be no help."""
+    """Say what is about to be cancelled and which task owns it, unless there are too many operations."""
     if len(names) > MAX_LISTED:
         return
     found, errors = session.poll(names)

@@ -99,7 +99,7 @@ ARG_ORPHANED_FOR = Arg(
     metavar="DURATION",
     help="How long an owner has to be over (default: 2m)",
 )
-ARG_URL_PATTERN = Arg(("--url-pattern",), help="Only operations in whose media URL this regular expression is found")
+ARG_URL_PATTERN = Arg(("--url-pattern",), help="Only operations whose media URL contains a match of this regex")
 ARG_SPARE = Arg(("--spare",), metavar="NAME", type=_operation, nargs="+", help="Operations to leave alone")
 ARG_UNDATED = Arg(
     ("--include-undated",), action="store_true", help="Operations without a create time too; needs --older-than"
@@ -108,7 +108,7 @@ ARG_MOST = Arg(
     ("--max-cancellations",),
     type=positive_int(allow_zero=False),
     default=20,
-    help="With more strays than this none is cancelled (default: 20)",
+    help="If there are more strays than this, none is cancelled (default: 20)",
 )
 ARG_KEPT = Arg(
     ("--older-than",),
@@ -118,8 +118,8 @@ ARG_KEPT = Arg(
 )
 
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 something was declined, refused, not found or unreadable, or may still run, 2 wrong usage, "
-    "130 ended by Ctrl+C or SIGTERM."
+    "Exit codes: 0 done; 1 something was refused, was not found, could not be read or may still run, or the prompt was "
+    "answered with no; 2 wrong usage; 130 ended by Ctrl+C or SIGTERM."
 )
 
 
@@ -131,23 +131,23 @@ def _command(name: str, help_: str, description: str, *args: Arg) -> ActionComma
 DAI_COMMANDS = (
     _command(
         "list",
-        "List operations, and whose they are",
-        "List the operations that run, with the task that has started each, as the records of owners and the XComs in "
-        "the metadata database tell.",
+        "List operations and the tasks that started them",
+        "List the running operations and the task that started each, according to the records of owners and the XComs "
+        "in the metadata database.",
         *(ARG_ALL, ARG_OLDER_THAN, ARG_URL_PREFIX, *CONNECTION),
     ),
-    _command("get", "Show an operation", "Show an operation, and whose it is.", ARG_OPERATION, *CONNECTION),
+    _command("get", "Show an operation", "Show an operation and its owner.", ARG_OPERATION, *CONNECTION),
     _command(
         "whose",
-        "Tell which task has started an operation",
-        "Tell which task has started an operation, what has become of the task, and whether the operation is a stray. "
-        "Without the service, the task is found where Airflow knows the name of the operation.",
+        "Show which task started an operation",
+        "Show which task started an operation, the state of that task, and whether the operation is a stray. If the "
+        "service does not respond, the task is found only if Airflow knows the name of the operation.",
         *(ARG_OPERATION, *CONNECTION),
     ),
     _command(
         "cancel",
         "Cancel operations",
-        "Request the cancellation of operations, after a question.",
+        "Request the cancellation of operations, after a prompt.",
         *(ARG_OPERATIONS, ARG_YES, ARG_WAIT, *WAITING, *CONNECTION),
     ),
     _command(
@@ -159,14 +159,14 @@ DAI_COMMANDS = (
     _command(
         "sweep",
         "Cancel operations whose task is over",
-        "Find the operations whose task is over, and with --no-dry-run cancel them, after a question.",
+        "Find the operations whose task is over. With --no-dry-run, cancel them after a prompt.",
         *(ARG_DRY_RUN, ARG_YES, ARG_STRAY_AGE, ARG_ORPHANED_FOR, ARG_URL_PREFIX, ARG_URL_PATTERN, ARG_SPARE),
         *(ARG_UNDATED, ARG_MOST, ARG_WAIT, *WAITING, *CONNECTION),
     ),
     _command(
         "delete-creative",
         "Delete ads",
-        "Delete ads, after a question: for ingests whose cancellation came too late.",
+        "Delete ads, after a prompt: for ingests whose cancellation came too late.",
         *(ARG_CREATIVES, ARG_YES, *CONNECTION),
     ),
     _command(

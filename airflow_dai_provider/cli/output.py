@@ -1,4 +1,4 @@
-"""What a command prints: rows on stdout, through Airflow's console, and words for people on stderr."""
+"""The output of a command: rows on stdout, through Airflow's console, and messages on stderr."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class OutputError(Exception):
 class Rows:
     """Rows, which are printed page by page: the first ones come early, and none is kept.
 
-    A page is a table of its own; of the other formats, the pages make one text.
+    In the format ``table``, each page is a table of its own; in the others, all pages form one document.
 
     :param output: ``table``, ``json``, ``yaml`` or ``plain``.
     :param columns: of each row.
@@ -99,18 +99,18 @@ def _printing() -> Iterator[None]:
 
 
 class Notes:
-    """Words for people, on stderr. It also takes what hooks log: of that, people see warnings and errors."""
+    """Messages on stderr. It also serves as the log of hooks, of which it prints warnings and errors."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, emoji=False)
 
     def say(self, message: str, *, end: str = "\n") -> None:
-        """Print words; where that is not possible, such as on a full disk, the command goes on without them."""
+        """Print a message; if that fails, for example on a full disk, the command continues without it."""
         with suppress(OSError):
             self._console.print(message, end=end, soft_wrap=True, markup=False)
 
     def debug(self, message: str, *args: object) -> None:
-        """Pass over what only helps to find faults; ``--verbose`` shows it."""
+        """Ignore a debug message; ``--verbose`` shows it."""
 
     info = debug
 
@@ -121,7 +121,7 @@ class Notes:
     error = warning
 
     def log(self, level: int, message: str, *args: object) -> None:
-        """Print what is a warning at least."""
+        """Print a message with the level WARNING or higher."""
         if level >= 30:
             self.warning(message, *args)
 
@@ -138,7 +138,7 @@ class Notes:
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Callable[[object], None]]:
-        """Show a progress bar, on a terminal only; yield what is called with each that has finished."""
+        """Show a progress bar, on a terminal only; yield a function to call for each item that has finished."""
         if not self._console.is_terminal:
             yield lambda _: None
             return

@@ -26,12 +26,12 @@ _EVER = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class KnownOwners:
-    """The owners of operations. A database that cannot be read is told once; operations have no owners then.
+    """The owners of operations. If the database cannot be read, that is reported once, and operations have no owners.
 
-    XComs are read as far back as the operations go that were asked for, each once.
+    XComs are read as far back as the oldest operation that was asked for, and each is read once.
 
     :param endpoint: base URL of the service; None where that is not known, and so no owner either.
-    :param notes: receives that the database cannot be read.
+    :param notes: receives the message that the database cannot be read.
     """
 
     def __init__(self, endpoint: str | None, notes: Notes) -> None:
@@ -95,7 +95,7 @@ def _of_finished(verdict: Verdict) -> Verdict:
 
 
 def _unreadable(error: Exception) -> str:
-    """Return a sentence on what a driver of a database has raised, whose text has the whole statement."""
+    """Return a sentence on an error of a database driver, without the SQL statement in its text."""
     text = redact_urls(str(error).partition("\n")[0])
     return f"The metadata database cannot be read: {text or type(error).__name__}"
 

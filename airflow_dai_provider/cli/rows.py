@@ -111,5 +111,5 @@ def failed_row(name: str, error: ServiceError, left: str) -> Row:
 
 
 def result_row(name: str, result: str, reason: object = None) -> Row:
-    """Return what has become of a request, or of a wait."""
+    """Return the outcome of a request, or of a wait, as a row."""
     return {"name": name, "result": result, "reason": None if reason is None else str(reason)}

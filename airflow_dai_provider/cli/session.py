@@ -1,4 +1,4 @@
-"""What each command has: a hook, the owners of operations, its output; and what an error means for the exit code."""
+"""The session of one command: its hook, the owners of operations, its output, and the exit code of an error."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Session:
         self.notes = Notes()
         #: Whether Ctrl+C, or SIGTERM, has ended a part of it.
         self.interrupted = False
-        #: What hooks, and what cancels, tell.
+        #: The log of the hook and of cancel requests.
         self.log: Any = self.notes
         if args.verbose:
             self.log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class Session:
         return datetime.fromtimestamp(self._clock(), UTC)
 
     def rows(self, columns: Sequence[str]) -> Rows:
-        """Return what prints rows as the user wants them."""
+        """Return a printer of rows, in the format that the user has chosen."""
         return Rows(self.args.output, columns)
 
     def show(self, rows: Iterable[Row], columns: Sequence[str]) -> None:
@@ -137,7 +137,7 @@ class Session:
         return found, errors
 
     def confirmed(self, question: str) -> bool:
-        """Return whether to go on: the user has said so before, or does now."""
+        """Return whether the user agrees, by ``--yes`` or at the prompt."""
         if self.args.yes or self.notes.ask(question):
             return True
         self.notes.say("Nothing was done. Without a terminal to ask, give --yes.")
@@ -155,7 +155,7 @@ class Session:
             except (WaitTimeoutError, ServiceError) as error:
                 self.notes.say(advice(error) if isinstance(error, ServiceError) else f"{error}.")
         if many.left:
-            self.notes.say(f"Not seen to have finished, may still run: {some_of(many.left)}.")
+            self.notes.say(f"Not known to have finished, and may still run: {some_of(many.left)}.")
         return many
 
     @contextmanager
@@ -175,7 +175,7 @@ class Session:
 
 @contextmanager
 def usage() -> Iterator[None]:
-    """Take an invalid value for wrong usage.
+    """Report an invalid value as wrong usage.
 
     :raises UsageError: with the message.
     """
@@ -201,7 +201,7 @@ def command(function: Callable[[Session], bool]) -> Callable[[Namespace], None]:
         codes: list[int] = []
         _log_to_stderr()
         find_connections()
-        # Without --verbose this silences Airflow; what its function returns, it drops.
+        # Without --verbose this silences Airflow; it discards the return value of its function.
         with _sigterm_as_ctrl_c():
             suppress_logs_and_warning(lambda args: codes.append(_run(function, args)))(args)
         if codes[0]:

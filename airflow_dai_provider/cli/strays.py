@@ -1,4 +1,4 @@
-"""``airflow dai sweep`` and ``airflow dai purge``: operations, and records, that no task needs any more."""
+"""``airflow dai sweep`` and ``airflow dai purge``: operations, and records, that no task needs any longer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def sweep(session: Session) -> bool:
             include_undated=args.include_undated,
         )
     owners = owners_for_sweep(session.hook.endpoint.url)
-    # What is asked about was found by one read of the owners. A second one follows the answer.
+    # The prompt shows the strays of one read of the owners. A second read follows the user's reply.
     if args.dry_run or not args.yes:
         report = _find(session, selection, owners, dry_run=True)
         if args.dry_run or not report.found:
@@ -50,7 +50,7 @@ def sweep(session: Session) -> bool:
         if _are_too_many(session, report):
             _show(session, report)
             return False
-        # As words: the rows come at the end, with what has become of each.
+        # As messages: the rows come at the end, with the outcome of each.
         for stray in report.found:
             session.notes.say(f"{stray}.")
         names = [stray.name for stray in report.found]

@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.authentication != (options.key_file is not None or options.metadata_server):
-        parser.error("--authentication and --key-file belong together, or --metadata-server: they give access")
+        parser.error("--authentication needs --key-file or --metadata-server, and each of these needs --authentication")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     port = _number(int, lambda value: 0 <= value <= 65535, "a number from 0 to 65535")
     add("--port", type=port, default=_DEFAULT_PORT, help="port, 0 for a free one (default: %(default)s)")
     several: dict[str, Any] = {"action": "append", "default": []}
-    words = "an operation that runs from the start, such as operations/my-ingest, repeatable"
+    words = "an operation to start with, such as operations/my-ingest (repeatable)"
     add("--start", **several, metavar="NAME", help=words)
     seconds: dict[str, Any] = {
         "type": _number(float, lambda value: value >= 0, "a number of seconds, 0 or more"),
@@ -179,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--ingest-seconds", **seconds, default=20.0, help="how long an ingest takes (default: %(default)s)")
     words = "from a cancel request until the ingest is cancelled (default: %(default)s)"
     add("--cancel-seconds", **seconds, default=1.0, help=words)
-    words = f"a method that answers UNIMPLEMENTED, repeatable: {', '.join(METHODS)}"
+    words = f"a method that returns UNIMPLEMENTED (repeatable): {', '.join(METHODS)}"
     add("--unimplemented", **several, choices=METHODS, metavar="METHOD", help=words)
     words = "response to a cancel request for a finished operation (default: %(default)s)"
     add("--finished-cancel", choices=FINISHED_CANCEL, default="ok", help=words)
@@ -188,13 +188,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--authentication", action="store_true", help=words)
     words = "where to write the key of a service account, for the owner only; replaces only a key of an emulator"
     add("--key-file", type=lambda text: Path(text).absolute(), metavar="PATH", help=words)
-    words = "be the metadata server of a machine too, for clients with application default credentials"
+    words = "also act as a machine's metadata server, for clients with application default credentials"
     add("--metadata-server", action="store_true", help=words)
     lifetime = _number(int, lambda value: value >= 1, "a whole number of seconds, 1 or more")
     words = "how long a token is valid; google-auth renews one 225 s before it expires (default: %(default)s)"
     add("--token-lifetime", type=lifetime, default=3600, metavar="SECONDS", help=words)
     add = parser.add_argument_group("faults and control").add_argument
-    words = "what goes wrong, such as operations.get,status=503,times=2, repeatable; see below"
+    words = "a fault to inject, such as operations.get,status=503,times=2 (repeatable); see below"
     add("--fault", **several, type=_fault, metavar="FAULT", help=words)
     words = "decides which requests a fault with a rate hits (default: a new one each time, which is printed)"
     add("--seed", type=int, metavar="NUMBER", help=words)

@@ -32,7 +32,7 @@ class RecordedRequest:
     """One request that reached the emulator.
 
     :param time: epoch seconds of the emulator's clock.
-    :param method: method of the API, such as ``operations.cancel``; None where the request meant none.
+    :param method: method of the API, such as ``operations.cancel``; None if the request matches none.
     :param http_method: ``GET``, ``POST`` or ``DELETE``.
     :param raw_path: the path as in the request line, without the query.
     :param name: the decoded resource name, None where the path holds none.
@@ -63,7 +63,7 @@ class RecordedRequest:
 class Recorder:
     """The record of requests, in the order of their arrival. Safe to use from several threads.
 
-    :param limit: how many to keep, the oldest going first; None for all.
+    :param limit: how many to keep, dropping the oldest first; None keeps all.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -101,7 +101,7 @@ class Recorder:
 class Api:
     """The HTTP of one emulator.
 
-    :param unimplemented: names of the methods that answer UNIMPLEMENTED.
+    :param unimplemented: names of the methods that return UNIMPLEMENTED.
     :param authentication: the check of tokens, None to let every request in.
     """
 
@@ -135,7 +135,7 @@ class Api:
         }
 
     def set_implemented(self, methods: Iterable[str], *, implemented: bool) -> None:
-        """Switch methods on, or off so that they answer UNIMPLEMENTED.
+        """Switch methods on, or off so that they return UNIMPLEMENTED.
 
         :raises ValueError: for a method that the API does not have; none is switched then.
         """
@@ -147,7 +147,7 @@ class Api:
             self._unimplemented = others if implemented else others | methods
 
     def reset(self) -> None:
-        """Switch the methods as they were at first."""
+        """Restore the methods to their initial state."""
         with self._lock:
             self._unimplemented = self._unimplemented_at_first
 

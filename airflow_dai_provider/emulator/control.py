@@ -89,7 +89,8 @@ class Control:
     def _find_call(self, request: web.BaseRequest, path: str) -> Callable[[bytes, Mapping[str, str]], object]:
         peer = None if request.transport is None else request.transport.get_extra_info("peername")
         if self._access == "loopback" and not is_loopback(peer):
-            message = f"{CONTROL_PREFIX}: got a client on another machine, expected one on this; control=any admits it."
+            expected = "expected one on this machine; control=any admits all"
+            message = f"{CONTROL_PREFIX}: got a client on another machine, {expected}."
             raise ApiError("PERMISSION_DENIED", message)
         calls = self._calls.get(path)
         if calls is None:

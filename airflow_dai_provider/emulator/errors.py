@@ -47,7 +47,7 @@ class ApiError(Exception):
     :param rpc_status: name of the rpc code, such as ``NOT_FOUND``.
     :param message: a message for developers.
     :param details: the objects of ``error.details``.
-    :param reason: ``reason`` of the only one of ``error.errors``, the older form of details; None for none.
+    :param reason: ``reason`` of the single entry of ``error.errors``, the older form of details; None for no entry.
     :param headers: headers of the response, beside the content type.
     :param status: HTTP status, where it is not the one of the rpc code.
     """
@@ -87,7 +87,7 @@ def check_object(what: str, value: object, fields: Collection[str]) -> dict[str,
 
 
 def explain(error: ValidationError, fields: Mapping[str, Any]) -> ValueError:
-    """Word the first problem that pydantic has found; the description of a field says what was expected."""
+    """Return the first problem that pydantic has found as an error; the field's description says what was expected."""
     problem = error.errors(include_url=False)[0]
     if not problem["loc"]:  # from the model's own check of several fields
         return ValueError(str(problem["ctx"]["error"]))

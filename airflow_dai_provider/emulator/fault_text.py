@@ -9,7 +9,7 @@ from airflow_dai_provider.emulator.faults import Fault
 
 FAULT_HELP = """\
 A fault is written as comma-separated fields, the method first if it is meant for one, or as JSON:
-  operations.get,status=503,times=2             the next two gets answer 503
+  operations.get,status=503,times=2             the next two gets return 503
   status=429,retry_after=2,rate=0.1             every tenth request or so, from now on
   operations.cancel,drop=after,reset=true       processed, and the connection reset
   operations.list,delay=inf,times=always        every list request hangs

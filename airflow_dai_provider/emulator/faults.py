@@ -293,7 +293,7 @@ class Fault:
     def _check_headers(self) -> None:
         names = {header.lower() for header in self.headers}
         if framing := sorted(_FRAMING_HEADERS & names):
-            raise wrong_value("headers", framing[0], "content_type or truncate for it, the rest is the emulator's")
+            raise wrong_value("headers", framing[0], "no header that the emulator sets; use content_type or truncate")
         for text in (*self.headers, *self.headers.values(), self.redirect or "", self.content_type or ""):
             if not (text.isascii() and (text.isprintable() or not text)):
                 raise wrong_value("headers", text, "printable ASCII")

@@ -31,7 +31,7 @@ class HttpServer:
     """A server, for use as a context manager or with :meth:`start` and :meth:`stop`.
 
     :param port: port to listen on, 0 for a free one, which it keeps.
-    :param tls: the server's side of TLS, None for plain HTTP.
+    :param tls: the server's SSL context; None for plain HTTP.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class SelfSigned:
         return self._made[1]
 
     def context(self) -> ssl.SSLContext:
-        """Return the server's side of TLS with this certificate."""
+        """Return an SSL context for a server with this certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         # The ssl module reads a key from a file only: one that only its owner can read, deleted at once.
         with tempfile.TemporaryDirectory() as folder:

@@ -106,7 +106,7 @@ def hang_up(request: web.BaseRequest, last_bytes: bytes = b"", *, reset: bool) -
 
     :param last_bytes: bytes that are still sent.
     :param reset: reset it (RST), which a client sees as an error instead of an end.
-    :return: the response for aiohttp, which takes the failure to send it for a client that has gone.
+    :return: a response for aiohttp, which treats the failure to send it as a client that has disconnected.
     """
     transport = request.transport
     if transport is not None:

@@ -26,18 +26,19 @@ class DaiEmulator(HttpServer):
     Its state and its record of requests stay readable when it is stopped; started again, it serves the same
     operations on the same port.
 
-    :param ingest_seconds: how long an ingest takes that asks for nothing else.
-    :param cancel_seconds: seconds from a cancel request until such an ingest is cancelled.
-    :param unimplemented: methods that answer UNIMPLEMENTED, such as ``operations.list``.
+    :param ingest_seconds: how long an ingest takes, unless its media URL says otherwise.
+    :param cancel_seconds: seconds from a cancel request until the ingest is cancelled, unless its media URL says
+        otherwise.
+    :param unimplemented: methods that return UNIMPLEMENTED, such as ``operations.list``.
     :param finished_cancel: response to a cancel request for a finished operation: ``ok``,
         ``failed_precondition`` or ``not_found``; DAI's own is undocumented.
-    :param authentication: whether requests need a token, and there are endpoints that issue them.
+    :param authentication: whether requests need a token; the emulator then has endpoints that issue tokens.
     :param token_lifetime: seconds for which a token is valid; google-auth renews one 225 s before it expires, and so
         one with a shorter life at every request.
     :param scopes: scopes of which a token needs one; the scope that DAI needs is undocumented.
     :param private_key: RSA key (PEM) of the first service account that is asked for, None for a fresh one.
-    :param tls: True to speak TLS with a certificate that does not verify (:attr:`certificate`), a certificate of
-        your own making, or the server's side of TLS.
+    :param tls: True for TLS with a new self-signed certificate (:attr:`certificate`), a :class:`SelfSigned`
+        certificate of your own, or the server's ``ssl.SSLContext``.
     :param seed: the seed for the choice of the requests that a fault with a ``rate`` hits, None for a random one.
     :param control: which clients may use the control address: those on this machine (``loopback``), ``any`` that
         reaches the port, or none (``off``).
@@ -45,8 +46,8 @@ class DaiEmulator(HttpServer):
         must be near for a token to be issued.
     :param host: address to listen on; without authentication, any address but a loopback address lets others in.
     :param port: port to listen on, 0 for a free one.
-    :param max_recorded_requests: how many requests to keep in :attr:`requests`, the oldest going first; None
-        for all.
+    :param max_recorded_requests: how many requests to keep in :attr:`requests`, dropping the oldest first;
+        None keeps all.
     :raises ValueError: for an invalid value.
     """
 
@@ -177,7 +178,7 @@ class DaiEmulator(HttpServer):
     # Misbehaviour
 
     def unimplement(self, *methods: str) -> None:
-        """Make methods answer UNIMPLEMENTED.
+        """Make methods return UNIMPLEMENTED.
 
         :param methods: names such as ``operations.cancel``.
         :raises ValueError: for a method that the API does not have.
@@ -193,7 +194,7 @@ class DaiEmulator(HttpServer):
         self._api.set_implemented(methods, implemented=True)
 
     def inject(self, fault: Fault) -> None:
-        """Let something go wrong; faults are used in the order of their injection.
+        """Inject a fault; faults are used in the order in which they were injected.
 
         :param fault: what goes wrong, with which requests, and how often.
         """
@@ -265,7 +266,7 @@ class DaiEmulator(HttpServer):
 
     @property
     def metadata_environment(self) -> dict[str, str]:
-        """The environment variables that let google-auth take the emulator for the metadata server of its machine.
+        """The environment variables that make google-auth use the emulator as the metadata server of its machine.
 
         A process must have them before it imports google-auth. The server issues tokens of the account
         ``robot@emulator.iam.gserviceaccount.com``; faults with the method ``metadata`` hit it.

@@ -100,7 +100,7 @@ class DaiAsyncCallingHook(GoogleBaseAsyncHook):
 
     async def __aenter__(self) -> Self:
         self._holders += 1
-        # What fails here is met again, and retried, by the first call.
+        # An error here occurs again in the first call, which retries it.
         with suppress(ServiceError):
             await self._open()
         return self

@@ -104,8 +104,8 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         :param timeout: seconds to wait at most, counted from ``started``, or None for no limit.
         :param poll_interval: the most seconds between two polls.
         :param max_outage: seconds that the service may be unavailable, or None for no limit.
-        :param responded: whether the API has responded in it already, in another process; that of this hook's own
-            calls counts anyway.
+        :param responded: whether the API has already responded during this wait, in another process; responses to
+            this hook count anyway.
         :return: the operation, in any final state.
         :raises WaitTimeoutError: when it has not finished in time; nothing is cancelled.
         :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be polled.

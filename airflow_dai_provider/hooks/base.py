@@ -140,12 +140,12 @@ class DaiBaseHook(GoogleBaseHook):
     def _checked(self, kind: str | None, extras: object) -> dict[str, Any]:
         """Return the extra of a connection of this type, if it can be used."""
         if not isinstance(extras, Mapping):
-            raise self._unusable(f"its extra is no JSON object, but {type(extras).__name__}")
+            raise self._unusable(f"expected its extra to be a JSON object, got {type(extras).__name__}")
         known = {name.removeprefix(_PREFIX) for name in extras}
         if kind and "google" not in kind and not kind.startswith("gcp") and not known.intersection(_FIELDS):
-            raise self._unusable(f"it is of the type {kind!r}, not 'google_cloud_platform'")
+            raise self._unusable(f"expected the type 'google_cloud_platform', got {kind!r}")
         if not _is_whole(retries := extras.get("num_retries", extras.get(f"{_PREFIX}num_retries"))):
-            raise self._unusable(f"its num_retries is no whole number, but {retries!r}")
+            raise self._unusable(f"expected its num_retries to be a whole number, got {retries!r}")
         return dict(extras)
 
     def _unusable(self, reason: str) -> ServiceError:
@@ -165,7 +165,7 @@ class DaiBaseHook(GoogleBaseHook):
 
     @property
     def fixed_endpoint(self) -> str | None:
-        """What to give as ``api_endpoint`` to a hook that has to use the same endpoint in another process, later."""
+        """The ``api_endpoint`` for a hook in another process, to use the same endpoint; None to look it up there."""
         return self.api_endpoint if self._emulator or not self.looked_up else self.endpoint.url
 
     @cached_property
@@ -197,9 +197,9 @@ class DaiBaseHook(GoogleBaseHook):
     def sibling(self, token: Token | None = None) -> Self:
         """Return a hook with the same connection, looked up already, and a session of its own: one for another thread.
 
-        Both know what either learns of the service.
+        Both share what either learns about the service.
 
-        :param token: what it shares, with the credentials that give it; by default the token of this hook.
+        :param token: the token to share, with its credentials; by default that of this hook.
         """
         sibling = copy(self)
         sibling._token = token or self.shared_token()
@@ -236,7 +236,7 @@ class DaiBaseHook(GoogleBaseHook):
     def reload_credentials(self) -> Credentials | None:
         """Look the connection up anew, after its credentials were refused: its key may have been replaced.
 
-        :return: its credentials from now on; None when they are the same.
+        :return: the new credentials; None if they have not changed.
         :raises ServiceError: as :meth:`load_credentials`.
         """
         if self._emulator:
@@ -253,7 +253,7 @@ class DaiBaseHook(GoogleBaseHook):
         return credentials
 
     def _source(self) -> tuple[str, str | None]:
-        """Return what gives the credentials, and a digest of its content; None where the content is not known."""
+        """Return the source of the credentials, and a digest of its content, or None if the content is not known."""
         extras = self.extras
         given = {name: self._get_field(name, None) for name in _SOURCES}
         source = next((name for name in _SOURCES if given[name]), _DEFAULT_SOURCE)

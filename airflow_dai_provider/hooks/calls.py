@@ -19,7 +19,7 @@ from airflow_dai_provider.transport.threads import CONCURRENCY, Workers
 
 T = TypeVar("T")
 
-#: The most seconds for which a sibling sleeps without a look whether it is stopped.
+#: The most seconds for which a sibling sleeps before it checks whether it is stopped.
 MAX_REST = MAX_BACKOFF
 
 
@@ -34,11 +34,11 @@ class DaiCallingHook(DaiBaseHook):
     _clock: Callable[[], float] = staticmethod(time.monotonic)
     _random: Callable[[], float] = staticmethod(random)
 
-    #: Gives the reason to send no other request, also no retry, or None: a killed task sets it, and a callback whose
-    #: time is up. A sibling has the same.
+    #: Returns the reason to send no further request or retry, or None. A killed task sets it, and a callback whose time
+    #: is up; siblings share it.
     stopped: Callable[[], str | None] = staticmethod(lambda: None)
-    #: Whether this hook is one of several siblings that work side by side, each in a thread. They log nothing: who has
-    #: started them tells of each kind of error once.
+    #: Whether this hook is one of several siblings that work side by side, each in a thread. They log nothing:
+    #: their caller logs each kind of error once.
     side_by_side = False
 
     @property
@@ -82,7 +82,7 @@ class DaiCallingHook(DaiBaseHook):
     def connect(self, wait: Wait | None = None) -> None:
         """Look up the connection and fetch a token, with the retries of a request; the first call would do it too.
 
-        :param wait: judges a failure, instead of these retries, as that of a poll.
+        :param wait: decides about a failure as about that of a poll, in place of these retries.
         :raises WaitTimeoutError: when it fails until the time of the wait is up.
         :raises google.api_core.exceptions.GoogleAPICallError: when the connection gives no credentials. When no token
             can be fetched, the next call raises the error.
@@ -95,7 +95,7 @@ class DaiCallingHook(DaiBaseHook):
         if wait:
             self._bear(request, attempt, wait)
         else:
-            # A pause of the service's is no pause of the token service's.
+            # A pause that the service has asked for does not apply to the token service.
             self._retried(request, attempt, paced=False)
 
     def _call(self, request: rest.Request[T], *, retry: bool = True) -> T:
@@ -129,8 +129,8 @@ class DaiCallingHook(DaiBaseHook):
     def _keep_pace(self, request: rest.Request[Any], until: float, failure: ServiceError | None) -> None:
         """Wait as long as the service has asked this hook or a sibling to.
 
-        When that is too long for this call, a sibling raises: many requests would not keep the pause. A single one is
-        sent, since its response can decide what became of an ingest.
+        If that is too long for this call, a sibling raises: many requests would ignore the pause. A single request is
+        sent, since its response can decide the outcome of an ingest.
 
         :param failure: the error of the last attempt, if there was one.
         """
@@ -159,7 +159,7 @@ class DaiCallingHook(DaiBaseHook):
             raise typed(ServiceError(f"{request} was not sent: {reason}", Code.CANCELLED, sent=False))
 
     def _bear(self, request: rest.Request[Any], attempt: Callable[[], T], wait: Wait) -> T:
-        """Attempt something until it succeeds, and bear with failures as long as a wait does."""
+        """Attempt a call until it succeeds; tolerate failures as long as a wait does."""
         while True:
             self._check_stopped(request)
             try:

@@ -46,7 +46,7 @@ class DaiPollingHook(DaiCallingHook):
         :param poll_interval: the most seconds between two polls.
         :param max_outage: seconds that the service may be unavailable, or None for no limit.
         :param elapsed: seconds that it has lasted already.
-        :param responded: whether the API has responded in it already; that of this hook's own calls counts anyway.
+        :param responded: whether the API has already responded during this wait; responses to this hook count anyway.
         """
         wait = Wait(
             name,
@@ -62,7 +62,7 @@ class DaiPollingHook(DaiCallingHook):
         return wait
 
     def poll(self, wait: Wait) -> Operation:
-        """Poll until the service returns the operation, and bear with failed polls as long as the wait does.
+        """Poll until the service returns the operation; tolerate failed polls as long as the wait does.
 
         A poll is not retried like other calls: the next one is the retry.
 
@@ -98,18 +98,18 @@ class DaiPollingHook(DaiCallingHook):
         self.log.info("%s.", many.progress)
 
     def poll_many(self, workers: Workers[Self], many: ManyWait, *, patient: bool = True, by_list: bool = False) -> None:
-        """Poll each of many operations until the service has told about it, as :meth:`poll` does for one.
+        """Poll each of many operations until the service has returned it, as :meth:`poll` does for one.
 
         :param patient: whether to poll again those whose poll has failed.
-        :param by_list: whether pages of operations.list may answer. They can be wrong, and only a later poll corrects
-            them: so polls that decide something once are gets.
+        :param by_list: whether pages of operations.list may serve the polls. They can be wrong until a later poll, so a
+            poll whose result is used at once is a get.
         :raises WaitTimeoutError: when the time is up.
         :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
         """
         names, told = list(many.left), ""
         while names:
             seconds, line, responded = self._poll_round(workers, many, names, by_list=by_list)
-            # Those about which the service has told wait for the next poll, however long the others take.
+            # Operations that the service has returned wait for the next poll, however long the others take.
             names = list(many.errors if responded else many.left) if patient else []
             if names:
                 if line and many.progress != told:

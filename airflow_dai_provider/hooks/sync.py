@@ -62,9 +62,9 @@ class DaiHook(DaiPollingHook):
         nothing is retried.
 
         :param fetch_token: whether a hook that has no token yet fetches one now; once is enough for several sessions.
-        :return: sends the request for a name, in so many seconds; raises
-            ``google.api_core.exceptions.GoogleAPICallError`` as a call of the hook does, and InvalidNameError for what
-            cannot be a name.
+        :return: a function that takes a name and a timeout in seconds, and sends the request. It raises
+            ``google.api_core.exceptions.GoogleAPICallError`` as a call of the hook does, and InvalidNameError for an
+            invalid name.
         """
         endpoint = self.endpoint
         if fetch_token:

@@ -1,4 +1,4 @@
-"""The ingests of a list of creatives: start them side by side, and know of each creative what became of it."""
+"""The ingests of a list of creatives: start them concurrently, and record the outcome of each creative."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _CODES = list(Code)
 
 
 class Campaign:
-    """The creatives of a list. Equal ones are one ingest, which stands at each of their places.
+    """The creatives of a list. Equal creatives share one ingest, which appears at each of their positions.
 
     :param creatives: checked ones, in the order of the input.
     :param dynamic_creative_info: of each of them.
@@ -92,9 +92,9 @@ class Campaign:
         sleep: Callable[[float], None],
         log: Any,
     ) -> None:
-        """Start each of these creatives; one that is refused does not keep the others from it.
+        """Start an ingest for each of these creatives; a refused one does not stop the others.
 
-        What the service was too busy for is attempted again, as long as a round has started another one.
+        An ingest that the service was too busy to start is attempted again, as long as each round starts another one.
 
         When responses are lost, their ingests are searched for after all others have responded: by then each ingest of
         the same media that this task has started is known by its name.
@@ -103,7 +103,7 @@ class Campaign:
         :param workers: threads that end their work by :meth:`stopped`.
         :param guard: is armed with each ingest by the thread that has started it.
         :param progress: called at the latest a second after a response, and at the end; pushes the names.
-        :param known: operations that are not taken for those of lost responses.
+        :param known: operations that no lost response can have started.
         :param clock: gives seconds of the epoch.
         :raises IngestMayHaveStartedError: when an interruption leaves ingests that may run under unknown names.
         """
@@ -118,8 +118,8 @@ class Campaign:
                 urls, datetime.fromtimestamp(clock(), UTC), "No response came in time."
             )
             try:
-                # Looked at after this request is under way, as an interruption does both in the other order: so it
-                # either waits for this request, or this request is not sent.
+                # Checked after this request is in under_way, whereas an interruption does both in the reverse order: so
+                # either it waits for this request, or this request is not sent.
                 self._check_stopped(guard)
                 operation = own.create_creative(self.creatives[digest], self._info)
             except ServiceError as error:
@@ -168,8 +168,8 @@ class Campaign:
                 if left:
                     sleep(PAUSE)
         except BaseException as interruption:
-            # A time limit, a kill before Airflow 3, or an XCom that could not be pushed. The requests under way go on:
-            # their ingests are made known to the guard and the next try, and then the interruption goes on.
+            # A time limit, a kill before Airflow 3, or an XCom that could not be pushed. Requests under way continue:
+            # their ingests are passed to the guard and the next try, and then the interruption is raised again.
             self._stop_reason = _INTERRUPTED
             _drain(under_way, hook.timeout + DRAIN_SECONDS, interruption)
             finish()
@@ -182,9 +182,9 @@ class Campaign:
         finish()
 
     def _is_passing_page(self, error: ServiceError, pages: list[ServiceError]) -> bool:
-        """Return whether a front end has responded in place of an API that starts others, as far as is known by now.
+        """Return whether this is the page of a front end, and the API may still start other ingests.
 
-        :param pages: of this kind, to which the error is added.
+        :param pages: the pages so far; this one is appended.
         """
         if error.from_front_end:
             pages.append(error)
@@ -201,7 +201,7 @@ class Campaign:
     def cancelled_by_an_earlier_try(
         self, adopted: Collection[str], finished: Mapping[str, Operation], seen_after: Mapping[str, float]
     ) -> list[str]:
-        """Return what a guard of an earlier try has cancelled after this one had reattached to it.
+        """Return the digests whose ingests a guard of an earlier try cancelled after this try had reattached to them.
 
         The time runs from the beginning of the wait, since nothing is polled while the others are started.
 
@@ -220,7 +220,7 @@ class Campaign:
     def rows(
         self, finished: Mapping[str, Operation], errors: Mapping[str, ServiceError] | None = None
     ) -> list[dict[str, Any]]:
-        """Return for each creative, in the order of the input, what became of it.
+        """Return the outcome of each creative, in the order of the input.
 
         :param finished: by name, the operations that have finished, and others as they were polled last.
         :param errors: by name, the errors of those that could not be polled.

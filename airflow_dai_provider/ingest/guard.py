@@ -15,8 +15,8 @@ the argument of the trigger, and of its event          the triggerer
 ``operation_name`` of ``execute_complete``             the resumed task, which refuses the event of another operation
 =====================================================  ==============================================================
 
-A name is valid only together with the endpoint at which the ingest was started. At another one, a stranger's operation
-can have it.
+A name is valid only together with the endpoint at which the ingest was started. At another one, another
+operation can have it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class IngestGuard:
         self._to_kill: dict[str, None] = {}
         # Those whose cancellation the service has accepted: a second request would say nothing new.
         self._accepted: set[str] = set()
-        # What became of the requests of threads, which log nothing.
+        # The outcomes of requests that threads have sent; threads log nothing.
         self._sent_by_threads: list[tuple[str, Exception | None]] = []
         self._kill_requests: KillRequests | None = None
         self._hook: DaiHook | None = None
@@ -95,7 +95,7 @@ class IngestGuard:
 
     @property
     def _armed(self) -> bool:
-        """Whether an ingest may run: one of this process, or with none, what another process has left to this one."""
+        """Whether an ingest may run: one that this process guards or, if it guards none, one of an earlier process."""
         return not self._disarmed and (not self._ingests or bool(self._left(self._ingests)))
 
     def _left(self, names: Iterable[object]) -> list[str]:
@@ -175,7 +175,7 @@ class IngestGuard:
         self._ingests.clear()
 
     def kill_or_time_out(self, make_hook: Callable[[], DaiHook]) -> None:
-        """Do what a kill requires, or a time limit that has passed while the task was deferred.
+        """Handle a kill, or a time limit that passed while the task was deferred.
 
         Airflow 2 calls ``on_kill`` then in place of ``resume_execution``, not from a signal handler: so the error of a
         resumed task is handled here.
@@ -216,7 +216,7 @@ class IngestGuard:
         log_strays(self._log, errors, reason, self._ingests)
 
     def close(self) -> None:
-        """Prepare for no kill any longer, and end the threads."""
+        """Stop preparing for a kill, and end the threads."""
         self._to_kill.clear()
         if self._kill_requests:
             self._kill_requests.close()

@@ -1,4 +1,4 @@
-"""Decide what the end of an ingest means for the task that has started it."""
+"""Decide what the final state of an ingest means for the task that started it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def check_ingest(operation: Operation, retry_on: Collection[str]) -> None:
     :raises UnexpectedStateError: for any other end; Airflow does not retry the task then.
     """
     if may_start_again(operation, retry_on):
-        raise IngestFailedError(sentences(operation, "By retry_on, a retry of the task starts the ingest again"))
+        raise IngestFailedError(sentences(operation, "A retry of the task starts the ingest again (retry_on)"))
     check_final_state(operation, frozenset({OperationState.SUCCEEDED}))
 
 
@@ -86,7 +86,7 @@ def check_ingests(
     :param operations: those that have finished.
     :param not_started: the media files and the errors of the creatives that were not started. After UNKNOWN, an ingest
         may run under an unknown name, so the task is not retried.
-    :param not_polled: the names and the errors of operations whose end is not known.
+    :param not_polled: the names and the errors of operations whose final state is unknown.
     :param started: the number of those that were started, by a task that does not wait for them: they run on.
     :param resubmits: whether a retry would start again what runs or has succeeded.
     :raises UnexpectedStateError: when some have not succeeded, and a retry cannot help.
@@ -102,7 +102,7 @@ def check_ingests(
         kept = started - len(failed)
         parts = [f"{started:,} of {started + len(not_started):,} ingests have started"]
     if failed:
-        parts.append(f"Finished otherwise: {_counted(map(_end, failed))}: {some_of(failed)}")
+        parts.append(f"Did not succeed: {_counted(map(_end, failed))}: {some_of(failed)}")
     for what, errors in (("Not started", not_started), ("Not polled", not_polled)):
         if errors:
             named = some_of((f"{name}: {str(error).rstrip('.')}" for name, error in errors))

@@ -1,4 +1,4 @@
-"""The record of one create task, written as far as that is possible."""
+"""The record of one create task; errors in reading or writing it are only logged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: How often the start of one ingest is attempted at most, when the service lists none after a lost response.
 STARTS = 3
-START_AGAIN = "Starting it again. If the first request still starts an ingest, the sweep cancels that one."
+START_AGAIN = "Sending the create request again. If the first one still starts an ingest, the sweep cancels that ingest."
 #: Seconds within which a complete sweep of the endpoint must have begun for that.
 SWEPT_WITHIN = 3600.0
 #: Seconds between two writes while many ingests are being started.
@@ -60,7 +60,7 @@ class OwnRecord:
         Ingests that an earlier try has started, or has begun to start, and that this one has not adopted, are strays.
 
         :param endpoint: base URL of the service.
-        :param urls: of the media; none of a try that only reattaches.
+        :param urls: the media URLs; empty for a try that only reattaches.
         :param adopted: the operations of earlier tries to which this one has reattached.
         """
         now = self._clock()
@@ -83,7 +83,7 @@ class OwnRecord:
             self._is_open = bool(urls)
 
     def may_start_again(self, endpoint: str) -> bool:
-        """Return whether a sweep finds an ingest of this try under an unknown name, so that a start can be repeated."""
+        """Return whether a sweep finds an ingest of this try under an unknown name, so that a start can be retried."""
         with self._using("Could not read when the last sweep began") as records:
             # Otherwise nothing that this task leaves is a stray.
             flags = self._record.flags
@@ -95,13 +95,13 @@ class OwnRecord:
         return False
 
     def note(self, names: Iterable[str]) -> None:
-        """Write down the operations that have started so far, now and then."""
+        """Record the operations that have started so far, at most once per :data:`WRITE_INTERVAL`."""
         if self._is_open and self._clock() >= self._record.last + WRITE_INTERVAL:
             self._set(names)
             self._write()
 
     def end(self, names: Iterable[str], lost: Iterable[str] = ()) -> None:
-        """Write down that all responses have come, or will not.
+        """Record that no further responses are expected.
 
         :param names: the operations that have started.
         :param lost: the media URLs of requests that got no response.
@@ -115,7 +115,7 @@ class OwnRecord:
                 self.close()
 
     def run_on(self, *, refused: bool = False) -> None:
-        """Write down that what has started is meant to run on.
+        """Record that the started ingests are meant to keep running.
 
         :param refused: whether the task fails nevertheless, since the service has refused others of a list.
         """
@@ -133,9 +133,9 @@ class OwnRecord:
                 records.delete(record.owner)
 
     def leave_strays(self, saved: list[StartedIngest], hook: DaiHook) -> list[StartedIngest]:
-        """Return the ingests of an earlier try without those that a sweep cancels; these are cancelled.
+        """Cancel the ingests of an earlier try that a sweep is about to cancel; return the others.
 
-        One whose cancellation the service refuses is returned too.
+        An ingest whose cancellation the service refuses is among the others.
 
         :raises AirflowException: when one cannot be cancelled for now.
         """

@@ -11,7 +11,7 @@ key                value
 ``owner-<hash>``   the :class:`Record` of a task instance, written by that task only
 ``owners-<part>``  the keys of the records; in parts, since the tasks of an installation write them at the same time
 ``strays-<hash>``  the operations of a task in a run that sweeps are about to cancel: no try reattaches to them
-``sweep-<hash>``   when the last sweep of an endpoint began that has no filter, and found no more than it may cancel
+``sweep-<hash>``   when the last complete sweep of an endpoint began: one without a filter, and within its limit
 ``sweep``          when the last sweep began
 =================  ====================================================================================================
 
@@ -43,7 +43,7 @@ _LISTINGS = 10
 
 
 def media_key(url: str) -> str:
-    """Return what stands for a media URL, with its signature: 16 hexadecimal digits."""
+    """Return a short hash of a media URL and its signature: 16 hexadecimal digits."""
     return _hash(url)[:16]
 
 
@@ -58,7 +58,7 @@ class Owner:
 
     @classmethod
     def of(cls, ti: Any) -> Self:
-        """Return the owner that a task instance of Airflow is."""
+        """Return the owner that identifies a task instance of Airflow."""
         return cls(ti.dag_id, ti.run_id, ti.task_id, ti.map_index if isinstance(ti.map_index, int) else -1)
 
     def __str__(self) -> str:
@@ -73,7 +73,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What one try has started, or has reattached to.
+    """The ingests that one try has started or reattached to.
 
     :param try_number: of the task instance.
     :param endpoint: base URL of the service.
@@ -84,7 +84,7 @@ class Opening:
         until it has ended, and then those for which a request got no response.
     :param names: the operations that are known.
     :param runs_on: whether these are meant to run on, since the task does not wait and has done its work.
-    :param refused: whether that is so although the task fails, since the service has refused others of a list.
+    :param refused: whether they are, although the task fails because the service refused others of its list.
     """
 
     try_number: int
@@ -98,7 +98,7 @@ class Opening:
     refused: bool = False
 
     def may_have_started(self, media: str, created: float) -> bool:
-        """Return whether an operation under an unknown name can be of a request of this opening.
+        """Return whether a request of this opening may have started an operation whose name was unknown.
 
         :param media: its key.
         :param created: when the service has created it, in seconds of the epoch.
@@ -106,7 +106,7 @@ class Opening:
         return media in self.unknown and self.since - CLOCK_SKEW <= created <= self.last + LATEST_START
 
     def without(self, names: Collection[str]) -> Opening:
-        """Return it as an opening of an earlier try, of which a later one has taken over these operations."""
+        """Return the opening as ended, without the operations that a later try has taken over."""
         return replace(self, ended=True, names=self.names - frozenset(names))
 
 
@@ -114,10 +114,10 @@ class Opening:
 class Record:
     """What a task instance has started.
 
-    :param flags: whether the task waits until its ingests have finished (``waits``); and whether a kill of it, a
-        failure, or the failure of its run is meant for them too (``cancel_on_kill``, ``cancel_on_failure``,
-        ``cancel_with_run``).
-    :param openings: in their order. Of all but the last, only that is kept which no later try has taken over.
+    :param flags: whether the task waits until its ingests have finished (``waits``), and whether they are cancelled
+        when the task is killed (``cancel_on_kill``), when it fails (``cancel_on_failure``), or when its run fails
+        (``cancel_with_run``).
+    :param openings: one per try, in order. Each but the last keeps only what no later try has taken over.
     """
 
     owner: Owner
@@ -267,21 +267,21 @@ class OwnerRecords:
         return set(self._pending(_pending_key(owner, endpoint)))
 
     def announce(self, sweep: Owner, owner: Owner, endpoint: str, names: Iterable[str]) -> None:
-        """Add operations to these, on behalf of a sweep."""
+        """Announce that a sweep is about to cancel operations of an owner."""
         pending = self._pending(key := _pending_key(owner, endpoint))
         for name in names:
             pending[name] = sorted({*pending.get(name, ()), sweep.key})
         self._replace(key, pending)
 
     def retract(self, sweep: Owner, owner: Owner, endpoint: str, names: Iterable[str]) -> None:
-        """Take back operations that a sweep has announced; what another one has announced stays."""
+        """Withdraw announcements of a sweep; those of other sweeps stay."""
         pending = self._pending(key := _pending_key(owner, endpoint))
         for name in names:
             pending[name] = [one for one in pending.get(name, ()) if one != sweep.key]
         self._replace(key, {name: sweeps for name, sweeps in pending.items() if sweeps})
 
     def forget(self, owner: Owner, endpoint: str, running: Collection[str]) -> None:
-        """Take back all that do not run any more."""
+        """Withdraw all announcements of operations that no longer run."""
         pending = self._pending(key := _pending_key(owner, endpoint))
         left = {name: sweeps for name, sweeps in pending.items() if name in running}
         if left != pending:
@@ -295,7 +295,7 @@ class OwnerRecords:
         self._store.set(_sweep_key(endpoint), now)
 
     def last_sweep(self, endpoint: str | None) -> float:
-        """Return when a sweep has last noted that, in seconds of the epoch."""
+        """Return when the last such sweep began, in seconds since the epoch; 0 if none has been noted."""
         noted = self._store.get(_sweep_key(endpoint))
         return float(noted) if isinstance(noted, int | float) else 0.0
 

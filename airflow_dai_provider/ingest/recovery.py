@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PAUSES = (0.0, 2.0, 5.0, 10.0)
 #: How far the service's clock may be behind the worker's; it can also tell whole seconds only.
 SERVICE_BEHIND = timedelta(seconds=1)
-#: An ingest that was created shortly before the request is that of another start, unless a clock is wrong: it is named.
+#: An ingest created up to this long before the request is from another start, unless a clock is wrong. Errors name it.
 DOUBT = timedelta(seconds=10)
 
 
@@ -92,7 +92,7 @@ def recover_ingests(
     """Return the ingests that requests without a response have started. A second ingest is never started instead.
 
     Such an ingest is the only one of the media URLs of its request that was created since then. Where two requests
-    could both have started it, it is that of neither.
+    could both have started it, it is assigned to neither.
 
     :param lost: the requests, by any key. No other request for the same media may be under way.
     :param log: receives what was found.
@@ -105,7 +105,7 @@ def recover_ingests(
         log.warning("%s An ingest of %s may have started. Searching the operations for it.", one.failure, one.media)
     if len(lost) > MAX_NAMED:
         log.warning("Searching the operations for %s other ingests too.", f"{len(lost) - MAX_NAMED:,}")
-    # A front end's page in answer to the list says nothing: the same endpoint has taken the request to create.
+    # A front end's page in response to the list counts as an outage: the create request went to the same endpoint.
     hook.responded = True
     found: dict[str, Operation] = {}
     reasons = dict.fromkeys(lost, "")
@@ -137,7 +137,7 @@ def recover_ingests(
                 del reasons[key]
             else:
                 reasons[key] = _reason(operations, near[key])
-        # Several operations, of which each has an owner among the requests, can still be told apart by none.
+        # Every request that is left matches several operations: another search cannot tell them apart.
         if all(len(since[key]) > 1 for key in reasons):
             break
     errors = {key: may_have_started([lost[key]], reason) for key, reason in reasons.items()}
@@ -174,11 +174,11 @@ def _reason(since: list[Operation], near: list[Operation]) -> str:
     if len(since) > 1:
         return f"several operations match: {', '.join(sorted(operation.name for operation in since))}."
     if since:
-        return f"{since[0].name} can be that of another request of this task as well."
+        return f"{since[0].name} may belong to another request of this task instead."
     reason = f"no operation matched within {sum(PAUSES):g} s."
     if near:
         names = ", ".join(sorted(operation.name for operation in near))
-        reason += f" {names} was created too early, and is probably that of another start."
+        reason += f" {names} was created too early, and probably belongs to another start."
     return reason
 
 

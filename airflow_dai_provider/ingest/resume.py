@@ -135,7 +135,7 @@ def _read(saved: object) -> StartedIngest | None:
 
 
 def next_try_reattaches(context: Context, failure: BaseException, names: list[str]) -> bool:
-    """Whether Airflow retries the task after this failure, and the next try finds the ingest in the store."""
+    """Return whether Airflow retries the task after this failure and the next try finds the ingests in the store."""
     retried = isinstance(failure, Exception | AirflowTaskTimeout) and not isinstance(failure, AirflowFailException)
     ti = context["ti"]
     if not retried or ti.try_number > ti.max_tries:
@@ -205,7 +205,8 @@ def reattach_or_cancel(
             log.info("The service no longer knows %s. Starting a new ingest.", name)
             return None
         if cleared and earlier.refused:
-            log.warning("%s may still run: %s The task was cleared after it had said so. Starting anew.", name, error)
+            message = "%s may still run: %s The task was cleared after it had reported this. Starting a new ingest."
+            log.warning(message, name, error)
             return None
         store.try_to_save(replace(earlier, max_tries=store.max_tries, refused=True), log)
         raise task_error(error.rpc_code, str(error), TOLD.format(name=name)) from error
@@ -223,7 +224,7 @@ def reattach_or_cancel(
 
 
 def _poll(hook: DaiHook, name: str, *, settle: bool) -> Operation | None:
-    """Return an operation, or None when the service no longer knows it; bear an outage as a wait does.
+    """Return an operation, or None when the service no longer knows it; tolerate an outage as a wait does.
 
     :param settle: whether to watch a running one until a cancellation that is under way would have been seen.
     """

@@ -40,7 +40,7 @@ def reattach_or_cancel_many(
 ) -> tuple[dict[str, str], dict[str, Operation]]:
     """Decide for each ingest of an earlier try as :func:`airflow_dai_provider.ingest.resume.reattach_or_cancel` does.
 
-    :param guard: of all of them; is told of those that have finished.
+    :param guard: the guard of all of them; it learns which have finished.
     :param digests: of what this try would submit.
     :return: by digest, the operations that this try continues; and by name those of them that have finished, which
         are its results. The others certainly do not run.
@@ -84,7 +84,7 @@ def reattach_or_cancel_many(
 
 
 def _poll_each(hook: DaiHook, workers: Workers[DaiHook], guard: IngestGuard, names: list[str]) -> ManyWait:
-    """Poll each operation until the service has told about it; bear an outage as a wait does."""
+    """Poll each operation until the service has returned it; tolerate an outage as a wait does."""
     # The API has responded here before: to the try that has started them.
     many = ManyWait(names, hook.make_wait(describe_names(names), poll_interval=POLL_INTERVAL, responded=True))
     # Before the first poll: a refusal of one does not have the guard cancel what has finished.
@@ -107,14 +107,14 @@ def _check_refusals(
     store: IngestStore,
     log: Any,
 ) -> None:
-    """Start nothing when the service does not tell about an ingest, or refuses to cancel it; unless a user insists."""
+    """Fail if the service refuses to return or cancel an ingest, unless the task was cleared after such a failure."""
     for error in errors.values():
         if error.rpc_code not in PERMANENT or error.rpc_code is Code.UNAUTHENTICATED:
             raise error
     told = [name for name in errors if not (name in cleared and by_name[name].refused)]
     if not told:
         if errors:
-            message = "%s may still run. The task was cleared after it had said so. Starting anew."
+            message = "%s may still run. The task was cleared after it had reported this. Starting new ingests."
             log.warning(message, some_of(errors))
         return
     refused = [

@@ -1,4 +1,4 @@
-"""Start an ingest, and know its name whatever becomes of the response."""
+"""Start an ingest, and recover its name if the response is lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def start_ingest(
 ) -> Operation:
     """Send the request that starts the ingest; when its response is lost, recover the ingest.
 
-    :param stopped: gives the reason to send the request no more, or None.
+    :param stopped: returns the reason not to send the request, or None.
     :param store: has the ingest of an earlier try, which is not taken for this one.
     :param adopt: takes the name of an ingest whose start was interrupted, so that the guard of the task cancels it.
     :param clock: gives seconds of the epoch.
@@ -48,7 +48,7 @@ def start_ingest(
         return recover_ingest(hook, lost, sleep, log, _known(store, hook.endpoint.url, log))
 
     try:
-        # A killed task starts nothing more; but what it has started it looks for, and cancels.
+        # A killed task starts nothing more, but it still searches for what it may have started, and cancels it.
         hook.stopped, before = stopped, hook.stopped
         try:
             return hook.create_creative(creative, dynamic_creative_info)
@@ -63,7 +63,7 @@ def start_ingest(
         raise
     except BaseException as interruption:
         # A time limit, or a kill before Airflow 3. The ingest may have started by then. It is recovered and adopted so
-        # that the guard cancels it, and then the interruption goes on.
+        # that the guard cancels it, and then the interruption is raised again.
         try:
             adopt(recover(f"Starting the ingest was interrupted: {interruption}.").name)
         except IngestMayHaveStartedError as unknown:

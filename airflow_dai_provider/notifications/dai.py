@@ -53,7 +53,7 @@ class DaiCancelOperationNotifier(RenderingNotifier):
         nothing.
     :param ingest_task_ids: the task(s) that start the ingests to cancel (templated). A template that renders to nothing
         names no task.
-    :param context: for Airflow, which passes it where it does not call with it; leave it out.
+    :param context: set by Airflow; leave it out.
     :param timeout: seconds for all attempts, after the connection has been looked up. A task's callbacks share 20 s.
     :param gcp_conn_id: the Google Cloud connection (templated).
     :param impersonation_chain: service account(s) to impersonate (templated).
@@ -170,7 +170,7 @@ class DaiCancelOperationNotifier(RenderingNotifier):
         return [str(task_id) for task_id in _given("ingest_task_ids", self.ingest_task_ids)]
 
     def _source(self, context: Context) -> str:
-        """Return where no operation was found."""
+        """Return the reason why there is no operation to cancel, for the log."""
         if self.ingest_task_ids is not None:
             return f"{', '.join(self._task_ids()) or 'no task'} has started none"
         if self.operation_name is not None:
@@ -180,7 +180,7 @@ class DaiCancelOperationNotifier(RenderingNotifier):
     def _cancel(self, names: list[str], endpoints: Endpoints) -> list[str]:
         """Request every cancellation; return a problem for each operation that may still run. Never raise.
 
-        An operation that was started at another endpoint only is left alone: here, its name can be a stranger's.
+        An operation that was started only at another endpoint is left alone: here, another one can have its name.
         """
         if not names:
             return []

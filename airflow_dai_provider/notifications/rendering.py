@@ -1,4 +1,4 @@
-"""Templates of a notifier: one that cannot be rendered does not spare the ingests that the others name."""
+"""Rendering of a notifier's templates: if one fails, the ingests that the others name are still cancelled."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _AT_DEADLINE = (
 class RenderingNotifier(BaseNotifier):
     """A notifier whose templates may render to nothing, where Airflow 2 would keep the template.
 
-    It renders with a DAG that has no environment too, and without a DAG, as at a Deadline alert. There, too, a name
-    that a template does not find is an error, as with a DAG: rendered to nothing, it would hide a mistake.
+    It also renders without a DAG, as for a Deadline alert, and with a DAG that has no template environment. For a
+    Deadline alert too, an undefined name in a template is an error: rendered to nothing, it would hide a mistake.
     """
 
     #: The fields that may render to nothing: then there is nothing to cancel. In any other field, that is a problem.
@@ -59,7 +59,7 @@ class RenderingNotifier(BaseNotifier):
                 except ValueError as error:
                     problems.append(str(error))
             self.render_problems[field] = problems
-            # What was given leaves an empty list where it cannot be rendered, or renders to None, and never None:
-            # without a value, the notifier would cancel everything that the task or the run has started.
+            # A given field that cannot be rendered, or renders to None, becomes an empty list and never None: with
+            # None, the notifier would cancel everything that the task or the run has started.
             one_value = not problems and not is_several(given) and (given is None or rendered[0] is not None)
             setattr(self, field, rendered[0] if one_value else [one for one in rendered if one is not None])

@@ -61,8 +61,8 @@ class DaiOperationSensor(BaseSensorOperator):
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/operations/get
 
     :param operation_name: ``operations/...``, or a list of up to 10,000 (templated); takes the output of the task that
-        started or cancelled them. The wait for a list is over when each has finished; an unexpected end is logged when
-        it is seen.
+        started or cancelled them. The wait for a list is over when each has finished; an unexpected
+        final state is logged when it is seen.
     :param expected_states: the final states to accept: ``"CANCELLED"``, ``"SUCCEEDED"``, ``"FAILED"``; None accepts
         each (templated). Any other final state fails the task with the ingest's reason.
     :param missing_ok: whether an operation that the service does not know ends the wait, with None as the result.
@@ -80,15 +80,14 @@ class DaiOperationSensor(BaseSensorOperator):
     ``soft_fail`` (an unexpected final state and a timeout skip the task; a permanent error, such as UNIMPLEMENTED,
     still fails it), ``exponential_backoff``, ``silent_fail``, ``never_fail``.
 
-    A service that is away is borne for five minutes in each mode, from the first failed poll on. In ``poke`` and
-    ``reschedule`` mode the poke that meets the outage stays and polls on, also when the next poke would be due, so
-    that an outage is measured in one process: Airflow keeps nothing of a poke for the next one. NOT_FOUND is believed
-    in the same way, when it has lasted for ten seconds. A deferrable sensor whose first poll fails leaves the outage to
-    the triggerer.
+    An outage of the service is tolerated for five minutes in every mode, counted from the first failed poll. In
+    ``poke`` and ``reschedule`` mode, the poke during which the outage begins keeps polling, even when the next poke
+    would be due, because Airflow carries no state from one poke to the next. NOT_FOUND is believed in the same way,
+    after ten seconds. A deferrable sensor whose first poll fails leaves the outage to the triggerer.
 
-    Of a list, what has finished, or cannot be polled, is not polled again; but each is polled once more when the wait
-    moves to the triggerer. On Airflow 3.3 or later, the pokes of ``mode="reschedule"`` keep it in the task state store;
-    before, each poke polls the whole list.
+    In a list, an operation that has finished or cannot be polled is not polled again, except once when the wait moves
+    to the triggerer. On Airflow 3.3 or later, the pokes of ``mode="reschedule"`` keep these results in the task state
+    store; on earlier versions, each poke polls the whole list.
 
     :return: ``Operation.to_dict()``: ``{"name", "state", "done", "error_code", "error_message", "creative_name",
         "ingest", "response", "metadata"}``; of a list, the list of them in its order.
@@ -152,7 +151,7 @@ class DaiOperationSensor(BaseSensorOperator):
     #: The wait that the pokes of this process belong to, and the sentence on its last failed poll when its time was up.
     _wait: Wait | None = None
     _last_failure = ""
-    #: What the last poll has found, until the log is told of it; not set before the first one.
+    #: The result of the last poll until it is logged; not set before the first poll.
     _last_poll: Operation | str
     #: The pokes of this process, where a list was given.
     _many: ManyPokes | None = None
@@ -218,7 +217,7 @@ class DaiOperationSensor(BaseSensorOperator):
             try:
                 operation = self.hook.poll(self._wait)
             except WaitTimeoutError as error:
-                # The sensor base ends the wait: the same time is up for it.
+                # The sensor base ends the wait, since its own timeout has passed too.
                 self._last_failure = f"{error}."
                 result.is_done = False
                 return result
@@ -266,11 +265,11 @@ class DaiOperationSensor(BaseSensorOperator):
         elapsed = self._clock() - first.timestamp() if first else 0.0
         return self.hook.make_wait(
             name,
-            # The base keeps to a shorter interval, but a failed poll is not repeated sooner.
+            # The base keeps to a shorter interval, but a failed poll is not retried sooner.
             poll_interval=max(self._longest_interval(), FIRST_INTERVAL),
             # Before it defers, a sensor polls once.
             timeout=0.0 if self.deferrable else self.timeout,
-            # With silent_fail, the base pokes again after any outage. In poke mode it can as well last in one poke.
+            # With silent_fail, the base pokes again after any outage, so in poke mode one poke may as well outlast it.
             max_outage=MAX_OUTAGE if self.reschedule and not self.deferrable else self._max_outage,
             elapsed=elapsed,
             # A poke that had met an outage would not have rescheduled.
@@ -385,7 +384,7 @@ class DaiOperationSensor(BaseSensorOperator):
         return interval
 
     def _timed_out(self, error: AirflowException) -> AirflowException:
-        """Log the last poll, and return the timeout of the sensor base with what it leaves behind."""
+        """Log the last poll; return the timeout of the sensor base, extended by what may still run."""
         if last_poll := self.__dict__.pop("_last_poll", None):
             self.log.info("%s.", last_poll)
         left = self._many.consequence if self._many else f"{self.operation_name} may still run"

@@ -28,7 +28,7 @@ class ManyPokes:
     """Poll a list of operations poke by poke, and report how all of them have finished.
 
     The process keeps from poke to poke what has finished and what cannot be polled, and in ``mode="reschedule"`` so
-    does the task state store. Another try keeps what has finished only.
+    does the task state store. Another try keeps only what has finished.
 
     :param names: the operations, valid names in the order in which they were given.
     """

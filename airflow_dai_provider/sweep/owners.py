@@ -1,4 +1,4 @@
-"""Owners of running operations, as a sweep reads them; what it is about to cancel, it announces to them."""
+"""The owners of running operations: a sweep reads them, and announces to them what it is about to cancel."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NO_OWNERS = (
     "an operation is a stray."
 )
 NO_ASSET = (
-    f"Airflow does not know the asset {ASSET}, which has the owners of operations. A DAG with a sweep that is not "
+    f"Airflow does not know the asset {ASSET}, which holds the owners of operations. A DAG with a sweep that is not "
     f'mapped registers it; a mapped sweep needs .partial(inlets=[Asset("{ASSET}")]).'
 )
 #: Seconds after which a record is removed although an operation of it is not listed as finished: the service forgets
@@ -48,7 +48,7 @@ class Owners:
 
     :param records: what the create tasks have written, or None.
     :param endpoint: base URL of the service that runs the operations.
-    :param sweep: the task instance that asks, or what stands for it.
+    :param sweep: the task instance of the sweep, or an identity in its place for a command line.
     :param airflow: where the states of tasks are read.
     :param read_xcoms: whether the XComs in the metadata database tell of owners too.
     """
@@ -64,8 +64,8 @@ class Owners:
         self._has_begun = False
         #: As they were read last.
         self._read: dict[Owner, Record] = {}
-        #: Sentences on records and XComs that cannot be read, and until when an operation that can be theirs was
-        #: created, in seconds of the epoch: an XCom has only what had started when it was pushed.
+        #: By sentence on a record or an XCom that cannot be read, the latest create time of an operation that may
+        #: belong to it, in seconds since the epoch: an XCom has only what had started when it was pushed.
         self.unreadable: dict[str, float] = {}
 
     def begin(self, now: float) -> None:
@@ -98,10 +98,10 @@ class Owners:
     def confirm(self, suspects: Mapping[str, Verdict], running: Iterable[Operation]) -> dict[str, Verdict]:
         """Read the owners again, and return the verdicts by then.
 
-        What is about to be cancelled is written down before the state of its owner is read. A task is running before it
-        reads that, and does not reattach to it then. So one of the two always sees the other.
+        The sweep announces what it is about to cancel before it reads the state of the owner. A task is running before
+        it reads the announcements, and does not reattach to what they name. So one of the two always sees the other.
 
-        :param suspects: the verdicts of the first time on what was found to be stray, by name.
+        :param suspects: by name, the verdicts of the first reading on the strays.
         :param running: the operations, these among them.
         """
         suspected = [one for one in running if one.name in suspects]
@@ -167,7 +167,7 @@ class Owners:
         return judge_all(OwnerIndex(self._endpoint, records), operations, self._airflow, self._correct)
 
     def _correct(self, name: str, found: Found) -> Found:
-        """Return the owner with what it has pushed to XCom, in case that its record could not be written."""
+        """Return the owner with what it has pushed to XCom, in case its record could not be written."""
         record, _ = found
         if not self._records or not is_twin(name, found):
             return found
@@ -187,7 +187,7 @@ class Owners:
         return found
 
     def _is_idle(self, record: Record, listed: Mapping[str, bool], listed_at: float, kept: float) -> bool:
-        """Return whether no operation of a record can run any more, as far as this list shows."""
+        """Return whether, according to this list, no operation of a record can still run."""
         here = all(opening.endpoint == self._endpoint for opening in record.openings)
         known = {listed.get(name) for name in record.names} if here else {None}
         if False in known:

@@ -16,7 +16,7 @@ from airflow_dai_provider.sweep.selection import PassedOver, Selection, Stray
 if TYPE_CHECKING:
     from airflow_dai_provider.sweep.verdicts import Verdict
 
-#: The report names so many operations of tasks that need them.
+#: The most operations still needed by a task that the report names.
 MAX_OWNED = 100
 
 
@@ -39,7 +39,7 @@ class SweepReport:
     :param selection: which operations are selected.
     :param now: seconds of the epoch.
     :param owners: by name, the verdicts on operations that have an owner.
-    :param dry_run: whether the sweep is not going to begin.
+    :param dry_run: whether nothing will be cancelled.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class SweepReport:
             self.finished[name] = operation.state.value
 
     def poll_failed(self, name: str, failure: Failure) -> None:
-        """Note that a poll has failed, which is made again."""
+        """Note a failed poll, which will be retried."""
         self.requested[name] = Failure(failure.rpc_code, f"its cancellation is requested, but {failure.reason}")
 
     def failed(self, name: str, failure: Failure) -> None:
@@ -141,9 +141,9 @@ class SweepReport:
         count = self.passed_over
         return (
             f"{self.listed} operations listed: {count['finished']} finished, {count['spared']} spared, "
-            f"{count['other_url']} of another URL, {count['owned']} of tasks that need them, "
+            f"{count['other_url']} with another URL, {count['owned']} still needed by a task, "
             f"{count['unowned']} without an owner, {count['undated']} without a create time, "
-            f"{count['younger']} young enough; {len(self.found)} stray"
+            f"{count['younger']} younger than older_than; {len(self.found)} stray"
             + (f"; {self.unreadable} more could not be read" if self.unreadable else "")
         )
 

@@ -45,7 +45,7 @@ def find_strays(
 ) -> SweepReport:
     """List all operations before any is cancelled, and report what was found.
 
-    An operation whose owner is over is polled once, since it can have finished after it was listed, and its task then.
+    An operation whose owner is over is polled once: it may have finished after it was listed, and its task after it.
 
     :param owners: None where only the ages of operations are known.
     :param orphaned_for: seconds that an owner has to be over; in a dry run it is read once.
@@ -93,7 +93,8 @@ def find_strays(
     if owners and owners.unreadable:
         told, until = some_of(owners.unreadable), max(owners.unreadable.values())
         created = f" created until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M:%S} UTC" if until < inf else ""
-        log.warning("%s. Any operation%s can be theirs, so those without an owner are left alone.", told, created)
+        message = "%s. Any operation%s may belong to these tasks, so operations without an owner are left alone."
+        log.warning(message, told, created)
         selection = replace(selection, unowned_until=until)
     report = SweepReport(operations, selection, now, judged, dry_run=dry_run)
     report.unreadable = len(unreadable)

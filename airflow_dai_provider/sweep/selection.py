@@ -181,21 +181,21 @@ def check_duration(parameter: str, value: object) -> float:
 
 
 def check_count(parameter: str, value: object, most: int | None = None) -> int:
-    """Return a whole number from 1 on.
+    """Return a positive whole number.
 
     :raises ValueError: when it is something else; the message says what was given and what was expected.
     """
     if type(value) is int and 1 <= value <= (value if most is None else most):
         return value
-    upwards = "on" if most is None else f"to {most}"
-    raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected a whole number from 1 {upwards}.")
+    bounds = ", 1 or more" if most is None else f" from 1 to {most}"
+    raise ValueError(f"Invalid {parameter} {short_repr(value)}: expected a whole number{bounds}.")
 
 
 def _compile(parameter: str, pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        message = f"Invalid {parameter} {short_repr(pattern)}: expected a regular expression, but {error}."
+        message = f"Invalid {parameter} {short_repr(pattern)}: expected a regular expression ({error})."
         raise ValueError(message) from error
 
 

@@ -1,4 +1,4 @@
-"""Verdicts on operations: whose each is, and whether it is a stray. The sweep and the command line share them."""
+"""Verdicts on operations: who owns each, and whether it is a stray. The sweep and the command line share them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.ingest.ownership import CLOCK_SKEW, Opening, Owner, Record, media_key
 
-#: The states in which a task instance is over, unless it succeeds. Every other one is alive, those included that a task
-#: has after a clear, and those that this code does not know.
+#: The states in which a task instance is over, besides success. In every other state it counts as alive, including the
+#: states after a clear and those that this code does not know.
 OVER = frozenset({"failed", "upstream_failed", "skipped", "removed"})
 #: Stands for the state of a task instance whose run was deleted.
 GONE = "gone"
@@ -87,9 +87,9 @@ class OwnerIndex:
             self.add(record)
 
     def add(self, record: Record) -> None:
-        """Add a record; for an operation that another record of its owner has, that one stays.
+        """Add a record. An operation that an earlier record of the same owner already has keeps that record.
 
-        Of several openings with an operation, it belongs to the last.
+        An operation in several openings belongs to the last one.
         """
         here = [opening for opening in record.openings if opening.endpoint == self._endpoint]
         for name, last in {name: opening for opening in here for name in opening.names}.items():
@@ -156,7 +156,7 @@ def pushed_since(operations: Iterable[Operation]) -> datetime:
 def pushed_records(xcoms: Iterable[tuple[str, str, str, int, Any]]) -> Iterator[Record]:
     """Yield the records that XComs ``operation_started`` make: the DAG, run, task, map index and value of each.
 
-    Code of a user can push names too, and says nothing of what they are meant for; that makes no record.
+    A user's own code can push names too, but without flags; such an XCom makes no record.
     """
     for dag_id, run_id, task_id, map_index, pushed in xcoms:
         match pushed:
@@ -176,14 +176,14 @@ def pushed_records(xcoms: Iterable[tuple[str, str, str, int, Any]]) -> Iterator[
                     ended=True,
                     names=frozenset(map(str, names)),
                     runs_on=runs_on,
-                    # An earlier version has not pushed that: perhaps, then.
+                    # An earlier version did not push this key: then some may have been refused.
                     refused=runs_on and pushed.get("refused") is not False,
                 )
                 yield Record(Owner(dag_id, run_id, task_id, map_index), given, (opening,))
 
 
 def is_twin(name: str, found: Found) -> bool:
-    """Return whether the owner of an operation does not know it: it waits for another one, or has waited for it."""
+    """Return whether the owner does not know this operation: it waits, or has waited, for another one instead."""
     record, opening = found
     return opening != record.openings[-1] or (opening.ended and name not in opening.names)
 
@@ -213,18 +213,18 @@ def _judge(name: str, found: Found, state: str | None, state_of_run: Callable[[s
 def _is_over(
     record: Record, flags: Collection[str], state: str | None, state_of_run: Callable[[str, str], str]
 ) -> tuple[bool, str]:
-    """Return whether an owner needs its ingests no more, by its state, and why."""
+    """Return whether an owner, judging by its state, no longer needs its ingests, and why."""
     opening = record.openings[-1]
     is_over = state in OVER or state == GONE
     described = "is gone with its run" if state == GONE else f"is {state or 'waiting to be scheduled'}"
     if opening.runs_on and (state != "failed" or opening.refused):
-        return False, f"{'has succeeded' if state == 'success' else described}, and meant its ingest to run on"
+        return False, f"{'has succeeded' if state == 'success' else described}, and meant its ingest to keep running"
     if state != "success":
         return is_over, described
     if "waits" in flags:
         return True, "was marked as success"
     if "cancel_with_run" not in flags:
-        return False, "has succeeded, and meant its ingest to run on"
+        return False, "has succeeded, and meant its ingest to keep running"
     run = state_of_run(record.owner.dag_id, record.owner.run_id)
     return run == "failed", f"has succeeded; its run is {run}"
 

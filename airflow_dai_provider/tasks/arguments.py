@@ -1,4 +1,4 @@
-"""Arguments of operators and sensors that are refused where the DAG is parsed: what is wrong, and no template."""
+"""Checks of the arguments of operators and sensors where the DAG is parsed: of literal values, not templates."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def check_literals(task: Any, checks: Mapping[str, Callable[[Any], object]]) -> 
 
 
 def shows_literals(task: Any) -> bool:
-    """Return whether the fields of a task are what the DAG file shows, and templates in them can be told.
+    """Return whether the fields of a task have the values in the DAG file, and templates in them can be recognised.
 
     A mapped task is constructed when it runs, from what other tasks have returned. Its fields are checked by
     ``execute``, which may have an earlier try's ingest to take care of.

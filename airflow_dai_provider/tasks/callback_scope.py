@@ -1,7 +1,7 @@
 """Callbacks: the kind of a callback, and the operations that it reaches.
 
 A function that reads from several tasks returns ``(names, problems)``: what they have started, and a sentence for each
-task that could not be read. A problem of one task does not spare the ingests of the others.
+task that could not be read. A problem with one task does not keep the ingests of the others from being cancelled.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Instance = tuple[str, int]
 
 
 class CallbackKind(Enum):
-    """The kind of a callback; the value is whose operations it cancels without arguments."""
+    """The kind of a callback; the value names the scope that it cancels without arguments."""
 
     TASK = "the task instance"
     DAG = "the run"
@@ -101,7 +101,7 @@ def _started_by_tasks(context: Context, task_ids: Iterable[str], log: Any, endpo
 
     def started_by(task_id: str) -> list[object]:
         if known is not None and task_id not in known:
-            raise AirflowException(f"the DAG {ti.dag_id} has no such task, but {', '.join(sorted(known))}.")
+            raise AirflowException(f"the DAG {ti.dag_id} has no such task; its tasks are {', '.join(sorted(known))}.")
         if of_dag:
             return _without_late(pull_operations(ti, task_id, None, endpoints), context, task_id, log)
         if task_id == ti.task_id:
@@ -202,7 +202,7 @@ def _without_late(names: list[object], context: Context, task_id: str, log: Any)
     """Return the names that tasks have started before the run was cleared, for the callback of a DAG.
 
     A DAG's callback can come late, when the run was cleared and its tasks have started new ingests. Those are healthy,
-    and must not be cancelled. What was pushed before the run has ended is the run's own, and so is what has no time.
+    and must not be cancelled. An operation pushed before the run ended is the run's own, and so is one without a time.
 
     After the end, a task that was starting its ingest when ``dagrun_timeout`` ended the run looks the same as a task of
     the cleared run. Airflow counts how often a run is cleared, and Airflow 3 gives the callback the run as it was when
@@ -289,7 +289,7 @@ def _collect(reads: Iterable[tuple[str, Callable[[], list[T]]]]) -> tuple[list[T
         except NoXComsError:
             raise
         except Exception as error:
-            # What is no message of this package is an error of Airflow, and none of the service.
+            # An exception of any other type is an error of Airflow, and not of the service.
             of_airflow = "" if isinstance(error, AirflowException) else "Airflow failed: "
             problems.append(f"Cannot read the operations started by {task_id}: {of_airflow}{describe_error(error)}")
     return results, problems

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 KILLED = "the task was killed before this was attempted"
 #: The reason why a callback whose time is up sends no request.
 TIME_IS_UP = "the time was up before it could be cancelled"
-#: After these get is not asked: they say nothing about this operation, and get would be refused as well.
+#: After these errors get is not tried: they say nothing about this operation, and get would be refused as well.
 _REFUSED_ACCESS = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.UNIMPLEMENTED})
 #: Refusals that a running operation contradicts: they say that there is nothing to cancel.
 _SAYS_FINISHED = frozenset({Code.FAILED_PRECONDITION, Code.NOT_FOUND})
@@ -36,12 +36,12 @@ def request_cancellation(hook: DaiHook, name: str, log: Any = None, *, waits: bo
     """Request the cancellation of an operation; after an error, get decides.
 
     It is not documented how the service responds to the cancellation of a finished operation, nor what it has done
-    after several failed attempts. So get decides after every error but one of access, and one of a request that did
-    not reach the service.
+    after several failed attempts. So get decides after every error, except a lack of access and a request that
+    did not reach the service.
 
     :param log: says what was requested, or that there was nothing to cancel; nothing is said without it.
-    :param waits: whether the caller polls until the operation has finished, also where cancel says that it has and get
-        that it runs: then the error is a warning in the log.
+    :param waits: whether the caller polls until the operation has finished. If cancel reports it as finished and get as
+        running, that is then a warning in the log instead of an error.
     :return: the operation when it had already finished and the service therefore refused, with ``waits`` also when get
         still shows it running; None when the service has accepted the request, which says nothing yet about the final
         state.
@@ -83,10 +83,10 @@ def _after_refusal(error: ServiceError, hook: DaiHook, name: str, *, patient: bo
 
 
 def _contradiction(error: ServiceError, operation: Operation) -> ServiceError:
-    """Return the error for an operation of which get shows that it runs, and which cancel refuses to cancel.
+    """Return the error for an operation that get shows as running and that cancel refuses to cancel.
 
-    Never NOT_FOUND, which callers may take for an operation that does not run. And worth a retry: soon both may see the
-    same.
+    It is never NOT_FOUND, which to a caller may mean that the operation does not run. It is transient, since both may
+    soon agree.
     """
     return _with_code(Code.ABORTED, sentences(error, f"But {operation}"))
 
@@ -111,7 +111,7 @@ def _cancel(hook: DaiHook, name: str) -> ServiceError | None:
 def _poll_after(refusal: ServiceError, hook: DaiHook, name: str, *, patient: bool) -> Operation:
     """Poll an operation whose cancellation has failed.
 
-    :raises ServiceError: when the poll fails too: transient when one of both is.
+    :raises ServiceError: when the poll fails too; transient if either error is.
     """
     permanent = refusal.rpc_code in PERMANENT
     try:
@@ -154,8 +154,8 @@ def request_cancellations(
     :param timeout: seconds for all rounds, or None.
     :param retry_timeout: seconds after which one request is not retried again within a round.
     :param unimplemented_ends: whether UNIMPLEMENTED of the cancellation is raised at once, since it holds for all.
-    :param waits: whether the caller polls until they have finished, also those of which cancel says that they have and
-        get that they run: these have no error then.
+    :param waits: whether the caller polls until they have finished; those that cancel reports as finished and get as
+        running then have no error.
     :param on_settled: called for each operation whose cancellation the service has accepted, or which had finished;
         with ``waits`` also for those that run in contradiction to cancel.
     :param clock: gives seconds.

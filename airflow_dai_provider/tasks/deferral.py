@@ -31,15 +31,15 @@ BACKSTOP = 60.0
 #: The error with which Airflow resumes a task whose deferral has timed out: Airflow 3 the first, Airflow 2 the second.
 TRIGGER_TIMEOUTS = frozenset({"Trigger timeout", "Trigger/execution timeout"})
 
-#: The reason when Airflow ends a deferral: a trigger that runs would have ended by itself before.
-NO_TRIGGERER = "No triggerer has run the trigger to its end: is one running, and has it room for another trigger?"
+#: The reason when Airflow ends a deferral: a running trigger would have finished by itself before that.
+NO_TRIGGERER = "No triggerer ran the trigger to completion: is one running, with capacity for another trigger?"
 
 #: The method with which Airflow resumes a task whose deferral has failed without an event.
 FAILED_DEFERRAL = "__fail__"
 
 
 class WaitingTask(Protocol):
-    """What the operators and the sensor have in common."""
+    """The attributes of an operator or a sensor that a deferral needs."""
 
     gcp_conn_id: str
     impersonation_chain: str | Sequence[str] | None
@@ -132,8 +132,8 @@ def resumption(
     :param next_method: as ``resume_execution`` takes it, like ``next_kwargs``.
     :param operation_name: the operation that the task waits for, or a list, or a function that finds them when they
         are needed.
-    :param consequence: a sentence for the message that says what a deferral leaves behind that has failed without an
-        event; the error of an event has its own.
+    :param consequence: a sentence for the message on what may still run when a deferral has failed without an event;
+        the error of an event has its own.
     :param timeout_error: raised when ``timeout`` of the task was the limit.
     :return: yields the method and the arguments to resume with.
     :raises AirflowTaskTimeout: when ``execution_timeout`` of the task was the limit.

@@ -141,7 +141,7 @@ def read_many_event(
 ) -> tuple[dict[str, Operation], dict[str, ServiceError]]:
     """Return the operations that have finished, and the errors of the others, that an event reports for a list.
 
-    :param consequence: a sentence for the message on what may still run; one on less, where the event tells more.
+    :param consequence: a sentence for the message on what may still run; replaced where the event narrows that down.
     :raises WaitTimeoutError: when the wait has timed out.
     :raises AirflowException: as :func:`read_event`.
     """
@@ -202,7 +202,7 @@ def _raise(error: WaitTimeoutError | ServiceError, consequence: str) -> NoReturn
 
 
 def _finished(event: object, names: str | list[str] | None, consequence: str, key: str, kind: type[Any]) -> Any:
-    """Return what an event holds under a key, when it is one of a wait that is over.
+    """Return the value of a key of an event, if it is the event of a wait that has finished.
 
     On SQLite, Airflow can give a new trigger the number of a deleted one, and then passes the event of the one to the
     task of the other.

@@ -26,8 +26,8 @@ from airflow_dai_provider.api.retry import PERMANENT
 _IN_WORDS = (ServiceError, ValueError, WaitTimeoutError, AirflowException)
 _ADVICE = {
     Code.UNIMPLEMENTED: (
-        "This server does not support the method, and a retry cannot help. Check the endpoint; if it is right, only "
-        "the administrator of the service can do this."
+        "This server does not support the method, and a retry cannot help. Check the endpoint; if it is right, "
+        "ask the administrator of the service."
     ),
     Code.PERMISSION_DENIED: "The account of the connection has no access: Google must have allow-listed it for DAI.",
     Code.UNAUTHENTICATED: "The service, or the token service, refused the credentials of the connection.",

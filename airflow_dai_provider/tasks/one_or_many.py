@@ -1,4 +1,4 @@
-"""Fields that take one value or a list of them: how both are read, also where a template has made them a text."""
+"""Read fields that take one value or a list, also where a template has rendered the list to a text."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def given_form(values: Sequence[T], *, several: bool) -> T | list[T]:
 
 
 def _slice(values: Any) -> Any:
-    """Return all values in one request to Airflow, where each would be one."""
+    """Return all values with one request to Airflow, instead of one request per value."""
     try:
         return values[:]
     except (TypeError, KeyError):

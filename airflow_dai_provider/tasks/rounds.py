@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds between two rounds of attempts, and the most between two looks whether the task was killed.
+#: Seconds between two rounds of attempts, and the most between two checks whether the task was killed.
 PAUSE = 1.0
 
 
@@ -42,8 +42,8 @@ def request_in_rounds(
     responds to no other request either: else the front end was unavailable for a moment. NOT_FOUND is believed only
     when it lasts for ten seconds (with a limit, near its end if that is sooner): the name can have been made just now.
     So is ABORTED, by which a request says that the service contradicts itself. After a transient error a name is
-    attempted again until the time is up. Without a limit, only what the service was too busy for is attempted again,
-    as long as a round has settled another one; other errors are the matter of the retries of each request.
+    attempted again until the time is up. Without a limit, only a request that the service was too busy for is
+    attempted again, as long as each round settles another name; other errors are left to the retries of each request.
 
     :param request: raises ServiceError; called in a thread of the workers. Once they are stopped, nothing is begun.
     :param timeout: seconds for all rounds, or None.
@@ -152,8 +152,8 @@ def _sleep_until(
 
 
 def _not_asked_again(error: ServiceError, reason: str) -> ServiceError:
-    """Return the error of a name that the service may only not have known yet."""
+    """Return the error for a name that the service may not have known yet."""
     # Imported here, since DAG files are parsed often and few tasks meet an error.
     from airflow_dai_provider.transport.google_errors import typed
 
-    return typed(ServiceError(sentences(error, f"It was not asked again: {reason}"), Code.CANCELLED))
+    return typed(ServiceError(sentences(error, f"The request was not retried: {reason}"), Code.CANCELLED))

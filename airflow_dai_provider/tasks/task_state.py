@@ -1,4 +1,4 @@
-"""What a task keeps for its next try or poke, in the task state store of Airflow (3.3 and later)."""
+"""The values that a task keeps for its next try or poke, in Airflow's task state store (3.3 and later)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 class TaskState:
     """One value of a task instance, which outlives its process. The task can do without it, so no error is raised.
 
-    Where Airflow has no task state store, nothing is kept. What an earlier try has kept does not count after a clear,
-    by which a user wants everything done again, nor at another endpoint, where the names are those of others.
+    Where Airflow has no task state store, nothing is kept. A value of an earlier try does not count after a clear,
+    since the user then wants everything done again, nor at another endpoint, where the same names are of other
+    operations.
 
     :param context: the context of the running task.
     :param key: of the value.
     :param log: says what could not be kept or read.
-    :param endpoint: gives the base URL of the service, of which the value tells; called only where there is a store.
+    :param endpoint: returns the base URL of the service that the value is about; called only if there is a store.
     """
 
     def __init__(self, context: Context, key: str, log: Any, endpoint: Callable[[], str]) -> None:

@@ -113,7 +113,7 @@ def pull_started(ti: Any, task_id: str, map_index: int | None, field: str) -> di
 def elsewhere(name: object, endpoint: str, endpoints: Endpoints) -> str | None:
     """Return a sentence on an operation that runs at another endpoint only; None for one that can be cancelled here.
 
-    At this endpoint, a stranger's operation can have the same name.
+    At this endpoint, another operation can have the same name.
 
     :param endpoint: base URL of the hook that would cancel it.
     """
@@ -161,9 +161,9 @@ def pull(ti: Any, task_id: str, key: str, map_index: int | None) -> list[Any]:
         if not lacks_supervisor(error):
             raise
         raise NoXComsError(
-            "XComs cannot be read here: dag.test() of Airflow 3 runs the callbacks of a DAG without the process that a "
-            "task asks for them. On a running Airflow this works; for dag.test() give the notifier operation_name."
+            "XComs cannot be read here: dag.test() of Airflow 3 runs the callbacks of a DAG without the supervisor "
+            "process that reads XComs. On a running Airflow it works; for dag.test() give the notifier operation_name."
         ) from error
     except Exception as error:
-        # Also an OSError of the XCom backend is an error of Airflow, and none of the service.
+        # Even an OSError of the XCom backend is an error of Airflow, and not of the service.
         raise AirflowException(f"Airflow could not read the XCom '{key}': {describe_error(error)}") from error

@@ -107,7 +107,8 @@ class AiohttpTransport:
             raise typed(failure) from error
         except ValueError:
             # The cause is left out, since it can hold the proxy's password.
-            message = f"Nothing was sent to {self.endpoint.url}: the environment's proxy is no http:// or https:// URL."
+            expected = "expected the proxy of the environment to be an http:// or https:// URL"
+            message = f"Nothing was sent to {self.endpoint.url}: {expected} (not shown: it can hold a password)."
             raise typed(ServiceError(message, Code.FAILED_PRECONDITION)) from None
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=context, keepalive_timeout=KEEP_ALIVE),

@@ -30,13 +30,13 @@ NEXT_ADDRESS = 0.25
 # When the request under way has to be over, in seconds of time.monotonic; a signal handler's request has its own.
 _UNTIL: ContextVar[float | None] = ContextVar("dai_deadline", default=None)
 
-# The address of each host that has answered last, which is tried first.
+# By host, the address that responded last, which is tried first.
 _ANSWERED: dict[tuple[str, int], Any] = {}
 
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Give the requests in this block so many seconds in all."""
+    """Limit the requests in this block to this many seconds in total."""
     token = _UNTIL.set(time.monotonic() + seconds)
     try:
         yield
@@ -45,7 +45,7 @@ def deadline(seconds: float) -> Iterator[None]:
 
 
 def keep_deadlines(session: requests.Session) -> None:
-    """Let a session keep :func:`deadline`."""
+    """Make a session respect :func:`deadline`."""
     for prefix in ("http://", "https://"):
         session.mount(prefix, _Adapter())
 
@@ -134,13 +134,13 @@ class _Race:
         return None
 
     def close(self) -> None:
-        """Give the others up."""
+        """Close the connections that are still pending."""
         for runner, _ in self._pending.values():
             runner.close()
 
 
 def _connect(host: str, port: int, options: Iterable[tuple[Any, ...]], until: float) -> socket.socket:
-    """Connect to a host in time: to the address that has answered last, else to the next that responds."""
+    """Connect to a host in time: to the address that responded last, else to the next that responds."""
     left = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     left.sort(key=lambda info: info[4] != _ANSWERED.get((host, port)))
     pause = min(NEXT_ADDRESS, max(until - time.monotonic(), 0.0) / (2 * len(left)))

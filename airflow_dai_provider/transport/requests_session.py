@@ -74,7 +74,7 @@ class _Session(AuthorizedSession):
 
     def __init__(self, token: Token | HeldToken, auth_request: TokenRequest) -> None:
         self._token = token
-        # The session's own answer to a 401 would be two refreshes, of which no sibling knows.
+        # On a 401, the session itself would refresh the token twice, without the siblings' knowledge.
         super().__init__(token.credentials, refresh_status_codes=(), auth_request=auth_request)  # type: ignore[no-untyped-call]
         self.auth = keep_headers
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))

@@ -1,4 +1,4 @@
-"""Shared polls: those of all waits on an event loop that share a session, answered together where that costs less."""
+"""Shared polls: serve the polls of all waits that share a session on an event loop together, if that costs less."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from airflow_dai_provider.transport.threads import error_of_one
 
 logger = logging.getLogger(__name__)
 
-#: The grids of two triggerers are shifted by a part of so many seconds, so that they do not poll at the same moment.
+#: Each triggerer shifts its grid by a random part of this many seconds, so that two do not poll at the same moment.
 _PHASES = 86_400.0
-#: So many polls are told at a time to ask by get; in between, the event loop does other work.
+#: How many waits at a time are released to poll by get; in between, the event loop does other work.
 _AT_A_TIME = 100
 
 
@@ -38,7 +38,7 @@ class _Asker:
         self.done: asyncio.Future[Mapping[str, Operation]] = asyncio.get_running_loop().create_future()
 
     def settle(self, operation: Operation | None) -> None:
-        """Note the answer to one of its polls, or that there is none in the list."""
+        """Note the result of one of its polls; None if the list does not serve it."""
         self.left -= 1
         if operation:
             self.found[operation.name] = operation
@@ -91,11 +91,11 @@ class _Batch:
 class SharedPolls:
     """The polls of one session that are due together.
 
-    :param call: sends a request, until when at the latest.
+    :param call: sends a request; its second argument is the latest time at which to send it.
     :param timeout: seconds that one request may take; a poll that has waited for the list so long is a get.
     :param clock: gives seconds that only ever increase.
     :param sleep: waits for seconds.
-    :param pause: gives the seconds of rest that the service wants, if a request is to wait for their end.
+    :param pause: returns the seconds left of a pause that requests wait for; 0 without one.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class SharedPolls:
         return await batch.add(seen)
 
     async def close(self) -> None:
-        """End what waits for polls that no wait needs any more."""
+        """Cancel the batches that no wait needs any longer."""
         answers = list(self._answers)
         for answer in answers:
             answer.cancel()
@@ -195,7 +195,7 @@ class SharedPolls:
             async with asyncio.timeout(self._timeout) as limit, self._reading:
                 began = now()
                 if not self._decisions.is_worthwhile(reading.polls, self._clock()):
-                    # As the reading has shown that was waited for.
+                    # The reading that held the lock has shown this.
                     return None
                 while reading.is_useful:
                     while pause := self._pause():

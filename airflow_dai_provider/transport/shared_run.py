@@ -40,9 +40,9 @@ class SharedRuns(Generic[T]):
 
 
 class RecentRuns(SharedRuns[T]):
-    """The same, whose results serve for a while after their run began. An error serves its callers only.
+    """Shared runs whose results are reused for a while after the run began. An error is not reused.
 
-    A run that takes longer serves those only that have called in this while: what it has read can have changed since.
+    A run that takes longer than that serves only the callers of that period: what it read may have changed since.
 
     :param lasts: for how many seconds.
     :param clock: gives seconds that only ever increase.

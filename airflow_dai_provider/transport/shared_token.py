@@ -42,7 +42,7 @@ class Authorisation:
     renew_at: float
 
     def is_refused(self, refused: Authorisation | None, anew: bool) -> bool:
-        """Return whether it is what was refused, or, if that was fresh, has a token of the same credentials."""
+        """Return whether this was refused or, with ``anew``, has a token of the refused credentials."""
         return refused is not None and (self is refused or (anew and self.credentials is refused.credentials))
 
 
@@ -50,8 +50,8 @@ class Token:
     """The token of one set of credentials: fetched once for all threads that share it, and renewed before it expires.
 
     Threads that wait for a fetch get its token, or its error, and the next one starts another. As long as the token at
-    hand is valid, a renewal that fails is tried again later. While many calls are made, the refusal of the credentials
-    is that of each, and for some seconds neither the token service nor the connection is asked again.
+    hand is valid, a renewal that fails is tried again later. During many calls, a refusal of the credentials applies to
+    all of them: for some seconds, neither the token service nor the connection is asked again.
 
     :param credentials: the credentials; anonymous ones send no header.
     :param timeout: seconds that one request for it may take.
@@ -178,9 +178,9 @@ class Token:
 
 
 class HeldToken:
-    """The token that another one holds at the moment of a request: it is neither fetched nor waited for.
+    """The token that a :class:`Token` holds at the moment of a request; it is neither fetched nor waited for.
 
-    :param token: returns the other; None as long as there is none.
+    :param token: returns that :class:`Token`; None as long as there is none.
     """
 
     def __init__(self, token: Callable[[], Token | None]) -> None:

@@ -16,12 +16,12 @@ from airflow_dai_provider.api.retry import PERMANENT
 
 #: The most calls under way at a time, and so the most connections.
 CONCURRENCY = 64
-#: Seconds between two looks whether a pause is over.
+#: Seconds between two checks whether :meth:`Workers.hold` has ended.
 _HELD = 0.05
 
 
 class Session(AbstractContextManager[Any], Protocol):
-    """What a worker needs of a hook."""
+    """The part of a hook that a worker needs."""
 
     retry_timeout: float
     stopped: Callable[[], str | None]
@@ -47,7 +47,7 @@ class Workers(Generic[S]):
     nothing: connections are looked up before they start.
 
     :param sessions: hooks that are ready to use, one for each call under way at a time.
-    :param stopped: the reason to begin no other call and no retry, or None.
+    :param stopped: returns the reason to begin no further call or retry, or None.
     :param thread_name: of each thread.
     """
 
@@ -131,7 +131,7 @@ class Workers(Generic[S]):
         return self._collect(done, dropped, left, seconds, until)
 
     def hold(self, seconds: float) -> None:
-        """Begin no job for so many seconds, for example while a signal handler needs the processor; 0 goes on."""
+        """Begin no job for so many seconds, for example while a signal handler needs the CPU; 0 resumes."""
         self._held_until = time.monotonic() + seconds
 
     def assist(self, session: S, until: float) -> None:

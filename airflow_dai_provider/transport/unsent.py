@@ -72,7 +72,7 @@ def chain(error: BaseException | None, end: BaseException | None = None) -> Iter
 
 
 def public_cause(error: BaseException | None) -> BaseException | None:
-    """Return an error if it can be the cause of another; None if a traceback would show a secret of it.
+    """Return an error if it may be the cause of another; None if a traceback would then show a secret.
 
     A proxy's URL can hold a password, and so can a header that the library quotes.
     """

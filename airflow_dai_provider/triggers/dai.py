@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 #: Seconds after which ``on_kill`` gives up waiting for the cancel request; Airflow allows 30.
 KILL_SECONDS = 25.0
-_UNNAMED = "What this trigger waits for"
+_UNNAMED = "The operations of this trigger"
 
 # Threads of their own, since all triggers share the default ones for their look-ups. They start with the first kill.
 _KILL_THREADS = ThreadPoolExecutor(10, thread_name_prefix="dai-kill")
@@ -60,7 +60,8 @@ class DaiOperationTrigger(BaseTrigger):
     :param max_outage: seconds that the service may be unavailable (300), or None for no limit.
     :param cancel_on_kill: whether what has not finished is cancelled when the deferred task is killed: marked, cleared,
         or stopped with its run. It is not cancelled when the triggerer stops, restarts or hands over.
-    :param expected_states: of a list, the final states that the log does not tell by themselves; None for every one.
+    :param expected_states: for a list, the expected final states; any other is logged as a warning when it is seen.
+        None expects every state.
     :param gcp_conn_id: the Google Cloud connection.
     :param impersonation_chain: service account(s) to impersonate.
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own.
@@ -82,7 +83,7 @@ class DaiOperationTrigger(BaseTrigger):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operation_name = operation_name
-        # A text can be that of a list; what is none is refused by the wait.
+        # A text can contain a list; the wait refuses an invalid one.
         with suppress(ValueError):
             values, several = one_or_many("operation_name", operation_name, in_order=False)
             self.operation_name = given_form(values, several=several)
@@ -121,7 +122,7 @@ class DaiOperationTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll until each operation has finished, and fire; whatever goes wrong is an event of this wait only."""
+        """Poll until each operation has finished, and fire an event; an error fires an event too, of this wait only."""
         names: Any = self.operation_name
         wait: asyncio.Future[dict[str, Any]] | None = None
         try:
@@ -154,7 +155,7 @@ class DaiOperationTrigger(BaseTrigger):
 
         The triggerer cancels this coroutine again about once a second, which is too short for a slow service. So the
         work is a task of its own, and this only waits for it: each cancellation interrupts the wait, which begins again
-        until the work is done or the time is up. After that the work still goes on, unobserved.
+        until the work is done or the time is up. After that the work continues unobserved.
         """
         kill = self._begin_kill()
         if kill is None:
@@ -207,7 +208,7 @@ class DaiOperationTrigger(BaseTrigger):
         return many_event(names, self._many)
 
     def _left(self) -> list[str]:
-        """Return the operations that may run, those that cannot be polled included."""
+        """Return the operations that may still run, including those that cannot be polled."""
         names = unpack_names(self.operation_name)
         if not isinstance(names, list):
             return [names]

@@ -193,7 +193,7 @@ class TestWithoutName:
         stage.service.emulator.inject(Fault("creatives.create", drop="before"))
         play.start(seconds=20)
         play.task_is("success")
-        play.log_says("Starting it again")
+        play.log_says("Sending the create request again")
         assert len(stage.service.ingests(play.url)) == 1
 
     def test_a_retry_after_a_lost_response_keeps_its_own_ingest(self, stage: Stage, make_play: Any) -> None:

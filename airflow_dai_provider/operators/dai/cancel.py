@@ -40,13 +40,14 @@ if TYPE_CHECKING:
 class DaiCancelOperationOperator(BaseOperator):
     """Request the cancellation of operations, and wait until they have finished if told to.
 
-    Cancelling is best effort: an operation can still complete. Its state is in the log, and, when the task waits, in
-    the XCom ``operation``, where ``already_finished`` tells whether it had finished before the request; None where that
-    cannot be told. That is no error. When the service refuses the request for another reason than a lack of access, get
-    decides. Of a list, what is known is pushed also when the wait times out, or ends with an outage.
+    Cancelling is best effort: an operation can still complete, which is not an error. The final state is in the log
+    and, if the task waits, in the XCom ``operation``. There, ``already_finished`` says whether the operation had
+    finished before the request; it is None if that is not known. If the service refuses the request for a reason other
+    than missing access, operations.get decides.
 
-    Of a list, every operation is attempted before the task fails because of one. On Airflow 3.3 or later, a retry asks
-    only for those that it may still cancel.
+    With a list, every operation is attempted before the task fails because of one of them, and what is known is also
+    pushed when the wait times out or ends with an outage. On Airflow 3.3 or later, a retry requests only the
+    cancellations that are still missing.
 
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/operations/cancel
 
@@ -230,8 +231,8 @@ class DaiCancelOperationOperator(BaseOperator):
     ) -> tuple[Operation | None, bool | None]:
         """Request the cancellation, and poll.
 
-        The request is taken by then, so the poll after it is a courtesy, and fails no task, except on a server that
-        cannot be polled at all. A wait polls again.
+        The service has accepted the request by then, so a failed poll after it does not fail the task, except on a
+        server that does not support polling at all. A wait polls again.
 
         :return: the operation as it is then, or None when it could not be polled; and whether it had finished before,
             None where that cannot be told.

@@ -226,9 +226,9 @@ class CancelMany:
         return ManyResult(many.finished, errors | many.failed, many.running, ended)
 
     def _poll_first(self, hook: DaiHook, workers: Workers[DaiHook], many: ManyWait) -> None:
-        """Poll once: what this shows in another state than CANCELLED had finished before, or in the same moment.
+        """Poll once: an operation that is done, but not CANCELLED, had finished before the request or just then.
 
-        That cannot be told of one that is polled long after its request was accepted, or whose poll fails.
+        This is unknown for an operation that is polled long after its request was accepted, or whose poll fails.
         """
         # Saved also when this poll fails.
         self._unclear |= self._accepted_at.keys()
@@ -285,7 +285,7 @@ class CancelMany:
 
 
 def in_doubt(context: Context, state: TaskState) -> bool:
-    """Return whether an operation that has finished can have been cancelled, or left to finish, by an earlier try."""
+    """Return whether an earlier try may have requested the cancellation of an operation that has finished."""
     return not state.available and context["ti"].try_number > 1
 
 

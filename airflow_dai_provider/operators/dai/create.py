@@ -78,11 +78,11 @@ class DaiCreateCreativeOperator(BaseOperator):
     :param gcp_conn_id: the Google Cloud connection (templated).
     :param impersonation_chain: service account(s) to impersonate (templated).
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own (templated).
-    :return: the operation's name. When the task has waited, the XCom ``operation`` has ``Operation.to_dict()``. Of a
-        list both are lists in its order, and each dict has ``media_files`` too: the media URLs, without signatures. An
+    :return: the operation's name. If the task has waited, the XCom ``operation`` has ``Operation.to_dict()``. For a
+        list, both are lists in its order, and each dict also has ``media_files``: the media URLs without signatures. An
         ingest that was not started has ``"name": None``, ``"state": None``, and its error.
     :raises AirflowFailException: for a permanent error: a creative that the service would refuse, an ingest that fails
-        or is cancelled by someone else, a lost response, UNIMPLEMENTED, PERMISSION_DENIED.
+        or is cancelled by something else, a lost response, UNIMPLEMENTED, PERMISSION_DENIED.
     :raises AirflowException: when the service stays unavailable, or the ingest has not finished in time.
     """
 
@@ -146,8 +146,8 @@ class DaiCreateCreativeOperator(BaseOperator):
             if not HAS_TASK_STATE_STORE:
                 self.on_retry_callback = [callback, *_callbacks(self.on_retry_callback)]
 
-    #: Of a list: the creatives as they are submitted, beside the field without signatures, which people can see. Also
-    #: of one that execute will refuse, in any form.
+    #: For a list: the creatives as submitted. The template field, which the UI shows, has them without signatures.
+    #: Also set for a value that execute will refuse.
     _signed: Any = None
     _shown: object = None
     _many: CreateMany | None = None
@@ -255,7 +255,7 @@ class DaiCreateCreativeOperator(BaseOperator):
 
     @property
     def _flags(self) -> dict[str, bool]:
-        """What decides whether the sweep cancels an ingest of this task."""
+        """The parameters that decide whether the sweep cancels an ingest of this task."""
         return {
             "waits": self.wait_for_completion,
             "cancel_on_kill": self.cancel_on_kill,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from airflow_dai_provider.operators.dai.create import DaiCreateCreativeOperator
     from airflow_dai_provider.transport.threads import Workers
 
-#: By name: those that have finished, the errors of those that cannot be polled, and when a poll has seen an end.
+#: By name: the finished operations, the errors of those that cannot be polled, and when each finish was seen.
 _Ends = tuple[dict[str, Operation], dict[str, "ServiceError"], dict[str, float]]
 _SUCCEEDED = frozenset({OperationState.SUCCEEDED})
 
@@ -117,7 +117,7 @@ class CreateMany:
 
     @contextmanager
     def _workers(self, hook: DaiHook) -> Iterator[Workers[DaiHook]]:
-        """Yield the threads, beside those of the guard, all of which run before the first request."""
+        """Yield the worker threads; they and those of the guard are started before the first request."""
         number = max(len(self._campaign), len(self._store.load()))
         # Around single calls, and not around the block: an error of Airflow in it, such as a ValueError of the XCom
         # backend, is none of the hook's.
@@ -139,7 +139,7 @@ class CreateMany:
         return KILLED if self._guard.killed else self._campaign.stopped()
 
     def _reattach(self, hook: DaiHook, workers: Workers[DaiHook]) -> None:
-        """Take over what an earlier try has started, if this one can go on with it."""
+        """Reattach to the ingests of an earlier try that this try can continue."""
         task, campaign, guard = self._task, self._campaign, self._guard
         with task_errors():
             endpoint = hook.endpoint.url
@@ -190,7 +190,7 @@ class CreateMany:
                 digests = campaign.unseen
                 if not (left and digests and self._own_record.may_start_again(hook.endpoint.url)):
                     break
-                task.log.warning("%s ingests: %s", f"{len(digests):,}", START_AGAIN)
+                task.log.warning("The service lists no ingest of %s creatives. %s", f"{len(digests):,}", START_AGAIN)
         finally:
             self._starting = False
         self._own_record.end(campaign.started, campaign.urls(doubts))
@@ -291,7 +291,7 @@ class CreateMany:
                 del campaign.names[digest]
             self._adopted = set()
             with task._make_hook() as hook, self._workers(hook) as workers:
-                # Nothing else: of what has not started, a start may be in doubt, and the others were refused.
+                # Only these: of the others, some may run under unknown names, and the rest were refused.
                 self._start(hook, workers, again)
                 return self._finish(*self._wait(hook, workers))
         if not errors:
@@ -330,7 +330,7 @@ class CreateMany:
         errors: Mapping[str, ServiceError],
         running: Mapping[str, Operation],
     ) -> None:
-        """Push what is known when a wait has ended too early; the error with which it has is the one to raise."""
+        """Push what is known when a wait has failed; only log an error of the push, so that the wait's is raised."""
         try:
             self._push_rows(finished, errors, running)
         except Exception as error:

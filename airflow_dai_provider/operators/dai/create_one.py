@@ -39,7 +39,7 @@ class CreateOne:
         self._context = context
         self._store = IngestStore(context)
         self._own_record = task._own_record(context)
-        #: How many starts were lost, of all that this try has attempted.
+        #: The number of starts of this try that were lost and not recovered.
         self._starts = 0
 
     def execute(self) -> str:
@@ -63,7 +63,7 @@ class CreateOne:
         return self._finish(read_event(event, operation_name), adopted)
 
     def _reattach(self, hook: DaiHook) -> tuple[str | None, Operation | None]:
-        """Return the operation of an earlier try if this one can go on with it: its name, and what is known of it."""
+        """Return the name and the operation of an earlier try if this try can continue it; None for each otherwise."""
         with task_errors():
             endpoint = hook.endpoint.url
         operation = None
@@ -90,7 +90,7 @@ class CreateOne:
         return (operation.name if operation else None), operation
 
     def _reattach_to_one_of(self, saved: list[StartedIngest], hook: DaiHook) -> tuple[str | None, Operation | None]:
-        """Do the same after a try with a list of creatives; what it has started of others is cancelled."""
+        """Do the same after a try with a list of creatives; cancel the ingests of its other creatives."""
         task, guard, digest = self._task, self._task._guard, self._digest()
         with task_errors():
             workers = hook.workers(len(saved))
@@ -143,7 +143,7 @@ class CreateOne:
                     raise
                 self._task.log.warning("%s", START_AGAIN)
             except Exception:
-                # The service has certainly started nothing, but for what was lost before.
+                # This request has started nothing, but earlier ones whose response was lost may have.
                 self._own_record.end([], lost)
                 raise
             else:

@@ -47,7 +47,7 @@ class DaiDeleteCreativeOperator(BaseOperator):
     :param gcp_conn_id: the Google Cloud connection (templated).
     :param impersonation_chain: service account(s) to impersonate (templated).
     :param api_endpoint: ``host``, ``host:port`` or ``https://host:port`` instead of Google's own (templated).
-    :return: the name(s) as given: of creatives that do not exist any more. With ``missing_ok``, those that the service
+    :return: the name(s) as given: of creatives that no longer exist. With ``missing_ok``, those that the service
         did not know are among them, since an earlier try can have deleted them; the log tells them apart.
     :raises AirflowFailException: for a permanent error: UNIMPLEMENTED, PERMISSION_DENIED, an invalid name, an unknown
         creative without ``missing_ok``.

@@ -63,10 +63,10 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         have started it, so it must exceed the longest legitimate ingest of all users of the account. Required on
         Airflow 3.0 to 3.2.
     :param orphaned_for: such a duration: how long an owner has to be over (templated).
-    :param url_prefix: selects only operations whose media URL, as a text with its query, begins with this; one host
-        is ``https://host/``, with the slash (templated).
-    :param url_pattern: selects only operations in whose media URL, as a text with its query, this regular expression
-        is found; ``^`` and ``$`` match its ends (templated).
+    :param url_prefix: selects only operations whose media URL, including its query, begins with this text. To select
+        one host, give ``https://host/``, with the slash (templated).
+    :param url_pattern: selects only operations whose media URL, including its query, contains a match of this regular
+        expression; ``^`` and ``$`` match the ends of the URL (templated).
     :param spare: the name(s) of operations to leave alone (templated).
     :param include_undated: whether to select operations without a create time too; operations of other kinds than
         ingests are among them.
@@ -224,13 +224,13 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         return self._selection(lambda value: value)
 
     def _selection(self, known: Callable[[Any], Any]) -> Selection:
-        """Return the filters, of which each is what ``known`` makes of it."""
+        """Return the selection; ``known`` maps each filter, and returns None for one that is still a template."""
         return Selection.read(
             older_than=known(self.older_than),
             url_prefix=known(self.url_prefix),
             url_pattern=known(self.url_pattern),
             spare=known(self.spare),
-            # Of an age that is not known yet, it cannot be told whether there is one.
+            # While older_than is still a template, it is unknown whether it will have a value.
             include_undated=self.include_undated and (self.older_than is None or known(self.older_than) is not None),
         )
 
@@ -280,7 +280,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                 wait_for_requested(hook, workers, report, poll_interval=self.poll_interval, timeout=self.timeout)
 
     def _remove_leftovers(self, owners: Owners, report: SweepReport) -> None:
-        """Remove records that nothing needs any more; what the list does not show may still need its own."""
+        """Remove the records of finished ingests, unless part of the list was unreadable and may need a record."""
         if self.is_dry_run or report.unreadable:
             return
         try:

@@ -174,7 +174,7 @@ def test_the_query_of_a_list(arguments: Any, query: list[tuple[str, str]]) -> No
 
 @pytest.mark.parametrize("page_size", [0, -1, True, False, 1.0, "5", [5]])
 def test_a_page_size_is_a_whole_number_from_one_on(page_size: Any) -> None:
-    with pytest.raises(ValueError, match="Invalid page_size .*: expected a whole number from 1 on"):
+    with pytest.raises(ValueError, match="Invalid page_size .*: expected a whole number, 1 or more"):
         rest.list_operations(page_size=page_size)
 
 

@@ -159,7 +159,7 @@ class TestWait:
         monkeypatch.setattr(DaiHook, "_sleep", staticmethod(sleep))
         result = dai("wait", done, running, "-o", "json")
         assert (result.code, outcomes(result)) == (130, {done: "SUCCEEDED", running: "may still run"})
-        assert result.err == f"Interrupted.\nNot seen to have finished, may still run: {running}.\n"
+        assert result.err == f"Interrupted.\nNot known to have finished, and may still run: {running}.\n"
         assert count(emulator, CANCEL) == 0
 
     @pytest.mark.usefixtures("emulator")

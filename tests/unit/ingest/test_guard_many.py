@@ -54,7 +54,7 @@ class TestKill:
     ) -> None:
         operator = make(creative=THREE)
         between_polls(operator.on_kill)
-        with pytest.raises(IngestFailedError, match="0 of 3 ingests have succeeded. Finished otherwise: 3 CANCELLED"):
+        with pytest.raises(IngestFailedError, match="0 of 3 ingests have succeeded. Did not succeed: 3 CANCELLED"):
             operator.execute(context)
         operator.on_kill()
         assert cancelled(slow) == [1, 1, 1]

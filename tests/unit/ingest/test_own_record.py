@@ -311,7 +311,7 @@ class TestDoubt:
         assert execute(context, deferrable=deferrable) == the(slow)
         assert opening_of(records).unknown == KEYS
         assert record_of(records).names == {the(slow)}
-        assert log.lines("Starting it again")
+        assert log.lines("Sending the create request again")
 
     @pytest.mark.usefixtures("swept")
     @pytest.mark.parametrize(

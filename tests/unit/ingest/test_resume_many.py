@@ -262,7 +262,7 @@ def test_the_time_of_a_late_guard_ends_for_each_ingest_when_its_end_is_seen(
     if late:
         assert victim not in execute(context, creative=long, deferrable=deferrable)
     else:
-        with pytest.raises(UnexpectedStateError, match="1 of 2 ingests have succeeded. Finished otherwise: 1 CANCEL"):
+        with pytest.raises(UnexpectedStateError, match="1 of 2 ingests have succeeded. Did not succeed: 1 CANCEL"):
             execute(context, creative=long, deferrable=deferrable)
     assert count(slow, CREATE) == 2 + late
 
@@ -333,7 +333,7 @@ def test_a_refused_poll_starts_nothing_until_the_task_is_cleared_again(
     assert count(slow, CREATE) == 3
     ti.max_tries = 3  # as a clear sets it
     execute(context, creative=four, wait_for_completion=False)
-    anew = "may still run. The task was cleared after it had said so. Starting anew."
+    anew = "may still run. The task was cleared after it had reported this. Starting new ingests."
     assert any(first in line and line.endswith(anew) for line in log.ours)
 
 

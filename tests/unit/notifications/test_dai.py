@@ -224,7 +224,7 @@ class TestStartedOperations:
         self, emulator: DaiEmulator, context: Any, ti: Ti, reason: dict[str, str]
     ) -> None:
         ti.of_other_task("start_ingest", "operation_name", emulator.start_ingest(A))
-        words = "started by strat_ingest: the DAG a_dag has no such task, but publish, start_ingest"
+        words = "started by strat_ingest: the DAG a_dag has no such task; its tasks are publish, start_ingest"
         with pytest.raises(AirflowException, match=words):
             DaiCancelOperationNotifier(ingest_task_ids=["strat_ingest", "start_ingest"]).notify(context(**reason))
         assert emulator.cancel_requested(A) == 1

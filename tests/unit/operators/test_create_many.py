@@ -273,7 +273,7 @@ class TestRefused:
             execute(context, creative=[*failing, other, creative(url(13))], deferrable=deferrable)
         message = str(caught.value)
         assert message.startswith(
-            "1 of 14 ingests have succeeded. Finished otherwise: 12 DOWNLOAD_ERROR 403, 1 INVALID_MEDIA: Ingest of"
+            "1 of 14 ingests have succeeded. Did not succeed: 12 DOWNLOAD_ERROR 403, 1 INVALID_MEDIA: Ingest of"
         )
         assert "and 3 more" in message
         assert "media.example.com/9.mp4" in message

@@ -45,8 +45,8 @@ class TestSweep:
         assert pushed_report(ti) == report
         assert methods(emulator) == [LIST, *[CANCEL] * 3]
         assert log.ours[:2] == [
-            "4 operations listed: 0 finished, 0 spared, 0 of another URL, 0 of tasks that need them, "
-            "0 without an owner, 0 without a create time, 1 young enough; 3 stray.",
+            "4 operations listed: 0 finished, 0 spared, 0 with another URL, 0 still needed by a task, "
+            "0 without an owner, 0 without a create time, 1 younger than older_than; 3 stray.",
             "Found operations/a (2:00:00 old, https://media.example/ad.mp4).",
         ]
         assert sorted(log.ours[4:7]) == [f"Requested the cancellation of {name}." for name in old]

@@ -156,7 +156,7 @@ class TestUnreadable:
         report = sweep(older_than=1)
         assert cancelled(emulator) == {others[0]}
         assert report["passed_over"]["unowned"] == 2
-        assert log.lines(f"Cannot read the record {key} of an owner: {why}. Any operation can be theirs")
+        assert log.lines(f"Cannot read the record {key} of an owner: {why}. Any operation may belong to these tasks")
         assert key in records.kept
 
     @pytest.mark.skipif(not version_compat.HAS_ASSET_STATE_STORE, reason="Airflow before 3.3 has no records of owners")

@@ -170,7 +170,7 @@ class TestParameters:
 
     @pytest.mark.parametrize("value", [0, -1, 1.0, True, "5", None, float("nan")], ids=repr)
     def test_no_count(self, value: Any) -> None:
-        with pytest.raises(ValueError, match=r"^Invalid max_x .*: expected a whole number from 1 on\.$"):
+        with pytest.raises(ValueError, match=r"^Invalid max_x .*: expected a whole number, 1 or more\.$"):
             check_count("max_x", value)
 
     def test_a_bounded_count(self) -> None:
@@ -243,8 +243,8 @@ class TestReport:
             "left": {},
         }
         assert report.selected == (
-            "7 operations listed: 2 finished, 1 spared, 1 of another URL, 0 of tasks that need them, "
-            "0 without an owner, 1 without a create time, 1 young enough; 1 stray"
+            "7 operations listed: 2 finished, 1 spared, 1 with another URL, 0 still needed by a task, "
+            "0 without an owner, 1 without a create time, 1 younger than older_than; 1 stray"
         )
 
     def test_one_listed_twice_counts_once_as_it_came_last(self) -> None:

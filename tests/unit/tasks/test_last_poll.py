@@ -82,7 +82,7 @@ def test_a_running_operation_is_a_timeout_and_the_missing_triggerer_is_named(
     emulator: DaiEmulator, resume: Any, make: Make
 ) -> None:
     emulator.start_ingest(NAME)
-    words = f"No triggerer has run the trigger to its end.* The last poll found: {NAME} is RUNNING"
+    words = f"No triggerer ran the trigger to completion.* The last poll found: {NAME} is RUNNING"
     with pytest.raises(AirflowException, match=words) as raised:
         resume(make())
     assert not isinstance(raised.value, AirflowFailException)

@@ -229,7 +229,7 @@ def test_an_unusable_proxy_is_an_error_in_the_triggerer(
         async with DaiAsyncHook(api_endpoint="https://dai.example") as hook:
             await hook.get_operation(NAME)
 
-    expected = "^Nothing was sent to https://dai.example: the environment's proxy is no http"
+    expected = "^Nothing was sent to https://dai.example: expected the proxy of the environment to be an http"
     with pytest.raises(exceptions.FailedPrecondition, match=expected) as caught:
         run(main())
     assert "cret" not in "".join(traceback.format_exception(caught.value))
