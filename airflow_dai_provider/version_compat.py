@@ -18,8 +18,8 @@ TRIGGERS_HAVE_ON_KILL = _AIRFLOW >= (3, 3)
 USER_ACTION = "__airflow_user_action__"
 #: Whether Airflow can kill the process of a task that has deferred, when the process is slow to exit.
 KILLS_DEFERRED_PROCESS = _AIRFLOW < (3, 0)
-#: Whether the callback of a DAG is given the run as it was when it ended; before, the callback reads it anew.
-CALLBACK_HAS_RUN_OF_ITS_TIME = _AIRFLOW >= (3, 0)
+#: Whether the callback of a DAG is given the run as it was when it ended; before, the callback reads it again.
+CALLBACK_HAS_RUN_AS_IT_ENDED = _AIRFLOW >= (3, 0)
 #: Whether a task can save something for its next try, in the task state store; and for other tasks, in an asset's.
 HAS_TASK_STATE_STORE = HAS_ASSET_STATE_STORE = _AIRFLOW >= (3, 3)
 #: Whether a task can read the metadata database.

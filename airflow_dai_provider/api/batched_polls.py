@@ -20,11 +20,11 @@ from airflow_dai_provider.api.operation_page import PolledPage
 from airflow_dai_provider.api.retry import THROTTLED, THROTTLED_OR_UNAVAILABLE, TRANSIENT, is_pause
 
 #: Fewer waits than these poll by get, each at its own times.
-FEW = 20
+MIN_POLLS = 20
 #: A page is worth its cost when it serves at least this many polls.
-YIELD = 10
+MIN_POLLS_PER_PAGE = 10
 #: One page that serves fewer is tolerated for every this many polls that are left.
-PATIENCE = 20
+POLLS_PER_POOR_PAGE = 20
 #: One in this many polls of an operation is a get: a list can be wrong.
 GET_EVERY = 20
 #: Seconds for which all polls are gets after the list was refused, or was too long to be worth it.
@@ -51,7 +51,7 @@ class BatchedPolls:
 
     def __init__(self) -> None:
         # How many polls must be due together to make the list worth reading, and until when this estimate holds.
-        self._needed = float(YIELD)
+        self._needed = float(MIN_POLLS_PER_PAGE)
         self._believed_until = float("-inf")
         self._page_size = rest.LIST_PAGE_SIZE
         self._errors = 0
@@ -60,7 +60,7 @@ class BatchedPolls:
 
     def is_worthwhile(self, polls: int, now: float) -> bool:
         """Return whether to read the list when so many polls are due together."""
-        return polls >= (self._needed if now < self._believed_until else YIELD)
+        return polls >= (self._needed if now < self._believed_until else MIN_POLLS_PER_PAGE)
 
     def begin(self, seen: Mapping[str, Operation | None], now: float) -> Reading | None:
         """Begin to read the list for polls that are due; return None when all of them are to be gets.
@@ -76,10 +76,10 @@ class BatchedPolls:
         self._errors = 0
         self._throttled = False
         self._believed_until = now + GETS_FOR
-        self._page_size = max(reading.page_size, YIELD)
+        self._page_size = max(reading.page_size, MIN_POLLS_PER_PAGE)
         if reading.was_worthwhile:
             self._told = False
-            self._needed = YIELD * reading.pages
+            self._needed = MIN_POLLS_PER_PAGE * reading.pages
             return None
         # More polls are worth more pages.
         self._needed = 2.0 * reading.polls
@@ -152,7 +152,7 @@ class Reading:
     @property
     def was_worthwhile(self) -> bool:
         """Whether the pages have cost less than the gets that they have saved."""
-        return self.answered >= YIELD * max(self.pages, 1)
+        return self.answered >= MIN_POLLS_PER_PAGE * max(self.pages, 1)
 
     def take(self, page: PolledPage) -> None:
         """Note a page. The operations that it shows are no longer left: it serves some, and get polls the others."""
@@ -163,8 +163,8 @@ class Reading:
         self._token = page.next_page_token
         if page.too_large:
             self.page_size //= 2
-        in_vain = len(page.running) < YIELD
+        in_vain = len(page.running) < MIN_POLLS_PER_PAGE
         self._in_vain += in_vain
-        given_up = in_vain and self._in_vain * PATIENCE > len(self.left)
+        given_up = in_vain and self._in_vain * POLLS_PER_POOR_PAGE > len(self.left)
         has_next = page.too_large or self._token is not None
-        self.is_useful = has_next and min(len(self.left), self.page_size) >= YIELD and not given_up
+        self.is_useful = has_next and min(len(self.left), self.page_size) >= MIN_POLLS_PER_PAGE and not given_up

@@ -122,13 +122,13 @@ class ManyWait:
             self._first_result = now
         if self._responded:
             return self.wait.is_over(now, outage=False) and now >= self._first_result + LAST_ROUND
-        outage = self._is_telling(complete)
+        outage = self._shows_outage(complete)
         if outage:
             self.wait.begin_outage(now)
         # Not after a first error, which comes faster than the responses to the requests that are under way.
         return len(self._polled) >= UNDER_WAY and self.wait.is_over(now, outage=outage)
 
-    def _is_telling(self, complete: bool) -> bool:
+    def _shows_outage(self, complete: bool) -> bool:
         """Return whether a round without a response shows that the service is unavailable."""
         return complete and not self.left.keys() <= self._suspects
 
@@ -229,7 +229,7 @@ class ManyWait:
         :raises WaitTimeoutError: when the time is up; the message names some that have not finished.
         """
         self.number += complete
-        complete = self._is_telling(complete)
+        complete = self._shows_outage(complete)
         for name, page in self._pages.items():
             self._judge(name, page, now)
         refused = {name: self.failed[name] for name in self._pages if name in self.failed}

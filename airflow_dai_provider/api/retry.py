@@ -141,7 +141,7 @@ def not_retried(error: ServiceError, reason: str, retry_after: float | None = No
     return ServiceError(message, error.rpc_code, retry_after, error.sent, error.from_front_end)
 
 
-class Pace:
+class Pause:
     """The pause that the service has asked for; it delays the requests of all hooks that share it.
 
     It is cut to :data:`MAX_HELD`, less than an outage is tolerated: the pause can be a mistake, and each wait should
@@ -179,7 +179,7 @@ class ServiceState:
         #: Whether the API has responded: the endpoint is right, and the account has access.
         self.responded = False
         #: The pause that the service has asked for.
-        self.pace = Pace()
+        self.pause = Pause()
 
 
 def backoff(attempt: int, retry_after: float | None, random: float) -> float:

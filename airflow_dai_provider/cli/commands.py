@@ -77,7 +77,7 @@ def whose(session: Session) -> bool:
         operation = Operation(name, OperationState.RUNNING)
     owners = session.owners.of([operation]).get(name, ())
     session.show([rows.whose_row(name, one, unpolled) for one in owners], rows.WHOSE)
-    if not owners and not session.owners.away:
+    if not owners and not session.owners.unavailable:
         other = "another system, or one of these tasks," if session.owners.incomplete else "another system"
         session.notes.say(f"No task is known to have started {name}: {other} may have started it.")
     return bool(owners)

@@ -41,13 +41,13 @@ class KnownOwners:
         #: Sentences on records and XComs that cannot be read, until they are told.
         self._unreadable: list[str] = []
         #: Whether the database, or what is asked for in it, cannot be read.
-        self.away = endpoint is None
+        self.unavailable = endpoint is None
         #: Whether some records or XComs in it cannot be read.
         self.incomplete = False
 
     def of(self, operations: Collection[Operation]) -> dict[str, list[Verdict]]:
         """Return the verdicts on operations by name, one for each possible owner."""
-        if self.away or not operations:
+        if self.unavailable or not operations:
             return {}
         try:
             self._read(operations)
@@ -62,7 +62,7 @@ class KnownOwners:
         return verdicts
 
     def _tell(self, error: Exception) -> None:
-        self.away = True
+        self.unavailable = True
         self._notes.say(sentences("Owners are not shown", _unreadable(error)))
 
     def _tell_unreadable(self) -> None:

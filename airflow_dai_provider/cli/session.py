@@ -105,7 +105,7 @@ class Session:
             self.check_given("--wait", "the command does not wait", "timeout", "poll_interval")
 
     def clock(self) -> float:
-        """Return the seconds of the epoch."""
+        """Return the seconds since the epoch."""
         return self._clock()
 
     def now(self) -> datetime:

@@ -64,13 +64,13 @@ class Control:
             "/reset": {"POST": lambda *_: emulator.reset()},
         }
 
-    def is_meant_by(self, request: web.BaseRequest) -> bool:
+    def handles(self, request: web.BaseRequest) -> bool:
         """Return whether a request is for the control address."""
         path = request.raw_path.partition("?")[0]
         return self._access != "off" and (path == CONTROL_PREFIX or path.startswith(f"{CONTROL_PREFIX}/"))
 
     async def handle(self, request: web.BaseRequest, body: bytes) -> web.StreamResponse:
-        """Handle a request for which :meth:`is_meant_by` is true."""
+        """Handle a request for which :meth:`handles` is true."""
         path, _, query = request.raw_path.partition("?")
         response = self._respond(request, path.removeprefix(CONTROL_PREFIX).rstrip("/"), query, body)
         logger.info("%s %s %s", request.method, path, response.status)

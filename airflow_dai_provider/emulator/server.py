@@ -220,7 +220,7 @@ class DaiEmulator(HttpServer):
         return self._fault_queue.seed
 
     def reset(self) -> None:
-        """Start anew: no operations, requests and faults, and the methods as at first; accounts and tokens stay."""
+        """Start over: no operations, requests and faults, and the methods as at first; accounts and tokens stay."""
         self._store.reset()
         self._fault_queue.reset()
         self._api.reset()
@@ -326,5 +326,5 @@ class DaiEmulator(HttpServer):
             body = await request.content.read()
         except ConnectionError:
             return web.Response(status=400)  # the client has disconnected in the middle of its request
-        responsible = self._control if self._control.is_meant_by(request) else self._api
+        responsible = self._control if self._control.handles(request) else self._api
         return await responsible.handle(request, body)

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.batched_polls import FEW, is_checked_by_get
+from airflow_dai_provider.api.batched_polls import MIN_POLLS, is_checked_by_get
 from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
@@ -100,7 +100,7 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         The log has a line for each poll that shows something new.
 
         :param name: ``operations/...``.
-        :param started: when the wait began, in seconds of the epoch; now, if it is not given.
+        :param started: when the wait began, in seconds since the epoch; now, if it is not given.
         :param timeout: seconds to wait at most, counted from ``started``, or None for no limit.
         :param poll_interval: the most seconds between two polls.
         :param max_outage: seconds that the service may be unavailable, or None for no limit.
@@ -146,7 +146,7 @@ class DaiAsyncHook(DaiAsyncCallingHook):
     async def wait_for_many(self, many: ManyWait) -> None:
         """Poll in rounds until each of many operations has finished, or cannot be polled.
 
-        :param many: the wait, which holds what was found. Its clock is that of the epoch.
+        :param many: the wait, which holds what was found. Its clock is that since the epoch.
         :raises WaitTimeoutError: when they have not finished in time; nothing is cancelled.
         :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
         """
@@ -172,7 +172,7 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         """Poll each of these operations once, after so many seconds."""
         try:
             seen = {name: many.running.get(name) for name in names if not many.is_missing(name)}
-            running = await self._ask_list(seen, many.wait, many.number, seconds)
+            running = await self._poll_by_list(seen, many.wait, many.number, seconds)
             # Once for all of them: each would look up the connection again while that fails.
             (await self._open()).token.refusal_lasts = REFUSAL_LASTS
         except ServiceError as error:
@@ -218,7 +218,7 @@ class DaiAsyncHook(DaiAsyncCallingHook):
             if seconds:
                 await self._sleep(seconds)
         else:
-            running = await self._ask_list({wait.name: seen}, wait, wait.number, seconds)
+            running = await self._poll_by_list({wait.name: seen}, wait, wait.number, seconds)
         metrics.count_polls()
         operation = running.get(wait.name)
         # The last poll is a get: the list must not be the last word.
@@ -226,7 +226,7 @@ class DaiAsyncHook(DaiAsyncCallingHook):
             return operation
         return await self._send(request, self._end_of(wait))
 
-    async def _ask_list(
+    async def _poll_by_list(
         self, seen: Mapping[str, Operation | None], wait: Wait, number: int, seconds: float
     ) -> Mapping[str, Operation]:
         """Wait for so many seconds; return those operations of which operations.list then shows that they run.
@@ -236,7 +236,7 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         """
         at = self._clock() + seconds
         asked = {name: last for name, last in seen.items() if not is_checked_by_get(name, number)}
-        if self._transport is None or not asked or (wait.slot is None and len(asked) < FEW):
+        if self._transport is None or not asked or (wait.slot is None and len(asked) < MIN_POLLS):
             if seconds:
                 await self._sleep(seconds)
             return {}

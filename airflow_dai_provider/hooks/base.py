@@ -234,7 +234,7 @@ class DaiBaseHook(GoogleBaseHook):
         return self._cached_credentials
 
     def reload_credentials(self) -> Credentials | None:
-        """Look the connection up anew, after its credentials were refused: its key may have been replaced.
+        """Look the connection up again, after its credentials were refused: its key may have been replaced.
 
         :return: the new credentials; None if they have not changed.
         :raises ServiceError: as :meth:`load_credentials`.
@@ -249,7 +249,7 @@ class DaiBaseHook(GoogleBaseHook):
             return None
         credentials = fresh.load_credentials()
         self._extras, self._content, self._cached_credentials = fresh._extras, fresh._content, credentials
-        self.log.info("The credentials of the connection %r were refused, and have been read anew.", self.gcp_conn_id)
+        self.log.info("The credentials of the connection %r were refused, and have been read again.", self.gcp_conn_id)
         return credentials
 
     def _source(self) -> tuple[str, str | None]:

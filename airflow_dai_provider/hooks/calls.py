@@ -20,7 +20,7 @@ from airflow_dai_provider.transport.threads import CONCURRENCY, Workers
 T = TypeVar("T")
 
 #: The most seconds for which a sibling sleeps before it checks whether it is stopped.
-MAX_REST = MAX_BACKOFF
+MAX_SLEEP = MAX_BACKOFF
 
 
 class DaiCallingHook(DaiBaseHook):
@@ -39,7 +39,7 @@ class DaiCallingHook(DaiBaseHook):
     stopped: Callable[[], str | None] = staticmethod(lambda: None)
     #: Whether this hook is one of several siblings that work side by side, each in a thread. They log nothing:
     #: their caller logs each kind of error once.
-    side_by_side = False
+    is_worker = False
 
     @property
     def responded(self) -> bool:
@@ -65,7 +65,7 @@ class DaiCallingHook(DaiBaseHook):
         self.shared_token().refusal_lasts = REFUSAL_LASTS
         siblings = [self.sibling() for _ in range(max(1, min(number, most)))]
         for sibling in siblings:
-            sibling.side_by_side = True
+            sibling.is_worker = True
         return Workers(siblings, stopped=self.stopped)
 
     def make_retry(self, retryable_codes: frozenset[Code], started: float) -> Retry:
@@ -93,25 +93,25 @@ class DaiCallingHook(DaiBaseHook):
             self.shared_token().fetch_first()
 
         if wait:
-            self._bear(request, attempt, wait)
+            self._attempt_until_over(request, attempt, wait)
         else:
             # A pause that the service has asked for does not apply to the token service.
-            self._retried(request, attempt, paced=False)
+            self._retried(request, attempt, keeps_pause=False)
 
     def _call(self, request: rest.Request[T], *, retry: bool = True) -> T:
         """Send a request, and again after errors that allow it; raise the last ServiceError."""
         return self._retried(request, lambda: self._send(request), retry=retry)
 
     def _retried(
-        self, request: rest.Request[Any], attempt: Callable[[], T], *, retry: bool = True, paced: bool = True
+        self, request: rest.Request[Any], attempt: Callable[[], T], *, retry: bool = True, keeps_pause: bool = True
     ) -> T:
         self._check_stopped(request)
         started = self._clock()
         retries: Retry | None = None
         while True:
-            if paced:
+            if keeps_pause:
                 until = started + self.retry_timeout if retry else started
-                self._keep_pace(request, until, retries.failure if retries else None)
+                self._keep_pause(request, until, retries.failure if retries else None)
             try:
                 return attempt()
             except ServiceError as error:
@@ -120,13 +120,13 @@ class DaiCallingHook(DaiBaseHook):
                 raise last
             retries = retries or self.make_retry(request.retryable_codes, started)
             seconds, line = retries.after(last, self._clock())
-            if not self.side_by_side:
+            if not self.is_worker:
                 self.log.warning("%s", line)
             metrics.count_retry()
-            self._rest(seconds)
+            self._sleep_unless_stopped(seconds)
             self._check_stopped(request, retries.failure)
 
-    def _keep_pace(self, request: rest.Request[Any], until: float, failure: ServiceError | None) -> None:
+    def _keep_pause(self, request: rest.Request[Any], until: float, failure: ServiceError | None) -> None:
         """Wait as long as the service has asked this hook or a sibling to.
 
         If that is too long for this call, a sibling raises: many requests would ignore the pause. A single request is
@@ -134,22 +134,22 @@ class DaiCallingHook(DaiBaseHook):
 
         :param failure: the error of the last attempt, if there was one.
         """
-        pace = self.service.pace
-        while delay := pace.delay(now := self._clock()):
+        pause = self.service.pause
+        while delay := pause.delay(now := self._clock()):
             if now + delay >= until:
-                if self.side_by_side:
-                    raise typed(pace.error(request, delay, failure))
-                self._rest(until - now)
+                if self.is_worker:
+                    raise typed(pause.error(request, delay, failure))
+                self._sleep_unless_stopped(until - now)
                 return
-            self._rest(delay)
+            self._sleep_unless_stopped(delay)
             self._check_stopped(request, failure)
 
-    def _rest(self, seconds: float) -> None:
+    def _sleep_unless_stopped(self, seconds: float) -> None:
         """Sleep; a sibling only until it is stopped, since an interruption waits for the threads."""
-        while seconds > 0 and self.side_by_side and not self.stopped():
-            self._sleep(min(seconds, MAX_REST))
-            seconds -= MAX_REST
-        if seconds > 0 and not self.side_by_side:
+        while seconds > 0 and self.is_worker and not self.stopped():
+            self._sleep(min(seconds, MAX_SLEEP))
+            seconds -= MAX_SLEEP
+        if seconds > 0 and not self.is_worker:
             self._sleep(seconds)
 
     def _check_stopped(self, request: rest.Request[Any], failure: ServiceError | None = None) -> None:
@@ -158,7 +158,7 @@ class DaiCallingHook(DaiBaseHook):
                 raise typed(not_retried(failure, reason))
             raise typed(ServiceError(f"{request} was not sent: {reason}", Code.CANCELLED, sent=False))
 
-    def _bear(self, request: rest.Request[Any], attempt: Callable[[], T], wait: Wait) -> T:
+    def _attempt_until_over(self, request: rest.Request[Any], attempt: Callable[[], T], wait: Wait) -> T:
         """Attempt a call until it succeeds; tolerate failures as long as a wait does."""
         while True:
             self._check_stopped(request)
@@ -175,7 +175,7 @@ class DaiCallingHook(DaiBaseHook):
         try:
             result = self._get_transport().call(request)
         except ServiceError as error:
-            self.service.pace.note(error, self._clock())
+            self.service.pause.note(error, self._clock())
             raise
         self.service.responded = True
         return result

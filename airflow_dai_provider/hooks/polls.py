@@ -8,7 +8,7 @@ from typing import Self
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.batched_polls import FEW, GET_EVERY, BatchedPolls, is_checked_by_get
+from airflow_dai_provider.api.batched_polls import GET_EVERY, MIN_POLLS, BatchedPolls, is_checked_by_get
 from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
@@ -57,7 +57,7 @@ class DaiPollingHook(DaiCallingHook):
             responded=responded or self.responded,
             jitter=self._random,
         )
-        # Each of the processes that share a wait begins anew, so each checks other operations by get.
+        # Each of the processes that share a wait starts over, so each checks other operations by get.
         wait.number = int(self._random() * GET_EVERY) if elapsed else 0
         return wait
 
@@ -76,7 +76,7 @@ class DaiPollingHook(DaiCallingHook):
             metrics.count_polls()
             return self._send(request)
 
-        operation = self._bear(request, attempt, wait)
+        operation = self._attempt_until_over(request, attempt, wait)
         if line := wait.after_response(self._clock()):
             self.log.info("%s.", line)
         return operation
@@ -123,7 +123,7 @@ class DaiPollingHook(DaiCallingHook):
         """Poll each of these operations once; return what :meth:`ManyWait.after_round` decides."""
         complete = len(names) == len(many.left)
         try:
-            running = self._ask_list(many, names) if by_list else {}
+            running = self._poll_by_list(many, names) if by_list else {}
         except ServiceError as error:
             # Of the list and of get alike.
             for name in names:
@@ -164,7 +164,7 @@ class DaiPollingHook(DaiCallingHook):
         if many.after_error(name, error, self._clock()):
             self.log.warning("%s", many.failed[name])
 
-    def _ask_list(self, many: ManyWait, names: list[str]) -> dict[str, Operation]:
+    def _poll_by_list(self, many: ManyWait, names: list[str]) -> dict[str, Operation]:
         """Return those operations of which operations.list shows that they run; the others are to be asked by get.
 
         :raises ServiceError: when the list was not returned, and no get would be either.
@@ -175,7 +175,7 @@ class DaiPollingHook(DaiCallingHook):
             for name in names
             if not (many.is_missing(name) or is_checked_by_get(name, many.number))
         }
-        if len(asked) < FEW or self.service.pace.delay(began):
+        if len(asked) < MIN_POLLS or self.service.pause.delay(began):
             return {}
         reading = self._decisions.begin(asked, began)
         if reading is None:

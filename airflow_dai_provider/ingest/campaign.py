@@ -54,7 +54,7 @@ class Campaign:
         self.names: dict[str, str] = {}
         self.errors: dict[str, ServiceError] = {}
         #: Of the latter, those for which the service lists no ingest.
-        self.unseen: list[str] = []
+        self.not_listed: list[str] = []
         self._stop_reason: str | None = None
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class Campaign:
         return list(dict.fromkeys(names[digest] for digest in self.creatives if digest in names))
 
     @property
-    def missing(self) -> list[str]:
+    def not_started(self) -> list[str]:
         """The digests of the creatives that have not started."""
         return [digest for digest in self.creatives if digest not in self.names]
 
@@ -104,10 +104,10 @@ class Campaign:
         :param guard: is armed with each ingest by the thread that has started it.
         :param progress: called at the latest a second after a response, and at the end; pushes the names.
         :param known: operations that no lost response can have started.
-        :param clock: gives seconds of the epoch.
+        :param clock: gives seconds since the epoch.
         :raises IngestMayHaveStartedError: when an interruption leaves ingests that may run under unknown names.
         """
-        self.unseen = []
+        self.not_listed = []
         lost: dict[str, LostStart] = {}
         under_way: dict[str, LostStart] = {}
         pages: list[ServiceError] = []
@@ -143,7 +143,7 @@ class Campaign:
                     guard.arm(hook, operation.name, ", ".join(self.media(digest)))
                 for digest, doubt in doubts.items():
                     self.errors[digest] = ServiceError(str(doubt), Code.UNKNOWN)
-                self.unseen = [digest for digest, doubt in doubts.items() if doubt.is_unseen]
+                self.not_listed = [digest for digest, doubt in doubts.items() if doubt.is_unseen]
             progress()
 
         try:

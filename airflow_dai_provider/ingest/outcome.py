@@ -102,7 +102,7 @@ def check_ingests(
         kept = started - len(failed)
         parts = [f"{started:,} of {started + len(not_started):,} ingests have started"]
     if failed:
-        parts.append(f"Did not succeed: {_counted(map(_end, failed))}: {some_of(failed)}")
+        parts.append(f"Did not succeed: {_counted(map(_state_and_reason, failed))}: {some_of(failed)}")
     for what, errors in (("Not started", not_started), ("Not polled", not_polled)):
         if errors:
             named = some_of((f"{name}: {str(error).rstrip('.')}" for name, error in errors))
@@ -140,7 +140,7 @@ def fail_for_good_where(resubmits: Callable[[], bool]) -> Iterator[None]:
         raise AirflowFailException(sentences(what, RESUBMITS)) from error
 
 
-def _end(operation: Operation) -> str:
+def _state_and_reason(operation: Operation) -> str:
     reason = operation.ingest.reason if operation.ingest else ""
     return reason if reason and operation.state is OperationState.FAILED else operation.state.value
 

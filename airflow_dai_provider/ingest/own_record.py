@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 #: How often the start of one ingest is attempted at most, when the service lists none after a lost response.
 STARTS = 3
-START_AGAIN = "Sending the create request again. If the first one still starts an ingest, the sweep cancels that ingest."
+START_AGAIN = (
+    "Sending the create request again. If the first one still starts an ingest, the sweep cancels that ingest."
+)
 #: Seconds within which a complete sweep of the endpoint must have begun for that.
 SWEPT_WITHIN = 3600.0
 #: Seconds between two writes while many ingests are being started.
@@ -36,7 +38,7 @@ class OwnRecord:
 
     :param context: of the task.
     :param flags: what the task is meant to cancel, see :class:`Record`.
-    :param clock: gives seconds of the epoch.
+    :param clock: gives seconds since the epoch.
     :param log: receives why there is no record.
     """
 

@@ -77,7 +77,7 @@ class Opening:
 
     :param try_number: of the task instance.
     :param endpoint: base URL of the service.
-    :param since: when the first request was about to be sent, in seconds of the epoch.
+    :param since: when the first request was about to be sent, in seconds since the epoch.
     :param last: when this was written last.
     :param ended: whether all responses had come by then; otherwise the process may have ended before.
     :param unknown: the keys of the media whose operations are not known by name, see :func:`media_key`: all of them
@@ -101,7 +101,7 @@ class Opening:
         """Return whether a request of this opening may have started an operation whose name was unknown.
 
         :param media: its key.
-        :param created: when the service has created it, in seconds of the epoch.
+        :param created: when the service has created it, in seconds since the epoch.
         """
         return media in self.unknown and self.since - CLOCK_SKEW <= created <= self.last + LATEST_START
 
@@ -131,7 +131,7 @@ class Record:
 
     @property
     def last(self) -> float:
-        """When it was written last, in seconds of the epoch."""
+        """When it was written last, in seconds since the epoch."""
         return max((opening.last for opening in self.openings), default=0.0)
 
     @property

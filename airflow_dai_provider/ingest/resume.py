@@ -174,7 +174,7 @@ def reattach_or_cancel(
 
     Otherwise a new ingest may be started, since the earlier one certainly does not run, or a user has decided so. An
     ingest of another creative is cancelled if it runs. What has succeeded, or failed for good, is the result of a retry
-    only: a clear starts anew, which ``max_tries`` tells. One that was cancelled is started anew by a retry too.
+    only: a clear starts over, which ``max_tries`` tells. One that was cancelled is started again by a retry too.
 
     The service can refuse to tell about the earlier ingest, or to cancel it. Then nothing is started, and the task
     fails for good and says so. If it is cleared after that, and the service still refuses, a new ingest is started.

@@ -20,7 +20,7 @@ from airflow_dai_provider.sweep.verdicts import (
     OwnerIndex,
     States,
     Verdict,
-    is_twin,
+    is_unknown_to_owner,
     judge_all,
     pushed_records,
     pushed_since,
@@ -146,7 +146,7 @@ class Owners:
         They are those that :meth:`judge` has read.
 
         :param listed: the operations that the service lists, by name, and whether they have finished.
-        :param listed_at: when that was, in seconds of the epoch.
+        :param listed_at: when that was, in seconds since the epoch.
         :param kept: seconds after which a record is removed although its operations are not listed any more.
         :param on_removed: called with the owner of each, when it is removed.
         """
@@ -169,7 +169,7 @@ class Owners:
     def _correct(self, name: str, found: Found) -> Found:
         """Return the owner with what it has pushed to XCom, in case its record could not be written."""
         record, _ = found
-        if not self._records or not is_twin(name, found):
+        if not self._records or not is_unknown_to_owner(name, found):
             return found
         owner = record.owner
         own = record.change(names=record.openings[-1].names | {name})

@@ -37,7 +37,7 @@ class SweepReport:
     :param operations: as the service lists them. An operation that comes twice, because it moved between two pages
         while they were read, counts once, as it came last.
     :param selection: which operations are selected.
-    :param now: seconds of the epoch.
+    :param now: seconds since the epoch.
     :param owners: by name, the verdicts on operations that have an owner.
     :param dry_run: whether nothing will be cancelled.
     """

@@ -79,7 +79,7 @@ class Selection:
     :param url_pattern: a pattern that is found somewhere in the media URL.
     :param spare: names that are left alone.
     :param include_undated: whether an operation without a create time counts as old enough.
-    :param unowned_until: seconds of the epoch; operations without an owner that were created earlier are left alone.
+    :param unowned_until: seconds since the epoch; operations without an owner that were created earlier are left alone.
     :param only: the names to select from, or None: the others are left alone too.
     """
 
@@ -130,7 +130,7 @@ class Selection:
     def judge(self, operation: Operation, now: float, owner: Verdict | None = None) -> Stray | PassedOver:
         """Decide whether an operation is selected: by its owner, else by its age.
 
-        :param now: seconds of the epoch.
+        :param now: seconds since the epoch.
         :param owner: the verdict by its owner, if it has one.
         """
         if why := self.passes_over(operation):
@@ -210,6 +210,6 @@ def _check_spare(value: object) -> frozenset[str]:
 
 
 def _timestamp(time: datetime | None) -> float | None:
-    """Return the seconds of the epoch; the epoch itself is a time that was not set."""
+    """Return the seconds since the epoch; the epoch itself is a time that was not set."""
     seconds = time.timestamp() if time else 0.0
     return seconds if seconds > 0 else None

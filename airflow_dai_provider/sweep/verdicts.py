@@ -182,7 +182,7 @@ def pushed_records(xcoms: Iterable[tuple[str, str, str, int, Any]]) -> Iterator[
                 yield Record(Owner(dag_id, run_id, task_id, map_index), given, (opening,))
 
 
-def is_twin(name: str, found: Found) -> bool:
+def is_unknown_to_owner(name: str, found: Found) -> bool:
     """Return whether the owner does not know this operation: it waits, or has waited, for another one instead."""
     record, opening = found
     return opening != record.openings[-1] or (opening.ended and name not in opening.names)
@@ -194,7 +194,7 @@ def _judge(name: str, found: Found, state: str | None, state_of_run: Callable[[s
     flags = {flag for flag, given in record.flags.items() if given}
     is_over, reason = _is_over(record, flags, state, state_of_run)
     needed = ["cancel_on_kill"] if state == "success" else ["cancel_on_kill", "cancel_on_failure"]
-    if is_twin(name, found):
+    if is_unknown_to_owner(name, found):
         is_known = name in opening.names
         is_over = True
         reason += (

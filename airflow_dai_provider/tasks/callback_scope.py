@@ -24,7 +24,7 @@ from airflow_dai_provider.tasks.xcom import (
     pull_operations,
     pull_started,
 )
-from airflow_dai_provider.version_compat import CALLBACK_HAS_RUN_OF_ITS_TIME
+from airflow_dai_provider.version_compat import CALLBACK_HAS_RUN_AS_IT_ENDED
 
 #: Seconds by which the clock of a worker may be ahead of Airflow's.
 CLOCK_SKEW = 2.0
@@ -189,7 +189,7 @@ def _split(key: str) -> Instance:
 
 
 def _end_of_run(context: Context) -> float:
-    """Return when the run has ended, in seconds of the epoch, by the fastest clock of a worker.
+    """Return when the run has ended, in seconds since the epoch, by the fastest clock of a worker.
 
     A run that was cleared and is running again has no end on Airflow 2; there it is when the run was cleared.
     """
@@ -208,14 +208,14 @@ def _without_late(names: list[object], context: Context, task_id: str, log: Any)
     the cleared run. Airflow counts how often a run is cleared, and Airflow 3 gives the callback the run as it was when
     it ended. So a name that was pushed under the same number is the run's own, at any time.
 
-    Airflow 2 reads the run anew for the callback, with the number after the clear. Nothing in the callback's process
+    Airflow 2 reads the run again for the callback, with the number after the clear. Nothing in the callback's process
     tells the two apart there: what was pushed after the end is left alone, with a warning, and the sweep cancels it.
     """
     ti = _task_instance(context)
     ended = _end_of_run(context)
     times = _by_name(ti, task_id, "pushed_at", names)
     late = [name for name in names if isinstance(name, str) and times.get(name, 0.0) > ended]
-    if CALLBACK_HAS_RUN_OF_ITS_TIME and late and (cleared := clear_number_of(context)) is not None:
+    if CALLBACK_HAS_RUN_AS_IT_ENDED and late and (cleared := clear_number_of(context)) is not None:
         numbers = _by_name(ti, task_id, "clear_number", late)
         late = [name for name in late if numbers.get(name, cleared + 1) > cleared]
     return _leave_alone(
@@ -231,7 +231,7 @@ def _without_later_runs(names: list[object], context: Context, task_id: str, log
     its worker), or when Airflow noticed that it is lost (Airflow 3). A name that was pushed under a higher number was
     started after a clear, which the task of the callback did not see.
 
-    In the dag processor of Airflow 2 the number is read anew, so nothing is left alone there. That cancels an ingest
+    In the dag processor of Airflow 2 the number is read again, so nothing is left alone there. That cancels an ingest
     only where the run was cleared within the seconds between the loss of the task and its callback.
     """
     cleared = clear_number_of(context)

@@ -198,9 +198,9 @@ def request_cancellations(
         timeout=timeout,
         retry_timeout=retry_timeout,
         # Most that are unknown were started just now.
-        looks=(PAUSE, NOT_FOUND_GRACE),
+        rechecks=(PAUSE, NOT_FOUND_GRACE),
         # Not the error of the get after a refusal: others can be cancelled without get.
-        ends=lambda error: error in unimplemented,
+        is_fatal=lambda error: error in unimplemented,
         on_done=note,
         clock=clock,
         sleep=sleep,

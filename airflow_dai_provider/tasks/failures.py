@@ -121,7 +121,7 @@ def check_many(
     unexpected = [one for one in operations if expected is not None and one.state not in expected]
     parts: list[str] = [str(ended)] if ended else []
     if unexpected:
-        states = _counted(Counter(map(_end, unexpected)))
+        states = _counted(Counter(map(_state_and_reason, unexpected)))
         allowed = ", ".join(sorted(expected or ()))
         text = f"{len(unexpected):,} of {total:,} operations have finished unexpectedly"
         parts.append(f"{text} ({states}; this task accepts only {allowed}): {some_of(unexpected)}")
@@ -148,7 +148,7 @@ def decisive_code(codes: Collection[Code]) -> Code:
     return by_permanence[0]
 
 
-def _end(operation: Operation) -> str:
+def _state_and_reason(operation: Operation) -> str:
     """Return the state of an operation, and the reason of a failed ingest."""
     failed = operation.state is OperationState.FAILED
     return f"{operation.state} {operation.ingest.reason if failed and operation.ingest else ''}".rstrip()

@@ -29,8 +29,8 @@ def request_in_rounds(
     *,
     timeout: float | None = None,
     retry_timeout: float = 0.0,
-    looks: Sequence[float] = (NOT_FOUND_GRACE,),
-    ends: Callable[[ServiceError], bool] = lambda _: False,
+    rechecks: Sequence[float] = (NOT_FOUND_GRACE,),
+    is_fatal: Callable[[ServiceError], bool] = lambda _: False,
     on_done: Callable[[str, T | None], None] | None = None,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
@@ -48,8 +48,8 @@ def request_in_rounds(
     :param request: raises ServiceError; called in a thread of the workers. Once they are stopped, nothing is begun.
     :param timeout: seconds for all rounds, or None.
     :param retry_timeout: seconds after which one request is not retried again within a round.
-    :param looks: seconds after which a name that the service did not know is attempted again; the last of them decides.
-    :param ends: whether an error holds for every name, so that no other request is begun.
+    :param rechecks: seconds after which a name that the service did not know is attempted again; the last one decides.
+    :param is_fatal: whether an error holds for every name, so that no other request is begun.
     :param on_done: called for each name whose request has succeeded, with its result.
     :param clock: gives seconds.
     :param sleep: waits for seconds.
@@ -93,7 +93,7 @@ def request_in_rounds(
                 if responded or len(pages) < MANY_PAGES:
                     continue
             responded = responded or (error.rpc_code in PERMANENT and error.sent and name not in pages)
-            if ends(error):
+            if is_fatal(error):
                 return end()
             if error.rpc_code in doubtful and name not in pages:
                 missing_since.setdefault(name, clock())
@@ -102,7 +102,7 @@ def request_in_rounds(
             if error.rpc_code not in told and not not_begun(error):
                 told.add(error.rpc_code)
                 log.warning("%s", error)
-        if not responded and any(map(ends, pages.values())):
+        if not responded and any(map(is_fatal, pages.values())):
             return end()
         now = clock()
         if workers.stopped() or now >= until:
@@ -115,9 +115,9 @@ def request_in_rounds(
             asked_after_page |= pages.keys()
         unknown = {name for name, error in errors.items() if error.rpc_code in doubtful and name not in pages}
         looked_at = {
-            name: min(since + looks[missing[name] - 1], max(until - PAUSE, (since + until) / 2))
+            name: min(since + rechecks[missing[name] - 1], max(until - PAUSE, (since + until) / 2))
             for name, since in missing_since.items()
-            if name in unknown and missing[name] <= len(looks)
+            if name in unknown and missing[name] <= len(rechecks)
         }
         if not again and not looked_at:
             break
@@ -127,7 +127,7 @@ def request_in_rounds(
         due = [name for name in every if name in again or looked_at.get(name, now + 1) <= now]
     if stopped := workers.stopped() or ("the time was up" if clock() >= until else None):
         for name, error in errors.items():
-            if error.rpc_code is Code.NOT_FOUND and missing[name] <= len(looks):
+            if error.rpc_code is Code.NOT_FOUND and missing[name] <= len(rechecks):
                 errors[name] = _not_asked_again(error, stopped)
     return in_order(every, done), in_order(every, errors)
 

@@ -13,9 +13,9 @@ from airflow_dai_provider.tasks.failures import describe_error
 #: The name(s) of the operation(s) that a task has started: a string, or a list of them.
 XCOM_OPERATION_NAME = "operation_name"
 #: Where and when they were started: ``{"endpoint": base URL of the service, "try_number": int, "clear_number": int,
-#: "pushed_at": {operation name: seconds of the epoch}, "flags": {parameter of the task: bool}, "refused": bool}``; the
-#: clear number is how often the run was cleared by then, and ``refused`` tells that the operations are meant to run on
-#: although the task fails. A user's own code can leave out each of them.
+#: "pushed_at": {operation name: seconds since the epoch}, "flags": {parameter of the task: bool}, "refused": bool}``.
+#: The clear number is how often the run had been cleared by then; ``refused`` means that the operations are meant to
+#: keep running although the task fails. A user's own code can leave out each of them.
 XCOM_STARTED = "operation_started"
 #: The finished operation, of a task that has waited: ``Operation.to_dict()``.
 XCOM_OPERATION = "operation"
@@ -45,7 +45,7 @@ def push_operations(
 ) -> None:
     """Push the operations that a task has started.
 
-    :param pushed_at: for each operation by its name, when it is pushed, in seconds of the epoch.
+    :param pushed_at: for each operation by its name, when it is pushed, in seconds since the epoch.
     :param endpoint: base URL of the service that runs them.
     :param clear_number: of the run, from :func:`clear_number_of`.
     :param flags: what the task means for its operations, for the sweep.

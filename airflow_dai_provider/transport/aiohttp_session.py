@@ -22,7 +22,7 @@ from yarl import URL
 
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import Code, ServiceError
-from airflow_dai_provider.api.retry import Pace
+from airflow_dai_provider.api.retry import Pause
 from airflow_dai_provider.transport.credentials import (
     MISREAD_ERRORS,
     client_headers,
@@ -88,7 +88,7 @@ class AiohttpTransport:
         # A request waits here, before its time begins to run.
         self._free = asyncio.Semaphore(MAX_CONNECTIONS)
         # The pause that the service has asked for, which all requests of the session keep.
-        self._pace = Pace()
+        self._pause = Pause()
         self._clock = clock
         self._sleep = sleep
         #: The polls of all waits that use this session.
@@ -144,7 +144,7 @@ class AiohttpTransport:
         return context, _proxy_url(proxy) if proxy else None
 
     async def call(self, request: rest.Request[T], until: float = float("inf")) -> T:
-        """Send a request once; after a 401 again, with a fresh token, and then with credentials that are read anew.
+        """Send a request once; after a 401 again, with a fresh token, and then with credentials that are read again.
 
         :param until: the time of the clock at which it has to be sent, also when the service has asked for a pause.
         :raises ServiceError: of the class that belongs to its rpc code, for everything but the response asked for.
@@ -158,24 +158,24 @@ class AiohttpTransport:
 
     async def _call(self, request: rest.Request[T], until: float) -> T:
         authorisation = await self._authorise()
-        for anew in (False, True):
+        for read_again in (False, True):
             try:
                 return await self._send(request, authorisation, until)
             except ServiceError as error:
                 if error.rpc_code is not Code.UNAUTHENTICATED:
                     raise
                 refusal = error
-            refused, authorisation = authorisation, await self._authorise(authorisation, anew=anew)
+            refused, authorisation = authorisation, await self._authorise(authorisation, read_again=read_again)
             if authorisation is refused:
                 raise refusal
         return await self._send(request, authorisation, until)
 
-    async def _authorise(self, refused: Authorisation | None = None, *, anew: bool = False) -> Authorisation:
+    async def _authorise(self, refused: Authorisation | None = None, *, read_again: bool = False) -> Authorisation:
         """Return what authorises a request, as :meth:`Token.get` does."""
-        if found := self.token.at_hand(refused, anew=anew):
+        if found := self.token.at_hand(refused, read_again=read_again):
             return found
         get = sync_to_async(self.token.get, thread_sensitive=False)
-        return await self._fetching.run((refused, anew), partial(get, refused, anew=anew))
+        return await self._fetching.run((refused, read_again), partial(get, refused, read_again=read_again))
 
     async def _send(self, request: rest.Request[T], authorisation: Authorisation, until: float) -> T:
         headers = authorisation.headers
@@ -187,7 +187,7 @@ class AiohttpTransport:
         try:
             async with self._free:
                 # Here, since many requests can wait for a free connection when one of them is asked to wait.
-                await self._keep_pace(request, until)
+                await self._keep_pause(request, until)
                 response = await self._exchange(request, headers)
         except _EXCHANGE_ERRORS as error:
             failure, cause = self._transport_error(request, error), public_cause(error)
@@ -195,21 +195,21 @@ class AiohttpTransport:
             try:
                 return rest.read_response(request, response, datetime.now(UTC))
             except ServiceError as refusal:
-                self._pace.note(refusal, self._clock())
+                self._pause.note(refusal, self._clock())
                 raise
         # Raised here, so that no error with a secret is the context of this one.
         raise failure from cause
 
-    async def _keep_pace(self, request: rest.Request[Any], until: float) -> None:
+    async def _keep_pause(self, request: rest.Request[Any], until: float) -> None:
         """Wait as long as the service has asked another request to wait; raise when that is too long."""
-        while delay := self._pace.delay(now := self._clock()):
+        while delay := self._pause.delay(now := self._clock()):
             if delay > MAX_PAUSE or now + delay > until:
-                raise self._pace.error(request, delay)
+                raise self._pause.error(request, delay)
             await self._sleep(delay)
 
     def _short_pause(self) -> float:
         """Return the seconds that are left of a pause, if it is so short that requests wait for its end."""
-        delay = self._pace.delay(self._clock())
+        delay = self._pause.delay(self._clock())
         return delay if delay <= MAX_PAUSE else 0.0
 
     async def _exchange(self, request: rest.Request[Any], headers: Mapping[str, str]) -> rest.Response:

@@ -130,7 +130,7 @@ class RequestsTransport:
         self._auth_session.close()
 
     def call(self, request: rest.Request[T]) -> T:
-        """Send a request once; after a 401 again, with a fresh token, and then with credentials that are read anew.
+        """Send a request once; after a 401 again, with a fresh token, and then with credentials that are read again.
 
         :raises ServiceError: of the class that belongs to its rpc code, for everything but the response asked for.
         """
@@ -143,14 +143,14 @@ class RequestsTransport:
 
     def _call(self, request: rest.Request[T]) -> T:
         authorisation = self.token.get()
-        for anew in (False, True):
+        for read_again in (False, True):
             try:
                 return self._send(request, authorisation)
             except ServiceError as error:
                 if error.rpc_code is not Code.UNAUTHENTICATED:
                     raise
                 refusal = error
-            refused, authorisation = authorisation, self.token.get(authorisation, anew=anew)
+            refused, authorisation = authorisation, self.token.get(authorisation, read_again=read_again)
             if authorisation is refused:
                 raise refusal
         return self._send(request, authorisation)

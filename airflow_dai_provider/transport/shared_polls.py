@@ -12,7 +12,7 @@ from random import random
 from typing import Any
 
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.batched_polls import FEW, BatchedPolls, Reading
+from airflow_dai_provider.api.batched_polls import MIN_POLLS, BatchedPolls, Reading
 from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.operation_page import PolledPage
@@ -27,7 +27,7 @@ _PHASES = 86_400.0
 _AT_A_TIME = 100
 
 
-class _Asker:
+class _Waiter:
     """One wait, for one operation or several, that has polls in a batch."""
 
     __slots__ = ("done", "found", "left")
@@ -58,34 +58,34 @@ class _Batch:
     """The polls that are due together."""
 
     def __init__(self) -> None:
-        self._askers: dict[str, list[_Asker]] = {}
+        self._waiters: dict[str, list[_Waiter]] = {}
         self._seen: dict[str, Operation | None] = {}
 
     def add(self, seen: Mapping[str, Operation | None]) -> asyncio.Future[Mapping[str, Operation]]:
-        asker = _Asker(len(seen))
+        waiter = _Waiter(len(seen))
         for name in seen:
-            self._askers.setdefault(name, []).append(asker)
+            self._waiters.setdefault(name, []).append(waiter)
         self._seen.update(seen)
-        return asker.done
+        return waiter.done
 
     def seen(self) -> dict[str, Operation | None]:
         """Return by name what the last poll has returned, of the polls whose wait goes on."""
         return {
             name: self._seen[name]
-            for name, askers in self._askers.items()
-            if not all(asker.done.done() for asker in askers)
+            for name, waiters in self._waiters.items()
+            if not all(waiter.done.done() for waiter in waiters)
         }
 
     def take(self, page: PolledPage) -> None:
         """Give the answers of a page to the waits."""
         for name in (*page.running, *page.others):
-            for asker in self._askers.pop(name):
-                asker.settle(page.running.get(name))
+            for waiter in self._waiters.pop(name):
+                waiter.settle(page.running.get(name))
 
-    def askers(self) -> list[_Asker]:
+    def waiters(self) -> list[_Waiter]:
         """Return the waits that go on without an answer."""
-        every = dict.fromkeys(asker for askers in self._askers.values() for asker in askers)
-        return [asker for asker in every if not asker.done.done()]
+        every = dict.fromkeys(waiter for waiters in self._waiters.values() for waiter in waiters)
+        return [waiter for waiter in every if not waiter.done.done()]
 
 
 class SharedPolls:
@@ -136,7 +136,7 @@ class SharedPolls:
         :param operations: how many the wait is for.
         """
         polls = max(self._waits, operations)
-        if polls < FEW or not self._decisions.is_worthwhile(polls, self._clock() + interval):
+        if polls < MIN_POLLS or not self._decisions.is_worthwhile(polls, self._clock() + interval):
             return None
         return slot_of_grid(now, interval, poll_interval, self._phase)
 
@@ -177,14 +177,14 @@ class SharedPolls:
                 del self._batches[key]
             if reading := self._decisions.begin(batch.seen(), self._clock()):
                 error = await self._read(reading, batch)
-            for number, asker in enumerate(batch.askers(), 1):
-                asker.finish(error)
+            for number, waiter in enumerate(batch.waiters(), 1):
+                waiter.finish(error)
                 if not number % _AT_A_TIME:
                     await asyncio.sleep(0)
         finally:
             # Whatever has happened, no wait waits forever.
-            for asker in batch.askers():
-                asker.finish(error)
+            for waiter in batch.waiters():
+                waiter.finish(error)
 
     async def _read(self, reading: Reading, batch: _Batch) -> ServiceError | None:
         """Read the list while that is useful; return the error, if it is the outcome of each poll without an answer."""

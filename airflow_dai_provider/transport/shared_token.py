@@ -31,8 +31,8 @@ class Authorisation:
 
     :param credentials: whose token they hold.
     :param expiry: when it expires, as the credentials said when they got it.
-    :param expires: the same, in seconds of the epoch.
-    :param renew_at: when another one is fetched, in seconds of the epoch.
+    :param expires: the same, in seconds since the epoch.
+    :param renew_at: when another one is fetched, in seconds since the epoch.
     """
 
     headers: Mapping[str, str]
@@ -41,9 +41,9 @@ class Authorisation:
     expires: float
     renew_at: float
 
-    def is_refused(self, refused: Authorisation | None, anew: bool) -> bool:
-        """Return whether this was refused or, with ``anew``, has a token of the refused credentials."""
-        return refused is not None and (self is refused or (anew and self.credentials is refused.credentials))
+    def is_refused(self, refused: Authorisation | None, read_again: bool) -> bool:
+        """Return whether this was refused or, with ``read_again``, has a token of the refused credentials."""
+        return refused is not None and (self is refused or (read_again and self.credentials is refused.credentials))
 
 
 class Token:
@@ -55,7 +55,7 @@ class Token:
 
     :param credentials: the credentials; anonymous ones send no header.
     :param timeout: seconds that one request for it may take.
-    :param reload: reads the credentials anew, once they are refused; returns None when they are the same.
+    :param reload: reads the credentials again, once they are refused; returns None when they are the same.
     """
 
     def __init__(
@@ -81,33 +81,33 @@ class Token:
             with suppress(ServiceError):
                 self.get()
 
-    def get(self, refused: Authorisation | None = None, *, anew: bool = False) -> Authorisation:
+    def get(self, refused: Authorisation | None = None, *, read_again: bool = False) -> Authorisation:
         """Return what authorises a request; fetch a token if there is none, or it soon expires or was refused.
 
         :param refused: what the service has refused.
-        :param anew: whether that was fresh, so that the credentials are read anew.
+        :param read_again: whether that was fresh, so that the credentials are read again.
         :return: ``refused`` itself when there is nothing else.
         :raises NoTokenError: when no token can be fetched.
-        :raises ServiceError: when the credentials cannot be read anew.
+        :raises ServiceError: when the credentials cannot be read again.
         """
-        if found := self.at_hand(refused, anew=anew):
+        if found := self.at_hand(refused, read_again=read_again):
             return found
         failure = self._failure
         with self._lock:
             with suppress(*TOKEN_ERRORS):
                 if self._renewed_elsewhere():
                     self._hold()
-            if found := self.at_hand(refused, anew=anew):
+            if found := self.at_hand(refused, read_again=read_again):
                 return found
-            # The time is that of the epoch, which can step back.
+            # The time is that since the epoch, which can step back.
             refused_just_now = 0 <= time.time() - self._refused_at < self.refusal_lasts
             if self._failure and (self._failure is not failure or refused_just_now):
                 raise self._failure.with_traceback(None)
             held = self.held
             try:
-                return self._fetch(refused if anew else None)
+                return self._fetch(refused if read_again else None)
             except ServiceError as error:
-                if held is None or held.is_refused(refused, anew) or time.time() >= held.expires:
+                if held is None or held.is_refused(refused, read_again) or time.time() >= held.expires:
                     self._failure = error
                     if error.rpc_code is Code.UNAUTHENTICATED:
                         self._refused_at = time.time()
@@ -115,15 +115,15 @@ class Token:
                 held.renew_at = time.time() + RENEW_AGAIN
                 return held
 
-    def at_hand(self, refused: Authorisation | None = None, *, anew: bool = False) -> Authorisation | None:
+    def at_hand(self, refused: Authorisation | None = None, *, read_again: bool = False) -> Authorisation | None:
         """Return what :meth:`get` returns, or None if that would fetch a token, or wait for a thread that does."""
         held = self.held
         if held is None or isinstance(held.credentials, AnonymousCredentials):
             return held
-        if anew and refused is self._not_replaced:
+        if read_again and refused is self._not_replaced:
             return refused
         due = time.time() >= held.renew_at or held.expiry != held.credentials.expiry
-        return None if due or held.is_refused(refused, anew) else held
+        return None if due or held.is_refused(refused, read_again) else held
 
     def _renewed_elsewhere(self) -> bool:
         """Return whether the credentials have another token than the one at hand, from a request of a user's."""
@@ -133,7 +133,7 @@ class Token:
         )
 
     def _fetch(self, refused: Authorisation | None) -> Authorisation:
-        """Fetch a token; when its credentials are refused, or were before, read them anew."""
+        """Fetch a token; when its credentials are refused, or were before, read them again."""
         if refused is None or refused.credentials is not self.credentials:
             try:
                 return self._refresh()
@@ -146,7 +146,7 @@ class Token:
         return self._refresh()
 
     def _replaced(self) -> bool:
-        """Read the credentials anew; return whether they differ."""
+        """Read the credentials again; return whether they differ."""
         credentials = self._reload()
         self.credentials = credentials or self.credentials
         return credentials is not None
@@ -192,7 +192,7 @@ class HeldToken:
         token = self._token()
         return token.credentials if token else None
 
-    def get(self, refused: Authorisation | None = None, *, anew: bool = False) -> Authorisation:  # noqa: ARG002
+    def get(self, refused: Authorisation | None = None, *, read_again: bool = False) -> Authorisation:  # noqa: ARG002
         """Return what authorises a request.
 
         :raises NoTokenError: when nothing does, or it was refused.

@@ -17,7 +17,7 @@ from airflow_dai_provider.api.retry import PERMANENT
 #: The most calls under way at a time, and so the most connections.
 CONCURRENCY = 64
 #: Seconds between two checks whether :meth:`Workers.hold` has ended.
-_HELD = 0.05
+_HOLD_CHECK = 0.05
 
 
 class Session(AbstractContextManager[Any], Protocol):
@@ -167,7 +167,7 @@ class Workers(Generic[S]):
         with session:
             while job := self._jobs.get():
                 while time.monotonic() < self._held_until:
-                    time.sleep(_HELD)
+                    time.sleep(_HOLD_CHECK)
                 job(session)
 
     def _outcome(self, session: S, name: str, request: Callable[[S, str], T], retry_timeout: float) -> Outcome[T]:

@@ -55,7 +55,7 @@ class DaiOperationTrigger(BaseTrigger):
     :param operation_name: ``operations/...``, or a list, also as its text. A list is stored as a compressed text, which
         counts as the list too.
     :param poll_interval: the most seconds between two polls.
-    :param started: when the wait began, in seconds of the epoch; now, if it is not given.
+    :param started: when the wait began, in seconds since the epoch; now, if it is not given.
     :param timeout: seconds to wait at most, counted from ``started``, or None for no limit.
     :param max_outage: seconds that the service may be unavailable (300), or None for no limit.
     :param cancel_on_kill: whether what has not finished is cancelled when the deferred task is killed: marked, cleared,

@@ -62,7 +62,7 @@ async def ours() -> AsyncIterator[Wait]:
     """The same by get only, as few waits poll: one request for each poll."""
     from airflow_dai_provider.transport import shared_polls
 
-    shared_polls.FEW = sys.maxsize
+    shared_polls.MIN_POLLS = sys.maxsize
     async with together() as wait:
         yield wait
 

@@ -55,7 +55,7 @@ def test_every_integration_is_described() -> None:
 class TestProvidersManager:
     @pytest.fixture
     def manager(self) -> Any:
-        """Airflow's list of providers, read anew."""
+        """Airflow's list of providers, read again."""
         manager = ProvidersManager()
         manager._cleanup()
         return manager

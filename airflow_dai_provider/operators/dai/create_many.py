@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from airflow_dai_provider.transport.threads import Workers
 
 #: By name: the finished operations, the errors of those that cannot be polled, and when each finish was seen.
-_Ends = tuple[dict[str, Operation], dict[str, "ServiceError"], dict[str, float]]
+_WaitResult = tuple[dict[str, Operation], dict[str, "ServiceError"], dict[str, float]]
 _SUCCEEDED = frozenset({OperationState.SUCCEEDED})
 
 
@@ -73,7 +73,7 @@ class CreateMany:
             self._reattach(hook, workers)
             if not campaign.digests:
                 self._push([], hook)
-            if missing := campaign.missing:
+            if missing := campaign.not_started:
                 self._start(hook, workers, missing)
             elif self._adopted:
                 self._own_record.open(hook.endpoint.url, (), campaign.started)
@@ -187,7 +187,7 @@ class CreateMany:
                     log=task.log,
                 )
                 doubts |= {one for one in digests if (error := campaign.errors.get(one)) and is_in_doubt(error)}
-                digests = campaign.unseen
+                digests = campaign.not_listed
                 if not (left and digests and self._own_record.may_start_again(hook.endpoint.url)):
                     break
                 task.log.warning("The service lists no ingest of %s creatives. %s", f"{len(digests):,}", START_AGAIN)
@@ -225,7 +225,7 @@ class CreateMany:
         ti, endpoint = self._context["ti"], hook.endpoint.url
         push_operations(ti, self._pushed_at, endpoint, number, flags, many=True, refused=refused)
 
-    def _wait(self, hook: DaiHook, workers: Workers[DaiHook]) -> _Ends:
+    def _wait(self, hook: DaiHook, workers: Workers[DaiHook]) -> _WaitResult:
         """Wait until the ingests have finished, in this process or in the triggerer."""
         task, names = self._task, self._campaign.started
         wait = hook.make_wait(describe_names(names), timeout=task.timeout, poll_interval=task.poll_interval)

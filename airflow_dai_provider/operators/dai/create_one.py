@@ -195,7 +195,7 @@ class CreateOne:
     def _finish(self, operation: Operation, adopted: float | None = None) -> str:
         """Report how the ingest has finished, and check that it has succeeded.
 
-        :param adopted: when this try has reattached to the ingest of an earlier one, in seconds of the epoch.
+        :param adopted: when this try has reattached to the ingest of an earlier one, in seconds since the epoch.
         """
         self._task._guard.disarm()
         self._task.log.info("%s.", operation)

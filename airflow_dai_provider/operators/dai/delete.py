@@ -130,7 +130,7 @@ class DaiDeleteCreativeOperator(BaseOperator):
                 names,
                 _delete_one,
                 retry_timeout=hook.retry_timeout,
-                ends=lambda error: error.rpc_code is Code.UNIMPLEMENTED,
+                is_fatal=lambda error: error.rpc_code is Code.UNIMPLEMENTED,
                 clock=self._clock,
                 sleep=self._sleep,
                 log=self.log,

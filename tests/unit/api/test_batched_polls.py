@@ -11,7 +11,7 @@ from airflow_dai_provider.api.batched_polls import (
     GET_EVERY,
     GETS_AFTER_ERROR,
     GETS_FOR,
-    YIELD,
+    MIN_POLLS_PER_PAGE,
     BatchedPolls,
     Reading,
     is_checked_by_get,
@@ -108,8 +108,10 @@ def test_one_that_has_not_changed_is_the_one_seen_before() -> None:
 
 def test_reading_ends_when_too_few_polls_are_left_to_be_worth_a_page() -> None:
     names = names_of(100)
-    listed = pages(names[: 100 - YIELD + 1] + names_of(99, "foreign") + names[100 - YIELD + 1 :])
-    assert counts(read(BatchedPolls(), names, listed)) == (1, 100 - YIELD + 1, YIELD - 1)
+    listed = pages(
+        names[: 100 - MIN_POLLS_PER_PAGE + 1] + names_of(99, "foreign") + names[100 - MIN_POLLS_PER_PAGE + 1 :]
+    )
+    assert counts(read(BatchedPolls(), names, listed)) == (1, 100 - MIN_POLLS_PER_PAGE + 1, MIN_POLLS_PER_PAGE - 1)
 
 
 def test_finished_operations_in_front_are_read_past_when_many_polls_wait() -> None:
@@ -145,8 +147,8 @@ def test_a_list_that_returns_the_same_page_again_and_again_is_not_read_forever()
 
 def test_few_polls_are_gets() -> None:
     polls = BatchedPolls()
-    assert not polls.is_worthwhile(YIELD - 1, 0.0)
-    assert polls.is_worthwhile(YIELD, 0.0)
+    assert not polls.is_worthwhile(MIN_POLLS_PER_PAGE - 1, 0.0)
+    assert polls.is_worthwhile(MIN_POLLS_PER_PAGE, 0.0)
 
 
 def test_a_list_of_ten_pages_is_not_read_for_fifty_polls() -> None:
@@ -172,7 +174,7 @@ def test_a_refused_list_is_left_alone_for_a_while_and_fails_no_poll(code: Code) 
     assert not is_outcome
     assert line == "Polling by operations.get only for the next 300 s: operations.list was refused"
     assert not polls.is_worthwhile(10_000, GETS_FOR - 1)
-    assert polls.is_worthwhile(YIELD, GETS_FOR)
+    assert polls.is_worthwhile(MIN_POLLS_PER_PAGE, GETS_FOR)
 
 
 @pytest.mark.parametrize(
@@ -200,20 +202,20 @@ def test_the_pause_after_errors_in_a_row_grows_up_to_that_after_a_refusal() -> N
     polls, now, pauses = BatchedPolls(), 0.0, []
     for _ in range(6):
         polls.fail(AWAY, now)
-        paused = next(seconds for seconds in range(1_000) if polls.is_worthwhile(YIELD, now + seconds))
+        paused = next(seconds for seconds in range(1_000) if polls.is_worthwhile(MIN_POLLS_PER_PAGE, now + seconds))
         pauses.append(paused)
         now += paused
     assert pauses == [30, 60, 120, 240, 300, 300]
     read(polls, names_of(100), pages(names_of(100)), now)
     polls.fail(AWAY, now)
-    assert polls.is_worthwhile(YIELD, now + GETS_AFTER_ERROR)
+    assert polls.is_worthwhile(MIN_POLLS_PER_PAGE, now + GETS_AFTER_ERROR)
 
 
 def test_a_pause_that_the_service_has_asked_for_says_nothing_of_the_list() -> None:
     polls = BatchedPolls()
     pause = ServiceError("operations.list was not sent", Code.RESOURCE_EXHAUSTED, 20.0, sent=False)
     assert polls.fail(pause, 0.0) == (True, None)
-    assert polls.is_worthwhile(YIELD, 0.0)
+    assert polls.is_worthwhile(MIN_POLLS_PER_PAGE, 0.0)
 
 
 def test_only_the_second_pause_in_a_row_is_held_against_the_list() -> None:
@@ -221,7 +223,7 @@ def test_only_the_second_pause_in_a_row_is_held_against_the_list() -> None:
     assert polls.fail(busy, 0.0) == (True, None)
     read(polls, names_of(100), pages(names_of(100)), 5.0)
     assert polls.fail(busy, 30.0) == (True, None)
-    assert polls.is_worthwhile(YIELD, 35.0)
+    assert polls.is_worthwhile(MIN_POLLS_PER_PAGE, 35.0)
     assert polls.fail(busy, 35.0)[0]
     assert not polls.is_worthwhile(10_000, 35.0 + GETS_AFTER_ERROR - 1)
 

@@ -13,7 +13,7 @@ from airflow_dai_provider.api.retry import (
     THROTTLED,
     THROTTLED_OR_UNAVAILABLE,
     TRANSIENT,
-    Pace,
+    Pause,
     Retry,
 )
 
@@ -118,14 +118,19 @@ def test_each_error_counts_whatever_it_is() -> None:
     ],
 )
 def test_an_error_that_asks_for_a_pause_holds_all(failing: ServiceError, seconds: float) -> None:
-    pace = Pace()
-    assert pace.delay(1000) == 0
-    pace.note(failing, 1000)
-    assert [pace.delay(now) for now in (1000, 1000 + seconds / 2, 1000 + seconds, 2000)] == [seconds, seconds / 2, 0, 0]
+    pause = Pause()
+    assert pause.delay(1000) == 0
+    pause.note(failing, 1000)
+    assert [pause.delay(now) for now in (1000, 1000 + seconds / 2, 1000 + seconds, 2000)] == [
+        seconds,
+        seconds / 2,
+        0,
+        0,
+    ]
 
 
 def test_the_longest_pause_counts() -> None:
-    pace = Pace()
+    pause = Pause()
     for now, seconds in ((1000, 5), (1001, 30), (1002, 1)):
-        pace.note(error(Code.RESOURCE_EXHAUSTED, retry_after=seconds), now)
-    assert pace.delay(1002) == 29
+        pause.note(error(Code.RESOURCE_EXHAUSTED, retry_after=seconds), now)
+    assert pause.delay(1002) == 29

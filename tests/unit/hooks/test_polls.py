@@ -14,7 +14,7 @@ import pytest
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.batched_polls import FEW, GET_EVERY, GETS_FOR, Reading
+from airflow_dai_provider.api.batched_polls import GET_EVERY, GETS_FOR, MIN_POLLS, Reading
 from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
@@ -86,7 +86,7 @@ def test_every_poll_is_counted_however_it_is_answered(
 
 
 def test_few_operations_are_polled_by_get(emulator: DaiEmulator, wait: WaitForMany) -> None:
-    names = [emulator.start_ingest(seconds=60) for _ in range(FEW - 1)]
+    names = [emulator.start_ingest(seconds=60) for _ in range(MIN_POLLS - 1)]
     wait(emulator.endpoint, names)
     assert count(emulator, LIST) == 0
 
@@ -247,7 +247,7 @@ def idle(monkeypatch: pytest.MonkeyPatch, connect: Connect, fake_time: Clock) ->
     return idle
 
 
-@pytest.mark.parametrize("number", [FEW - 1, 100])
+@pytest.mark.parametrize("number", [MIN_POLLS - 1, 100])
 def test_many_waits_for_one_operation_each_share_their_polls(
     idle: IdleTime, emulator: DaiEmulator, number: int
 ) -> None:
@@ -259,14 +259,14 @@ def test_many_waits_for_one_operation_each_share_their_polls(
 
     operations = run(idle.outlast(*map(wait, names)))
     assert [(operation.name, operation.state) for operation in operations] == [(name, "SUCCEEDED") for name in names]
-    assert bool(count(emulator, LIST)) is (number >= FEW)
+    assert bool(count(emulator, LIST)) is (number >= MIN_POLLS)
     assert all(number >= 2 for number in gets(emulator).values()), "The first poll and the last are gets."
-    if number >= FEW:
+    if number >= MIN_POLLS:
         assert count(emulator, GET) < 6 * number, "Without the list it would be ten."
 
 
 def test_a_list_that_answers_when_the_time_is_up_is_not_the_last_word(idle: IdleTime, emulator: DaiEmulator) -> None:
-    names = [emulator.start_ingest(seconds=15) for _ in range(FEW)]
+    names = [emulator.start_ingest(seconds=15) for _ in range(MIN_POLLS)]
     page = json.dumps({"operations": [{"name": name} for name in names]}).encode()
     emulator.inject(Fault(LIST, status=200, body=page, times=None))
     idle.pages_take = 10.0

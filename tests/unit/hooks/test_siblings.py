@@ -63,7 +63,7 @@ def test_a_pause_holds_the_parent_and_the_next_set_of_workers(
 def broken_off_by_a_pause(hook: DaiHook, emulator: DaiEmulator) -> ServiceError:
     """Return the error of a cancellation that gets one 503, and may not be sent again because of a sibling's pause."""
     name = emulator.start_ingest()
-    hook.side_by_side = True
+    hook.is_worker = True
     sibling, sleep = hook.sibling(), hook._sleep
 
     def meet_a_pause(seconds: float) -> None:
@@ -82,13 +82,13 @@ def broken_off_by_a_pause(hook: DaiHook, emulator: DaiEmulator) -> ServiceError:
 def broken_off_by_a_kill(hook: DaiHook, emulator: DaiEmulator) -> ServiceError:
     """Return the error of a cancellation that gets one 503, and is killed in a sibling's pause."""
     name = emulator.start_ingest()
-    hook.side_by_side = True
+    hook.is_worker = True
     killed = False
 
     def sleep(seconds: float) -> None:
         nonlocal killed
         killed = seconds >= 1
-        hook.service.pace.note(ServiceError("too busy", Code.RESOURCE_EXHAUSTED, 10.0), hook._clock())
+        hook.service.pause.note(ServiceError("too busy", Code.RESOURCE_EXHAUSTED, 10.0), hook._clock())
 
     hook._sleep = sleep
     hook.stopped = lambda: "the task was killed" if killed else None
@@ -152,7 +152,7 @@ def test_a_sibling_that_is_stopped_in_a_long_pause_rests_no_longer(
     hook: DaiHook, emulator: DaiEmulator, clock: Clock
 ) -> None:
     name = emulator.start_ingest()
-    hook.side_by_side, began = True, clock.now
+    hook.is_worker, began = True, clock.now
     hook.stopped = lambda: "the task was killed" if clock.now > began + 5 else None
     emulator.inject(Fault(CANCEL, status=429, retry_after=50))
     with pytest.raises(ServiceError, match="429.*it was not retried: the task was killed"):

@@ -23,7 +23,7 @@ from tests.support.task_instance import Ti
 pytestmark = pytest.mark.usefixtures("_time")
 
 
-class TestLostAnswer:
+class TestLostResponse:
     """Creating is not repeated where the service may have acted: a second ingest is never started."""
 
     @pytest.mark.parametrize(

@@ -333,8 +333,8 @@ def test_a_refused_poll_starts_nothing_until_the_task_is_cleared_again(
     assert count(slow, CREATE) == 3
     ti.max_tries = 3  # as a clear sets it
     execute(context, creative=four, wait_for_completion=False)
-    anew = "may still run. The task was cleared after it had reported this. Starting new ingests."
-    assert any(first in line and line.endswith(anew) for line in log.ours)
+    again = "may still run. The task was cleared after it had reported this. Starting new ingests."
+    assert any(first in line and line.endswith(again) for line in log.ours)
 
 
 def test_a_refused_poll_cancels_nothing_that_has_finished(

@@ -218,7 +218,7 @@ class TestUnreadable:
             return pull(self, task_ids, key, **arguments)
 
         monkeypatch.setattr(type(ti), "xcom_pull", broken)
-        monkeypatch.setattr(callback_scope, "CALLBACK_HAS_RUN_OF_ITS_TIME", True)
+        monkeypatch.setattr(callback_scope, "CALLBACK_HAS_RUN_AS_IT_ENDED", True)
         run = SimpleNamespace(end_date=datetime(2026, 11, 22, tzinfo=UTC), clear_number=1)
         context: Any = {"ti": ti, "reason": "timed_out", "dag_run": run}
         names, (problem,) = operations_started(context, [ti.task_id], LOGGER)
@@ -392,7 +392,7 @@ class TestClearedRun:
         ("dag_run", "name_is_taken"),
         [
             (SimpleNamespace(end_date=ENDED), {"before": True, "skew": True, "after": False}),
-            # Airflow 2 reads the run anew: a cleared one has no end, and was queued when it was cleared.
+            # Airflow 2 reads the run again: a cleared one has no end, and was queued when it was cleared.
             (SimpleNamespace(end_date=None, queued_at=ENDED), {"before": True, "skew": True, "after": False}),
             (SimpleNamespace(end_date=None, queued_at=None), {"before": True, "skew": True, "after": True}),
             (None, {"before": True, "skew": True, "after": True}),
@@ -427,7 +427,7 @@ class TestClearedRun:
         of_its_time: bool,
     ) -> None:
         """A task can be starting its ingest when ``dagrun_timeout`` ends the run."""
-        monkeypatch.setattr(callback_scope, "CALLBACK_HAS_RUN_OF_ITS_TIME", of_its_time)
+        monkeypatch.setattr(callback_scope, "CALLBACK_HAS_RUN_AS_IT_ENDED", of_its_time)
         push_operations(ti, {A: self.ENDED.timestamp() + 60}, clear_number=pushed, many=False)
         dag_run = SimpleNamespace(end_date=self.ENDED, clear_number=run)
         context: Any = {"ti": ti, "reason": "timed_out", "dag_run": dag_run}

@@ -276,7 +276,7 @@ def wait_for_all(
     """Wait for each in a hook of its own, as the triggers of one triggerer do; return operations and errors."""
     chance = random.Random(seed)  # noqa: S311 - for jitter
     monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(time.sleep))
-    monkeypatch.setattr(shared_polls, "FEW", len(names) + 1)  # each polls by itself
+    monkeypatch.setattr(shared_polls, "MIN_POLLS", len(names) + 1)  # each polls by itself
     monkeypatch.setattr(DaiAsyncHook, "_random", staticmethod((lambda: 0.0) if seed is None else chance.random))
 
     async def wait(name: str) -> Any:

@@ -86,7 +86,7 @@ def test_fifty_waits_on_one_loop_outlast_the_rotation_of_their_key(
     names = [guarded.start_ingest(seconds=1.5 * LIFETIME) for _ in range(WAITS)]
     shared = SharedTime(clock, WAITS, {LIFETIME / 2: rotate})
     monkeypatch.setattr(DaiAsyncHook, "_sleep", staticmethod(shared.sleep))
-    monkeypatch.setattr(shared_polls, "FEW", WAITS + 1)  # each polls by itself
+    monkeypatch.setattr(shared_polls, "MIN_POLLS", WAITS + 1)  # each polls by itself
 
     async def main() -> list[Any]:
         waits = (shared.outlast(DaiAsyncHook().wait_for_operation(name, poll_interval=100)) for name in names)

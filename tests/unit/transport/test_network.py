@@ -345,7 +345,7 @@ def inspected(
 
     def respond(exchange: Exchange) -> None:
         done = {"done": True, "response": {"name": "creatives/a"}} if clock.slept else {}
-        # So that the next request shakes hands anew.
+        # So that the next request shakes hands again.
         exchange.answer(200, {"name": NAME, **done}, Connection="close")
 
     def choose(connection: ssl.SSLObject, *_: object) -> None:

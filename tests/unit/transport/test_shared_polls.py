@@ -13,7 +13,7 @@ from google.api_core import exceptions
 from google.auth.credentials import AnonymousCredentials
 
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.batched_polls import FEW, GETS_FOR, YIELD
+from airflow_dai_provider.api.batched_polls import GETS_FOR, MIN_POLLS, MIN_POLLS_PER_PAGE
 from airflow_dai_provider.api.endpoint import Endpoint
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.emulator import DaiEmulator, Fault
@@ -130,7 +130,7 @@ def test_what_has_finished_or_is_not_listed_is_to_be_asked_by_get(emulator: DaiE
 
 
 def test_too_few_polls_are_gets(emulator: DaiEmulator, clock: Clock) -> None:
-    names = [emulator.start_ingest() for _ in range(YIELD - 1)]
+    names = [emulator.start_ingest() for _ in range(MIN_POLLS_PER_PAGE - 1)]
     assert with_waits(emulator, clock, lambda waits: waits.poll(names)) == [{}] * len(names)
     assert emulator.requests == []
 
@@ -319,7 +319,7 @@ def test_a_list_that_was_not_reached_in_time_is_not_called_slow(emulator: DaiEmu
         await until(lambda: emulator.requests)
         waits.polls._timeout = 0.1
         assert await waits.poll(names) == [{}] * 50
-        assert waits.polls.slot(1000.0, 30.0, 30.0, FEW) is not None
+        assert waits.polls.slot(1000.0, 30.0, 30.0, MIN_POLLS) is not None
         first.cancel()
 
     with_waits(emulator, clock, main)
@@ -386,9 +386,9 @@ def test_waits_poll_together_when_they_are_many_and_the_list_is_worth_it(emulato
 
     async def main(waits: Waits) -> None:
         polls = waits.polls
-        assert polls.slot(1000.0, 30.0, 30.0, FEW - 1) is None
-        assert polls.slot(1000.0, 30.0, 30.0, FEW) is not None, "A wait for many is enough."
-        joined = [polls.joined() for _ in range(FEW)]
+        assert polls.slot(1000.0, 30.0, 30.0, MIN_POLLS - 1) is None
+        assert polls.slot(1000.0, 30.0, 30.0, MIN_POLLS) is not None, "A wait for many is enough."
+        joined = [polls.joined() for _ in range(MIN_POLLS)]
         for one in joined:
             one.__enter__()
         slot = polls.slot(1000.0, 30.0, 30.0)

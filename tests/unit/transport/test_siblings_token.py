@@ -331,15 +331,15 @@ def test_a_token_of_refused_credentials_does_not_replace_those() -> None:
     first = token.get()
     refused_twice = token.get(first)
     token.get(refused_twice)
-    assert token.get(refused_twice, anew=True).credentials is other
-    assert token.get(refused_twice, anew=True).headers == {"authorization": "Bearer 1"}
+    assert token.get(refused_twice, read_again=True).credentials is other
+    assert token.get(refused_twice, read_again=True).headers == {"authorization": "Bearer 1"}
 
 
 @pytest.mark.parametrize("credentials", [Numbered(), AnonymousCredentials()], ids=["a key", "anonymous"])
 def test_refused_credentials_that_are_not_replaced_are_the_last(credentials: Credentials) -> None:
     token = Token(credentials, 1.0)
     refused = token.get()
-    assert token.get(refused, anew=True) is refused
+    assert token.get(refused, read_again=True) is refused
 
 
 def test_a_token_is_read_anew_only_after_it_was_refused_by_the_token_service_or_twice() -> None:
@@ -348,7 +348,7 @@ def test_a_token_is_read_anew_only_after_it_was_refused_by_the_token_service_or_
     refused = token.get(token.get())
     assert looked_up == []
     for _ in range(3):
-        token.get(refused, anew=True)
+        token.get(refused, read_again=True)
     assert looked_up == ["once"]
 
 
