@@ -87,7 +87,7 @@ def emulator_endpoint(argument: str | None, environ: Mapping[str, str]) -> Endpo
 def service_endpoint(argument: str | None, extra: Mapping[str, object], universe_domain: str) -> Endpoint:
     """Return the endpoint without an emulator: the argument, the connection's extra, or Google's own.
 
-    :raises ValueError: when the value that is used is no endpoint.
+    :raises ValueError: when the value that is used is not an endpoint.
     """
     if argument:
         return parse_endpoint(argument, "api_endpoint")

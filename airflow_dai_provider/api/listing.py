@@ -16,7 +16,7 @@ class Listing:
 
     :param filter_: the service's standard list filter.
     :param page_size: how many operations a page may bring, or None for as many as the service likes.
-    :raises ValueError: for a page size that is no positive whole number.
+    :raises ValueError: for a page size that is not a positive whole number.
     """
 
     def __init__(self, filter_: str | None = None, page_size: int | None = None) -> None:

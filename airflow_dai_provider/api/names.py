@@ -14,7 +14,7 @@ _FORBIDDEN = frozenset("?#\\ ")
 
 
 class InvalidNameError(ValueError):
-    """The value is no name of an operation (or of a creative)."""
+    """The value is not the name of an operation (or of a creative)."""
 
 
 def check_operation_name(name: object) -> str:

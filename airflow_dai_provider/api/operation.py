@@ -320,7 +320,7 @@ def _read_code(error: Mapping[str, Any]) -> int:
 
 
 def _typed(value: object, kind: type[Any]) -> Any:
-    """Return the value if it is of this type (a bool is no int, nor is a number of more than 64 bits), else None."""
+    """Return the value if it is of this type, else None; a bool is not an int, nor is a number of more than 64 bits."""
     if not isinstance(value, kind):
         return None
     if kind is int and (isinstance(value, bool) or not is_storable_number(value)):

@@ -42,7 +42,7 @@ def check_seconds(parameter: str, value: object, *, zero: bool = False, most: fl
     :param value: a number of seconds, a timedelta, or a text as :func:`read_duration` takes it.
     :param zero: whether 0 is accepted.
     :param most: the longest one, in seconds.
-    :raises ValueError: when it is no positive duration, or too long.
+    :raises ValueError: when it is not a positive duration, or too long.
     """
     seconds = value
     if isinstance(value, timedelta):

@@ -98,7 +98,7 @@ def delete_operation(name: object) -> Request[None]:
 def list_operations(
     filter_: str | None = None, page_size: int | None = None, page_token: str | None = None
 ) -> Request[OperationPage]:
-    """Build operations.list for one page; raises ValueError for a page size that is no positive number.
+    """Build operations.list for one page; raises ValueError for a page size that is not a positive number.
 
     If the response is too large, the result has ``too_large`` set, unless the page was limited to one operation.
     """
@@ -241,7 +241,7 @@ def _decode_object(body: bytes) -> dict[str, Any]:
 
 
 def _error(request: Request[Any], response: Response, now: datetime) -> ServiceError:
-    """Read a response that is no success: ``error.status`` decides first, the HTTP status second.
+    """Read a response that is not a success: ``error.status`` decides first, the HTTP status second.
 
     An error can come under the status of a success; then ``error.code`` takes the place of the HTTP status.
     """

@@ -88,7 +88,7 @@ class Retry:
     :param num_retries: the most retries.
     :param retry_timeout: seconds after which there are no more.
     :param started: when the call began, in seconds of the caller's clock.
-    :param jitter: gives numbers from 0 to 1.
+    :param jitter: returns a random number from 0 to 1.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ class Rows:
         elif self._output == "plain":
             self._add_plain(page)
         else:
-            # A cell is no markup.
+            # A cell is not markup.
             self._console.print_as([{key: escape(value or "") for key, value in row.items()} for row in page], "table")
         # There is no sys.stdout where the caller has closed it.
         self._console.file.flush()

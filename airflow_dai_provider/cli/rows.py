@@ -78,7 +78,7 @@ def shown_row(operation: Operation, now: datetime, verdicts: Sequence[Verdict]) 
 def whose_row(name: str, verdict: Verdict, unpolled: ServiceError | None = None) -> Row:
     """Return one possible owner of an operation.
 
-    :param unpolled: why it is not known whether the operation has finished; a finished one is no stray.
+    :param unpolled: why it is not known whether the operation has finished; a finished one is not a stray.
     """
     is_stray, reason = "yes" if verdict.is_stray else "no", verdict.reason
     if unpolled and verdict.is_stray:

@@ -132,7 +132,7 @@ def choice(default: str | None, names: Iterable[str], expected: str = "one of") 
     return Field(default, pattern=pattern, description=f"{expected} {', '.join(names)}")
 
 
-# Models are strict, so that 503.0 is no status and 1 no flag; numbers and flags may come as text all the same.
+# Models are strict, so that 503.0 is not a status and 1 is not a flag; numbers and flags may come as text all the same.
 
 
 def whole_from_text(value: object) -> object:

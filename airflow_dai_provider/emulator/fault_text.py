@@ -83,5 +83,5 @@ def fault_json(fault: Fault) -> dict[str, object]:
         value = getattr(fault, name)
         written[name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
         if value == math.inf:
-            written[name] = "inf"  # which is no number in JSON
+            written[name] = "inf"  # which is not a number in JSON
     return written

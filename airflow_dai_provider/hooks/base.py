@@ -155,7 +155,7 @@ class DaiBaseHook(GoogleBaseHook):
     def endpoint(self) -> Endpoint:
         """The endpoint in use.
 
-        :raises ValueError: when the configured value is no endpoint.
+        :raises ValueError: when the configured value is not an endpoint.
         """
         if self._emulator:
             return self._emulator

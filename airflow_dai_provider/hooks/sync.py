@@ -41,7 +41,7 @@ class DaiHook(DaiPollingHook):
     :param timeout: seconds that one request may take in all, over every address of the host. Here and in methods, a
         duration can also be a timedelta, or a text such as ``"90s"``.
     :param retry_timeout: seconds after which one call is not retried again; 0 for no retry.
-    :raises ValueError: for a timeout that is no positive number, and for a bad endpoint.
+    :raises ValueError: for a timeout that is not a positive number, and for a bad endpoint.
     """
 
     def cancel_operation(self, name: str) -> None:
@@ -100,12 +100,12 @@ class DaiHook(DaiPollingHook):
     ) -> Iterator[Operation]:
         """Yield the operations that the service lists, page by page as they are consumed.
 
-        An item of the list that is no operation, or has no valid name, is passed over; the log has their number.
+        An item of the list that is not an operation, or has no valid name, is passed over; the log has their number.
 
         :param filter_: the service's standard list filter.
         :param page_size: how many operations one request may bring; fewer where the response would be too large.
         :param on_unreadable: called for each item that is passed over, with what is wrong with it.
-        :raises ValueError: for a page size that is no positive whole number.
+        :raises ValueError: for a page size that is not a positive whole number.
         :raises google.api_core.exceptions.GoogleAPICallError: also ``MethodNotImplemented`` on a server without list.
         """
         listing = Listing(filter_, page_size)

@@ -104,7 +104,7 @@ class Campaign:
         :param guard: is armed with each ingest by the thread that has started it.
         :param progress: called at the latest a second after a response, and at the end; pushes the names.
         :param known: operations that no lost response can have started.
-        :param clock: gives seconds since the epoch.
+        :param clock: returns the current time in seconds since the epoch.
         :raises IngestMayHaveStartedError: when an interruption leaves ingests that may run under unknown names.
         """
         self.not_listed = []

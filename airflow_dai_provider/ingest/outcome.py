@@ -40,7 +40,7 @@ def check_retry_on(reasons: object) -> frozenset[str]:
     """Return the parameter ``retry_on`` as a set.
 
     :param reasons: None for no reason, one of them, or several.
-    :raises ValueError: when it names something that is no failure reason.
+    :raises ValueError: when it names something that is not a failure reason.
     """
     if reasons is None:
         return frozenset()

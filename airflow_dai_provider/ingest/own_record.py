@@ -38,7 +38,7 @@ class OwnRecord:
 
     :param context: of the task.
     :param flags: what the task is meant to cancel, see :class:`Record`.
-    :param clock: gives seconds since the epoch.
+    :param clock: returns the current time in seconds since the epoch.
     :param log: receives why there is no record.
     """
 

@@ -37,7 +37,7 @@ def start_ingest(
     :param stopped: returns the reason not to send the request, or None.
     :param store: has the ingest of an earlier try, which is not taken for this one.
     :param adopt: takes the name of an ingest whose start was interrupted, so that the guard of the task cancels it.
-    :param clock: gives seconds since the epoch.
+    :param clock: returns the current time in seconds since the epoch.
     :raises ServiceError: when the service has certainly started nothing.
     :raises IngestMayHaveStartedError: when an ingest may run under an unknown name.
     """

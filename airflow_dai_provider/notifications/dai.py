@@ -46,7 +46,7 @@ class DaiCancelOperationNotifier(RenderingNotifier):
     only. The names are read from the XCom ``operation_name``, else from a returned string that is a valid name.
 
     All cancellations are requested, side by side, before anything is reported. The log names each operation that may
-    still run, and each that was left alone. Nothing to cancel is no error. The notifier does not wait for the final
+    still run, and each that was left alone. Nothing to cancel is not an error. The notifier does not wait for the final
     state: the service may need a while, and a callback has little time.
 
     :param operation_name: ``operations/...``, or several (templated). A template that renders to nothing cancels

@@ -51,7 +51,7 @@ def find_strays(
     :param orphaned_for: seconds that an owner has to be over; in a dry run it is read once.
     :param limit: with more suspects than this the sweep cancels none, so their owners are read once too.
     :param max_concurrency: how many polls are under way at a time.
-    :param clock: gives seconds since the epoch.
+    :param clock: returns the current time in seconds since the epoch.
     :raises ServiceError: when the service cannot be listed.
     :raises AirflowException: when it has no list, when the owners cannot be read, and when the hook is stopped.
     """

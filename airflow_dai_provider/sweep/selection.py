@@ -166,7 +166,7 @@ class Selection:
 def check_duration(parameter: str, value: object) -> float:
     """Return the seconds of a duration, which can also be the text of a number: a template gives that.
 
-    :raises ValueError: when that is no positive duration; the message says what was given and what was expected.
+    :raises ValueError: when that is not a positive duration; the message says what was given and what was expected.
     """
     number: object = value
     if isinstance(value, str):

@@ -107,7 +107,7 @@ def has_template(value: Any) -> bool:
 
 
 def check_creative_literals(creative: Any, dynamic_creative_info: Any) -> None:
-    """Check all of one creative, or of a list, that is no template.
+    """Check all of one creative, or of a list, that is not a template.
 
     :raises InvalidCreativeError: as :func:`check_creative`.
     """

@@ -158,7 +158,7 @@ def request_cancellations(
         running then have no error.
     :param on_settled: called for each operation whose cancellation the service has accepted, or which had finished;
         with ``waits`` also for those that run in contradiction to cancel.
-    :param clock: gives seconds.
+    :param clock: returns monotonic time in seconds.
     :param sleep: waits for seconds.
     :param log: says what was requested, and the first error of each rpc code.
     :return: the operations that had already finished, and the last error of each that may still run; with NOT_FOUND,

@@ -27,7 +27,7 @@ def one_or_many(field: str, value: Any, *, in_order: bool = True) -> tuple[list[
 
     :param in_order: whether the order means something, as that of a result does. A set is refused then: its order
         differs from process to process.
-    :raises ValueError: for a text that is no list, a list within a list, a set, and more than 10,000 values.
+    :raises ValueError: for a text that is not a list, a list within a list, a set, and more than 10,000 values.
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = _read_text(field, value)

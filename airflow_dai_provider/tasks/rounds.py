@@ -51,7 +51,7 @@ def request_in_rounds(
     :param rechecks: seconds after which a name that the service did not know is attempted again; the last one decides.
     :param is_fatal: whether an error holds for every name, so that no other request is begun.
     :param on_done: called for each name whose request has succeeded, with its result.
-    :param clock: gives seconds.
+    :param clock: returns monotonic time in seconds.
     :param sleep: waits for seconds.
     :param log: says the first error of each rpc code.
     :return: the results, and the last error of each of the others. That of a request which was not begun is CANCELLED.

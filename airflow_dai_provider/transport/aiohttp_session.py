@@ -63,9 +63,9 @@ class AiohttpTransport:
     """Send requests to one endpoint with one token, once :meth:`open` was awaited on the loop.
 
     :param endpoint: where the service is.
-    :param token: gives what authorises a request; fetched in a thread, which all requests that need it await.
+    :param token: the source of the authorisation of a request; it is fetched in a thread, for which all requests wait.
     :param timeout: seconds that one request may take.
-    :param clock: gives seconds that only ever increase.
+    :param clock: returns monotonic time in seconds.
     :param sleep: waits for seconds.
     :raises ValueError: when a token would leave this machine over plain HTTP.
     """
@@ -252,7 +252,7 @@ def _reason(error: Exception) -> object:
 def _proxy_url(proxy: str) -> str:
     url: str = prepend_scheme_if_needed(proxy, "http")
     parts = urlsplit(url)
-    # aiohttp would speak HTTP to it nevertheless; a port that is no number raises.
+    # aiohttp would speak HTTP to it nevertheless; a port that is not a number raises.
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError
     return url

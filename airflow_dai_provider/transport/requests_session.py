@@ -108,7 +108,7 @@ class RequestsTransport:
     """Send requests to one endpoint with one token.
 
     :param endpoint: where the service is.
-    :param token: gives what authorises a request.
+    :param token: the source of the authorisation of a request.
     :param timeout: seconds that one request may take.
     :raises ValueError: when a token would leave this machine over plain HTTP.
     """

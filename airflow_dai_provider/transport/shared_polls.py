@@ -93,7 +93,7 @@ class SharedPolls:
 
     :param call: sends a request; its second argument is the latest time at which to send it.
     :param timeout: seconds that one request may take; a poll that has waited for the list so long is a get.
-    :param clock: gives seconds that only ever increase.
+    :param clock: returns monotonic time in seconds.
     :param sleep: waits for seconds.
     :param pause: returns the seconds left of a pause that requests wait for; 0 without one.
     """

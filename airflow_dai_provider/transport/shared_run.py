@@ -45,7 +45,7 @@ class RecentRuns(SharedRuns[T]):
     A run that takes longer than that serves only the callers of that period: what it read may have changed since.
 
     :param lasts: for how many seconds.
-    :param clock: gives seconds that only ever increase.
+    :param clock: returns monotonic time in seconds.
     """
 
     def __init__(self, lasts: float, clock: Callable[[], float]) -> None:

@@ -64,7 +64,7 @@ def no_authorities(request: rest.Request[Any], error: OSError) -> ServiceError:
 def chain(error: BaseException | None, end: BaseException | None = None) -> Iterator[BaseException]:
     """Yield an error and its causes down to the root.
 
-    :param end: an error that was being handled before, which is no cause.
+    :param end: an error that was being handled before, which is not a cause.
     """
     while error is not None and error is not end:
         yield error
@@ -118,7 +118,7 @@ def no_token(error: BaseException, token_request: TokenRequest, handled: BaseExc
     :param error: one of ``TOKEN_ERRORS``. Only its message is kept in it: google-auth also keeps the response, which
         can hold a token and shows in a traceback.
     :param token_request: what google-auth has asked with.
-    :param handled: an error that was being handled before, which is no cause.
+    :param handled: an error that was being handled before, which is not a cause.
     """
     service = f" (token service: {token_request.host})" if token_request.host else ""
     code = Code.UNAVAILABLE

@@ -40,7 +40,7 @@ class DaiDeleteCreativeOperator(BaseOperator):
     Follows https://developers.google.com/video-creative-ingest/reference/rest/v1/creatives/delete
 
     :param creative_name: ``creatives/...``, or a list of up to 10,000 (templated). One gives one name, a list gives a
-        list in its order. An empty list is no error.
+        list in its order. An empty list is not an error.
     :param missing_ok: whether to accept a creative that the service does not know, as one that cannot be served. That
         is believed when the service says so twice, ten seconds apart. Without it, a request whose response was lost,
         and before Airflow 3.3 a retry of the task, can fail because of a creative that the task itself has deleted.
