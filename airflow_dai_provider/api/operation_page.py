@@ -11,6 +11,9 @@ from airflow_dai_provider.api.operation import InvalidOperationError, Operation
 from airflow_dai_provider.api.redaction import short_repr
 from airflow_dai_provider.api.storable import MAX_CHARACTERS, is_storable_text
 
+#: The fields of a page, by ``google/longrunning/operations.proto``.
+_FIELDS = frozenset({"operations", "nextPageToken", "unreachable"})
+
 
 @dataclass(frozen=True, slots=True)
 class OperationPage:
@@ -18,7 +21,7 @@ class OperationPage:
 
     :param operations: those that can be read, each with a valid name.
     :param next_page_token: the token of the next page, None on the last.
-    :param unreadable: for each of the other items, what is wrong with it.
+    :param unreadable: for each of the other items, and for each place that the service could not reach, what is wrong.
     :param too_large: whether the response was too large to be read: a smaller page is to be asked for instead.
     """
 
@@ -47,7 +50,8 @@ class PolledPage:
 def read_page(page: dict[str, Any]) -> OperationPage:
     """Read a page. One item that cannot be read does not hide the others: nothing else tells which operations run."""
     items, token = _items_and_token(page)
-    operations, unreadable = [], []
+    operations = []
+    unreadable = [f"the service cannot reach {short_repr(place)}" for place in page.get("unreachable") or ()]
     for item in items:
         try:
             operation = Operation.from_api(item)
@@ -93,7 +97,10 @@ def _read_running(item: dict[str, Any], last: Operation | None) -> Operation | N
 
 def _items_and_token(page: dict[str, Any]) -> tuple[list[Any], str | None]:
     items, token = page.get("operations") or [], page.get("nextPageToken") or None
-    if not isinstance(items, list) or not (token is None or _is_token(token)):
+    # A field without a value is left out, so an empty page is {}. Any other object must not count as an empty page.
+    is_page = not page or bool(page.keys() & _FIELDS)
+    lists = (items, page.get("unreachable") or [])
+    if not is_page or not all(isinstance(one, list) for one in lists) or not (token is None or _is_token(token)):
         raise InvalidOperationError(f"expected a page of operations, got {short_repr(page)}")
     return items, token
 

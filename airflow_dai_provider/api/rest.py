@@ -179,7 +179,7 @@ def read_response(request: Request[T], response: Response, now: datetime) -> T:
         if _error_object(response):
             # The error of the call, and not that of an operation.
             raise _error(request, response, now)
-        return request.read(_decode_object(response.body))
+        return _read(request, response.body)
     except (InvalidOperationError, RecursionError) as error:
         message = f"{request} returned HTTP {response.status} with an invalid body: {error}"
         raise ServiceError(message, Code.UNKNOWN) from error
@@ -190,8 +190,10 @@ def _path(name: str, query: Mapping[str, Any] | None = None) -> str:
     return f"/v1/{quote(name, safe='/')}" + (f"?{urlencode(query)}" if query else "")
 
 
-def _nothing(_: dict[str, Any]) -> None:
-    """Ignore the content of a response."""
+def _nothing(resource: dict[str, Any]) -> None:
+    """Read an empty object; an operation, as some servers return it, will do too."""
+    if resource and not resource.keys() & {"name", "done", "@type"}:
+        raise InvalidOperationError(f"expected an empty JSON object, got {short_repr(resource)}")
 
 
 def _read_operation(name: str, resource: dict[str, Any]) -> Operation:
@@ -233,11 +235,14 @@ def _decode(body: bytes) -> object:
         raise InvalidOperationError(f"expected JSON, got {short_repr(body)}") from error
 
 
-def _decode_object(body: bytes) -> dict[str, Any]:
+def _read(request: Request[T], body: bytes) -> T:
+    """Read the body of a successful response."""
     decoded = _decode(body)
     if not isinstance(decoded, dict):
         raise InvalidOperationError(f"expected a JSON object, got {short_repr(decoded)}")
-    return decoded
+    if not body.strip() and request.read is not _nothing:
+        raise InvalidOperationError("expected a JSON object, got an empty body")
+    return request.read(decoded)
 
 
 def _error(request: Request[Any], response: Response, now: datetime) -> ServiceError:

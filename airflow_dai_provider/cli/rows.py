@@ -87,7 +87,7 @@ def whose_row(name: str, verdict: Verdict, unpolled: ServiceError | None = None)
     return {
         "name": name,
         **owner_cells([verdict]),
-        "try_number": str(verdict.record.try_number),
+        "try_number": str(verdict.try_number),
         "is_stray": is_stray,
         "reason": reason,
     }

@@ -42,32 +42,28 @@ def sweep(session: Session) -> bool:
             include_undated=args.include_undated,
         )
     owners = owners_for_sweep(session.hook.endpoint.url)
+    held_back = False
     # The prompt shows the strays of one read of the owners. A second read follows the user's reply.
     if args.dry_run or not args.yes:
         report = _find(session, selection, owners, dry_run=True)
-        if args.dry_run or not report.found:
+        names = report.to_cancel
+        if args.dry_run or not names:
             return _show(session, report)
-        if _are_too_many(session, report):
-            _show(session, report)
-            return False
-        # As messages: the rows come at the end, with the outcome of each.
-        for stray in report.found:
-            session.notes.say(f"{stray}.")
-        names = [stray.name for stray in report.found]
-        if not session.confirmed(f"Cancel {describe_names(names)}?"):
-            return False
+        held_back = _warn_of_held_back(session, report)
         # Strays that appear meanwhile were not asked about.
         selection = replace(selection, only=frozenset(names))
+        # As messages: the rows come at the end, with the outcome of each.
+        for stray in report.found:
+            if stray.name in selection.only:
+                session.notes.say(f"{stray}.")
+        if not session.confirmed(f"Cancel {describe_names(names)}?"):
+            return False
     report = _find(session, selection, owners, dry_run=False)
-    if _are_too_many(session, report):
-        _show(session, report)
-        return False
     with session.interruptible():
         _cancel(session, report)
     if session.interrupted:
         report.leave_requested("the command was interrupted")
-    _show(session, report)
-    return not (session.interrupted or report.failures)
+    return _show(session, report) and not (held_back or session.interrupted or report.failures)
 
 
 def _find(session: Session, selection: Selection, owners: Owners, *, dry_run: bool) -> SweepReport:
@@ -88,17 +84,6 @@ def _find(session: Session, selection: Selection, owners: Owners, *, dry_run: bo
     )
 
 
-def _are_too_many(session: Session, report: SweepReport) -> bool:
-    most = session.args.max_cancellations
-    if len(report.found) <= most:
-        return False
-    session.notes.say(
-        f"{len(report.found):,} strays are more than --max-cancellations {most}, so none of them is cancelled. Narrow "
-        "the selection, or raise the limit."
-    )
-    return True
-
-
 def _cancel(session: Session, report: SweepReport) -> None:
     """Request the cancellations, and wait if told to."""
     args, hook = session.args, session.hook
@@ -113,12 +98,24 @@ def _cancel(session: Session, report: SweepReport) -> None:
 
 
 def _show(session: Session, report: SweepReport) -> bool:
+    """Show what was found, and the outcome of each; return whether all are cancelled, or were only to be shown."""
     session.show([_row(stray, report) for stray in report.found], rows.STRAY)
     session.notes.say(f"{report.selected if report.dry_run else report.result}.")
     if session.args.dry_run and report.found:
-        cancels = "" if _are_too_many(session, report) else " --no-dry-run cancels them."
+        cancels = " --no-dry-run cancels them." if report.to_cancel else ""
         session.notes.say(f"This was a dry run: nothing was cancelled.{cancels}")
-    return True
+    return not _warn_of_held_back(session, report) or session.args.dry_run
+
+
+def _warn_of_held_back(session: Session, report: SweepReport) -> bool:
+    """Return whether operations are held back, which is said."""
+    if report.held_back:
+        most = session.args.max_cancellations
+        session.notes.say(
+            f"{len(report.held_back):,} strays are more than --max-cancellations {most}, so those without an owner are "
+            "not cancelled. Narrow the selection, or raise the limit."
+        )
+    return bool(report.held_back)
 
 
 def _row(stray: Stray, report: SweepReport) -> Row:

@@ -199,6 +199,8 @@ class DaiCancelOperationNotifier(RenderingNotifier):
                 retry_timeout=0,
             ) as hook:
                 timeout = self._connect(hook)
+                # To the start of an ingest, if that was here.
+                hook.responded = any(hook.endpoint.url in endpoints.get(name, ()) for name in names)
                 others = {name: why for name in names if (why := elsewhere(name, hook.endpoint.url, endpoints))}
                 problems = [f"{name} may still run: {why}" for name, why in others.items()]
                 if not (here := [name for name in names if name not in others]):

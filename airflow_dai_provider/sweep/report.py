@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +33,15 @@ class SweepReport:
     """The operations that a sweep has found, and the outcome of each.
 
     Once the sweep begins, each operation found is in exactly one of ``left``, where it starts, ``requested``,
-    ``cancelled``, ``finished`` and ``refused``.
+    ``cancelled``, ``finished`` and ``refused``; unless it is held back.
 
     :param operations: as the service lists them. An operation that comes twice, because it moved between two pages
         while they were read, counts once, as it came last.
     :param selection: which operations are selected.
     :param now: seconds since the epoch.
     :param owners: by name, the verdicts on operations that have an owner.
+    :param limit: the most operations without an owner to cancel. With more, something else is wrong, for example
+        another system uses the account: none of them is cancelled then.
     :param dry_run: whether nothing will be cancelled.
     """
 
@@ -49,6 +52,7 @@ class SweepReport:
         now: float,
         owners: Mapping[str, Verdict] = MappingProxyType({}),
         *,
+        limit: float = inf,
         dry_run: bool = False,
     ) -> None:
         listed = {one.name: one for one in operations}
@@ -65,6 +69,9 @@ class SweepReport:
         self.unreadable = 0
         self.passed_over = {reason.value: reasons[reason] for reason in PassedOver}
         self.found = [verdict for verdict in verdicts.values() if isinstance(verdict, Stray)]
+        unowned = [stray for stray in self.found if stray.owner is None]
+        #: Those that are not cancelled, since they are more than the limit.
+        self.held_back = unowned if len(unowned) > limit else []
         #: By name: each operation whose cancellation is requested and that has not been seen in a final state.
         self.requested: dict[str, Failure] = {}
         self.cancelled: list[str] = []
@@ -75,7 +82,7 @@ class SweepReport:
     def begin(self) -> None:
         """Note that from now on each operation without an outcome is left."""
         untouched = Failure(Code.UNKNOWN, "the sweep broke off before its cancellation was requested")
-        self.left = {stray.name: untouched for stray in self.found}
+        self.left = dict.fromkeys(self.to_cancel, untouched)
 
     def request_accepted(self, name: str) -> None:
         """Note that the service has accepted a cancel request, which says nothing yet about the final state."""
@@ -120,6 +127,12 @@ class SweepReport:
         self.requested.clear()
 
     @property
+    def to_cancel(self) -> list[str]:
+        """The names of those that are to be cancelled."""
+        held_back = {stray.name for stray in self.held_back}
+        return [stray.name for stray in self.found if stray.name not in held_back]
+
+    @property
     def failures(self) -> dict[str, Failure]:
         """The operations that may still run, by name."""
         return self.refused | self.left
@@ -153,6 +166,7 @@ class SweepReport:
         return (
             f"{len(self.found)} stray: {len(self.requested)} requested, {len(self.cancelled)} cancelled, "
             f"{len(self.finished)} finished meanwhile, {len(self.refused)} refused, {len(self.left)} left"
+            + (f", {len(self.held_back)} held back" if self.held_back else "")
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def find_strays(
 
     :param owners: None where only the ages of operations are known.
     :param orphaned_for: seconds that an owner has to be over; in a dry run it is read once.
-    :param limit: with more suspects than this the sweep cancels none, so their owners are read once too.
+    :param limit: the most operations without an owner to cancel, see :class:`SweepReport`.
     :param max_concurrency: how many polls are under way at a time.
     :param clock: returns the current time in seconds since the epoch.
     :raises ServiceError: when the service cannot be listed.
@@ -88,7 +88,7 @@ def find_strays(
     twice = f"Reading their states again in {orphaned_for:.0f} s." if not dry_run else ""
     judged: dict[str, Verdict] = {}
     if owners:
-        judged, finished = _judge(owners, running, poll, limit, twice, pause, log)
+        judged, finished = _judge(owners, running, poll, twice, pause, log)
         operations = [finished.get(one.name, one) for one in operations]
     if owners and owners.unreadable:
         told, until = some_of(owners.unreadable), max(owners.unreadable.values())
@@ -96,7 +96,7 @@ def find_strays(
         message = "%s. Any operation%s may belong to these tasks, so operations without an owner are left alone."
         log.warning(message, told, created)
         selection = replace(selection, unowned_until=until)
-    report = SweepReport(operations, selection, now, judged, dry_run=dry_run)
+    report = SweepReport(operations, selection, now, judged, limit=limit, dry_run=dry_run)
     report.unreadable = len(unreadable)
     log.info("%s.", report.selected)
     if undated := report.passed_over[PassedOver.UNDATED]:
@@ -110,7 +110,6 @@ def _judge(
     owners: Owners,
     running: list[Operation],
     poll: Callable[[Collection[str]], dict[str, Operation]],
-    limit: int,
     twice: str,
     pause: Callable[[], None],
     log: Any,
@@ -125,7 +124,7 @@ def _judge(
     suspects = {name: verdict for name, verdict in verdicts.items() if verdict.is_stray}
     finished = poll(suspects) if suspects else {}
     suspects = {name: verdict for name, verdict in suspects.items() if name not in finished}
-    if suspects and twice and len(suspects) <= limit:
+    if suspects and twice:
         log.info("The owners of %d operations are over. %s", len(suspects), twice)
         pause()
         with _reading_owners():

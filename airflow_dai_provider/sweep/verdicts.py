@@ -46,6 +46,7 @@ class Verdict:
     """The owner of an operation, and whether it is a stray.
 
     :param record: of the owner.
+    :param try_number: of the try to which the operation belongs.
     :param is_stray: whether the owner is over, and did not mean the operation to run on.
     :param reason: why, as the end of a sentence about the owner.
     :param owners: all owners that it can have.
@@ -53,6 +54,7 @@ class Verdict:
     """
 
     record: Record
+    try_number: int
     is_stray: bool
     reason: str
     owners: tuple[Owner, ...] = ()
@@ -60,10 +62,10 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        return asdict(self.record.owner) | {"try_number": self.record.try_number, "reason": self.reason}
+        return asdict(self.record.owner) | {"try_number": self.try_number, "reason": self.reason}
 
     def __str__(self) -> str:
-        return f"of try {self.record.try_number} of {self.record.owner}, which {self.reason}"
+        return f"of try {self.try_number} of {self.record.owner}, which {self.reason}"
 
 
 #: An owner's record, and the opening to which an operation belongs.
@@ -206,8 +208,8 @@ def _judge(name: str, found: Found, state: str | None, state_of_run: Callable[[s
         needed = []
     missing = [flag for flag in needed if flag not in flags]
     if is_over and missing:
-        return Verdict(record, is_stray=False, reason=f"{reason}, but has {missing[0]}=False", state=state)
-    return Verdict(record, is_stray=is_over, reason=reason, state=state)
+        is_over, reason = False, f"{reason}, but has {missing[0]}=False"
+    return Verdict(record, opening.try_number, is_stray=is_over, reason=reason, state=state)
 
 
 def _is_over(

@@ -77,7 +77,8 @@ def write(emulator: DaiEmulator, clock: Clock, records: Store) -> Callable[..., 
     """Give a function that writes down that a task instance is about to start ingests."""
 
     def write(run_id: str = "a_run", task_id: str = "ingest", map_index: int = -1, **options: Any) -> OwnRecord:
-        ti = Ti(dag_id="a_dag", run_id=run_id, task_id=task_id, map_index=map_index)
+        number = options.pop("try_number", 1)
+        ti = Ti(dag_id="a_dag", run_id=run_id, task_id=task_id, map_index=map_index, try_number=number)
         media = options.pop("media", [URL])
         endpoint = options.pop("endpoint", emulator.endpoint)
         context: Any = {"ti": ti, "task_state_store": records}

@@ -70,7 +70,8 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
     :param spare: the name(s) of operations to leave alone (templated).
     :param include_undated: whether to select operations without a create time too; operations of other kinds than
         ingests are among them.
-    :param max_cancellations: when more than this are selected, the task fails and cancels none.
+    :param max_cancellations: when more operations without an owner than this are selected, none of these is cancelled,
+        and the task fails. Those of tasks that are over are cancelled, however many they are.
     :param max_concurrency: how many requests are under way at a time, at most 50.
     :param wait_for_completion: whether to wait until the operations have finished.
     :param poll_interval: the most seconds between two polls of each operation; the first ones are quicker.
@@ -95,8 +96,8 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
              "refused": {name: reason},                # a permanent error of its cancellation or of a poll
              "left": {name: reason}}                   # may still run; the next sweep finds it again
 
-        Each operation found is in exactly one of the last five, and in none of them after a dry run or when
-        ``max_cancellations`` has stopped the sweep. ``age`` is in seconds; URLs come without user, query and
+        Each operation found is in exactly one of the last five, and in none of them after a dry run, or when
+        ``max_cancellations`` has kept it from being cancelled. ``age`` is in seconds; URLs come without user, query and
         fragment. An owner is ``{"dag_id": str, "run_id": str, "task_id": str, "map_index": int, "try_number": int,
         "reason": str}``, whose reason says why the operation is a stray, or is not.
     :raises AirflowFailException: for a permanent error: a wrong parameter, more than ``max_cancellations``, a server
@@ -200,8 +201,12 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                 )
                 gauge_strays(len(report.found))
             try:
-                if self._may_cancel(report):
-                    if owners and selection.takes_every_url:
+                if self.is_dry_run:
+                    would = f"request {len(report.to_cancel)} cancellations"
+                    fail = f", and fail: {self._too_many(report)}" if report.held_back else ""
+                    self.log.info("This is a dry run. A real one would %s%s.", would, fail)
+                else:
+                    if owners and selection.takes_every_url and not (report.held_back or report.unreadable):
                         self._note_complete(owners, report)
                     self._cancel(hook, report)
             finally:
@@ -251,19 +256,8 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                 return None
         return owners
 
-    def _may_cancel(self, report: SweepReport) -> bool:
-        """Return whether to cancel what was found; raises AirflowFailException when it is too much."""
-        found, limit = len(report.found), self.max_cancellations
-        too_many = f"{found} stray operations are more than max_cancellations={limit}"
-        if self.is_dry_run:
-            would = f"fail: {too_many}" if found > limit else f"request {found} cancellations"
-            self.log.info("This is a dry run. A real one would %s.", would)
-        elif found > limit:
-            raise AirflowFailException(
-                f"{too_many}, so no cancellation was requested. These would have been cancelled: "
-                f"{some_of(report.found)}. Narrow the selection, or raise max_cancellations."
-            )
-        return not self.is_dry_run
+    def _too_many(self, report: SweepReport) -> str:
+        return f"{len(report.held_back)} stray operations are more than max_cancellations={self.max_cancellations}"
 
     def _note_complete(self, owners: Owners, report: SweepReport) -> None:
         try:
@@ -274,6 +268,8 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
     def _cancel(self, hook: DaiHook, report: SweepReport) -> None:
         """Request every cancellation, and wait until the operations have finished if told to."""
         report.begin()
+        if not report.left:
+            return
         with hook.workers(len(report.left), self.max_concurrency) as workers:
             cancel_found(workers, report, hook.retry_timeout, clock=self._clock, sleep=self._sleep, log=self.log)
             if self.wait_for_completion:
@@ -294,10 +290,15 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
         for name, failure in failures.items():
             self.log.error("%s may still run: %s.", name, failure.reason)
         self.log.info("%s.", report.result)
+        parts = []
+        if report.held_back and not self.is_dry_run:
+            parts = [
+                f"{self._too_many(report)}, so those without an owner were not cancelled: {some_of(report.held_back)}",
+                "Narrow the selection, or raise max_cancellations",
+            ]
         if failures:
-            reasons = [f"{name}: {failure.reason}" for name, failure in failures.items()]
-            raise task_error(
-                report.rpc_code,
-                f"{len(failures)} of {len(report.found)} stray operations may still run: {some_of(reasons)}. "
-                f"The XCom '{XCOM_REPORT}' has all of it",
-            )
+            reasons = some_of([f"{name}: {failure.reason}" for name, failure in failures.items()])
+            parts.append(f"{len(failures)} of {len(report.found)} stray operations may still run: {reasons}")
+            raise task_error(report.rpc_code, sentences(*parts, f"The XCom '{XCOM_REPORT}' has all of it"))
+        if parts:
+            raise AirflowFailException(sentences(*parts))

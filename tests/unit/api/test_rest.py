@@ -279,7 +279,6 @@ def test_a_creative_is_returned_as_it_is() -> None:
     ("body", "names", "token"),
     [
         ({}, [], None),
-        (b"", [], None),
         ({"operations": None, "nextPageToken": None}, [], None),
         ({"operations": [], "nextPageToken": ""}, [], None),
         ({"operations": [], "nextPageToken": "t"}, [], "t"),
@@ -291,6 +290,25 @@ def test_a_page_of_operations(body: object, names: list[str], token: str | None)
     page = read(LIST, 200, body)
     assert [operation.name for operation in page.operations] == [f"operations/{name}" for name in names]
     assert page.next_page_token == token
+
+
+@pytest.mark.parametrize("body", [b"", b" ", {"status": "ok"}, {"operations": {}}, {"unreachable": "x"}], ids=repr)
+@pytest.mark.parametrize("request_", [LIST, rest.poll_operations({})], ids=["list", "polls"])
+def test_what_is_no_page_is_no_empty_page(request_: rest.Request[Any], body: object) -> None:
+    assert read_error(request_, 200, body).rpc_code is Code.UNKNOWN
+
+
+def test_a_place_that_the_service_cannot_reach_leaves_the_list_incomplete() -> None:
+    page = read(LIST, 200, {"operations": [{"name": "operations/a"}], "unreachable": ["locations/x"]})
+    assert page.unreadable == ("the service cannot reach 'locations/x'",)
+
+
+@pytest.mark.parametrize("request_", [CANCEL, DELETE, DELETE_CREATIVE], ids=str)
+@pytest.mark.parametrize("body", [{"status": "maintenance"}, {"code": 0}, {"message": "OK"}], ids=repr)
+def test_another_object_in_place_of_an_empty_one_is_an_error(request_: rest.Request[Any], body: object) -> None:
+    error = read_error(request_, 200, body)
+    assert error.rpc_code is Code.UNKNOWN
+    assert "expected an empty JSON object, got {" in str(error)
 
 
 @pytest.mark.parametrize("item", [None, {}, [], 5, {"name": ""}, {"name": "operations/../x"}, {"name": 5}], ids=repr)
@@ -405,7 +423,7 @@ def test_what_an_error_says_can_be_stored() -> None:
     ("body", "words"),
     [
         ({}, "expected an operation with a name"),
-        (b"", "expected an operation with a name"),
+        (b"", "expected a JSON object, got an empty body"),
         ({"done": True, "error": {"code": 5}}, "expected an operation with a name"),
         ({"name": 3}, "expected 'name' to be of type str"),
     ],

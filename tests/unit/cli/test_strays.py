@@ -69,7 +69,7 @@ class TestSweep:
     def test_what_is_stray_only_after_the_answer_is_left_alone(
         self, emulator: DaiEmulator, dai: Dai, start: Start, monkeypatch: pytest.MonkeyPatch, clock: Clock, more: int
     ) -> None:
-        """Also when the strays are more than the limit by then; the second read and the announcement stay."""
+        """Also when the strays are many by then; the second read and the announcement stay."""
         asked, *later = [start(f"dag_{number}") for number in range(1 + more)]
         asked.fail()
         announced: dict[str, list[str]] = {}
@@ -188,7 +188,7 @@ class TestSweep:
         clock.advance(60)
         result = dai("sweep", "--no-dry-run", "-y", "--older-than", "1s", "--max-cancellations", "2")
         assert (result.code, count(emulator, CANCEL)) == (1, 0)
-        too_many = "3 strays are more than --max-cancellations 2, so none of them is cancelled."
+        too_many = "3 strays are more than --max-cancellations 2, so those without an owner are not cancelled."
         assert too_many in result.err
         shown = dai("sweep", "--older-than", "1s", "--max-cancellations", "2")
         assert shown.code == 0

@@ -49,6 +49,15 @@ class TestOver:
         (kept,) = report["owned"]
         assert (kept["name"], kept["run_id"]) == (name, "a_run")
 
+    def test_the_report_names_the_try_to_which_an_operation_belongs(self, emulator: DaiEmulator, owned: Owned) -> None:
+        first, second = (owned("running", try_number=number) for number in (1, 2))
+        report = sweep(older_than=None)
+        assert cancelled(emulator) == {first}
+        (found,), (kept,) = report["found"], report["owned"]
+        assert (found["name"], found["owner"]["try_number"]) == (first, 1)
+        assert found["owner"]["reason"] == "is running, but a later try has not reattached to this ingest"
+        assert (kept["name"], kept["try_number"]) == (second, 2)
+
     def test_what_is_left_of_a_deleted_run_is_cancelled(
         self, emulator: DaiEmulator, owned: Owned, airflow: Airflow
     ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -129,7 +128,7 @@ class TestComplete:
 
     @pytest.mark.parametrize(
         "options",
-        [{"dry_run": True}, {"url_prefix": "https://"}, {"url_pattern": "ad"}, {"max_cancellations": 1}],
+        [{"dry_run": True}, {"url_prefix": "https://"}, {"url_pattern": "ad"}],
         ids=lambda options: next(iter(options)),
     )
     def test_one_that_leaves_strays_is_not(
@@ -137,8 +136,26 @@ class TestComplete:
     ) -> None:
         for run in ("a_run", "b_run"):
             owned("failed", run)
-        with suppress(AirflowFailException):
-            sweep(older_than=None, **options)
+        sweep(older_than=None, **options)
+        assert last_sweep() == 0
+
+    def test_the_limit_holds_back_only_operations_without_an_owner(
+        self, emulator: DaiEmulator, owned: Owned, last_sweep: Callable[[], float], clock: Clock
+    ) -> None:
+        strays = {owned("failed", run) for run in ("a_run", "b_run")}
+        for _ in range(2):
+            emulator.start_ingest(seconds=math.inf)
+        clock.advance(60)
+        with pytest.raises(AirflowFailException, match="^2 stray operations are more than max_cancellations=1"):
+            sweep(older_than=1, max_cancellations=1)
+        assert cancelled(emulator) == strays
+        assert last_sweep() == 0
+
+    def test_one_that_cannot_read_all_of_the_list_is_not(
+        self, emulator: DaiEmulator, last_sweep: Callable[[], float]
+    ) -> None:
+        emulator.inject(Fault("operations.list", listed=[{"name": 1}], times=None))
+        sweep(older_than=None)
         assert last_sweep() == 0
 
     def test_one_that_cannot_list_is_not(self, emulator: DaiEmulator, last_sweep: Callable[[], float]) -> None:
