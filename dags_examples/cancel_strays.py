@@ -17,7 +17,6 @@ with DAG(
 ) as dag:
     DaiCancelStrayOperationsOperator(
         task_id="cancel_strays",
-        max_cancellations=20,  # with more than this, something else is wrong: the task fails and cancels none
         wait_for_completion=True,
         timeout=600,
         retries=2,

@@ -108,7 +108,7 @@ ARG_MOST = Arg(
     ("--max-cancellations",),
     type=positive_int(allow_zero=False),
     default=20,
-    help="If there are more strays than this, none is cancelled (default: 20)",
+    help="If more strays without an owner are found, none of these is cancelled (default: 20)",
 )
 ARG_KEPT = Arg(
     ("--older-than",),

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,8 @@ _NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError, aioht
 MAX_CONNECTIONS = 50
 #: The most seconds that a request waits because the service has asked for a pause; a wait polls again later.
 MAX_PAUSE = 30.0
+#: Seconds for which the certificate authorities are not read again after they were.
+AUTHORITIES_LAST = 30.0
 #: Seconds that an idle connection stays open: longer than the default interval between two polls.
 KEEP_ALIVE = 90.0
 
@@ -85,6 +88,9 @@ class AiohttpTransport:
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
         self._proxy: str | None = None
+        # Adds to the authorities of the session what their file holds now.
+        self._load_authorities: Callable[[], object] = bool
+        self._authorities_due = 0.0
         # A request waits here, before its time begins to run.
         self._free = asyncio.Semaphore(MAX_CONNECTIONS)
         # The pause that the service has asked for, which all requests of the session keep.
@@ -139,9 +145,20 @@ class AiohttpTransport:
         bundle = Path(settings["verify"] if isinstance(settings["verify"], str) else certifi.where())
         if not bundle.exists():
             raise FileNotFoundError(f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names {bundle}, which does not exist")
-        context = ssl.create_default_context(**{"capath" if bundle.is_dir() else "cafile": str(bundle)})  # type: ignore[arg-type]
+        where = {"capath" if bundle.is_dir() else "cafile": str(bundle)}
+        context = ssl.create_default_context(**where)  # type: ignore[arg-type]
+        self._load_authorities = partial(context.load_verify_locations, **where)
         proxy = None if self.endpoint.is_loopback else select_proxy(self.endpoint.url, settings["proxies"])
         return context, _proxy_url(proxy) if proxy else None
+
+    async def _read_authorities_again(self) -> None:
+        """Read the certificate authorities, which may have been replaced since the session was opened."""
+        if self._clock() < self._authorities_due:
+            return
+        self._authorities_due = self._clock() + AUTHORITIES_LAST
+        # A file that is just being replaced is read after a later failure.
+        with suppress(OSError):
+            await sync_to_async(self._load_authorities, thread_sensitive=False)()
 
     async def call(self, request: rest.Request[T], until: float = float("inf")) -> T:
         """Send a request once; after a 401 again, with a fresh token, and then with credentials that are read again.
@@ -191,6 +208,8 @@ class AiohttpTransport:
                 response = await self._exchange(request, headers)
         except _EXCHANGE_ERRORS as error:
             failure, cause = self._transport_error(request, error), public_cause(error)
+            if _is_untrusted(error):
+                await self._read_authorities_again()
         else:
             try:
                 return rest.read_response(request, response, datetime.now(UTC))
@@ -233,10 +252,14 @@ class AiohttpTransport:
             request,
             self.endpoint,
             _reason(error),
-            untrusted=isinstance(error, aiohttp.ClientConnectorCertificateError),
+            untrusted=_is_untrusted(error),
             timed_out=isinstance(error, TimeoutError),
             sent=not isinstance(error, _NEVER_SENT),
         )
+
+
+def _is_untrusted(error: Exception) -> bool:
+    return isinstance(error, aiohttp.ClientConnectorCertificateError)
 
 
 def _reason(error: Exception) -> object:

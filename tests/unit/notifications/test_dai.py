@@ -13,7 +13,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowException, BaseOperator, task
 from jinja2 import Environment
 
-from airflow_dai_provider.emulator import DaiEmulator
+from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
 from tests.support.dag_runs import RunDag
 from tests.support.emulators import MakeEmulator, methods
@@ -503,3 +503,17 @@ class TestAnotherEndpoint:
         emulator.start_ingest(A)
         call(DaiCancelOperationNotifier(), context(reason="failed"))
         assert emulator.cancel_requested(A) == 1
+
+    @pytest.mark.usefixtures("fake_time")
+    @pytest.mark.parametrize("status", [403, 404, 501])
+    @pytest.mark.parametrize("started_here", [True, False])
+    def test_a_page_of_a_front_end_passes_where_an_ingest_was_started(
+        self, emulator: DaiEmulator, context: Any, ti: Ti, status: int, started_here: bool
+    ) -> None:
+        """Otherwise the endpoint may be wrong."""
+        ti.xcom_push("operation_name", emulator.start_ingest(A))
+        if started_here:
+            ti.xcom_push("operation_started", {"endpoint": emulator.endpoint, "pushed_at": {A: 1}})
+        emulator.inject(Fault(CANCEL, status=status, html=True))
+        call(DaiCancelOperationNotifier(), context())
+        assert emulator.cancel_requested(A) == started_here

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -326,7 +328,9 @@ class Inspected:
 
     server: TinyServer
     clock: Clock
+    foreign: SelfSigned
     until: float = 0.0
+    on_handshake: Callable[[], object] = bool
 
     def is_away(self) -> bool:
         return self.clock.now < self.until
@@ -341,7 +345,8 @@ def inspected(
 ) -> Inspected:
     """Give such a server, to which the connection leads."""
     certificate = SelfSigned(["127.0.0.1"])
-    context, foreign = certificate.context(), SelfSigned(["127.0.0.1"]).context()
+    foreign_certificate = SelfSigned(["127.0.0.1"])
+    context, foreign = certificate.context(), foreign_certificate.context()
 
     def respond(exchange: Exchange) -> None:
         done = {"done": True, "response": {"name": "creatives/a"}} if clock.slept else {}
@@ -350,10 +355,11 @@ def inspected(
 
     def choose(connection: ssl.SSLObject, *_: object) -> None:
         if inspected.is_away():
+            inspected.on_handshake()
             connection.context = foreign
 
     context.sni_callback = choose
-    inspected = Inspected(tiny_server(respond, context), clock)
+    inspected = Inspected(tiny_server(respond, context), clock, foreign_certificate)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(write_authority(tmp_path, certificate)))
     connect(is_anonymous=True, dai_api_endpoint=inspected.server.host)
     return inspected
@@ -417,6 +423,23 @@ def test_authorities_that_are_replaced_in_the_middle_of_a_wait_are_an_outage(
 
     monkeypatch.setattr(DaiHook, "_sleep", staticmethod(replace))
     *_, ended = FORMS["sync"](POLL, bundle.unlink, ("wait_for_operation", NAME))
+    assert ended.done
+
+
+@both_hooks
+@pytest.mark.parametrize("handshakes", [0, 2])
+def test_authorities_that_are_replaced_for_good_are_read_again(
+    inspected: Inspected, tmp_path: Path, form: Form, handshakes: int
+) -> None:
+    """The server has its new certificate some handshakes before the client has its authority."""
+    number = itertools.count()
+
+    def replace() -> None:
+        if next(number) >= handshakes:
+            write_authority(tmp_path, inspected.foreign)
+
+    inspected.on_handshake = replace
+    *_, ended = form(POLL, lambda: inspected.stand(1e6), ("wait_for_operation", NAME))
     assert ended.done
 
 
