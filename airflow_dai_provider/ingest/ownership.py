@@ -125,11 +125,6 @@ class Record:
     openings: tuple[Opening, ...] = field(default=())
 
     @property
-    def try_number(self) -> int:
-        """The last try that has started something."""
-        return self.openings[-1].try_number if self.openings else 0
-
-    @property
     def last(self) -> float:
         """When it was written last, in seconds since the epoch."""
         return max((opening.last for opening in self.openings), default=0.0)
