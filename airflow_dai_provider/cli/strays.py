@@ -46,16 +46,15 @@ def sweep(session: Session) -> bool:
     # The prompt shows the strays of one read of the owners. A second read follows the user's reply.
     if args.dry_run or not args.yes:
         report = _find(session, selection, owners, dry_run=True)
-        names = report.to_cancel
+        names = [stray.name for stray in report.to_cancel]
         if args.dry_run or not names:
             return _show(session, report)
         held_back = _warn_of_held_back(session, report)
         # Strays that appear meanwhile were not asked about.
         selection = replace(selection, only=frozenset(names))
         # As messages: the rows come at the end, with the outcome of each.
-        for stray in report.found:
-            if stray.name in selection.only:
-                session.notes.say(f"{stray}.")
+        for stray in report.to_cancel:
+            session.notes.say(f"{stray}.")
         if not session.confirmed(f"Cancel {describe_names(names)}?"):
             return False
     report = _find(session, selection, owners, dry_run=False)

@@ -82,7 +82,7 @@ class SweepReport:
     def begin(self) -> None:
         """Note that from now on each operation without an outcome is left."""
         untouched = Failure(Code.UNKNOWN, "the sweep broke off before its cancellation was requested")
-        self.left = dict.fromkeys(self.to_cancel, untouched)
+        self.left = {stray.name: untouched for stray in self.to_cancel}
 
     def request_accepted(self, name: str) -> None:
         """Note that the service has accepted a cancel request, which says nothing yet about the final state."""
@@ -127,10 +127,9 @@ class SweepReport:
         self.requested.clear()
 
     @property
-    def to_cancel(self) -> list[str]:
-        """The names of those that are to be cancelled."""
-        held_back = {stray.name for stray in self.held_back}
-        return [stray.name for stray in self.found if stray.name not in held_back]
+    def to_cancel(self) -> list[Stray]:
+        """Those that are to be cancelled."""
+        return [stray for stray in self.found if not self.held_back or stray.owner]
 
     @property
     def failures(self) -> dict[str, Failure]:
