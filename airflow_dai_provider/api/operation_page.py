@@ -96,11 +96,12 @@ def _read_running(item: dict[str, Any], last: Operation | None) -> Operation | N
 
 
 def _items_and_token(page: dict[str, Any]) -> tuple[list[Any], str | None]:
-    items, token = page.get("operations") or [], page.get("nextPageToken") or None
+    token = page.get("nextPageToken") or None
+    items, unreachable = ([] if page.get(name) is None else page[name] for name in ("operations", "unreachable"))
     # A field without a value is left out, so an empty page is {}. Any other object must not count as an empty page.
     is_page = not page or bool(page.keys() & _FIELDS)
-    lists = (items, page.get("unreachable") or [])
-    if not is_page or not all(isinstance(one, list) for one in lists) or not (token is None or _is_token(token)):
+    are_lists = isinstance(items, list) and isinstance(unreachable, list)
+    if not (is_page and are_lists and (token is None or _is_token(token))):
         raise InvalidOperationError(f"expected a page of operations, got {short_repr(page)}")
     return items, token
 

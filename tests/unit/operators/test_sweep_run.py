@@ -267,7 +267,7 @@ class TestParameters:
             ("older_than", True, "a timedelta, or a positive number of seconds"),
             ("older_than", "six hours", "a timedelta, or a positive number of seconds"),
             ("url_prefix", "", "the beginning of a URL, or None"),
-            ("url_pattern", "(", "a regular expression, but missing"),
+            ("url_pattern", "(", r"a regular expression \(missing"),
             ("spare", ["operations/a", "None"], "the upstream task has pushed no name"),
             ("include_undated", "False", "True or False"),
             ("max_cancellations", 0, "a whole number, 1 or more"),
