@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -25,9 +25,14 @@ class Endpoint:
     """The root of the service.
 
     :param url: scheme, host and port, without a slash at the end.
+    :param connection: the id of the connection whose account is used there, for messages; empty for an emulator.
     """
 
     url: str
+    connection: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.url}, connection {self.connection!r}" if self.connection else self.url
 
     @property
     def is_loopback(self) -> bool:

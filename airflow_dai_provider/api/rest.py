@@ -20,7 +20,7 @@ from airflow_dai_provider.api.names import check_creative_name, check_operation_
 from airflow_dai_provider.api.operation import InvalidOperationError, Operation
 from airflow_dai_provider.api.operation_page import OperationPage, PolledPage, read_page, read_polled
 from airflow_dai_provider.api.redaction import redact_urls, short_repr
-from airflow_dai_provider.api.retry import THROTTLED, THROTTLED_OR_UNAVAILABLE, TRANSIENT, read_retry_after
+from airflow_dai_provider.api.retry import PERMANENT, THROTTLED, THROTTLED_OR_UNAVAILABLE, TRANSIENT, read_retry_after
 from airflow_dai_provider.api.storable import storable_object
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Response:
     :param status: the HTTP status.
     :param headers: a mapping that ignores case, or has lower-case names.
     :param body: the decoded bytes, at most ``MAX_RESPONSE_BYTES + 1`` of them.
-    :param server: where it comes from, for the messages.
+    :param server: where it comes from, and the connection, for the messages.
     """
 
     status: int
@@ -256,10 +256,11 @@ def _error(request: Request[Any], response: Response, now: datetime) -> ServiceE
     from_front_end = error is None or 300 <= response.status < 400
     if error is None or from_front_end:
         code, text = _code_without_json(response)
-        # Only servers other than the API respond like this, so name the server.
-        text += f" ({response.server})" if response.server else ""
     else:
         code, text = _code_of_error(error, response.status), _text(error.get("message") or "no message")
+    # Another server may have responded than was meant, or another account may have asked.
+    if response.server and (from_front_end or code in PERMANENT):
+        text = f"{text.rstrip('.')} ({response.server})"
     message = f"{request} returned {response.status} {code}: {text}"
     return ServiceError(message, code, retry_after=retry_after, from_front_end=from_front_end)
 

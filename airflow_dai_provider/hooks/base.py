@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -161,7 +162,8 @@ class DaiBaseHook(GoogleBaseHook):
             return self._emulator
         universe = os.environ.get("GOOGLE_CLOUD_UNIVERSE_DOMAIN") or "googleapis.com"
         # The argument needs no connection.
-        return service_endpoint(self.api_endpoint, {} if self.api_endpoint else self.extras, universe)
+        endpoint = service_endpoint(self.api_endpoint, {} if self.api_endpoint else self.extras, universe)
+        return replace(endpoint, connection=self.gcp_conn_id)
 
     @property
     def fixed_endpoint(self) -> str | None:

@@ -244,7 +244,7 @@ class AiohttpTransport:
             proxy=self._proxy,
         ) as response:
             body = await _read_body(response)
-            return rest.Response(response.status, response.headers, body, self.endpoint.url)
+            return rest.Response(response.status, response.headers, body, str(self.endpoint))
 
     def _transport_error(self, request: rest.Request[Any], error: Exception) -> ServiceError:
         """Translate an error of the library: whether a retry can help, and whether the service may have acted."""

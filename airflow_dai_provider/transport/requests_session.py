@@ -193,7 +193,7 @@ class RequestsTransport:
                 proxies=self._proxies,
             ) as response:
                 body = read_body(response.raw)
-                return rest.Response(response.status_code, response.headers, body, self.endpoint.url)
+                return rest.Response(response.status_code, response.headers, body, str(self.endpoint))
 
     def _transport_error(
         self, request: rest.Request[Any], error: Exception, handled: BaseException | None
