@@ -87,10 +87,10 @@ class AiohttpTransport:
         self._fetching: SharedRuns[Authorisation] = SharedRuns()
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
-        self._proxy: str | None = None
-        # Adds to the authorities of the session what their file holds now.
-        self._load_authorities: Callable[[], object] = bool
+        # The authorities that a server's certificate is checked with, and when they may be read again.
+        self._context: ssl.SSLContext | bool = True
         self._authorities_due = 0.0
+        self._proxy: str | None = None
         # A request waits here, before its time begins to run.
         self._free = asyncio.Semaphore(MAX_CONNECTIONS)
         # The pause that the service has asked for, which all requests of the session keep.
@@ -106,7 +106,7 @@ class AiohttpTransport:
         :raises ServiceError: when they cannot be read, or the environment names a proxy that cannot be used.
         """
         try:
-            context, self._proxy = await sync_to_async(self._read_environment, thread_sensitive=False)()
+            self._context, self._proxy = await sync_to_async(self._read_environment, thread_sensitive=False)()
         except OSError as error:
             message = f"Cannot read the certificate authorities: {error}"
             failure = ServiceError(message, Code.FAILED_PRECONDITION, sent=False, from_front_end=True)
@@ -117,7 +117,7 @@ class AiohttpTransport:
             message = f"Nothing was sent to {self.endpoint.url}: {expected} (not shown: it can hold a password)."
             raise typed(ServiceError(message, Code.FAILED_PRECONDITION)) from None
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=context, keepalive_timeout=KEEP_ALIVE),
+            connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=client_headers(f"aiohttp/{aiohttp.__version__}"),
             skip_auto_headers={"Content-Type"},
@@ -145,9 +145,7 @@ class AiohttpTransport:
         bundle = Path(settings["verify"] if isinstance(settings["verify"], str) else certifi.where())
         if not bundle.exists():
             raise FileNotFoundError(f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names {bundle}, which does not exist")
-        where = {"capath" if bundle.is_dir() else "cafile": str(bundle)}
-        context = ssl.create_default_context(**where)  # type: ignore[arg-type]
-        self._load_authorities = partial(context.load_verify_locations, **where)
+        context = ssl.create_default_context(**{"capath" if bundle.is_dir() else "cafile": str(bundle)})  # type: ignore[arg-type]
         proxy = None if self.endpoint.is_loopback else select_proxy(self.endpoint.url, settings["proxies"])
         return context, _proxy_url(proxy) if proxy else None
 
@@ -158,7 +156,7 @@ class AiohttpTransport:
         self._authorities_due = self._clock() + AUTHORITIES_LAST
         # A file that is just being replaced is read after a later failure.
         with suppress(OSError):
-            await sync_to_async(self._load_authorities, thread_sensitive=False)()
+            self._context, self._proxy = await sync_to_async(self._read_environment, thread_sensitive=False)()
 
     async def call(self, request: rest.Request[T], until: float = float("inf")) -> T:
         """Send a request once; after a 401 again, with a fresh token, and then with credentials that are read again.
@@ -242,6 +240,7 @@ class AiohttpTransport:
             headers=headers,
             allow_redirects=False,
             proxy=self._proxy,
+            ssl=self._context,
         ) as response:
             body = await _read_body(response)
             return rest.Response(response.status, response.headers, body, str(self.endpoint))

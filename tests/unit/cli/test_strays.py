@@ -49,7 +49,7 @@ class TestSweep:
         assert (row["dag_id"], row["run_id"], row["task_state"]) == ("stray", stray.run.run_id, "success")
         assert (row["reason"], row["result"]) == ("has succeeded; its run is failed", None)
         assert "This was a dry run: nothing was cancelled. --no-dry-run cancels them." in result.err
-        assert "1 of tasks that need them, 1 without an owner" in result.err
+        assert "1 still needed by a task, 1 without an owner" in result.err
         assert count(emulator, CANCEL) == 0
 
     def test_it_asks_reads_the_owners_again_and_cancels(
@@ -158,7 +158,7 @@ class TestSweep:
             listed = dai("list")
         assert (result.code, count(emulator, CANCEL)) == (0, 0)
         assert f"Cannot read the XCom {XCOM_STARTED} of task ingest of run" in result.err
-        assert "so those without an owner are left alone." in result.err
+        assert "so operations without an owner are left alone." in result.err
         assert f"Cannot read the XCom {XCOM_STARTED} of task ingest of run" in listed.err
 
     def test_ctrl_c_does_not_lose_what_was_requested(

@@ -179,7 +179,7 @@ def test_a_204_confirms_a_cancel(once: DaiHook, emulator: DaiEmulator) -> None:
 
 
 BAD_ANSWERS: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "an operation with a name"),
+    "empty": (b"", "a JSON object, got an empty body"),
     "object": (b"{}", "an operation with a name"),
     "null": (b"null", "a JSON object"),
     "list": (b"[]", "a JSON object"),

@@ -546,7 +546,7 @@ def test_a_list_that_has_finished_meanwhile_is_no_timeout(
 
 def test_a_list_of_which_one_runs_is_a_timeout(three: DaiEmulator, clock: Clock, ended: Any) -> None:
     three.start_ingest("operations/d", cancel="ignored")
-    with pytest.raises(AirflowException, match=r"No triggerer has run .*3 of 4 finished.*may still run"):
+    with pytest.raises(AirflowException, match=r"No triggerer ran .*3 of 4 finished.*may still run"):
         ended(clock, [A, B, "operations/d", C])
 
 

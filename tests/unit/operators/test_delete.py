@@ -299,7 +299,7 @@ def test_a_kill_before_the_second_look_leaves_an_unknown_one_in_doubt(
 ) -> None:
     operator = DaiDeleteCreativeOperator(task_id="delete", creative_name=[UNKNOWN])
     monkeypatch.setattr(DaiDeleteCreativeOperator, "_sleep", lambda *_: operator.on_kill())
-    with pytest.raises(AirflowException, match="404 NOT_FOUND.*was not asked again: the task was killed"):
+    with pytest.raises(AirflowException, match="404 NOT_FOUND.*The request was not retried: the task was kille"):
         operator.execute({"ti": ti})  # type: ignore[arg-type]
     assert count(emulator, DELETE) == 1
 

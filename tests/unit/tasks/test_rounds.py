@@ -161,4 +161,4 @@ def test_a_name_that_was_unknown_once_when_the_time_is_up_is_in_doubt(emulator: 
     with DaiHook() as hook, hook.workers(1) as workers:
         _, errors = request_cancellations(workers, [A], timeout=60, clock=clock, sleep=fake_time.sleep, log=LOGGER)
     assert errors[A].rpc_code is Code.CANCELLED
-    assert "was not asked again: the time was up" in str(errors[A])
+    assert "The request was not retried: the time was up" in str(errors[A])

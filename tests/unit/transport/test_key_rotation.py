@@ -471,6 +471,6 @@ def test_a_connection_of_another_type_is_named(
     drive: Form, monkeypatch: pytest.MonkeyPatch, shown: Shown, slept: list[float]
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_DAI", json.dumps({"conn_type": "postgres", "host": "db", "password": "s3cret"}))
-    with shown.fails(exceptions.GoogleAPICallError, "'dai' gives no usable credentials: .* type 'postgres'"):
+    with shown.fails(exceptions.GoogleAPICallError, "'dai' gives no usable credentials: .*, got 'postgres'"):
         drive(("wait_for_operation", NAME), gcp_conn_id="dai")
     assert slept == []
