@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from google.api_core import exceptions
 
+from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.operation import OperationState
+from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from tests.support.connections import Connect
@@ -35,6 +37,9 @@ def test_each_code_has_its_class_and_its_retries(
     _, status, error = RPC_CODES[rpc_status]
     for words in (method, str(status), rpc_status, "The emulator was told to fail."):
         assert words in str(caught.value)
+    # Of an error that a retry does not help: another server may have responded, or another account may have asked.
+    source = f"({emulator.endpoint}, connection 'google_cloud_default')"
+    assert (source in str(caught.value)) == (Code(rpc_status) in PERMANENT)
     assert methods(emulator) == [method] * (2 if rpc_status in repeated else 1)
 
 
@@ -120,7 +125,7 @@ def test_the_message_of_the_service_is_shown_without_signatures(once: DaiHook, e
     words = f"cannot download {URL}?X-Goog-Signature=s3cr3t#t0ken today"
     emulator.inject(Fault(status=400, body=json_error("INVALID_ARGUMENT", words)))
 
-    with pytest.raises(exceptions.InvalidArgument, match=f"cannot download {URL} today$"):
+    with pytest.raises(exceptions.InvalidArgument, match=rf"cannot download {URL} today \({emulator.endpoint}, "):
         once.create_creative(creative())
 
 
