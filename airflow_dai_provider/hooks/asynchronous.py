@@ -220,11 +220,7 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         else:
             running = await self._poll_by_list({wait.name: seen}, wait, wait.number, seconds)
         metrics.count_polls()
-        operation = running.get(wait.name)
-        # The last poll is a get: the list must not be the last word.
-        if operation and not wait.is_over(self._clock(), outage=False):
-            return operation
-        return await self._send(request, self._end_of(wait))
+        return running.get(wait.name) or await self._send(request, self._end_of(wait))
 
     async def _poll_by_list(
         self, seen: Mapping[str, Operation | None], wait: Wait, number: int, seconds: float
@@ -236,19 +232,20 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         """
         at = self._clock() + seconds
         asked = {name: last for name, last in seen.items() if not is_checked_by_get(name, number)}
-        if self._transport is None or not asked or (wait.slot is None and len(asked) < MIN_POLLS):
+        is_few = not asked or (wait.slot is None and len(asked) < MIN_POLLS)
+        if self._transport is None or is_few or wait.is_over(at, outage=False):
             if seconds:
                 await self._sleep(seconds)
             return {}
+        running: Mapping[str, Operation] = {}
         try:
             running = await self._transport.polls.ask(asked, wait.slot or at, seconds)
         except ServiceError:
             if not wait.is_over(self._clock(), outage=False):
                 raise
-            # An error of the list alone must not be the last word either.
-            return {}
         self.responded = self.responded or bool(running)
-        return running
+        # The last poll is a get: neither the list nor an error of it must be the last word.
+        return {} if wait.is_over(self._clock(), outage=False) else running
 
     def _slot(self, now: float, interval: float, poll_interval: float) -> float | None:
         """Return when the next poll of this hook's wait is due together with those of others, if it is."""

@@ -175,7 +175,7 @@ class DaiPollingHook(DaiCallingHook):
             for name in names
             if not (many.is_missing(name) or is_checked_by_get(name, many.number))
         }
-        if len(asked) < MIN_POLLS or self.service.pause.delay(began):
+        if len(asked) < MIN_POLLS or many.wait.is_over(began, outage=False) or self.service.pause.delay(began):
             return {}
         reading = self._decisions.begin(asked, began)
         if reading is None:
@@ -192,13 +192,13 @@ class DaiPollingHook(DaiCallingHook):
                 raise
             is_outcome, line = self._decisions.fail(error, self._clock())
             self._tell(line)
-            # The last poll is a get in that case: an error of the list alone must not be the last word.
             if is_outcome and not running and not many.wait.is_over(self._clock(), outage=False):
                 raise
         else:
             late = reading.is_useful
             self._tell((self._decisions.end_late if late else self._decisions.end)(reading, self._clock()))
-        return running
+        # The last poll is a get: neither the list nor an error of it must be the last word.
+        return {} if many.wait.is_over(self._clock(), outage=False) else running
 
     def _tell(self, line: str | None) -> None:
         if line:

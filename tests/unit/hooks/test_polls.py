@@ -14,10 +14,11 @@ import pytest
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.batched_polls import GET_EVERY, GETS_FOR, MIN_POLLS, Reading
-from airflow_dai_provider.api.errors import Code
+from airflow_dai_provider.api.batched_polls import GET_EVERY, GETS_FOR, MIN_POLLS, BatchedPolls, Reading
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.operation_page import PolledPage
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
@@ -145,10 +146,45 @@ def test_a_mistake_in_reading_the_list_ends_no_wait(
     assert len(log.lines("Polling by operations.get only for the next 30 s: AttributeError")) == 1
 
 
-def test_a_list_that_is_away_is_not_the_last_word_when_the_time_is_up(emulator: DaiEmulator, wait: WaitForMany) -> None:
+def test_a_list_that_is_away_is_not_the_last_word_when_the_time_is_up(
+    emulator: DaiEmulator, wait: WaitForMany, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = [emulator.start_ingest(seconds=0) for _ in range(30)]
     emulator.inject(Fault(LIST, status=503, times=None))
+    fail = BatchedPolls.fail
+
+    def slowly(decisions: BatchedPolls, error: ServiceError, now: float) -> tuple[bool, str | None]:
+        clock.advance(10.0)
+        return fail(decisions, error, now)
+
+    monkeypatch.setattr(BatchedPolls, "fail", slowly)
+    assert len(wait(emulator.endpoint, names, timeout=5.0).finished) == 30
+    assert count(emulator, LIST) == 1
+
+
+def test_no_list_is_read_when_the_time_is_up(emulator: DaiEmulator, wait: WaitForMany) -> None:
+    names = [emulator.start_ingest(seconds=0) for _ in range(30)]
     assert len(wait(emulator.endpoint, names, timeout=0.0).finished) == 30
+    assert count(emulator, LIST) == 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 4.0], ids=["before", "during"])
+def test_a_list_that_is_behind_is_not_the_last_word_when_the_time_is_up(
+    emulator: DaiEmulator, wait: WaitForMany, clock: Clock, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    names = [emulator.start_ingest(seconds=15) for _ in range(100)]
+    page = json.dumps({"operations": [{"name": name} for name in names]}).encode()
+    emulator.inject(Fault(LIST, status=200, body=page, times=None))
+    take = Reading.take
+
+    def slowly(reading: Reading, page: PolledPage) -> None:
+        take(reading, page)
+        clock.advance(seconds)
+
+    monkeypatch.setattr(Reading, "take", slowly)
+    many = wait(emulator.endpoint, names, poll_interval=10.0, timeout=19.0)
+    assert Counter(operation.state for operation in many.finished.values()) == {"SUCCEEDED": 100}
+    assert count(emulator, LIST) >= 3
 
 
 def test_what_runs_when_the_time_is_up_is_named(emulator: DaiEmulator, wait: WaitForMany) -> None:
