@@ -151,7 +151,6 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
         """
         many.news_only = True
-        self._operations = len(many.left)
         seconds = 0.0
         async with self._holding():
             while many.left:
@@ -160,6 +159,8 @@ class DaiAsyncHook(DaiAsyncCallingHook):
                 await self._poll_round(names, many, complete, seconds)
                 if not many.left:
                     break
+                if self._note_operations:
+                    self._note_operations(len(many.left))
                 try:
                     seconds, line, _ = many.after_round(self._clock(), complete=complete)
                 except ServiceError as verdict:
@@ -251,7 +252,7 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         """Return when the next poll of this hook's wait is due together with those of others, if it is."""
         if self._transport is None:
             return None
-        return self._transport.polls.slot(now, interval, poll_interval, self._operations)
+        return self._transport.polls.slot(now, interval, poll_interval)
 
     def _end_of(self, wait: Wait) -> float:
         """Return when the time of a wait is up, on the clock that only ever increases."""

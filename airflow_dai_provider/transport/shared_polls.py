@@ -112,7 +112,7 @@ class SharedPolls:
         self._sleep = sleep
         self._pause = pause
         self._decisions = BatchedPolls()
-        self._waits = 0
+        self._operations = 0
         self._phase = random() * _PHASES  # noqa: S311 - chance, not a secret
         self._batches: dict[float, _Batch] = {}
         # The list is read once at a time.
@@ -120,23 +120,30 @@ class SharedPolls:
         self._answers: set[asyncio.Task[None]] = set()
 
     @contextmanager
-    def joined(self) -> Iterator[None]:
-        """Count a wait until the block is over."""
-        self._waits += 1
-        try:
-            yield
-        finally:
-            self._waits -= 1
+    def joined(self) -> Iterator[Callable[[int], None]]:
+        """Count a wait for one operation until the block is over; give a function that notes how many it is for."""
+        counted = 0
 
-    def slot(self, now: float, interval: float, poll_interval: float, operations: int = 1) -> float | None:
+        def note(operations: int) -> None:
+            nonlocal counted
+            self._operations += operations - counted
+            counted = operations
+
+        note(1)
+        try:
+            yield note
+        finally:
+            note(0)
+
+    def slot(self, now: float, interval: float, poll_interval: float) -> float | None:
         """Return when the next poll of a wait is due together with those of others, or None if they poll by get.
 
         :param now: in seconds of a clock that all waits share.
         :param interval: seconds until then at most.
-        :param operations: how many the wait is for.
         """
-        polls = max(self._waits, operations)
-        if polls < MIN_POLLS or not self._decisions.is_worthwhile(polls, self._clock() + interval):
+        if self._operations < MIN_POLLS:
+            return None
+        if not self._decisions.is_worthwhile(self._operations, self._clock() + interval):
             return None
         return slot_of_grid(now, interval, poll_interval, self._phase)
 

@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Awaitable
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -32,6 +32,7 @@ from tests.support.log import Log
 from tests.support.payloads import large_url
 
 GET, LIST = "operations.get", "operations.list"
+T = TypeVar("T")
 
 
 def gets(emulator: DaiEmulator) -> Counter[str | None]:
@@ -254,7 +255,7 @@ class IdleTime:
         heapq.heappush(self._sleeping, (self._clock.now + seconds, self._slept, woken))
         await woken
 
-    async def outlast(self, *waits: Awaitable[Operation]) -> list[Operation]:
+    async def outlast(self, *waits: Awaitable[T]) -> list[T]:
         """Return what waits return, and let time pass until then."""
         passing = asyncio.create_task(self._pass())
         try:
@@ -299,6 +300,42 @@ def test_many_waits_for_one_operation_each_share_their_polls(
     assert all(number >= 2 for number in gets(emulator).values()), "The first poll and the last are gets."
     if number >= MIN_POLLS:
         assert count(emulator, GET) < 6 * number, "Without the list it would be ten."
+
+
+@pytest.mark.parametrize("number", [1, MIN_POLLS - 1])
+def test_many_waits_for_a_few_operations_each_share_their_polls(
+    idle: IdleTime, emulator: DaiEmulator, number: int
+) -> None:
+    each = MIN_POLLS - 1
+    names = [emulator.start_ingest(seconds=60) for _ in range(number * each)]
+
+    async def wait(names: list[str]) -> ManyWait:
+        async with DaiAsyncHook(api_endpoint=emulator.endpoint) as hook:
+            many = ManyWait(names, hook.make_wait("the operations", poll_interval=10.0))
+            await hook.wait_for_many(many)
+        return many
+
+    waits = run(idle.outlast(*(wait(names[start : start + each]) for start in range(0, len(names), each))))
+    assert sorted(name for many in waits for name in many.finished) == sorted(names)
+    assert bool(count(emulator, LIST)) is (number > 1)
+    if number > 1:
+        assert count(emulator, GET) < 6 * len(names), "Without the list it would be ten."
+
+
+def test_a_wait_that_is_over_counts_no_operations(
+    emulator: DaiEmulator, connect: Connect, fake_time: Clock
+) -> None:
+    connect(is_anonymous=True)
+    names = [emulator.start_ingest(seconds=3) for _ in range(MIN_POLLS)]
+
+    async def main() -> None:
+        async with DaiAsyncHook(api_endpoint=emulator.endpoint) as other:
+            polls = (await other._open()).polls
+            hook = DaiAsyncHook(api_endpoint=emulator.endpoint)
+            await hook.wait_for_many(ManyWait(names, hook.make_wait("the operations")))
+            assert polls._operations == 1
+
+    run(main())
 
 
 def test_a_list_that_answers_when_the_time_is_up_is_not_the_last_word(idle: IdleTime, emulator: DaiEmulator) -> None:

@@ -319,7 +319,9 @@ def test_a_list_that_was_not_reached_in_time_is_not_called_slow(emulator: DaiEmu
         await until(lambda: emulator.requests)
         waits.polls._timeout = 0.1
         assert await waits.poll(names) == [{}] * 50
-        assert waits.polls.slot(1000.0, 30.0, 30.0, MIN_POLLS) is not None
+        with waits.polls.joined() as note:
+            note(MIN_POLLS)
+            assert waits.polls.slot(1000.0, 30.0, 30.0) is not None
         first.cancel()
 
     with_waits(emulator, clock, main)
@@ -386,8 +388,6 @@ def test_waits_poll_together_when_they_are_many_and_the_list_is_worth_it(emulato
 
     async def main(waits: Waits) -> None:
         polls = waits.polls
-        assert polls.slot(1000.0, 30.0, 30.0, MIN_POLLS - 1) is None
-        assert polls.slot(1000.0, 30.0, 30.0, MIN_POLLS) is not None, "A wait for many is enough."
         joined = [polls.joined() for _ in range(MIN_POLLS)]
         for one in joined:
             one.__enter__()
@@ -402,5 +402,22 @@ def test_waits_poll_together_when_they_are_many_and_the_list_is_worth_it(emulato
         for one in joined:
             one.__exit__(None, None, None)
         assert polls.slot(1000.0, 30.0, 30.0) is None
+
+    with_waits(emulator, clock, main)
+
+
+def test_the_operations_of_all_waits_count_together(emulator: DaiEmulator, clock: Clock) -> None:
+    async def main(waits: Waits) -> None:
+        polls = waits.polls
+        with polls.joined() as note:
+            note(MIN_POLLS - 1)
+            assert polls.slot(1000.0, 30.0, 30.0) is None
+            with polls.joined() as note_other:
+                assert polls.slot(1000.0, 30.0, 30.0) is not None, "The other is for one operation."
+                note(5)
+                assert polls.slot(1000.0, 30.0, 30.0) is None
+                note_other(MIN_POLLS - 5)
+                assert polls.slot(1000.0, 30.0, 30.0) is not None
+            assert polls.slot(1000.0, 30.0, 30.0) is None
 
     with_waits(emulator, clock, main)
