@@ -58,7 +58,7 @@ class BatchedPolls:
         self._throttled = False
         self._told = False
 
-    def is_worthwhile(self, polls: int, now: float) -> bool:
+    def is_worthwhile(self, polls: float, now: float) -> bool:
         """Return whether to read the list when so many polls are due together."""
         return polls >= (self._needed if now < self._believed_until else MIN_POLLS_PER_PAGE)
 

@@ -12,7 +12,7 @@ from random import random
 from typing import Any
 
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.batched_polls import MIN_POLLS, BatchedPolls, Reading
+from airflow_dai_provider.api.batched_polls import GET_EVERY, MIN_POLLS, BatchedPolls, Reading
 from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.operation_page import PolledPage
@@ -143,7 +143,10 @@ class SharedPolls:
         """
         if self._operations < MIN_POLLS:
             return None
-        if not self._decisions.is_worthwhile(self._operations, self._clock() + interval):
+        # Some polls are gets in any case, sometimes more than their share. Without a page, all that are due together
+        # would be gets at the same moment.
+        polls = self._operations * (1 - 2 / GET_EVERY)
+        if not self._decisions.is_worthwhile(polls, self._clock() + interval):
             return None
         return slot_of_grid(now, interval, poll_interval, self._phase)
 

@@ -13,7 +13,7 @@ from google.api_core import exceptions
 from google.auth.credentials import AnonymousCredentials
 
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.batched_polls import GETS_FOR, MIN_POLLS, MIN_POLLS_PER_PAGE
+from airflow_dai_provider.api.batched_polls import GETS_FOR, MIN_POLLS, MIN_POLLS_PER_PAGE, is_checked_by_get
 from airflow_dai_provider.api.endpoint import Endpoint
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.emulator import DaiEmulator, Fault
@@ -419,5 +419,24 @@ def test_the_operations_of_all_waits_count_together(emulator: DaiEmulator, clock
                 note_other(MIN_POLLS - 5)
                 assert polls.slot(1000.0, 30.0, 30.0) is not None
             assert polls.slot(1000.0, 30.0, 30.0) is None
+
+    with_waits(emulator, clock, main)
+
+
+def test_polls_are_due_together_only_if_the_list_is_then_read(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [f"operations/{number}" for number in range(1_000)]
+    batches = [sum(not is_checked_by_get(name, number) for name in names) for number in range(20)]
+
+    async def main(waits: Waits) -> None:
+        decisions, polls = waits.polls._decisions, waits.polls
+        decisions._believed_until = float("inf")
+        with polls.joined() as note:
+            note(len(names))
+            for needed in range(800, 1_001, 5):
+                decisions._needed = needed
+                if polls.slot(1000.0, 30.0, 30.0) is not None:
+                    assert all(decisions.is_worthwhile(batch, clock.now) for batch in batches), needed
+            decisions._needed = 900
+            assert polls.slot(1000.0, 30.0, 30.0) is not None
 
     with_waits(emulator, clock, main)
