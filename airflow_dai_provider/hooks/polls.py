@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Self
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.batched_polls import GET_EVERY, MIN_POLLS, BatchedPolls, is_checked_by_get
-from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.parameters import Duration
@@ -182,15 +182,20 @@ class DaiPollingHook(DaiCallingHook):
             return {}
         running: dict[str, Operation] = {}
         try:
-            while reading.is_useful and self._clock() < began + self.timeout:
-                page = self._call(reading.request, retry=False)
+            while reading.is_useful and (left := began + self.timeout - self._clock()) > 0:
+                request = reading.request
+                page = self._retried(request, partial(self._send, request, left), retry=False)
                 reading.take(page)
                 running |= page.running
         except Exception as failure:
             error = error_of_one(failure)
             if not_begun(error):
                 raise
-            is_outcome, line = self._decisions.fail(error, self._clock())
+            if reading.pages and error.rpc_code is Code.DEADLINE_EXCEEDED:
+                # The pages together have taken too long.
+                is_outcome, line = False, self._decisions.end_late(reading, self._clock())
+            else:
+                is_outcome, line = self._decisions.fail(error, self._clock())
             self._tell(line)
             if is_outcome and not running and not many.wait.is_over(self._clock(), outage=False):
                 raise

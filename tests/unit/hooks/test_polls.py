@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import json
+import time
 from collections import Counter
 from collections.abc import Awaitable
 from random import Random
@@ -210,6 +211,27 @@ def test_polls_that_are_repeated_read_the_list(emulator: DaiEmulator, hook: DaiH
     with hook.workers(len(names)) as workers:
         hook.poll_many(workers, many, by_list=True)
     assert (many.left, count(emulator, LIST)) == (dict.fromkeys(names), 1)
+
+
+def test_a_page_has_only_the_time_that_is_left_of_one_request(
+    emulator: DaiEmulator, hook: DaiHook, clock: Clock, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    names = [emulator.start_ingest() for _ in range(300)]
+    take = Reading.take
+
+    def slowly(reading: Reading, page: PolledPage) -> None:
+        take(reading, page)
+        clock.advance(hook.timeout - 0.2)
+        emulator.inject(Fault(LIST, delay=float("inf")))
+
+    monkeypatch.setattr(Reading, "take", slowly)
+    many = ManyWait(names, hook.make_wait("the operations"))
+    began = time.monotonic()
+    with hook.workers(len(names)) as workers:
+        hook.poll_many(workers, many, by_list=True)
+    assert time.monotonic() - began < hook.timeout - 1
+    assert (set(many.running), count(emulator, LIST)) == (set(names), 2)
+    assert log.lines("Polling by operations.get only") == [], "The first page was worth its cost."
 
 
 def test_each_process_of_a_rescheduled_wait_checks_others_by_get(
