@@ -59,22 +59,21 @@ class _Batch:
 
     def __init__(self) -> None:
         self._waiters: dict[str, list[_Waiter]] = {}
-        self._seen: dict[str, Operation | None] = {}
+        #: By name, what the last poll has returned; the reading of the list drops those that a page has shown.
+        self.seen: dict[str, Operation | None] = {}
 
-    def add(self, seen: Mapping[str, Operation | None]) -> asyncio.Future[Mapping[str, Operation]]:
+    async def wait(self, seen: Mapping[str, Operation | None]) -> Mapping[str, Operation]:
         waiter = _Waiter(len(seen))
         for name in seen:
             self._waiters.setdefault(name, []).append(waiter)
-        self._seen.update(seen)
-        return waiter.done
-
-    def seen(self) -> dict[str, Operation | None]:
-        """Return by name what the last poll has returned, of the polls whose wait goes on."""
-        return {
-            name: self._seen[name]
-            for name, waiters in self._waiters.items()
-            if not all(waiter.done.done() for waiter in waiters)
-        }
+        self.seen.update(seen)
+        try:
+            return await waiter.done
+        except asyncio.CancelledError:
+            for name in seen:
+                if all(other.done.done() for other in self._waiters.get(name, ())):
+                    self.seen.pop(name, None)
+            raise
 
     def take(self, page: PolledPage) -> None:
         """Give the answers of a page to the waits."""
@@ -168,7 +167,7 @@ class SharedPolls:
             answer = asyncio.create_task(self._answer(key, batch, seconds), context=Context())
             self._answers.add(answer)
             answer.add_done_callback(self._answers.discard)
-        return await batch.add(seen)
+        return await batch.wait(seen)
 
     async def close(self) -> None:
         """Cancel the batches that no wait needs any longer."""
@@ -185,7 +184,7 @@ class SharedPolls:
                     await self._sleep(seconds)
             finally:
                 del self._batches[key]
-            if reading := self._decisions.begin(batch.seen(), self._clock()):
+            if reading := self._decisions.begin(batch.seen, self._clock()):
                 error = await self._read(reading, batch)
             for number, waiter in enumerate(batch.waiters(), 1):
                 waiter.finish(error)
@@ -204,8 +203,8 @@ class SharedPolls:
         try:
             async with asyncio.timeout(self._timeout) as limit, self._reading:
                 began = now()
-                if not self._decisions.is_worthwhile(reading.polls, self._clock()):
-                    # The reading that held the lock has shown this.
+                if not self._decisions.is_worthwhile(len(reading.left), self._clock()):
+                    # The reading that held the lock has shown this, or waits were cancelled meanwhile.
                     return None
                 while reading.is_useful:
                     while pause := self._pause():

@@ -173,6 +173,57 @@ def test_waits_that_are_cancelled_count_no_more(emulator: DaiEmulator, clock: Cl
     assert len(emulator.requests) == (cancelled == 5)
 
 
+def test_the_list_is_read_no_further_for_waits_that_are_cancelled_meanwhile(
+    emulator: DaiEmulator, clock: Clock
+) -> None:
+    names = [emulator.start_ingest() for _ in range(300)]
+
+    async def main(waits: Waits) -> None:
+        held = asyncio.Event()
+        waits.hold = held.wait
+        asked = waits.begin(names)
+        again = waits.begin(names[-1:])
+        await beats()
+        waits.time.comes()
+        await until(lambda: emulator.requests and emulator.requests[0].status)
+        for one in asked[105:]:
+            one.cancel()
+        await beats()
+        held.set()
+        answers = await asyncio.gather(*asked[:105], *again)
+        assert list(map(bool, answers)) == [True] * 100 + [False] * 6
+
+    with_waits(emulator, clock, main)
+    assert count(emulator, LIST) == 1
+
+
+def test_the_list_is_not_read_for_waits_that_are_cancelled_while_another_reading_goes_on(
+    emulator: DaiEmulator, clock: Clock
+) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+
+    async def main(waits: Waits) -> None:
+        held = asyncio.Event()
+        waits.hold = held.wait
+        first = waits.begin(names)
+        await beats()
+        waits.time.comes()
+        await until(lambda: emulator.requests)
+        late = waits.begin(names)
+        await beats()
+        waits.time.comes()
+        await beats()
+        for one in late[5:]:
+            one.cancel()
+        await beats()
+        held.set()
+        assert all(await asyncio.gather(*first))
+        assert not any(await asyncio.gather(*late[:5]))
+
+    with_waits(emulator, clock, main)
+    assert count(emulator, LIST) == 1
+
+
 def test_a_poll_is_answered_by_no_page_that_was_requested_before_it_was_due(
     emulator: DaiEmulator, clock: Clock
 ) -> None:
