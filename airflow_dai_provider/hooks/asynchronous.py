@@ -221,7 +221,9 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         else:
             running = await self._poll_by_list({wait.name: seen}, wait, wait.number, seconds)
         metrics.count_polls()
-        return running.get(wait.name) or await self._send(request, self._end_of(wait))
+        if operation := running.get(wait.name):
+            return operation
+        return await self._send(request, self._end_of(wait))
 
     async def _poll_by_list(
         self, seen: Mapping[str, Operation | None], wait: Wait, number: int, seconds: float

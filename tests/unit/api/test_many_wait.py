@@ -479,7 +479,7 @@ def test_a_round_of_failed_polls_is_not_on_the_grid_but_the_next_of_all_is() -> 
 
 def test_a_clock_that_is_set_back_delays_no_round() -> None:
     waiting = Waiting([A, B, C])
-    service: Service = lambda name, now: error() if name == A else {}  # noqa: E731
+    service: Service = lambda name, _: error() if name == A else {}  # noqa: E731
     for _ in range(10):
         waiting.round(service)
     waiting.now -= 3600.0

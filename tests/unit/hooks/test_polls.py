@@ -344,9 +344,7 @@ def test_many_waits_for_a_few_operations_each_share_their_polls(
         assert count(emulator, GET) < 6 * len(names), "Without the list it would be ten."
 
 
-def test_a_wait_that_is_over_counts_no_operations(
-    emulator: DaiEmulator, connect: Connect, fake_time: Clock
-) -> None:
+def test_a_wait_that_is_over_counts_no_operations(emulator: DaiEmulator, connect: Connect, fake_time: Clock) -> None:
     connect(is_anonymous=True)
     names = [emulator.start_ingest(seconds=3) for _ in range(MIN_POLLS)]
 

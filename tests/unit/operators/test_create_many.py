@@ -67,7 +67,9 @@ def throttle_the_last(emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, **
 
 class TestStart:
     @both
-    def test_the_wait_for_many_reads_the_list(self, make_emulator: MakeEmulator, context: Any, deferrable: bool) -> None:
+    def test_the_wait_for_many_reads_the_list(
+        self, make_emulator: MakeEmulator, context: Any, deferrable: bool
+    ) -> None:
         emulator = make_emulator(ingest_seconds=40.0)
         creatives = [creative(url(number)) for number in range(2 * MIN_POLLS)]
         assert sorted(execute(context, creative=creatives, deferrable=deferrable)) == sorted(emulator.states())
