@@ -10,7 +10,6 @@ Pure: a driver (:mod:`airflow_dai_provider.transport.shared_polls` on an event l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from zlib import crc32
 
 from airflow_dai_provider.api import rest
@@ -58,14 +57,14 @@ class BatchedPolls:
         self._throttled = False
         self._told = False
 
-    def is_worthwhile(self, polls: int, now: float) -> bool:
+    def is_worthwhile(self, polls: float, now: float) -> bool:
         """Return whether to read the list when so many polls are due together."""
         return polls >= (self._needed if now < self._believed_until else MIN_POLLS_PER_PAGE)
 
-    def begin(self, seen: Mapping[str, Operation | None], now: float) -> Reading | None:
+    def begin(self, seen: dict[str, Operation | None], now: float) -> Reading | None:
         """Begin to read the list for polls that are due; return None when all of them are to be gets.
 
-        :param seen: by name, what the last poll has returned.
+        :param seen: by name, what the last poll has returned; it becomes :attr:`Reading.left`.
         """
         if now >= self._believed_until:
             self._page_size = rest.LIST_PAGE_SIZE
@@ -128,19 +127,18 @@ class Reading:
 
     A page that is too large is asked for again with half as many operations, as long as it can be worth its cost.
 
-    :param seen: by name, what the last poll has returned.
+    :param seen: by name, what the last poll has returned; the reading removes what a page has shown.
     :param page_size: how many operations a page may bring.
     """
 
-    def __init__(self, seen: Mapping[str, Operation | None], page_size: int = rest.LIST_PAGE_SIZE) -> None:
-        #: Those without an answer so far.
-        self.left = dict(seen)
+    def __init__(self, seen: dict[str, Operation | None], page_size: int = rest.LIST_PAGE_SIZE) -> None:
+        #: Those without an answer so far. A driver may drop others that are no longer needed.
+        self.left = seen
         self.polls = len(self.left)
         self.page_size = page_size
         self.pages = 0
         self.answered = 0
-        #: Whether to read on.
-        self.is_useful = True
+        self._goes_on = True
         self._in_vain = 0
         self._token: str | None = None
 
@@ -150,6 +148,11 @@ class Reading:
         return rest.poll_operations(self.left, self._token, self.page_size)
 
     @property
+    def is_useful(self) -> bool:
+        """Whether to read on."""
+        return self._goes_on and min(len(self.left), self.page_size) >= MIN_POLLS_PER_PAGE
+
+    @property
     def was_worthwhile(self) -> bool:
         """Whether the pages have cost less than the gets that they have saved."""
         return self.answered >= MIN_POLLS_PER_PAGE * max(self.pages, 1)
@@ -157,7 +160,7 @@ class Reading:
     def take(self, page: PolledPage) -> None:
         """Note a page. The operations that it shows are no longer left: it serves some, and get polls the others."""
         for name in (*page.running, *page.others):
-            del self.left[name]
+            self.left.pop(name, None)
         self.pages += 1
         self.answered += len(page.running)
         self._token = page.next_page_token
@@ -166,5 +169,4 @@ class Reading:
         in_vain = len(page.running) < MIN_POLLS_PER_PAGE
         self._in_vain += in_vain
         given_up = in_vain and self._in_vain * POLLS_PER_POOR_PAGE > len(self.left)
-        has_next = page.too_large or self._token is not None
-        self.is_useful = has_next and min(len(self.left), self.page_size) >= MIN_POLLS_PER_PAGE and not given_up
+        self._goes_on = (page.too_large or self._token is not None) and not given_up

@@ -79,7 +79,7 @@ class ManyWait:
         self._suspects: set[str] = set()
         #: How many errors of each rpc code are believed.
         self._told: Counter[Code] = Counter()
-        self._next_round = float("-inf")
+        self._last_round = self._next_round = float("-inf")
         #: Whether only rounds that change the progress are logged, since a triggerer logs for many waits.
         self.news_only = False
         self._last_line = ""
@@ -103,7 +103,8 @@ class ManyWait:
         pauses of a busy service could always hit the same ones. A full round begins with a few others.
         """
         failing = list(self.errors)
-        if failing and now < self._next_round - 0.001:
+        # Not if the clock was set back since the last round.
+        if failing and self._last_round <= now < self._next_round - 0.001:
             return failing
         others = [name for name in self.left if name not in self.errors]
         return [*others[:_PROBES], *failing, *others[_PROBES:]]
@@ -258,7 +259,7 @@ class ManyWait:
             raise WaitTimeoutError(message) from timeout
         if complete:
             self._suspects = set(self.errors)
-            self._next_round = now + seconds
+            self._last_round, self._next_round = now, now + seconds
         if not complete or (self.news_only and self.progress == self._last_line):
             line = ""
         else:

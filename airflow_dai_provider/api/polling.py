@@ -84,6 +84,8 @@ class Wait:
         #: The time of the grid at which the next poll is due, or None.
         self.slot: float | None = None
         self._find_slot = slot
+        self._latest = started
+        self._set_back = 0.0
         self._failing_since: float | None = None
         self._missing_since: float | None = None
         self._missing_polls = 0
@@ -92,9 +94,20 @@ class Wait:
 
     def begin_outage(self, now: float) -> float:
         """Note that polls are failing; return the time at which they began to fail."""
+        now = self._steady(now)
         if self._failing_since is None:
             self._failing_since = now
         return self._failing_since
+
+    def _steady(self, now: float) -> float:
+        """Return the time of a clock that is not set back.
+
+        That of a deferred wait can be, and can be behind that of an earlier triggerer. Without this, the wait would
+        poll every second until the clock has caught up, and tolerate an outage for as long.
+        """
+        self._set_back += max(self._latest - now, 0.0)
+        self._latest = now
+        return now + self._set_back
 
     def is_over(self, now: float, *, outage: bool) -> bool:
         """Return whether the time is up.
@@ -103,7 +116,7 @@ class Wait:
         """
         if self.timeout is not None and now >= self.started + self.timeout:
             return True
-        return outage and self._failing_since is not None and now >= self._failing_since + self.max_outage
+        return outage and self._failing_since is not None and self._steady(now) >= self._failing_since + self.max_outage
 
     @property
     def is_missing(self) -> bool:
@@ -124,7 +137,7 @@ class Wait:
         """Decide as :meth:`after_poll`, without building the log line, which costs more than the decision."""
         self.after_response(now)
         self.number += 1
-        elapsed = now - self.started
+        elapsed = self._steady(now) - self.started
         slot = self._find_slot(now, next_interval(elapsed, self.poll_interval, 0.0), self.poll_interval)
         wait = next_interval(elapsed, self.poll_interval, self.jitter()) if slot is None else slot - now
         left = self._next(now, wait, "the last poll found", operation)
@@ -136,14 +149,14 @@ class Wait:
 
         :return: the line for the log when several polls had failed before it.
         """
-        failures, since = self._failures, self._failing_since
+        failures, since, steady = self._failures, self._failing_since, self._steady(now)
         self.responded = True
         self._failing_since = self._missing_since = None
         self._failures = self._missing_polls = 0
         self._told.clear()
         if since is None or failures < 2:
             return None
-        return f"The service responded again for {self.name} after {failures} failed polls in {now - since:.0f} s"
+        return f"The service responded again for {self.name} after {failures} failed polls in {steady - since:.0f} s"
 
     def after_error(self, error: ServiceError, now: float) -> tuple[float, str | None]:
         """Decide when to poll again after a poll that failed.
@@ -154,13 +167,13 @@ class Wait:
         :raises WaitTimeoutError: when the time is up.
         """
         error = as_outage(error, self.responded)
-        failing_since = self.begin_outage(now)
+        failing_since, steady = self.begin_outage(now), self._steady(now)
         self._failures += 1
-        patience = self._patience(error, now)
+        patience = self._patience(error, steady)
         if patience <= 0:
             raise error
         self.slot = None
-        interval = next_interval(now - failing_since, min(self.poll_interval, self.max_outage / 10), self.jitter())
+        interval = next_interval(steady - failing_since, min(self.poll_interval, self.max_outage / 10), self.jitter())
         wait = self._next(now, min(max(interval, error.retry_after or 0.0), patience), "the last poll failed", error)
         if error.rpc_code in self._told:
             return wait, None
@@ -196,7 +209,7 @@ def next_interval(elapsed: float, poll_interval: float, jitter: float) -> float:
     :param poll_interval: the most it can be.
     :param jitter: a number from 0 to 1.
     """
-    return min(FIRST_INTERVAL + GROWTH * max(elapsed, 0.0), poll_interval) * (1 - JITTER * jitter)
+    return min(FIRST_INTERVAL + GROWTH * elapsed, poll_interval) * (1 - JITTER * jitter)
 
 
 def slot_of_grid(now: float, interval: float, poll_interval: float, phase: float) -> float:

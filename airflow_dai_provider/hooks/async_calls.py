@@ -72,8 +72,8 @@ class DaiAsyncCallingHook(GoogleBaseAsyncHook):
         self._opening = asyncio.Lock()
         self._transport: AiohttpTransport | None = None
         self._token: Token | None = None
-        #: How many operations the wait of this hook is for.
-        self._operations = 1
+        # While the transport is open: notes how many operations the wait of this hook is for.
+        self._note_operations: Callable[[int], None] | None = None
 
     @property
     def responded(self) -> bool:
@@ -108,7 +108,7 @@ class DaiAsyncCallingHook(GoogleBaseAsyncHook):
     async def __aexit__(self, *_: object) -> None:
         self._holders = max(0, self._holders - 1)
         if not self._holders:
-            self._transport = None
+            self._transport = self._note_operations = None
             held, self._held = self._held, AsyncExitStack()
             await held.aclose()
 
@@ -158,6 +158,7 @@ class DaiAsyncCallingHook(GoogleBaseAsyncHook):
         async with self._opening:
             if self._transport is None:
                 self._transport = await self._held.enter_async_context(self._lease())
+                self._note_operations = self._held.enter_context(self._transport.polls.joined())
                 self._token = self._transport.token
             return self._transport
 

@@ -151,7 +151,6 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         :raises google.api_core.exceptions.GoogleAPICallError: when the service has been unavailable for too long.
         """
         many.news_only = True
-        self._operations = len(many.left)
         seconds = 0.0
         async with self._holding():
             while many.left:
@@ -160,6 +159,8 @@ class DaiAsyncHook(DaiAsyncCallingHook):
                 await self._poll_round(names, many, complete, seconds)
                 if not many.left:
                     break
+                if self._note_operations:
+                    self._note_operations(len(many.left))
                 try:
                     seconds, line, _ = many.after_round(self._clock(), complete=complete)
                 except ServiceError as verdict:
@@ -220,9 +221,7 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         else:
             running = await self._poll_by_list({wait.name: seen}, wait, wait.number, seconds)
         metrics.count_polls()
-        operation = running.get(wait.name)
-        # The last poll is a get: the list must not be the last word.
-        if operation and not wait.is_over(self._clock(), outage=False):
+        if operation := running.get(wait.name):
             return operation
         return await self._send(request, self._end_of(wait))
 
@@ -236,25 +235,26 @@ class DaiAsyncHook(DaiAsyncCallingHook):
         """
         at = self._clock() + seconds
         asked = {name: last for name, last in seen.items() if not is_checked_by_get(name, number)}
-        if self._transport is None or not asked or (wait.slot is None and len(asked) < MIN_POLLS):
+        is_few = not asked or (wait.slot is None and len(asked) < MIN_POLLS)
+        if self._transport is None or is_few or wait.is_over(at, outage=False):
             if seconds:
                 await self._sleep(seconds)
             return {}
+        running: Mapping[str, Operation] = {}
         try:
             running = await self._transport.polls.ask(asked, wait.slot or at, seconds)
         except ServiceError:
             if not wait.is_over(self._clock(), outage=False):
                 raise
-            # An error of the list alone must not be the last word either.
-            return {}
         self.responded = self.responded or bool(running)
-        return running
+        # The last poll is a get: neither the list nor an error of it must be the last word.
+        return {} if wait.is_over(self._clock(), outage=False) else running
 
     def _slot(self, now: float, interval: float, poll_interval: float) -> float | None:
         """Return when the next poll of this hook's wait is due together with those of others, if it is."""
         if self._transport is None:
             return None
-        return self._transport.polls.slot(now, interval, poll_interval, self._operations)
+        return self._transport.polls.slot(now, interval, poll_interval)
 
     def _end_of(self, wait: Wait) -> float:
         """Return when the time of a wait is up, on the clock that only ever increases."""

@@ -170,10 +170,13 @@ class DaiCallingHook(DaiBaseHook):
                 self.log.warning("%s", line)
             self._sleep(seconds)
 
-    def _send(self, request: rest.Request[T]) -> T:
-        """Send a request once."""
+    def _send(self, request: rest.Request[T], timeout: float = float("inf")) -> T:
+        """Send a request once.
+
+        :param timeout: seconds that it may take, if these are fewer than those of every request.
+        """
         try:
-            result = self._get_transport().call(request)
+            result = self._get_transport().call(request, timeout)
         except ServiceError as error:
             self.service.pause.note(error, self._clock())
             raise

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Self
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.batched_polls import GET_EVERY, MIN_POLLS, BatchedPolls, is_checked_by_get
-from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.parameters import Duration
@@ -175,30 +175,35 @@ class DaiPollingHook(DaiCallingHook):
             for name in names
             if not (many.is_missing(name) or is_checked_by_get(name, many.number))
         }
-        if len(asked) < MIN_POLLS or self.service.pause.delay(began):
+        if len(asked) < MIN_POLLS or many.wait.is_over(began, outage=False) or self.service.pause.delay(began):
             return {}
         reading = self._decisions.begin(asked, began)
         if reading is None:
             return {}
         running: dict[str, Operation] = {}
         try:
-            while reading.is_useful and self._clock() < began + self.timeout:
-                page = self._call(reading.request, retry=False)
+            while reading.is_useful and (left := began + self.timeout - self._clock()) > 0:
+                request = reading.request
+                page = self._retried(request, partial(self._send, request, left), retry=False)
                 reading.take(page)
                 running |= page.running
         except Exception as failure:
             error = error_of_one(failure)
             if not_begun(error):
                 raise
-            is_outcome, line = self._decisions.fail(error, self._clock())
+            if reading.pages and error.rpc_code is Code.DEADLINE_EXCEEDED:
+                # The pages together have taken too long.
+                is_outcome, line = False, self._decisions.end_late(reading, self._clock())
+            else:
+                is_outcome, line = self._decisions.fail(error, self._clock())
             self._tell(line)
-            # The last poll is a get in that case: an error of the list alone must not be the last word.
             if is_outcome and not running and not many.wait.is_over(self._clock(), outage=False):
                 raise
         else:
             late = reading.is_useful
             self._tell((self._decisions.end_late if late else self._decisions.end)(reading, self._clock()))
-        return running
+        # The last poll is a get: neither the list nor an error of it must be the last word.
+        return {} if many.wait.is_over(self._clock(), outage=False) else running
 
     def _tell(self, line: str | None) -> None:
         if line:

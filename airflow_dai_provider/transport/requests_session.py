@@ -129,23 +129,24 @@ class RequestsTransport:
         self.session.close()  # type: ignore[no-untyped-call]
         self._auth_session.close()
 
-    def call(self, request: rest.Request[T]) -> T:
+    def call(self, request: rest.Request[T], timeout: float = float("inf")) -> T:
         """Send a request once; after a 401 again, with a fresh token, and then with credentials that are read again.
 
+        :param timeout: seconds that it may take, if these are fewer than those of every request.
         :raises ServiceError: of the class that belongs to its rpc code, for everything but the response asked for.
         """
         try:
-            return self._call(request)
+            return self._call(request, min(timeout, self.timeout))
         except NoTokenError as error:
             raise error.of(request) from error.__cause__
         except ServiceError as error:
             raise typed(error) from error.__cause__
 
-    def _call(self, request: rest.Request[T]) -> T:
+    def _call(self, request: rest.Request[T], timeout: float) -> T:
         authorisation = self.token.get()
         for read_again in (False, True):
             try:
-                return self._send(request, authorisation)
+                return self._send(request, authorisation, timeout)
             except ServiceError as error:
                 if error.rpc_code is not Code.UNAUTHENTICATED:
                     raise
@@ -153,13 +154,13 @@ class RequestsTransport:
             refused, authorisation = authorisation, self.token.get(authorisation, read_again=read_again)
             if authorisation is refused:
                 raise refusal
-        return self._send(request, authorisation)
+        return self._send(request, authorisation, timeout)
 
-    def _send(self, request: rest.Request[T], authorisation: Authorisation) -> T:
+    def _send(self, request: rest.Request[T], authorisation: Authorisation, timeout: float) -> T:
         # An error that the caller is handling already is the context of ours, not its cause.
         handled = sys.exception()
         try:
-            response = self._exchange(request, authorisation)
+            response = self._exchange(request, authorisation, timeout)
         except _EXCHANGE_ERRORS as error:
             failure = self._transport_error(request, error, handled)
             # A request that was never made is quoted in its error, and can hold the token.
@@ -171,9 +172,9 @@ class RequestsTransport:
         # Raised here, so that no error with a secret is the context of this one.
         raise failure from cause
 
-    def _exchange(self, request: rest.Request[Any], authorisation: Authorisation) -> rest.Response:
+    def _exchange(self, request: rest.Request[Any], authorisation: Authorisation, timeout: float) -> rest.Response:
         headers = {**self._headers, **authorisation.headers}
-        with deadline(self.timeout):
+        with deadline(timeout):
             for name, value in headers.items():
                 try:
                     refuse_header(name, value)
@@ -187,7 +188,7 @@ class RequestsTransport:
                 self.endpoint.url + request.path,
                 json=request.body,
                 headers=headers,
-                timeout=self.timeout,
+                timeout=timeout,
                 allow_redirects=False,
                 stream=True,
                 proxies=self._proxies,

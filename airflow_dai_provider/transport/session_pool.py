@@ -56,9 +56,7 @@ async def lease(key: Hashable, make: Callable[[], AiohttpTransport]) -> AsyncIte
     shared = all_shared.setdefault(key, _Shared())
     shared.leases += 1
     try:
-        transport = await shared.open(make)
-        with transport.polls.joined():
-            yield transport
+        yield await shared.open(make)
     finally:
         shared.leases -= 1
         if not shared.leases:

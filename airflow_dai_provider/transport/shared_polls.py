@@ -12,7 +12,7 @@ from random import random
 from typing import Any
 
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.batched_polls import MIN_POLLS, BatchedPolls, Reading
+from airflow_dai_provider.api.batched_polls import GET_EVERY, MIN_POLLS, BatchedPolls, Reading
 from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.api.operation_page import PolledPage
@@ -59,22 +59,21 @@ class _Batch:
 
     def __init__(self) -> None:
         self._waiters: dict[str, list[_Waiter]] = {}
-        self._seen: dict[str, Operation | None] = {}
+        #: By name, what the last poll has returned; the reading of the list drops those that a page has shown.
+        self.seen: dict[str, Operation | None] = {}
 
-    def add(self, seen: Mapping[str, Operation | None]) -> asyncio.Future[Mapping[str, Operation]]:
+    async def wait(self, seen: Mapping[str, Operation | None]) -> Mapping[str, Operation]:
         waiter = _Waiter(len(seen))
         for name in seen:
             self._waiters.setdefault(name, []).append(waiter)
-        self._seen.update(seen)
-        return waiter.done
-
-    def seen(self) -> dict[str, Operation | None]:
-        """Return by name what the last poll has returned, of the polls whose wait goes on."""
-        return {
-            name: self._seen[name]
-            for name, waiters in self._waiters.items()
-            if not all(waiter.done.done() for waiter in waiters)
-        }
+        self.seen.update(seen)
+        try:
+            return await waiter.done
+        except asyncio.CancelledError:
+            for name in seen:
+                if all(other.done.done() for other in self._waiters.get(name, ())):
+                    self.seen.pop(name, None)
+            raise
 
     def take(self, page: PolledPage) -> None:
         """Give the answers of a page to the waits."""
@@ -112,7 +111,7 @@ class SharedPolls:
         self._sleep = sleep
         self._pause = pause
         self._decisions = BatchedPolls()
-        self._waits = 0
+        self._operations = 0
         self._phase = random() * _PHASES  # noqa: S311 - chance, not a secret
         self._batches: dict[float, _Batch] = {}
         # The list is read once at a time.
@@ -120,23 +119,33 @@ class SharedPolls:
         self._answers: set[asyncio.Task[None]] = set()
 
     @contextmanager
-    def joined(self) -> Iterator[None]:
-        """Count a wait until the block is over."""
-        self._waits += 1
-        try:
-            yield
-        finally:
-            self._waits -= 1
+    def joined(self) -> Iterator[Callable[[int], None]]:
+        """Count a wait for one operation until the block is over; give a function that notes how many it is for."""
+        counted = 0
 
-    def slot(self, now: float, interval: float, poll_interval: float, operations: int = 1) -> float | None:
+        def note(operations: int) -> None:
+            nonlocal counted
+            self._operations += operations - counted
+            counted = operations
+
+        note(1)
+        try:
+            yield note
+        finally:
+            note(0)
+
+    def slot(self, now: float, interval: float, poll_interval: float) -> float | None:
         """Return when the next poll of a wait is due together with those of others, or None if they poll by get.
 
         :param now: in seconds of a clock that all waits share.
         :param interval: seconds until then at most.
-        :param operations: how many the wait is for.
         """
-        polls = max(self._waits, operations)
-        if polls < MIN_POLLS or not self._decisions.is_worthwhile(polls, self._clock() + interval):
+        if self._operations < MIN_POLLS:
+            return None
+        # Some polls are gets in any case, sometimes more than their share. Without a page, all that are due together
+        # would be gets at the same moment.
+        polls = self._operations * (1 - 2 / GET_EVERY)
+        if not self._decisions.is_worthwhile(polls, self._clock() + interval):
             return None
         return slot_of_grid(now, interval, poll_interval, self._phase)
 
@@ -158,7 +167,7 @@ class SharedPolls:
             answer = asyncio.create_task(self._answer(key, batch, seconds), context=Context())
             self._answers.add(answer)
             answer.add_done_callback(self._answers.discard)
-        return await batch.add(seen)
+        return await batch.wait(seen)
 
     async def close(self) -> None:
         """Cancel the batches that no wait needs any longer."""
@@ -175,7 +184,7 @@ class SharedPolls:
                     await self._sleep(seconds)
             finally:
                 del self._batches[key]
-            if reading := self._decisions.begin(batch.seen(), self._clock()):
+            if reading := self._decisions.begin(batch.seen, self._clock()):
                 error = await self._read(reading, batch)
             for number, waiter in enumerate(batch.waiters(), 1):
                 waiter.finish(error)
@@ -194,8 +203,8 @@ class SharedPolls:
         try:
             async with asyncio.timeout(self._timeout) as limit, self._reading:
                 began = now()
-                if not self._decisions.is_worthwhile(reading.polls, self._clock()):
-                    # The reading that held the lock has shown this.
+                if not self._decisions.is_worthwhile(len(reading.left), self._clock()):
+                    # The reading that held the lock has shown this, or waits were cancelled meanwhile.
                     return None
                 while reading.is_useful:
                     while pause := self._pause():

@@ -475,3 +475,15 @@ def test_a_round_of_failed_polls_is_not_on_the_grid_but_the_next_of_all_is() -> 
     assert (waiting.now, wait.slot) == (31.0, None)
     waiting.round(lambda *_: {})
     assert (waiting.now, wait.slot) == (60.0, 60.0)
+
+
+def test_a_clock_that_is_set_back_delays_no_round() -> None:
+    waiting = Waiting([A, B, C])
+    service: Service = lambda name, _: error() if name == A else {}  # noqa: E731
+    for _ in range(10):
+        waiting.round(service)
+    waiting.now -= 3600.0
+    first = waiting.now
+    while waiting.now < first + 60.0:
+        waiting.round(service)
+    assert len([names for now, names in waiting.rounds if now < 0 and len(names) == 3]) >= 2

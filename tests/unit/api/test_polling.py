@@ -122,13 +122,42 @@ def test_the_jitter_is_random_when_none_is_given() -> None:
         (58, 30, 0, 30.0),
         (1e6, 30, 0, 30.0),
         (1e6, 30, 1, 24.0),
-        (-1, 30, 0, 1.0),
-        (-3600, 30, 0, 1.0),
     ],
 )
 def test_the_next_interval(elapsed: float, poll_interval: float, jitter: float, expected: float) -> None:
-    """A clock can be set back, and a wait can go on in another process with a clock behind: see the negative times."""
     assert next_interval(elapsed, poll_interval, jitter) == pytest.approx(expected)
+
+
+def test_a_clock_that_is_set_back_makes_polls_no_quicker() -> None:
+    wait = make_wait()
+    assert poll_times(wait, 100.0)[-1] < 110.0
+    assert wait.next_poll(RUNNING, 110.0 - 3600.0) == 30.0
+    assert wait.next_poll(RUNNING, 140.0 - 3600.0) == 30.0
+
+
+@pytest.mark.parametrize("first", [0.0, 2.0, -3600.0])
+def test_polls_become_rare_although_the_clock_is_set_back_or_behind(first: float) -> None:
+    wait, now = make_wait(), first
+    polls = 0
+    while now < first + 100.0:
+        now += wait.next_poll(RUNNING, now)
+        if not polls:
+            now, first = now - 3600.0, first - 3600.0
+        polls += 1
+    assert 8 <= polls <= 12
+
+
+def test_a_wait_that_another_process_continues_polls_as_rarely_as_before() -> None:
+    assert make_wait(started=0.0).next_poll(RUNNING, 3600.0) == 30.0
+    assert make_wait(started=0.0).next_poll(RUNNING, 10.0) == 6.0
+
+
+def test_an_outage_lasts_no_longer_because_the_clock_is_set_back() -> None:
+    wait = make_wait()
+    wait.after_error(AWAY, 100.0)
+    polls, end, _ = failing_until_raised(wait, AWAY, 130.0 - 3600.0)
+    assert polls < 20
+    assert end + 3600.0 == pytest.approx(130.0 + MAX_OUTAGE, abs=0.1)
 
 
 def test_the_last_poll_comes_at_the_deadline_and_ends_the_wait() -> None:

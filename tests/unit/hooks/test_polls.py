@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import heapq
 import json
+import time
 from collections import Counter
 from collections.abc import Awaitable
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from airflow_dai_provider import metrics
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.batched_polls import GET_EVERY, GETS_FOR, MIN_POLLS, Reading
-from airflow_dai_provider.api.errors import Code
+from airflow_dai_provider.api.batched_polls import GET_EVERY, GETS_FOR, MIN_POLLS, BatchedPolls, Reading
+from airflow_dai_provider.api.errors import Code, ServiceError
 from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.operation_page import PolledPage
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
@@ -31,6 +33,7 @@ from tests.support.log import Log
 from tests.support.payloads import large_url
 
 GET, LIST = "operations.get", "operations.list"
+T = TypeVar("T")
 
 
 def gets(emulator: DaiEmulator) -> Counter[str | None]:
@@ -145,10 +148,45 @@ def test_a_mistake_in_reading_the_list_ends_no_wait(
     assert len(log.lines("Polling by operations.get only for the next 30 s: AttributeError")) == 1
 
 
-def test_a_list_that_is_away_is_not_the_last_word_when_the_time_is_up(emulator: DaiEmulator, wait: WaitForMany) -> None:
+def test_a_list_that_is_away_is_not_the_last_word_when_the_time_is_up(
+    emulator: DaiEmulator, wait: WaitForMany, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = [emulator.start_ingest(seconds=0) for _ in range(30)]
     emulator.inject(Fault(LIST, status=503, times=None))
+    fail = BatchedPolls.fail
+
+    def slowly(decisions: BatchedPolls, error: ServiceError, now: float) -> tuple[bool, str | None]:
+        clock.advance(10.0)
+        return fail(decisions, error, now)
+
+    monkeypatch.setattr(BatchedPolls, "fail", slowly)
+    assert len(wait(emulator.endpoint, names, timeout=5.0).finished) == 30
+    assert count(emulator, LIST) == 1
+
+
+def test_no_list_is_read_when_the_time_is_up(emulator: DaiEmulator, wait: WaitForMany) -> None:
+    names = [emulator.start_ingest(seconds=0) for _ in range(30)]
     assert len(wait(emulator.endpoint, names, timeout=0.0).finished) == 30
+    assert count(emulator, LIST) == 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 4.0], ids=["before", "during"])
+def test_a_list_that_is_behind_is_not_the_last_word_when_the_time_is_up(
+    emulator: DaiEmulator, wait: WaitForMany, clock: Clock, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    names = [emulator.start_ingest(seconds=15) for _ in range(100)]
+    page = json.dumps({"operations": [{"name": name} for name in names]}).encode()
+    emulator.inject(Fault(LIST, status=200, body=page, times=None))
+    take = Reading.take
+
+    def slowly(reading: Reading, page: PolledPage) -> None:
+        take(reading, page)
+        clock.advance(seconds)
+
+    monkeypatch.setattr(Reading, "take", slowly)
+    many = wait(emulator.endpoint, names, poll_interval=10.0, timeout=19.0)
+    assert Counter(operation.state for operation in many.finished.values()) == {"SUCCEEDED": 100}
+    assert count(emulator, LIST) >= 3
 
 
 def test_what_runs_when_the_time_is_up_is_named(emulator: DaiEmulator, wait: WaitForMany) -> None:
@@ -173,6 +211,27 @@ def test_polls_that_are_repeated_read_the_list(emulator: DaiEmulator, hook: DaiH
     with hook.workers(len(names)) as workers:
         hook.poll_many(workers, many, by_list=True)
     assert (many.left, count(emulator, LIST)) == (dict.fromkeys(names), 1)
+
+
+def test_a_page_has_only_the_time_that_is_left_of_one_request(
+    emulator: DaiEmulator, hook: DaiHook, clock: Clock, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    names = [emulator.start_ingest() for _ in range(300)]
+    take = Reading.take
+
+    def slowly(reading: Reading, page: PolledPage) -> None:
+        take(reading, page)
+        clock.advance(hook.timeout - 0.2)
+        emulator.inject(Fault(LIST, delay=float("inf")))
+
+    monkeypatch.setattr(Reading, "take", slowly)
+    many = ManyWait(names, hook.make_wait("the operations"))
+    began = time.monotonic()
+    with hook.workers(len(names)) as workers:
+        hook.poll_many(workers, many, by_list=True)
+    assert time.monotonic() - began < hook.timeout - 1
+    assert (set(many.running), count(emulator, LIST)) == (set(names), 2)
+    assert log.lines("Polling by operations.get only") == [], "The first page was worth its cost."
 
 
 def test_each_process_of_a_rescheduled_wait_checks_others_by_get(
@@ -218,7 +277,7 @@ class IdleTime:
         heapq.heappush(self._sleeping, (self._clock.now + seconds, self._slept, woken))
         await woken
 
-    async def outlast(self, *waits: Awaitable[Operation]) -> list[Operation]:
+    async def outlast(self, *waits: Awaitable[T]) -> list[T]:
         """Return what waits return, and let time pass until then."""
         passing = asyncio.create_task(self._pass())
         try:
@@ -263,6 +322,40 @@ def test_many_waits_for_one_operation_each_share_their_polls(
     assert all(number >= 2 for number in gets(emulator).values()), "The first poll and the last are gets."
     if number >= MIN_POLLS:
         assert count(emulator, GET) < 6 * number, "Without the list it would be ten."
+
+
+@pytest.mark.parametrize("number", [1, MIN_POLLS - 1])
+def test_many_waits_for_a_few_operations_each_share_their_polls(
+    idle: IdleTime, emulator: DaiEmulator, number: int
+) -> None:
+    each = MIN_POLLS - 1
+    names = [emulator.start_ingest(seconds=60) for _ in range(number * each)]
+
+    async def wait(names: list[str]) -> ManyWait:
+        async with DaiAsyncHook(api_endpoint=emulator.endpoint) as hook:
+            many = ManyWait(names, hook.make_wait("the operations", poll_interval=10.0))
+            await hook.wait_for_many(many)
+        return many
+
+    waits = run(idle.outlast(*(wait(names[start : start + each]) for start in range(0, len(names), each))))
+    assert sorted(name for many in waits for name in many.finished) == sorted(names)
+    assert bool(count(emulator, LIST)) is (number > 1)
+    if number > 1:
+        assert count(emulator, GET) < 6 * len(names), "Without the list it would be ten."
+
+
+def test_a_wait_that_is_over_counts_no_operations(emulator: DaiEmulator, connect: Connect, fake_time: Clock) -> None:
+    connect(is_anonymous=True)
+    names = [emulator.start_ingest(seconds=3) for _ in range(MIN_POLLS)]
+
+    async def main() -> None:
+        async with DaiAsyncHook(api_endpoint=emulator.endpoint) as other:
+            polls = (await other._open()).polls
+            hook = DaiAsyncHook(api_endpoint=emulator.endpoint)
+            await hook.wait_for_many(ManyWait(names, hook.make_wait("the operations")))
+            assert polls._operations == 1
+
+    run(main())
 
 
 def test_a_list_that_answers_when_the_time_is_up_is_not_the_last_word(idle: IdleTime, emulator: DaiEmulator) -> None:

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
+from airflow_dai_provider.api.batched_polls import MIN_POLLS
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.operators.dai import cancel_many
-from tests.support.emulators import MakeEmulator
+from tests.support.emulators import MakeEmulator, count
 from tests.unit.operators.test_cancel_many import CANCEL, GET, A, B, C, both, execute, pushed
 
 D = "operations/d"
+LIST = "operations.list"
 
 
 @pytest.fixture
@@ -48,6 +50,15 @@ def test_a_timeout_tells_all_that_is_known(four: DaiEmulator, context: Any, defe
     assert message.endswith("They may still run.")
     assert A not in message
     assert [one and one["state"] for one in pushed(context)] == ["CANCELLED", "SUCCEEDED", None, "RUNNING"]
+
+
+@both
+def test_the_wait_for_many_reads_the_list(make_emulator: MakeEmulator, context: Any, deferrable: bool) -> None:
+    emulator = make_emulator(cancel_seconds=40)
+    names = [emulator.start_ingest() for _ in range(2 * MIN_POLLS)]
+    assert execute(context, names, wait_for_completion=True, deferrable=deferrable) == names
+    assert count(emulator, LIST) >= 3
+    assert count(emulator, GET) < 4 * len(names)
 
 
 @both

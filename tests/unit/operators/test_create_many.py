@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException, TaskDeferred, task
 
+from airflow_dai_provider.api.batched_polls import MIN_POLLS
 from airflow_dai_provider.api.operation_list import MAX_MESSAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
@@ -19,7 +20,7 @@ from tests.support.clock import Clock
 from tests.support.connections import Connect
 from tests.support.dag_runs import RunDag
 from tests.support.emulators import MakeEmulator, count
-from tests.support.ingests import CREATE, GET, JSON, SECRET, both, execute, make, resume
+from tests.support.ingests import CREATE, GET, JSON, LIST, SECRET, both, execute, make, resume
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import TEMPLATE, Store, Ti
@@ -65,6 +66,16 @@ def throttle_the_last(emulator: DaiEmulator, monkeypatch: pytest.MonkeyPatch, **
 
 
 class TestStart:
+    @both
+    def test_the_wait_for_many_reads_the_list(
+        self, make_emulator: MakeEmulator, context: Any, deferrable: bool
+    ) -> None:
+        emulator = make_emulator(ingest_seconds=40.0)
+        creatives = [creative(url(number)) for number in range(2 * MIN_POLLS)]
+        assert sorted(execute(context, creative=creatives, deferrable=deferrable)) == sorted(emulator.states())
+        assert count(emulator, LIST) >= 3
+        assert count(emulator, GET) < 4 * len(creatives)
+
     @both
     def test_a_list_gives_lists_in_its_order(
         self, slow: DaiEmulator, context: Any, ti: Ti, store: Store, log: Log, deferrable: bool

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
+from airflow_dai_provider.api.batched_polls import MIN_POLLS
 from airflow_dai_provider.api.polling import NOT_FOUND_GRACE
 from airflow_dai_provider.api.rest import MAX_RESPONSE_BYTES
 from airflow_dai_provider.emulator import DaiEmulator, Fault
@@ -180,6 +181,13 @@ class TestSweep:
 
 
 class TestWait:
+    def test_the_wait_for_many_reads_the_list(self, emulator: DaiEmulator, strays: Any, sweep: Any) -> None:
+        names = strays(*(f"many-{number}" for number in range(2 * MIN_POLLS)), cancel_seconds=40)
+        report = sweep(wait_for_completion=True, max_cancellations=len(names))
+        assert sorted(report["cancelled"]) == sorted(names)
+        assert count(emulator, LIST) >= 1 + 3, "The first is the search."
+        assert count(emulator, GET) < 4 * len(names)
+
     def test_every_final_state_is_reported(
         self, emulator: DaiEmulator, strays: Any, sweep: Any, log: Log, ti: Ti
     ) -> None:

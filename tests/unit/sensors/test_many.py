@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowSensorTimeout, BaseSensorOperator, TaskDeferred
 
+from airflow_dai_provider.api.batched_polls import MIN_POLLS
 from airflow_dai_provider.api.storable import pack
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.sensors.dai import DaiOperationSensor
@@ -24,7 +25,7 @@ from tests.support.task_instance import Store
 
 pytestmark = pytest.mark.usefixtures("sensor_time")
 
-GET, CANCEL = "operations.get", "operations.cancel"
+GET, CANCEL, LIST = "operations.get", "operations.cancel", "operations.list"
 A, B, C = NAMES = [f"operations/{letter}" for letter in "abc"]
 
 
@@ -95,6 +96,16 @@ def test_what_has_finished_is_not_polled_again(emulator: DaiEmulator, context: A
     # The trigger polls each once more, since the task and the triggerer share no memory.
     assert polled.count(A) == (2 if mode == "deferrable" else 1)
     assert polled.count(B) > 3
+
+
+@modes
+def test_many_operations_are_polled_by_pages_of_the_list(
+    emulator: DaiEmulator, context: Any, clock: Clock, mode: str
+) -> None:
+    names = [emulator.start_ingest(seconds=45) for _ in range(2 * MIN_POLLS)]
+    assert [one["name"] for one in MODES[mode](context, clock, names=names)] == names
+    assert count(emulator, LIST) >= 4
+    assert count(emulator, GET) < 3 * len(names)
 
 
 @pytest.mark.parametrize("mode", ["poke", "reschedule"])

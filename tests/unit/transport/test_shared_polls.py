@@ -13,7 +13,7 @@ from google.api_core import exceptions
 from google.auth.credentials import AnonymousCredentials
 
 from airflow_dai_provider.api import rest
-from airflow_dai_provider.api.batched_polls import GETS_FOR, MIN_POLLS, MIN_POLLS_PER_PAGE
+from airflow_dai_provider.api.batched_polls import GETS_FOR, MIN_POLLS, MIN_POLLS_PER_PAGE, is_checked_by_get
 from airflow_dai_provider.api.endpoint import Endpoint
 from airflow_dai_provider.api.operation import Operation
 from airflow_dai_provider.emulator import DaiEmulator, Fault
@@ -173,6 +173,57 @@ def test_waits_that_are_cancelled_count_no_more(emulator: DaiEmulator, clock: Cl
     assert len(emulator.requests) == (cancelled == 5)
 
 
+def test_the_list_is_read_no_further_for_waits_that_are_cancelled_meanwhile(
+    emulator: DaiEmulator, clock: Clock
+) -> None:
+    names = [emulator.start_ingest() for _ in range(300)]
+
+    async def main(waits: Waits) -> None:
+        held = asyncio.Event()
+        waits.hold = held.wait
+        asked = waits.begin(names)
+        again = waits.begin(names[-1:])
+        await beats()
+        waits.time.comes()
+        await until(lambda: emulator.requests and emulator.requests[0].status)
+        for one in asked[105:]:
+            one.cancel()
+        await beats()
+        held.set()
+        answers = await asyncio.gather(*asked[:105], *again)
+        assert list(map(bool, answers)) == [True] * 100 + [False] * 6
+
+    with_waits(emulator, clock, main)
+    assert count(emulator, LIST) == 1
+
+
+def test_the_list_is_not_read_for_waits_that_are_cancelled_while_another_reading_goes_on(
+    emulator: DaiEmulator, clock: Clock
+) -> None:
+    names = [emulator.start_ingest() for _ in range(50)]
+
+    async def main(waits: Waits) -> None:
+        held = asyncio.Event()
+        waits.hold = held.wait
+        first = waits.begin(names)
+        await beats()
+        waits.time.comes()
+        await until(lambda: emulator.requests)
+        late = waits.begin(names)
+        await beats()
+        waits.time.comes()
+        await beats()
+        for one in late[5:]:
+            one.cancel()
+        await beats()
+        held.set()
+        assert all(await asyncio.gather(*first))
+        assert not any(await asyncio.gather(*late[:5]))
+
+    with_waits(emulator, clock, main)
+    assert count(emulator, LIST) == 1
+
+
 def test_a_poll_is_answered_by_no_page_that_was_requested_before_it_was_due(
     emulator: DaiEmulator, clock: Clock
 ) -> None:
@@ -319,7 +370,9 @@ def test_a_list_that_was_not_reached_in_time_is_not_called_slow(emulator: DaiEmu
         await until(lambda: emulator.requests)
         waits.polls._timeout = 0.1
         assert await waits.poll(names) == [{}] * 50
-        assert waits.polls.slot(1000.0, 30.0, 30.0, MIN_POLLS) is not None
+        with waits.polls.joined() as note:
+            note(MIN_POLLS)
+            assert waits.polls.slot(1000.0, 30.0, 30.0) is not None
         first.cancel()
 
     with_waits(emulator, clock, main)
@@ -386,8 +439,6 @@ def test_waits_poll_together_when_they_are_many_and_the_list_is_worth_it(emulato
 
     async def main(waits: Waits) -> None:
         polls = waits.polls
-        assert polls.slot(1000.0, 30.0, 30.0, MIN_POLLS - 1) is None
-        assert polls.slot(1000.0, 30.0, 30.0, MIN_POLLS) is not None, "A wait for many is enough."
         joined = [polls.joined() for _ in range(MIN_POLLS)]
         for one in joined:
             one.__enter__()
@@ -402,5 +453,41 @@ def test_waits_poll_together_when_they_are_many_and_the_list_is_worth_it(emulato
         for one in joined:
             one.__exit__(None, None, None)
         assert polls.slot(1000.0, 30.0, 30.0) is None
+
+    with_waits(emulator, clock, main)
+
+
+def test_the_operations_of_all_waits_count_together(emulator: DaiEmulator, clock: Clock) -> None:
+    async def main(waits: Waits) -> None:
+        polls = waits.polls
+        with polls.joined() as note:
+            note(MIN_POLLS - 1)
+            assert polls.slot(1000.0, 30.0, 30.0) is None
+            with polls.joined() as note_other:
+                assert polls.slot(1000.0, 30.0, 30.0) is not None, "The other is for one operation."
+                note(5)
+                assert polls.slot(1000.0, 30.0, 30.0) is None
+                note_other(MIN_POLLS - 5)
+                assert polls.slot(1000.0, 30.0, 30.0) is not None
+            assert polls.slot(1000.0, 30.0, 30.0) is None
+
+    with_waits(emulator, clock, main)
+
+
+def test_polls_are_due_together_only_if_the_list_is_then_read(emulator: DaiEmulator, clock: Clock) -> None:
+    names = [f"operations/{number}" for number in range(1_000)]
+    batches = [sum(not is_checked_by_get(name, number) for name in names) for number in range(20)]
+
+    async def main(waits: Waits) -> None:
+        decisions, polls = waits.polls._decisions, waits.polls
+        decisions._believed_until = float("inf")
+        with polls.joined() as note:
+            note(len(names))
+            for needed in range(800, 1_001, 5):
+                decisions._needed = needed
+                if polls.slot(1000.0, 30.0, 30.0) is not None:
+                    assert all(decisions.is_worthwhile(batch, clock.now) for batch in batches), needed
+            decisions._needed = 900
+            assert polls.slot(1000.0, 30.0, 30.0) is not None
 
     with_waits(emulator, clock, main)
