@@ -59,21 +59,24 @@ def missing_hint(what: str) -> str:
 
 
 def _check_name(name: object, kind: str, collection: str, *, multi_segment: bool) -> str:
-    if isinstance(name, str):
-        head, *segments = name.split("/")
-        if (
-            head == collection
-            and (segments if multi_segment else len(segments) == 1)
-            and not any(segment in ("", ".", "..") for segment in segments)
-            and name.isprintable()
-            and not _FORBIDDEN & set(name)
-        ):
-            return name
+    if isinstance(name, str) and _is_name(name, collection, multi_segment=multi_segment):
+        return name
     expected = (
         f"expected a string '{collection}/' followed by {'one or more segments' if multi_segment else 'one segment'}"
         r" (none of them empty, '.' or '..'; no whitespace, control character, '?', '#', '\' or scheme)"
     )
     raise InvalidNameError(f"Invalid {kind} name {short_repr(name)}: {expected}.{_hint(name, kind)}")
+
+
+def _is_name(name: str, collection: str, *, multi_segment: bool) -> bool:
+    head, *segments = name.split("/")
+    return (
+        head == collection
+        and (bool(segments) if multi_segment else len(segments) == 1)
+        and not any(segment in ("", ".", "..") for segment in segments)
+        and name.isprintable()
+        and not _FORBIDDEN & set(name)
+    )
 
 
 def _hint(name: object, kind: str) -> str:
@@ -86,4 +89,12 @@ def _hint(name: object, kind: str) -> str:
         return " One name is expected here; the operators, the sensor and the trigger take a list too."
     if isinstance(name, str) and name.startswith(("LazyXComSequence(", "LazySelectSequence(")):
         return " The output of a mapped task was rendered to a text: pass task.output, or add '| list' to the template."
-    return ""
+    collection = f"{kind}s"
+    meant = _meant(name, collection) if isinstance(name, str) else ""
+    return f" Did you mean {meant!r}?" if _is_name(meant, collection, multi_segment=kind == "operation") else ""
+
+
+def _meant(name: str, collection: str) -> str:
+    """Return the name in a URL, or for an id; else a text that is no name."""
+    _, found, segments = f"/{name.strip()}".partition(f"/{collection}/")
+    return f"{collection}/{segments if found else name.strip()}" if found or "/" not in name else ""
