@@ -95,6 +95,9 @@ def _hint(name: object, kind: str) -> str:
 
 
 def _meant(name: str, collection: str) -> str:
-    """Return the name in a URL, or for an id; else a text that is no name."""
-    _, found, segments = f"/{name.strip()}".partition(f"/{collection}/")
-    return f"{collection}/{segments if found else name.strip()}" if found or "/" not in name else ""
+    """Return the name at the end of a URL, or of an id; else a text that is no name."""
+    text = name.strip()
+    _, found, segments = f"/{text}".partition(f"/{collection}/")
+    if found:
+        return f"{collection}/{segments}"
+    return f"{collection}/{text}" if text != collection and "/" not in text else ""

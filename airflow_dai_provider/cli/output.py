@@ -160,11 +160,12 @@ def _discard(file: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
-class _Stderr(io.TextIOBase):
+class _Stderr:
     """The file stderr; once it cannot be written, because the disk is full or the terminal is gone, it drops all."""
 
     def __init__(self) -> None:
         self._file: TextIO | None = sys.stderr
+        self.encoding = getattr(sys.stderr, "encoding", None)
 
     def write(self, text: str) -> int:
         if self._file:
@@ -175,6 +176,9 @@ class _Stderr(io.TextIOBase):
                 _discard(self._file)
                 self._file = None
         return len(text)
+
+    def flush(self) -> None:
+        pass
 
     def isatty(self) -> bool:
         return self._file is not None and self._file.isatty()

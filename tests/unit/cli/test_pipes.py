@@ -86,9 +86,7 @@ def test_messages_that_nobody_reads_end_no_command_and_cost_no_row(emulator: Dai
 def test_what_the_encoding_does_not_know_is_escaped(emulator: DaiEmulator, output: str) -> None:
     name = emulator.start_ingest(creative_url="https://media.example/\u00fc.mp4")
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(
-        [*COMMAND, "list", "-o", output], env=env, capture_output=True, encoding="ascii", check=True
-    )
+    done = subprocess.run([*COMMAND, "list", "-o", output], env=env, capture_output=True, encoding="ascii", check=True)
     assert name in done.stdout
     assert "\\xfc.mp4" in done.stdout.replace("\\xFC", "\\xfc")
 
