@@ -59,6 +59,7 @@ def test_the_output_can_be_read(
 
 
 @every_command
+@pytest.mark.usefixtures("fake_time")
 def test_the_service_is_down_and_stdin_is_closed(
     dai: Dai, closed_port: int, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:

@@ -350,6 +350,7 @@ class TestCheck:
 
 
 class TestTrouble:
+    @pytest.mark.usefixtures("fake_time")
     @pytest.mark.parametrize("arguments", READS.values(), ids=READS)
     def test_the_service_is_down(
         self, dai: Dai, closed_port: int, monkeypatch: pytest.MonkeyPatch, arguments: list[str]

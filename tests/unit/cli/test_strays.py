@@ -50,7 +50,7 @@ class TestSweep:
         assert (row["dag_id"], row["run_id"], row["task_state"]) == ("stray", stray.run.run_id, "success")
         assert (row["reason"], row["result"]) == ("has succeeded; its run is failed", None)
         assert "This was a dry run: nothing was cancelled. --no-dry-run cancels them." in result.err
-        assert "1 of tasks that need them, 1 without an owner" in result.err
+        assert "1 still needed by a task, 1 without an owner" in result.err
         assert count(emulator, CANCEL) == 0
 
     def test_it_asks_reads_the_owners_again_and_cancels(
@@ -162,7 +162,7 @@ class TestSweep:
         result = dai("sweep", "--no-dry-run", "-o", "json", answer="y\n")
         assert f"{stray.name} (0:00:00 old, " in result.err
         assert [row["age"] for row in result.rows] == ["0:00:00"]
-        assert [row["age"] for row in dai("list", "-o", "json").rows] == ["0:00:00"]
+        assert [row["age"] for row in dai("list", "--all", "-o", "json").rows] == ["0:00:00"]
 
     def test_beside_an_unreadable_xcom_nothing_goes_by_age(
         self, emulator: DaiEmulator, dai: Dai, start: Start, clock: Clock
@@ -176,7 +176,7 @@ class TestSweep:
         assert (result.code, listed.code, count(emulator, CANCEL)) == (1, 1, 0)
         assert [row["name"] for row in listed.rows] != []
         assert f"Cannot read the XCom {XCOM_STARTED} of task ingest of run" in result.err
-        assert "so those without an owner are left alone." in result.err
+        assert "so operations without an owner are left alone." in result.err
         assert f"Cannot read the XCom {XCOM_STARTED} of task ingest of run" in listed.err
 
     def test_ctrl_c_does_not_lose_what_was_requested(
