@@ -51,10 +51,11 @@ def sweep(session: Session) -> bool:
             return _show(session, report, owners)
         held_back = _warn_of_held_back(session, report)
         # Strays that appear meanwhile were not asked about.
-        selection = replace(selection, only=frozenset(names))
+        asked = frozenset(names)
+        selection = replace(selection, only=asked)
         # As messages: the rows come at the end, with the outcome of each.
         for stray in report.found:
-            if stray.name in selection.only:
+            if stray.name in asked:
                 session.notes.say(f"{stray}.")
         if not session.confirmed(f"Cancel {describe_names(names)}?"):
             return False
