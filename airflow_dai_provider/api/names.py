@@ -59,21 +59,24 @@ def missing_hint(what: str) -> str:
 
 
 def _check_name(name: object, kind: str, collection: str, *, multi_segment: bool) -> str:
-    if isinstance(name, str):
-        head, *segments = name.split("/")
-        if (
-            head == collection
-            and (segments if multi_segment else len(segments) == 1)
-            and not any(segment in ("", ".", "..") for segment in segments)
-            and name.isprintable()
-            and not _FORBIDDEN & set(name)
-        ):
-            return name
+    if isinstance(name, str) and _is_name(name, collection, multi_segment=multi_segment):
+        return name
     expected = (
         f"expected a string '{collection}/' followed by {'one or more segments' if multi_segment else 'one segment'}"
         r" (none of them empty, '.' or '..'; no whitespace, control character, '?', '#', '\' or scheme)"
     )
     raise InvalidNameError(f"Invalid {kind} name {short_repr(name)}: {expected}.{_hint(name, kind)}")
+
+
+def _is_name(name: str, collection: str, *, multi_segment: bool) -> bool:
+    head, *segments = name.split("/")
+    return (
+        head == collection
+        and (bool(segments) if multi_segment else len(segments) == 1)
+        and not any(segment in ("", ".", "..") for segment in segments)
+        and name.isprintable()
+        and not _FORBIDDEN & set(name)
+    )
 
 
 def _hint(name: object, kind: str) -> str:
@@ -86,4 +89,15 @@ def _hint(name: object, kind: str) -> str:
         return " One name is expected here; the operators, the sensor and the trigger take a list too."
     if isinstance(name, str) and name.startswith(("LazyXComSequence(", "LazySelectSequence(")):
         return " The output of a mapped task was rendered to a text: pass task.output, or add '| list' to the template."
-    return ""
+    collection = f"{kind}s"
+    meant = _meant(name, collection) if isinstance(name, str) else ""
+    return f" Did you mean {meant!r}?" if _is_name(meant, collection, multi_segment=kind == "operation") else ""
+
+
+def _meant(name: str, collection: str) -> str:
+    """Return the name at the end of a URL, or of an id; else a text that is no name."""
+    text = name.strip()
+    _, found, segments = f"/{text}".partition(f"/{collection}/")
+    if found:
+        return f"{collection}/{segments}"
+    return f"{collection}/{text}" if text != collection and "/" not in text else ""

@@ -26,27 +26,44 @@ __all__ = ["cancel", "check", "delete_creative", "get", "list", "purge", "sweep"
 def list(session: Session) -> bool:  # noqa: A001 - the name of the command
     """List operations, page by page."""
     args = session.args
+    undated = 0
 
     def is_wanted(one: Operation) -> bool:
+        nonlocal undated
         if one.done and not args.all:
             return False
         url = (one.ingest.signed_creative_url if one.ingest else None) or ""
         if args.url_prefix is not None and not url.startswith(args.url_prefix):
             return False
-        age = rows.age_of(one, session.now()) if args.older_than is not None else None
-        return args.older_than is None or (age is not None and age.total_seconds() > args.older_than)
+        if args.older_than is None:
+            return True
+        age = rows.age_of(one, session.now())
+        undated += age is None
+        return age is not None and age.total_seconds() > args.older_than
 
-    printed = session.rows(rows.LISTED)
     # The hook tells how many items of the list are no operations.
-    for page in _pages(session.hook.list_operations(page_size=LIST_PAGE_SIZE)):
-        wanted = [one for one in page if is_wanted(one)]
-        owners = session.owners.of(wanted)
-        printed.add([rows.listed_row(one, session.now(), owners.get(one.name, ())) for one in wanted])
-    printed.close()
+    unreadable = set[str]()
+    listed = session.hook.list_operations(page_size=LIST_PAGE_SIZE, on_unreadable=unreadable.add)
+    with session.rows(rows.LISTED) as printed:
+        for page in _pages(_once(listed)):
+            wanted = [one for one in page if is_wanted(one)]
+            owners = session.owners.of(wanted)
+            printed.add([rows.listed_row(one, session.now(), owners.get(one.name, ())) for one in wanted])
+    if undated:
+        session.notes.say(f"Not shown, because they have no create time: {undated:,}.")
     if not printed.number:
         narrowed = args.all or args.url_prefix or args.older_than
         session.notes.say("No operations were found." if narrowed else "No operations are running.")
-    return True
+    return not unreadable and session.owners.complete
+
+
+def _once(operations: Iterator[Operation]) -> Iterator[Operation]:
+    """Yield each operation once: one that moves between two pages while they are read comes twice."""
+    names = set[str]()
+    for one in operations:
+        if one.name not in names:
+            names.add(one.name)
+            yield one
 
 
 def _pages(operations: Iterator[Operation]) -> Iterator[tuple[Operation, ...]]:
@@ -59,8 +76,8 @@ def get(session: Session) -> bool:
     """Show an operation."""
     operation = session.hook.get_operation(session.args.name)
     owners = session.owners.of([operation]).get(operation.name, ())
-    session.show([rows.shown_row(operation, session.now(), owners)], rows.SHOWN)
-    return True
+    session.show([rows.shown_row(operation, session.now(), owners)], rows.SHOWN, upright=True)
+    return session.owners.complete
 
 
 @command
@@ -76,7 +93,7 @@ def whose(session: Session) -> bool:
         session.notes.say(advice(error))
         operation = Operation(name, OperationState.RUNNING)
     owners = session.owners.of([operation]).get(name, ())
-    session.show([rows.whose_row(name, one, unpolled) for one in owners], rows.WHOSE)
+    session.show([rows.whose_row(name, one, unpolled) for one in owners], rows.WHOSE, upright=True)
     if not owners and not session.owners.unavailable:
         other = "another system, or one of these tasks," if session.owners.incomplete else "another system"
         session.notes.say(f"No task is known to have started {name}: {other} may have started it.")

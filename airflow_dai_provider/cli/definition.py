@@ -50,6 +50,15 @@ def _duration(text: str) -> float:
     return _checked(lambda value: check_seconds("duration", value), text)
 
 
+def _url_part(text: str) -> str:
+    from airflow_dai_provider.api.names import is_missing_name
+
+    # A template or a variable of the shell that was empty, and would select everything.
+    if is_missing_name(text):
+        raise ArgumentTypeError(f"expected a part of a URL, not {text!r}")
+    return text
+
+
 def _checked(check: Callable[[str], T], text: str) -> T:
     try:
         return check(text)
@@ -72,7 +81,7 @@ ARG_ALL = Arg(("-a", "--all"), action="store_true", help="Finished operations to
 ARG_OLDER_THAN = Arg(
     ("--older-than",), type=_duration, metavar="DURATION", help="Only operations that are older, such as 90s, 6h or 2d"
 )
-ARG_URL_PREFIX = Arg(("--url-prefix",), help="Only operations whose media URL begins with this")
+ARG_URL_PREFIX = Arg(("--url-prefix",), type=_url_part, help="Only operations whose media URL begins with this")
 ARG_WAIT = Arg(("-w", "--wait"), action="store_true", help="Wait until the operations have finished")
 ARG_TIMEOUT = Arg(("--timeout",), type=_duration, metavar="DURATION", help="The longest wait (default: 1h)")
 ARG_POLL_INTERVAL = Arg(
@@ -99,7 +108,9 @@ ARG_ORPHANED_FOR = Arg(
     metavar="DURATION",
     help="How long an owner has to be over (default: 2m)",
 )
-ARG_URL_PATTERN = Arg(("--url-pattern",), help="Only operations whose media URL contains a match of this regex")
+ARG_URL_PATTERN = Arg(
+    ("--url-pattern",), type=_url_part, help="Only operations whose media URL contains a match of this regex"
+)
 ARG_SPARE = Arg(("--spare",), metavar="NAME", type=_operation, nargs="+", help="Operations to leave alone")
 ARG_UNDATED = Arg(
     ("--include-undated",), action="store_true", help="Operations without a create time too; needs --older-than"
@@ -119,7 +130,7 @@ ARG_KEPT = Arg(
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 something was refused, was not found, could not be read or may still run, or the prompt was "
-    "answered with no; 2 wrong usage; 130 ended by Ctrl+C or SIGTERM."
+    "answered with no; 2 wrong usage; 130 ended by Ctrl+C, SIGTERM or SIGHUP."
 )
 
 

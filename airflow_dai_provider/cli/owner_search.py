@@ -45,6 +45,11 @@ class KnownOwners:
         #: Whether some records or XComs in it cannot be read.
         self.incomplete = False
 
+    @property
+    def complete(self) -> bool:
+        """Whether all that was asked for could be read."""
+        return not (self.unavailable or self.incomplete)
+
     def of(self, operations: Collection[Operation]) -> dict[str, list[Verdict]]:
         """Return the verdicts on operations by name, one for each possible owner."""
         if self.unavailable or not operations:

@@ -22,10 +22,10 @@ STRAY = ("name", "age", "media_url", *OWNER, "reason", "result")
 
 
 def age_of(operation: Operation, now: datetime) -> timedelta | None:
-    """Return how old an operation is; None where its metadata does not tell."""
+    """Return how old an operation is, at least 0, since clocks differ; None where its metadata does not tell."""
     created = operation.ingest.create_time if operation.ingest else None
     # The epoch is a time that was not set.
-    return now - created if created and created.timestamp() > 0 else None
+    return max(now - created, timedelta()) if created and created.timestamp() > 0 else None
 
 
 def owner_cells(verdicts: Sequence[Verdict] = ()) -> Row:

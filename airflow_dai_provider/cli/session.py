@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property, wraps
+from types import FrameType
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException
@@ -30,7 +31,7 @@ from airflow_dai_provider.tasks.failures import describe_error, task_error
 
 #: Seconds of ``--timeout`` and ``--poll-interval`` where they are not given, as their help tells.
 TIMEOUT, POLL_INTERVAL = 3600.0, 10.0
-#: The exit code of a command that Ctrl+C or SIGTERM has ended.
+#: The exit code of a command that Ctrl+C, SIGTERM or SIGHUP has ended.
 INTERRUPTED = 130
 
 
@@ -51,7 +52,7 @@ class Session:
     def __init__(self, args: Namespace) -> None:
         self.args = args
         self.notes = Notes()
-        #: Whether Ctrl+C, or SIGTERM, has ended a part of it.
+        #: Whether Ctrl+C, or another signal, has ended a part of it.
         self.interrupted = False
         #: The log of the hook and of cancel requests.
         self.log: Any = self.notes
@@ -61,8 +62,8 @@ class Session:
             if args.api_endpoint is not None:
                 parse_endpoint(args.api_endpoint, "--api-endpoint")
             self.hook = DaiHook(args.conn_id, args.impersonation_chain, args.api_endpoint)
-        if not args.verbose:
-            self.hook._log = self.log
+        # Its own logger is a structlog one on Airflow 3.3, which writes to stdout.
+        self.hook._log = self.log
 
     @cached_property
     def owners(self) -> KnownOwners:
@@ -116,11 +117,10 @@ class Session:
         """Return a printer of rows, in the format that the user has chosen."""
         return Rows(self.args.output, columns)
 
-    def show(self, rows: Iterable[Row], columns: Sequence[str]) -> None:
-        """Print rows."""
-        printed = self.rows(columns)
-        printed.add(list(rows))
-        printed.close()
+    def show(self, rows: Iterable[Row], columns: Sequence[str], *, upright: bool = False) -> None:
+        """Print rows; if ``upright``, a table of one row has a line for each column."""
+        with Rows(self.args.output, columns, upright=upright) as printed:
+            printed.add(list(rows))
 
     def poll(self, names: Sequence[str]) -> tuple[dict[str, Operation], dict[str, ServiceError]]:
         """Return the operations by name, and the errors of those that cannot be polled."""
@@ -160,7 +160,7 @@ class Session:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Let Ctrl+C, or SIGTERM, end this part of the command only: what follows shows what was done by then."""
+        """Let Ctrl+C, or another signal, end this part of the command: what follows shows what was done by then."""
         try:
             yield
         except KeyboardInterrupt:
@@ -202,7 +202,7 @@ def command(function: Callable[[Session], bool]) -> Callable[[Namespace], None]:
         _log_to_stderr()
         find_connections()
         # Without --verbose this silences Airflow; it discards the return value of its function.
-        with _sigterm_as_ctrl_c():
+        with _signals_as_ctrl_c():
             suppress_logs_and_warning(lambda args: codes.append(_run(function, args)))(args)
         if codes[0]:
             raise SystemExit(codes[0])
@@ -211,13 +211,25 @@ def command(function: Callable[[Session], bool]) -> Callable[[Namespace], None]:
 
 
 @contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl+C does, and not at once, when nothing tells what was done."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _signals_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, and a terminal that closes, end a command as Ctrl+C does: at once, nothing would tell what was done.
+
+    SIGHUP is left alone where it is ignored, as under nohup.
+    """
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, signal.default_int_handler)}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, _hang_up)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _hang_up(number: int, frame: FrameType | None) -> None:
+    """Interrupt the command once: the system and the shell may each send the signal."""
+    signal.signal(number, signal.SIG_IGN)
+    signal.default_int_handler(number, frame)
 
 
 def _run(function: Callable[[Session], bool], args: Namespace) -> int:

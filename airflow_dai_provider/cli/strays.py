@@ -48,7 +48,7 @@ def sweep(session: Session) -> bool:
         report = _find(session, selection, owners, dry_run=True)
         names = [stray.name for stray in report.to_cancel]
         if args.dry_run or not names:
-            return _show(session, report)
+            return _show(session, report, owners)
         held_back = _warn_of_held_back(session, report)
         # Strays that appear meanwhile were not asked about.
         selection = replace(selection, only=frozenset(names))
@@ -62,7 +62,7 @@ def sweep(session: Session) -> bool:
         _cancel(session, report)
     if session.interrupted:
         report.leave_requested("the command was interrupted")
-    return _show(session, report) and not (held_back or session.interrupted or report.failures)
+    return _show(session, report, owners) and not (held_back or session.interrupted or report.failures)
 
 
 def _find(session: Session, selection: Selection, owners: Owners, *, dry_run: bool) -> SweepReport:
@@ -96,14 +96,18 @@ def _cancel(session: Session, report: SweepReport) -> None:
                 wait_for_requested(hook, workers, report, advance, **session.limits)
 
 
-def _show(session: Session, report: SweepReport) -> bool:
-    """Show what was found, and the outcome of each; return whether all are cancelled, or were only to be shown."""
+def _show(session: Session, report: SweepReport, owners: Owners) -> bool:
+    """Show what was found, and the outcome of each.
+
+    :return: whether all could be read, and are cancelled, or were only to be shown.
+    """
     session.show([_row(stray, report) for stray in report.found], rows.STRAY)
     session.notes.say(f"{report.selected if report.dry_run else report.result}.")
     if session.args.dry_run and report.found:
         cancels = " --no-dry-run cancels them." if report.to_cancel else ""
         session.notes.say(f"This was a dry run: nothing was cancelled.{cancels}")
-    return not _warn_of_held_back(session, report) or session.args.dry_run
+    held_back = _warn_of_held_back(session, report)
+    return not (report.unreadable or owners.unreadable) and (session.args.dry_run or not held_back)
 
 
 def _warn_of_held_back(session: Session, report: SweepReport) -> bool:

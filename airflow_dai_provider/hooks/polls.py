@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 from functools import cached_property, partial
 from typing import Self
@@ -90,9 +91,9 @@ class DaiPollingHook(DaiCallingHook):
         """
         while many.left:
             names = many.due(self._clock())
-            seconds, line, _ = self._poll_round(workers, many, names, by_list=True)
+            seconds, line, responded = self._poll_round(workers, many, names, by_list=True)
             if line:
-                self.log.info("%s", line)
+                self.log.log(logging.INFO if responded else logging.WARNING, "%s", line)
             if many.left:
                 self._sleep(seconds)
         self.log.info("%s.", many.progress)

@@ -141,7 +141,8 @@ class Selection:
         stray = Stray(
             operation.name,
             ingest.create_time.isoformat() if ingest.create_time and created else None,
-            int(now - created) if created else None,
+            # The clock of the service can be ahead.
+            max(0, int(now - created)) if created else None,
             ingest.creative_url,
             owner,
         )

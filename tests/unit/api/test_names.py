@@ -142,6 +142,30 @@ def test_a_hint_is_given_only_where_it_helps(name: object, hint: str | None) -> 
     assert given == ([hint] if hint else [])
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("https://dai.googleapis.com/v1/operations/a", "operations/a"),
+        ("https://user:s3cret@dai.googleapis.com/v1/operations/of/a", "operations/of/a"),
+        ("v1/operations/a", "operations/a"),
+        ("/operations/a", "operations/a"),
+        (" operations/a\n", "operations/a"),
+        ("a", "operations/a"),
+        ("operations", None),
+        ("operations/", None),
+        ("operations/../a", None),
+        ("v1/operations/a?alt=json", None),
+        ("creatives/a", None),
+        ("a b", None),
+    ],
+)
+def test_the_name_that_was_probably_meant_is_suggested(name: str, meant: str | None) -> None:
+    with pytest.raises(InvalidNameError) as caught:
+        check_operation_name(name)
+    _, found, suggested = str(caught.value).partition(" Did you mean ")
+    assert (suggested if found else None) == (f"'{meant}'?" if meant else None)
+
+
 def test_an_invalid_name_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="Invalid operation name"):
         check_operation_name("x")

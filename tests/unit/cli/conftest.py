@@ -41,7 +41,7 @@ Dai = Callable[..., Result]
 def dai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], no_sleep: Clock) -> Dai:
     """Give a function that runs a command, without a terminal.
 
-    :param answer: what the user types.
+    :param answer: what the user types; None where stdin is closed.
     """
     from airflow_dai_provider.__main__ import main
     from airflow_dai_provider.cli.session import Session
@@ -50,8 +50,8 @@ def dai(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], no_
     monkeypatch.setattr(Session, "sleep", staticmethod(no_sleep.sleep))
     monkeypatch.setitem(os.environ, "_AIRFLOW_PROCESS_CONTEXT", "client")
 
-    def run(*arguments: str, answer: str = "") -> Result:
-        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    def run(*arguments: str, answer: str | None = "") -> Result:
+        monkeypatch.setattr("sys.stdin", None if answer is None else io.StringIO(answer))
         capsys.readouterr()
         code: Any = 0
         try:
@@ -90,13 +90,15 @@ Start = Callable[..., Started]
 def start(emulator: DaiEmulator, run_dag: RunDag, asset: None, clock: Clock) -> Start:
     """Give a function that runs a DAG whose task starts an ingest, and does not wait unless told to; an hour passes."""
 
-    def run(dag_id: str = "starts", url: str = SIGNED_URL, *, waits: bool = False) -> Started:
+    def run(dag_id: str = "starts", url: str = SIGNED_URL, *, waits: bool = False, mapped: bool = False) -> Started:
+        options = {"task_id": "ingest", "wait_for_completion": waits, "cancel_with_run": not waits}
         with DAG(dag_id, schedule=None) as dag:
-            DaiCreateCreativeOperator(
-                task_id="ingest", creative=creative(url), wait_for_completion=waits, cancel_with_run=not waits
-            )
+            if mapped:
+                DaiCreateCreativeOperator.partial(**options).expand(creative=[creative(url)])
+            else:
+                DaiCreateCreativeOperator(creative=creative(url), **options)
         ran = run_dag(dag)
         clock.advance(3600)
-        return Started(ran.xcom("ingest", "operation_name"), ran)
+        return Started(ran.xcom("ingest", "operation_name", 0 if mapped else -1), ran)
 
     return run

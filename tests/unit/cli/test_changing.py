@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_dai_provider.api.errors import Code
+from airflow_dai_provider.cli.output import Notes
 from airflow_dai_provider.cli.session import Session
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
@@ -18,6 +19,9 @@ from tests.unit.cli.conftest import Dai, Start
 pytestmark = pytest.mark.usefixtures("metadata_database")
 
 CANCEL, GET, DELETE = "operations.cancel", "operations.get", "creatives.delete"
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def outcomes(result: Any) -> dict[str, str]:
@@ -81,14 +85,14 @@ class TestCancel:
         result = dai("cancel", name, "-y", "--wait", "-o", "json")
         assert (result.code, outcomes(result)) == (0, {name: "SUCCEEDED"})
 
-    @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("signal_number", SIGNALS)
     def test_a_signal_does_not_lose_what_was_requested(
         self, emulator: DaiEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch, signal_number: int
     ) -> None:
-        handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        handlers = [*map(signal.getsignal, SIGNALS)]
 
         def sleep(_: float) -> None:
-            assert signal.getsignal(signal_number) is signal.default_int_handler, "the signal would end the tests"
+            assert callable(signal.getsignal(signal_number)), "the signal would end the tests"
             signal.raise_signal(signal_number)
 
         first, second = emulator.start_ingest(), emulator.start_ingest()
@@ -97,7 +101,27 @@ class TestCancel:
         result = dai("cancel", first, "operations/unknown", second, "-y", "--wait", "-o", "json")
         assert (result.code, result.err) == (130, "Interrupted.\n")
         assert outcomes(result) == {first: "requested", "operations/unknown": "may still run", second: "requested"}
-        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+        assert [*map(signal.getsignal, SIGNALS)] == handlers
+
+    def test_a_second_hangup_does_not_lose_it_either_and_under_nohup_none_is_noticed(
+        self, emulator: DaiEmulator, dai: Dai, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        say = Notes.say
+
+        def hang_up(*args: Any, **options: Any) -> None:
+            signal.raise_signal(signal.SIGHUP)
+            say(*args, **options)
+
+        monkeypatch.setattr(Session, "sleep", staticmethod(lambda _: signal.raise_signal(signal.SIGHUP)))
+        monkeypatch.setattr(Notes, "say", hang_up)
+        result = dai("cancel", emulator.start_ingest(), "operations/unknown", "-y", "-o", "json")
+        assert (result.code, [*outcomes(result).values()]) == (130, ["requested", "may still run"])
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            assert dai("cancel", emulator.start_ingest(), "-y", "-o", "json").code == 0
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
     def test_an_unknown_one_is_refused_and_the_others_are_not(self, emulator: DaiEmulator, dai: Dai) -> None:
         name = emulator.start_ingest()
@@ -139,6 +163,21 @@ class TestWait:
         assert (result.code, outcomes(result)) == (0, {done: "SUCCEEDED", failed: "FAILED"})
         assert "INVALID_MEDIA" in result.rows[1]["reason"]
         assert count(emulator, CANCEL) == 0
+
+    @pytest.mark.parametrize("arguments", [["wait"], ["cancel", "-y", "--wait"]], ids=["wait", "cancel"])
+    def test_each_kind_of_error_is_told_once_as_soon_as_it_comes(
+        self, emulator: DaiEmulator, dai: Dai, arguments: list[str]
+    ) -> None:
+        name = emulator.start_ingest(seconds=60)
+        emulator.inject(Fault(GET, rpc_status="UNAVAILABLE", times=3))
+        emulator.inject(Fault(GET, rpc_status="INTERNAL", times=3))
+        result = dai(*arguments, name, "-o", "json")
+        assert result.code == 0
+        told = result.err.splitlines()
+        assert len(told) == 2
+        for code, line in zip(("UNAVAILABLE", "INTERNAL"), told, strict=True):
+            assert line.startswith(f"Could not poll {name}: ")
+            assert code in line
 
     def test_it_ends_when_the_time_is_up(self, emulator: DaiEmulator, dai: Dai) -> None:
         done, running = emulator.start_ingest(seconds=5), emulator.start_ingest()

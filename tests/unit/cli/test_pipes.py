@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -39,6 +40,15 @@ def test_a_pipe_gets_no_colours_and_no_progress_bar(make_emulator: MakeEmulator)
         assert done.stderr == ""
 
 
+def test_verbose_shows_the_log_beside_the_rows(make_emulator: MakeEmulator) -> None:
+    emulator = make_emulator()
+    name = emulator.start_ingest(seconds=0)
+    arguments = [*COMMAND, "wait", name, "--verbose", "-o", "json"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert [row["result"] for row in json.loads(done.stdout)] == ["SUCCEEDED"]
+    assert f"{name} is SUCCEEDED" in done.stderr
+
+
 def test_a_pipe_that_closes_ends_a_list(make_emulator: MakeEmulator) -> None:
     emulator = make_emulator()
     for _ in range(2_000):
@@ -59,6 +69,26 @@ def test_a_closed_output_is_no_failure(emulator: DaiEmulator) -> None:
     arguments = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "list", "-o", "plain"]
     done = subprocess.run(arguments, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_messages_that_nobody_reads_end_no_command_and_cost_no_row(emulator: DaiEmulator) -> None:
+    names = [emulator.start_ingest() for _ in range(2)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = [*COMMAND, "cancel", *names, "-o", "json"]
+    done = subprocess.run(arguments, input="y\n", stdout=subprocess.PIPE, stderr=writer, text=True, check=False)
+    os.close(writer)
+    assert [row["result"] for row in json.loads(done.stdout)] == ["requested"] * 2
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("output", ["plain", "table", "yaml"])
+def test_what_the_encoding_does_not_know_is_escaped(emulator: DaiEmulator, output: str) -> None:
+    name = emulator.start_ingest(creative_url="https://media.example/\u00fc.mp4")
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*COMMAND, "list", "-o", output], env=env, capture_output=True, encoding="ascii", check=True)
+    assert name in done.stdout
+    assert "\\xfc.mp4" in done.stdout.replace("\\xFC", "\\xfc")
 
 
 FULL_DISK = Path("/dev/full")
@@ -83,6 +113,21 @@ def test_words_for_which_there_is_no_space_keep_nothing_from_being_cancelled(emu
         arguments = [*COMMAND, "cancel", name, "-o", "json"]
         done = subprocess.run(arguments, input="y\n", stdout=subprocess.PIPE, stderr=full, text=True, check=False)
     assert [row["result"] for row in json.loads(done.stdout)] == ["requested"]
+
+
+def test_a_terminal_that_closes_during_a_wait_loses_no_row(emulator: DaiEmulator) -> None:
+    name = emulator.start_ingest()
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "wait", name, "-o", "json"], stdin=slave, stdout=subprocess.PIPE, stderr=slave, text=True
+    )
+    os.close(slave)
+    while not count(emulator, "operations.get"):
+        assert os.read(master, 65536)
+    os.close(master)
+    process.send_signal(signal.SIGHUP)
+    out, _ = process.communicate()
+    assert (process.returncode, [row["result"] for row in json.loads(out)]) == (130, ["may still run"])
 
 
 def test_a_terminal_sees_the_progress_of_a_wait(make_emulator: MakeEmulator) -> None:

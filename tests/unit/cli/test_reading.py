@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from airflow.cli import simple_table
 
 from airflow_dai_provider import metadata_database
 from airflow_dai_provider.api.operation import Operation
@@ -95,7 +96,9 @@ class TestList:
             "operations": [{"name": "operations/undated", "metadata": {"creativeUrl": "https://media.example/a"}}]
         }
         emulator.inject(Fault("operations.list", status=200, body=json.dumps(undated).encode(), times=2))
-        assert dai("list", "--older-than", "1s", "-o", "json").rows == []
+        result = dai("list", "--older-than", "1s", "-o", "json")
+        assert (result.code, result.rows) == (0, [])
+        assert "Not shown, because they have no create time: 1.\n" in result.err
         assert len(dai("list", "-o", "json").rows) == 1
 
     @pytest.mark.parametrize(
@@ -110,20 +113,38 @@ class TestList:
         page = {"operations": [{"name": "operations/a"}, {"name": "../b"}, {}]}
         emulator.inject(Fault("operations.list", status=200, body=json.dumps(page).encode()))
         result = dai("list", "-o", "json")
-        assert [row["name"] for row in result.rows] == ["operations/a"]
+        assert (result.code, [row["name"] for row in result.rows]) == (1, ["operations/a"])
         (line,) = result.err.splitlines()
         assert line.startswith("operations.list: 2 unreadable operations were passed over; of the first: ")
 
-    def test_what_was_read_of_a_list_that_does_not_end_is_printed(self, make_emulator: MakeEmulator, dai: Dai) -> None:
+    @pytest.mark.parametrize("output", ["json", "yaml", "plain"])
+    def test_what_was_read_of_a_list_that_does_not_end_is_printed(
+        self, make_emulator: MakeEmulator, dai: Dai, output: str
+    ) -> None:
         emulator = make_emulator()
         for _ in range(150):
             emulator.start_ingest()
         emulator.inject(Fault("operations.list", merge={"nextPageToken": "t"}))
         emulator.inject(Fault("operations.list", status=200, body=b'{"nextPageToken": "t"}', times=None))
-        result = dai("list", "--output", "plain")
-        assert result.code != 0
+        result = dai("list", "--output", output)
+        assert result.code == 1
         assert "same page token twice" in result.err
-        assert result.out.count("operations/") == 100
+        assert len(read(output, result.out)) == 100
+
+    def test_one_that_moves_between_two_pages_is_listed_once(self, emulator: DaiEmulator, dai: Dai) -> None:
+        pages: list[dict[str, Any]] = [
+            {"operations": [{"name": "operations/a"}, {"name": "operations/b"}], "nextPageToken": "t"},
+            {"operations": [{"name": "operations/b"}, {"name": "operations/c"}]},
+        ]
+        for page in pages:
+            emulator.inject(Fault("operations.list", status=200, body=json.dumps(page).encode()))
+        result = dai("list", "-o", "json")
+        assert [row["name"] for row in result.rows] == ["operations/a", "operations/b", "operations/c"]
+
+    def test_of_a_mapped_task_the_map_index_is_shown(self, dai: Dai, start: Start) -> None:
+        started = start(mapped=True)
+        for command in (["list"], ["whose", started.name]):
+            assert [row["map_index"] for row in dai(*command, "-o", "json").rows] == ["0"]
 
     @pytest.mark.parametrize(("output", "number"), [*((output, 1_000) for output in FORMATS), ("plain", 10_000)])
     def test_a_long_list_is_printed_page_by_page_and_not_kept(
@@ -162,11 +183,9 @@ class TestGet:
         result = dai("get", started.name, "-o", output)
         assert (result.code, result.err) == (0, "")
         assert SIGNATURE not in result.out
-        if output == "table":
-            # Its columns are narrower than some cells.
-            assert "starts" in result.out
-            return
-        (row,) = read(output, result.out)
+        rows = read(output, result.out)
+        # A table has a line for each column.
+        row = {str(one["field"]): one["value"] for one in rows} if output == "table" else rows[0]
         assert row["dag_id"] == "starts"
         if output == "json":
             assert row | {"create_time": None} == {
@@ -192,6 +211,41 @@ class TestGet:
         (row,) = dai("get", name, "-o", "json").rows
         assert (row["state"], row["youtube_state"]) == ("FAILED", "FAILURE")
         assert row["error"].startswith("INVALID_MEDIA (")
+
+    @pytest.mark.parametrize("output", FORMATS)
+    def test_control_characters_break_no_row_and_reach_no_terminal(
+        self, emulator: DaiEmulator, dai: Dai, clock: Clock, output: str
+    ) -> None:
+        name = emulator.start_ingest(seconds=1, outcome="INVALID_MEDIA")
+        clock.advance(60)
+        failed = {"error": {"code": 3, "message": "a\r\nb\x1b[2Jc"}}
+        emulator.inject(Fault("operations.get", merge=failed, times=None))
+        result = dai("wait", name, "-o", output)
+        (row,) = read(output, result.out)
+        assert row["name"] == name
+        asked = dai("cancel", name)
+        assert "\x1b" not in result.out + asked.err
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_a_table_keeps_each_name_whole(
+    emulator: DaiEmulator, dai: Dai, start: Start, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setattr(simple_table, "is_tty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    name = start().name
+    listed = dai("list").out.splitlines()
+    assert ("map_index" in listed[0]) == (columns == 200)
+    long = emulator.start_ingest(f"operations/{'long' * 40}")
+    for arguments, names in (
+        (["list"], [name, long]),
+        (["get", name], [name]),
+        (["get", long], [long]),
+        (["whose", name], [name]),
+        (["cancel", "-y", name, long], [name, long]),
+    ):
+        lines = dai(*arguments).out.splitlines()
+        assert [one for one in names if not any(one in line.split() for line in lines)] == []
 
 
 class TestWhose:
@@ -236,9 +290,9 @@ class TestWhose:
         store.set(f"{OWNER_KEYS}of-another-version", {"owner": {"dag": "starts"}})
         name = emulator.start_ingest(creative_url=SIGNED_URL)
         told = "Cannot read 1 of 1 records of owners, which another version may have written."
-        for arguments, code in ((["list"], 0), (["whose", name], 1)):
+        for arguments in (["list"], ["get", name], ["whose", name]):
             result = dai(*arguments)
-            assert result.code == code
+            assert result.code == 1
             assert f"{told} Operations of these tasks are shown without an owner." in result.err
         assert dai("check", "-o", "json").rows[1]["reason"].endswith(told)
         assert f"to have started {name}: another system, or one of these tasks, may have started it." in result.err
@@ -296,6 +350,7 @@ class TestCheck:
 
 
 class TestTrouble:
+    @pytest.mark.usefixtures("fake_time")
     @pytest.mark.parametrize("arguments", READS.values(), ids=READS)
     def test_the_service_is_down(
         self, dai: Dai, closed_port: int, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
@@ -379,14 +434,9 @@ class TestTrouble:
         result = dai("list", "-o", "json")
         assert sorted(row["name"] for row in result.rows) == sorted(names)
         assert (result.code, result.err) == (
-            0,
+            1,
             "Owners are not shown. The metadata database cannot be read: postgresql://host/ is away.\n",
         )
         checked = dai("check", "-o", "json")
         assert (checked.code, checked.rows[1]["result"]) == (1, "failed")
         assert checked.rows[1]["reason"] == "The metadata database cannot be read: postgresql://host/ is away"
-
-    def test_verbose_shows_airflows_log_beside_the_output(self, emulator: DaiEmulator, dai: Dai) -> None:
-        name = emulator.start_ingest()
-        result = dai("list", "-o", "json", "--verbose")
-        assert [row["name"] for row in json.loads(result.out.splitlines()[-1])] == [name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import Any
 
 import pytest
@@ -147,6 +148,22 @@ class TestSweep:
         (row,) = dai("sweep", "--older-than", "6h", "--include-undated", "-o", "json").rows
         assert (row["name"], row["age"], row["reason"]) == ("operations/undated", None, "has no create time")
 
+    def test_what_is_no_operation_is_told(self, emulator: DaiEmulator, dai: Dai) -> None:
+        page = {"operations": [{"name": "operations/undated"}, {}]}
+        emulator.inject(Fault("operations.list", status=200, body=json.dumps(page).encode()))
+        result = dai("sweep", "--older-than", "6h", "--include-undated", "-o", "json")
+        assert (result.code, [row["name"] for row in result.rows]) == (1, ["operations/undated"])
+        assert "1 unreadable operations were passed over" in result.err
+
+    def test_what_was_created_ahead_of_this_clock_has_no_age_yet(self, dai: Dai, start: Start, clock: Clock) -> None:
+        stray = start()
+        stray.fail()
+        clock.advance(-3605)
+        assert [row["age"] for row in dai("list", "-o", "json").rows] == ["0:00:00"]
+        result = dai("sweep", "--no-dry-run", "-o", "json", answer="y\n")
+        assert f"{stray.name} (0:00:00 old, " in result.err
+        assert [row["age"] for row in result.rows] == ["0:00:00"]
+
     def test_beside_an_unreadable_xcom_nothing_goes_by_age(
         self, emulator: DaiEmulator, dai: Dai, start: Start, clock: Clock
     ) -> None:
@@ -155,8 +172,9 @@ class TestSweep:
         clock.advance(60)
         with damaged_xcom(started.run, "ingest", XCOM_STARTED):
             result = dai("sweep", "--no-dry-run", "-y", "--older-than", "1s")
-            listed = dai("list")
-        assert (result.code, count(emulator, CANCEL)) == (0, 0)
+            listed = dai("list", "-o", "json")
+        assert (result.code, listed.code, count(emulator, CANCEL)) == (1, 1, 0)
+        assert [row["name"] for row in listed.rows] != []
         assert f"Cannot read the XCom {XCOM_STARTED} of task ingest of run" in result.err
         assert "so operations without an owner are left alone." in result.err
         assert f"Cannot read the XCom {XCOM_STARTED} of task ingest of run" in listed.err
@@ -181,6 +199,27 @@ class TestSweep:
         assert found[running].startswith("may still run: its cancellation is requested, but ")
         assert found[running].endswith("; the command was interrupted")
         assert "Interrupted." in result.err
+
+    @pytest.mark.skipif(not HAS_ASSET_STATE_STORE, reason="Airflow before 3.3 has no records of owners")
+    def test_a_terminal_that_closes_leaves_no_announcement(
+        self, emulator: DaiEmulator, dai: Dai, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stray = start()
+        stray.fail()
+        retracted: list[str] = []
+
+        def get(*_: object) -> None:
+            assert callable(signal.getsignal(signal.SIGHUP)), "the signal would end the tests"
+            signal.raise_signal(signal.SIGHUP)
+
+        def retract(self: Any, sweep: Any, owner: Any, endpoint: str, names: Any) -> None:  # noqa: ARG001
+            retracted.extend(names)
+
+        monkeypatch.setattr(OwnerRecords, "get", get)
+        monkeypatch.setattr(OwnerRecords, "retract", retract)
+        result = dai("sweep", "--no-dry-run", "-y", "-o", "json")
+        assert (result.code, result.err.splitlines()[-1]) == (130, "Interrupted.")
+        assert (retracted, count(emulator, CANCEL)) == ([stray.name], 0)
 
     def test_too_many_are_not_cancelled(self, emulator: DaiEmulator, dai: Dai, clock: Clock) -> None:
         for _ in range(3):
@@ -245,7 +284,7 @@ def test_records_that_only_tasks_read_are_told_and_nothing_is_changed(
         ["list"],
     ):
         result = dai(*arguments)
-        assert (result.code, count(emulator, CANCEL)) == (int(arguments != ["list"]), 0)
+        assert (result.code, count(emulator, CANCEL)) == (1, 0)
         assert "the records of owners are in the [workers] state_store_backend, which only tasks read" in result.err
     with pytest.raises(LookupError):
         store.get(record.owner.key)
