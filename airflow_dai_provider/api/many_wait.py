@@ -139,6 +139,7 @@ class ManyWait:
         self._polled.add(operation.name)
         self._waits.pop(operation.name, None)
         self.errors.pop(operation.name, None)
+        self._suspects.discard(operation.name)
         self.running[operation.name] = operation
         if not operation.done:
             return None

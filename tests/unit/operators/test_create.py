@@ -27,7 +27,22 @@ from tests.support.clock import Clock
 from tests.support.connections import Connect
 from tests.support.dag_runs import RunDag
 from tests.support.emulators import count
-from tests.support.ingests import CANCEL, CREATE, GET, LIST, SECRET, URL, both, cancel, execute, fail, make, resume, the
+from tests.support.ingests import (
+    CANCEL,
+    CREATE,
+    GET,
+    LIST,
+    SECRET,
+    URL,
+    both,
+    cancel,
+    execute,
+    fail,
+    make,
+    resume,
+    the,
+    url,
+)
 from tests.support.log import Log
 from tests.support.payloads import creative
 from tests.support.task_instance import Store, Ti
@@ -64,6 +79,17 @@ class TestStart:
         assert pushed["ingest"]["gv_registry_id"]
         assert store.kept == {}
         assert SECRET not in json.dumps(list(ti.pushed.values())) + log.text
+
+    @pytest.mark.usefixtures("slow")
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_the_log_says_what_is_started_and_under_which_name(self, context: Any, log: Log, number: int) -> None:
+        given = [creative(url(index)) for index in range(number)]
+        started = make(creative=given if number > 1 else given[0], wait_for_completion=False).execute(context)
+        assert log.lines("Starting the ingest")
+        for index, name in enumerate(started if number > 1 else [started]):
+            (line,) = log.lines(f"Started the ingest of https://media.example.com/{index}.mp4")
+            assert name in line
+        assert SECRET not in log.text
 
     def test_the_creative_is_sent_unchanged(self, slow: DaiEmulator, context: Any) -> None:
         given = creative(advertiser="A", networkCode="1234", somethingNew={"x": [1]})
