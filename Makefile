@@ -26,7 +26,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test e2e soak peers bench long screenshots docs lint types spelling hooks build constraints pins clean
+.PHONY: help demo test versions e2e soak peers bench long screenshots docs lint types spelling hooks build constraints pins clean
 
 help: ## Say what there is
 	@echo "Airflow $(AIRFLOW); choose another with AIRFLOW=2.11"
@@ -42,6 +42,10 @@ else
 	@$(BIN)/pytest $(ENDING_HANGS) --numprocesses auto --maxprocesses 4 --cov --cov-report term --cov-fail-under 95
 	@$(BIN)/coverage report --include "*/operation.py,*/rest.py" --fail-under 100
 endif
+
+versions: ## Run the tests that need only Python on the versions in between: Airflow 3.0, 3.1 and 3.2
+	@for airflow in 3.0 3.1 3.2; do \
+		$(MAKE) --no-print-directory test AIRFLOW=$$airflow ARGS="--numprocesses auto --maxprocesses 4" || exit 1; done
 
 e2e: $(READY) ## Run the tests on a running Airflow (installs Debian's PostgreSQL if there is none; EXECUTOR=celery: Redis too)
 	$(POSTGRESQL)
