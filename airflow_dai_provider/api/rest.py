@@ -260,7 +260,7 @@ def _error(request: Request[Any], response: Response, now: datetime) -> ServiceE
         code, text = _code_of_error(error, response.status), _text(error.get("message") or "no message")
     # Another server may have responded than was meant, or another account may have asked.
     if response.server and (from_front_end or code in PERMANENT):
-        text += f" ({response.server})"
+        text = f"{text.removesuffix('.')} ({response.server})"
     message = f"{request} returned {response.status} {code}: {text}"
     return ServiceError(message, code, retry_after=retry_after, from_front_end=from_front_end)
 

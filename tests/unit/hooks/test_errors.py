@@ -35,7 +35,7 @@ def test_each_code_has_its_class_and_its_retries(
         call(make_hook(api_endpoint=emulator.endpoint))
 
     _, status, error = RPC_CODES[rpc_status]
-    for words in (method, str(status), rpc_status, "The emulator was told to fail."):
+    for words in (method, str(status), rpc_status, "The emulator was told to fail"):
         assert words in str(caught.value)
     # Of an error that a retry does not help: another server may have responded, or another account may have asked.
     source = f"({emulator.endpoint}, connection 'google_cloud_default')"
