@@ -124,9 +124,13 @@ def lost_and_called_back(play: Play) -> None:
     play.task_is("success", tries=2)
     *earlier, last = [started.name for started in play.service.ingests(play.url)]
     play.strays, play.healthy = earlier, [last]
-    logs = play.airflow.component_logs()
     names = [*earlier, last]
-    assert any(f"{n} {LEFT_ALONE}" in logs or f"{REQUESTED} {n}" in logs for n in names), "no callback has run"
+
+    def called_back() -> bool:
+        logs = play.airflow.component_logs()
+        return any(f"{name} {LEFT_ALONE}" in logs or f"{REQUESTED} {name}" in logs for name in names)
+
+    play._wait("the callback", called_back)
 
 
 def raised_and_retried(play: Play) -> None:

@@ -121,8 +121,9 @@ ROWS = (
         {STATE_STORE: (CALLBACK, CALLBACK)}),
     Row("8-callback", "the same, with an `on_retry_callback` that comes late", "waits_with_retry_callback",
         events.lost_and_called_back, f"{UNHARMED}|{CALLBACK}", f"{UNHARMED}|{CALLBACK}"),
+    # In Airflow 2, the signal is also an error in the task.
     Row("8-pod", "SIGTERM to all processes of the task, as when its pod is deleted", "waits", events.pod_ends,
-        KILL, f"{KILL}|{RINGS}"),
+        KILL, f"{KILL}|{RINGS}", {AIRFLOW_3: (f"{KILL}|{OPERATOR}", f"{KILL}|{OPERATOR}|{RINGS}")}),
     Row("9-failed", "the deferred task is marked failed", "defers", events.marked("failed", "deferred"),
         TRIGGER, f"{TRIGGER}|{RINGS}"),
     Row("9-success", "it is marked success", "defers", events.marked("success", "deferred"),

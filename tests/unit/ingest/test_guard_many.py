@@ -156,6 +156,7 @@ class TestKill:
             operator.on_kill()
             pushed.set()
 
+        monkeypatch.setattr(kill_requests, "KILL_TIMEOUT", 30.0)  # real, on a busy machine
         monkeypatch.setattr(DaiHook, "create_creative", some)
         monkeypatch.setattr(ti, "xcom_push", killed, raising=False)
         with pytest.raises(AirflowException, match="Not started: .* CANCELLED"):
