@@ -11,7 +11,7 @@ UV := .venvs/uv/bin/uv
 TOOLS := .venvs/tools
 TOOLS_READY := $(TOOLS)/.ready
 # The tests of tests/e2e that are about workers, triggerers and schedulers.
-ON_CELERY := tests/e2e/test_celery.py tests/e2e/test_rows.py tests/e2e/test_ownership.py
+ON_CELERY := $(addprefix tests/e2e/test_,celery.py production.py rows.py ownership.py)
 CHECKED := .github airflow_dai_provider dags_examples docs tests
 # A test that hangs ends its process, which fails the test by its name and shows where each thread stood.
 ENDING_HANGS := -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
