@@ -69,11 +69,21 @@ class Waits:
         """Begin to wait for the polls of each, which are due at the same time."""
         return [asyncio.create_task(self.polls.ask({name: None}, slot, SLOT)) for name in names]
 
+    def hold_pages(self) -> asyncio.Event:
+        """Let each page be used only once the returned event is set."""
+        held = asyncio.Event()
+        self.hold = held.wait
+        return held
+
+    async def come_due(self) -> None:
+        """Let the polls that were begun come due."""
+        await beats()
+        self.time.comes()
+
     async def poll(self, names: Iterable[str], slot: float = SLOT) -> list[Any]:
         """Return the answers to polls that are due together, and errors in their place."""
         asked = self.begin(names, slot)
-        await beats()
-        self.time.comes()
+        await self.come_due()
         return await asyncio.gather(*asked, return_exceptions=True)
 
 
@@ -164,8 +174,7 @@ def test_waits_that_are_cancelled_count_no_more(emulator: DaiEmulator, clock: Cl
         await beats()
         for one in asked[:cancelled]:
             one.cancel()
-        await beats()
-        waits.time.comes()
+        await waits.come_due()
         answers = await asyncio.gather(*asked[cancelled:])
         assert all(answers) is (cancelled == 5)
 
@@ -179,12 +188,10 @@ def test_the_list_is_read_no_further_for_waits_that_are_cancelled_meanwhile(
     names = [emulator.start_ingest() for _ in range(300)]
 
     async def main(waits: Waits) -> None:
-        held = asyncio.Event()
-        waits.hold = held.wait
+        held = waits.hold_pages()
         asked = waits.begin(names)
         again = waits.begin(names[-1:])
-        await beats()
-        waits.time.comes()
+        await waits.come_due()
         await until(lambda: emulator.requests and emulator.requests[0].status)
         for one in asked[105:]:
             one.cancel()
@@ -203,15 +210,12 @@ def test_the_list_is_not_read_for_waits_that_are_cancelled_while_another_reading
     names = [emulator.start_ingest() for _ in range(50)]
 
     async def main(waits: Waits) -> None:
-        held = asyncio.Event()
-        waits.hold = held.wait
+        held = waits.hold_pages()
         first = waits.begin(names)
-        await beats()
-        waits.time.comes()
+        await waits.come_due()
         await until(lambda: emulator.requests)
         late = waits.begin(names)
-        await beats()
-        waits.time.comes()
+        await waits.come_due()
         await beats()
         for one in late[5:]:
             one.cancel()
@@ -230,17 +234,14 @@ def test_a_poll_is_answered_by_no_page_that_was_requested_before_it_was_due(
     names = [emulator.start_ingest(seconds=100) for _ in range(50)]
 
     async def main(waits: Waits) -> None:
-        held = asyncio.Event()
-        waits.hold = held.wait
+        held = waits.hold_pages()
         first = waits.begin(names)
-        await beats()
-        waits.time.comes()
+        await waits.come_due()
         await until(lambda: emulator.requests)
         await until(lambda: emulator.requests[0].status)
         clock.advance(200)
         late = waits.begin(names)
-        await beats()
-        waits.time.comes()
+        await waits.come_due()
         await beats()
         held.set()
         assert all(await asyncio.gather(*first))
@@ -317,8 +318,7 @@ def test_the_list_is_read_on_after_one_pause(emulator: DaiEmulator, clock: Clock
 
     async def main(waits: Waits) -> None:
         asked = waits.begin(names)
-        await beats()
-        waits.time.comes()
+        await waits.come_due()
         await until(lambda: waits.time.asleep == [SLOT, 20.0])
         clock.advance(20)
         waits.time.comes()
@@ -341,8 +341,7 @@ def test_a_pause_does_not_count_as_time_that_the_list_takes(emulator: DaiEmulato
         with pytest.raises(exceptions.ResourceExhausted):
             await waits.transport.call(rest.get_operation(names[0]))
         asked = waits.begin(names)
-        await beats()
-        waits.time.comes()
+        await waits.come_due()
         await until(lambda: waits.time.asleep == [SLOT, 8.0] or all(one.done() for one in asked))
         await asyncio.sleep(0.2)
         clock.advance(8)
