@@ -110,7 +110,7 @@ def test_a_task_uses_the_key_of_its_connection(
 NOT_PROCESSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "scope": (
         {"scope": OTHER_SCOPE},
-        "403 PERMISSION_DENIED: Request had insufficient authentication scopes.",
+        "403 PERMISSION_DENIED: Request had insufficient authentication scopes",
         "The account of the connection has no access: Google must have allow-listed it for DAI.",
     ),
     "key": (
