@@ -27,6 +27,7 @@ KINDS = (
     {"delay": 2.0},
 )
 METHODS = ("operations.cancel", "operations.get", "operations.list", "creatives.create")
+TOKEN = "token"
 #: Faults of one method each, and the share of its requests that they hit.
 OF_METHODS = (
     ("operations.get", 0.02, {"rpc_status": "NOT_FOUND"}),

@@ -6,6 +6,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from airflow_dai_provider.emulator import RecordedRequest
@@ -36,7 +37,7 @@ def requests_against_the_rule(requests: Iterable[RecordedRequest], sooner: int =
     Return the requests that should not have been sent.
 
     A request may follow another of the same method for the same ingest only if that one has failed or, for a poll,
-    after the interval. A create may follow another only if that one was throttled.
+    after the interval. A create may follow another only if that one was throttled, or its token was refused.
     """
     by_subject: dict[tuple[str | None, str], list[RecordedRequest]] = defaultdict(list)
     for request in requests:
@@ -51,6 +52,8 @@ def requests_against_the_rule(requests: Iterable[RecordedRequest], sooner: int =
 
 
 def may_follow(first: RecordedRequest, second: RecordedRequest) -> bool:
+    if first.status == HTTPStatus.UNAUTHORIZED:
+        return True
     if first.method == "operations.get":
         return first.fault is not None or second.time - first.time > APART
     return first.fault is not None and (first.method == "operations.cancel" or first.status == 429)

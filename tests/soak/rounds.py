@@ -1,9 +1,14 @@
-"""Rounds of cancel and wait: in the worker, in the triggerer, and by the operator that starts an ingest."""
+"""Rounds of everything that starts and cancels ingests, with a key whose tokens are revoked in the middle.
+
+A cancellation is requested by a task, in the worker and in the triggerer, by the task that starts an ingest, by the
+callback of a task that has failed, and by a sweep.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import os
 import threading
 import time
@@ -14,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
-from faults import inject, too_few
+from faults import METHODS, TOKEN, inject, too_few
 from judge import print_results, requests_against_the_rule
 from leaks import Leaks
 from situations import OF_CANCELS, Situation
@@ -22,7 +27,12 @@ from situations import OF_CANCELS, Situation
 from airflow_dai_provider.emulator import DaiEmulator
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError
-from airflow_dai_provider.operators.dai import DaiCancelOperationOperator, DaiCreateCreativeOperator
+from airflow_dai_provider.notifications.dai import DaiCancelOperationNotifier
+from airflow_dai_provider.operators.dai import (
+    DaiCancelOperationOperator,
+    DaiCancelStrayOperationsOperator,
+    DaiCreateCreativeOperator,
+)
 from airflow_dai_provider.triggers.dai import DaiOperationTrigger
 from tests.e2e.messages import NOT_FINISHED
 
@@ -34,6 +44,21 @@ RETRY_DELAY = 1.0
 FAULTLESS = 90
 #: The largest share of starts under faults, and a few more, whose tasks may not know if an ingest was started.
 IN_DOUBT = 1 / 3
+#: The ingests of a list.
+LIST = 3
+#: How often all tokens are revoked: so seldom that a request does not meet it twice.
+REVOCATIONS = 3
+
+
+class InDoubtError(Exception):
+    """A task has failed which does not know if it has started the ingests of some media.
+
+    :param errors: the errors, by media URL.
+    """
+
+    def __init__(self, errors: dict[str, str]) -> None:
+        super().__init__("; ".join(errors.values()))
+        self.errors = errors
 
 
 @dataclass
@@ -116,10 +141,9 @@ def run_task(make: Callable[[], Any], ti: TaskInstance, triggerer: Triggerer) ->
             return
 
 
-def media_url(number: int) -> str:
-    return (
-        f"https://media.example.com/{number}.mp4?seconds={6 if KINDS[number % len(KINDS)] is start_and_retry else 3600}"
-    )
+def media_url(number: int, part: int = 0) -> str:
+    seconds = 3600 if KINDS[number % len(KINDS)] is start_and_time_out else 6
+    return f"https://media.example.com/{number}-{part}.mp4?seconds={seconds}"
 
 
 def cancel(name: str, **options: Any) -> Callable[[], DaiCancelOperationOperator]:
@@ -127,11 +151,14 @@ def cancel(name: str, **options: Any) -> Callable[[], DaiCancelOperationOperator
     return lambda: DaiCancelOperationOperator(task_id="soak", operation_name=name, **waiting, **options)
 
 
+def creative(url: str) -> dict[str, Any]:
+    media = {"uri": url, "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
+    return {"adSystem": "soak", "mediaFiles": [media]}
+
+
 def create(number: int) -> DaiCreateCreativeOperator:
     """Return a task whose wait times out after 3 s."""
-    media = {"uri": media_url(number), "delivery": "DELIVERY_PROGRESSIVE", "mimeType": "video/mp4"}
-    creative = {"adSystem": "soak", "mediaFiles": [media]}
-    return DaiCreateCreativeOperator(task_id="soak", creative=creative, poll_interval=1, timeout=3)
+    return DaiCreateCreativeOperator(task_id="soak", creative=creative(media_url(number)), poll_interval=1, timeout=3)
 
 
 def cancel_in_worker(emulator: DaiEmulator, triggerer: Triggerer, number: int) -> str | None:
@@ -159,14 +186,14 @@ def start_and_time_out(emulator: DaiEmulator, triggerer: Triggerer, number: int)
     """
     Start an ingest whose wait times out, so that it is cancelled; return the problem, if any.
 
-    Raise IngestMayHaveStartedError if the request was lost, in which case no ingest may have started.
+    Raise InDoubtError if the request was lost, in which case no ingest may have started.
     """
     url = media_url(number)
     ti = TaskInstance(max_tries=0)
     try:
         run_task(lambda: create(number), ti, triggerer)
-    except IngestMayHaveStartedError:
-        raise
+    except IngestMayHaveStartedError as error:
+        raise InDoubtError({url: str(error)}) from error
     except AirflowException as error:
         if NOT_FINISHED not in str(error):
             return f"{url}: unexpected failure: {error}"
@@ -181,14 +208,80 @@ def start_and_time_out(emulator: DaiEmulator, triggerer: Triggerer, number: int)
 def start_and_retry(emulator: DaiEmulator, triggerer: Triggerer, number: int) -> str | None:
     """Start an ingest that takes longer than one try, so that the next reattaches to it; return the problem, if any."""
     ti = TaskInstance()
-    run_task(lambda: create(number), ti, triggerer)
+    try:
+        run_task(lambda: create(number), ti, triggerer)
+    except IngestMayHaveStartedError as error:
+        raise InDoubtError({media_url(number): str(error)}) from error
     name = ti.pushed["operation_name"]
     if emulator.cancel_requested(name):
         return f"{name} was cancelled"
     return wrong_state(emulator, ti, name, "SUCCEEDED")
 
 
-KINDS = (cancel_in_worker, cancel_in_triggerer, start_and_time_out, start_and_retry)
+def start_a_list(emulator: DaiEmulator, triggerer: Triggerer, number: int) -> str | None:
+    """Start a list of ingests, and wait for them in the worker or the triggerer; return the problem, if any."""
+    urls = [media_url(number, part) for part in range(LIST)]
+    waiting = {"poll_interval": 2, "timeout": 120, "deferrable": number % 2 == 0}
+    ti = TaskInstance()
+    failure: AirflowFailException | None = None
+    try:
+        run_task(
+            lambda: DaiCreateCreativeOperator(task_id="soak", creative=[*map(creative, urls)], **waiting), ti, triggerer
+        )
+    except AirflowFailException as error:
+        failure = error
+    rows = dict(zip(urls, ti.pushed["operation"], strict=True))
+    names = [row["name"] for row in rows.values() if row["name"]]
+    if wrong := [name for name in names if emulator.state(name) != "SUCCEEDED" or emulator.cancel_requested(name)]:
+        return f"{', '.join(wrong)} did not succeed, or was cancelled"
+    if wrong := [row["name"] for row in rows.values() if row["name"] and row["state"] != "SUCCEEDED"]:
+        return f"the task does not know that {', '.join(wrong)} have succeeded"
+    errors = {url: row["error_message"] for url, row in rows.items() if not row["name"]}
+    if failure and errors:
+        raise InDoubtError(errors) from failure
+    return (
+        f"{names} have succeeded, and the task says {failure or 'nothing of the others'}" if failure or errors else None
+    )
+
+
+def cancel_by_callback(emulator: DaiEmulator, triggerer: Triggerer, number: int) -> str | None:
+    """Cancel the ingest of a task that has failed; return the problem, if any."""
+    name = emulator.start_ingest(f"operations/callback/{number}", seconds=3600)
+    DaiCancelOperationNotifier(name, timeout=60).notify({"ti": TaskInstance()})
+    return None if emulator.cancel_requested(name) else f"{name} was not cancelled"
+
+
+class SweepByAge(DaiCancelStrayOperationsOperator):
+    """A sweep that knows no owners, as on Airflow 3.0 to 3.2."""
+
+    def _find_owners(self, *_: Any) -> None:
+        """Return no owners: these rounds have no database."""
+
+
+def sweep(emulator: DaiEmulator, triggerer: Triggerer, number: int) -> str | None:
+    """Sweep a stray, which is found by its age, and wait; return the problem, if any."""
+    url = f"https://media.example.com/stray-{number}/"
+    name = emulator.start_ingest(f"operations/stray/{number}", seconds=3600, creative_url=f"{url}ad.mp4")
+    situation_of(number)(emulator, name)
+    time.sleep(1)
+    ti = TaskInstance()
+    waiting = {"wait_for_completion": True, "poll_interval": 2, "timeout": 120}
+    run_task(lambda: SweepByAge(task_id="soak", older_than=0.5, url_prefix=url, **waiting), ti, triggerer)
+    state = emulator.state(name)
+    return None if state == "CANCELLED" else f"{name} is {state} after the sweep: {ti.pushed['report']}"
+
+
+KINDS = (
+    cancel_in_worker,
+    cancel_in_triggerer,
+    start_and_time_out,
+    start_and_retry,
+    start_a_list,
+    cancel_by_callback,
+    sweep,
+)
+#: How many ingests a round of a kind starts by ``creatives.create``.
+STARTS = {start_and_time_out: 1, start_and_retry: 1, start_a_list: LIST}
 
 
 def situation_of(number: int) -> Situation:
@@ -205,10 +298,10 @@ class Played:
     """
     The results of the rounds.
 
-    :param starts: the number of tasks that start an ingest.
+    :param starts: the number of ingests that tasks are to start.
     :param share: the share of requests that were to fail.
     :param started: the number of ingests by media URL, according to the service's own list.
-    :param in_doubt: the failures of tasks that do not know if an ingest was started, by media URL.
+    :param in_doubt: the errors of tasks that do not know if an ingest was started, by media URL.
     """
 
     emulator: DaiEmulator
@@ -234,6 +327,7 @@ class Played:
             "wrong outcomes": self.wrong + missed,
             "too many starts in doubt": too_many,
             "faults missing": too_few(emulator, self.share),
+            "tokens never revoked": [] if emulator.tokens_issued > REVOCATIONS else ["no request has met a revocation"],
             "strays": [name for name, state in emulator.states().items() if state == "RUNNING"],
             "ingests started twice": [url for url, times in self.started.items() if times > 1],
             # After each try the next may poll at once.
@@ -244,10 +338,10 @@ class Played:
 
 def play(rounds: int, share: float, seed: int | None) -> Played:
     started = time.monotonic()
-    with DaiEmulator(seed=seed) as emulator:
-        os.environ["DAI_EMULATOR_HOST"] = emulator.host
-        inject(emulator, share)
-        starts = sum(KINDS[number % len(KINDS)] in (start_and_time_out, start_and_retry) for number in range(rounds))
+    with DaiEmulator(seed=seed, authentication=True) as emulator:
+        connect(emulator)
+        inject(emulator, share, [*METHODS, TOKEN])
+        starts = sum(STARTS.get(KINDS[number % len(KINDS)], 0) for number in range(rounds))
         played = Played(emulator, Leaks(), share, starts)
         with Triggerer() as triggerer:
 
@@ -255,8 +349,8 @@ def play(rounds: int, share: float, seed: int | None) -> Played:
                 kind = KINDS[number % len(KINDS)]
                 try:
                     problem = kind(emulator, triggerer, number)
-                except IngestMayHaveStartedError as error:
-                    played.in_doubt[media_url(number)] = str(error)
+                except InDoubtError as error:
+                    played.in_doubt |= error.errors
                 except Exception as error:  # any exception is a wrong outcome
                     played.wrong.append(f"{kind.__name__} {number}: {type(error).__name__}: {error}")
                 else:
@@ -264,6 +358,8 @@ def play(rounds: int, share: float, seed: int | None) -> Played:
 
             with ThreadPoolExecutor(WORKERS) as pool:
                 for done, _ in enumerate(pool.map(one, range(rounds)), 1):
+                    if done % max(1, rounds // (REVOCATIONS + 1)) == 0:
+                        emulator.revoke_tokens()
                     if done % 100 == 0:
                         print(f"  {done} of {rounds} rounds, {time.monotonic() - started:.0f} s", flush=True)
             tasks = triggerer.tasks()
@@ -271,13 +367,19 @@ def play(rounds: int, share: float, seed: int | None) -> Played:
         played.seconds = time.monotonic() - started
     with emulator:  # again, without faults
         emulator.clear_faults()
-        os.environ["DAI_EMULATOR_HOST"] = emulator.host
         with DaiHook() as hook:
             urls = [
                 operation.ingest.signed_creative_url or "" for operation in hook.list_operations() if operation.ingest
             ]
     played.started.update(url for url in urls if "?seconds=" in url)
     return played
+
+
+def connect(emulator: DaiEmulator) -> None:
+    """Let Airflow's connection have a key of this emulator."""
+    extra = {"keyfile_dict": emulator.service_account_key(), "dai_api_endpoint": emulator.endpoint}
+    connection = {"conn_type": "google_cloud_platform", "extra": extra}
+    os.environ["AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT"] = json.dumps(connection)
 
 
 def play_rounds(rounds: int, share: float, seed: int | None) -> int:

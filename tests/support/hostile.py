@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.errors import ServiceError
+from airflow_dai_provider.api.many_wait import ManyWait
 from airflow_dai_provider.api.operation import Operation
+from airflow_dai_provider.api.operation_list import to_dicts
+from airflow_dai_provider.api.polling import Wait
 from airflow_dai_provider.sweep.report import Failure, SweepReport
 from airflow_dai_provider.sweep.selection import Selection
-from airflow_dai_provider.tasks.events import error_event, operation_event
+from airflow_dai_provider.tasks.events import error_event, many_event, operation_event, read_many_event
 from airflow_dai_provider.tasks.failures import task_error
 from tests.support.airflow_versions import IS_AIRFLOW_2, first, serialize_xcom
 from tests.support.payloads import METADATA_TYPE, NAME, SIGNATURE
@@ -101,36 +104,79 @@ def store_all_that_a_server_can_send(session: Any, ti: Any, examples: int) -> No
     :param ti: a task instance in that database, which the session has loaded.
     """
 
+    def check(values: list[Any]) -> None:
+        for value in values:
+            assert SIGNATURE not in json.dumps(value)
+            store(session, ti, value)
+
     @given(bodies)
     @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
-    def holds(body: bytes) -> None:
+    def one_holds(body: bytes) -> None:
         for status in (200, 503):
-            for value in _handed_to_airflow(body, status):
-                assert SIGNATURE not in json.dumps(value)
-                store(session, ti, value)
+            check(_handed_to_airflow(body, status))
 
-    holds()
+    @given(st.lists(operations | values, max_size=3))
+    @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    def several_hold(items: list[Any]) -> None:
+        check(_of_a_page(items))
+
+    one_holds()
+    several_hold()
     session.rollback()
 
 
 def _handed_to_airflow(body: bytes, status: int) -> list[Any]:
-    """Return everything that Airflow gets of a response to a poll."""
+    """Return everything that Airflow gets of a response: to a poll, and of the errors of other requests."""
+    response, handed = rest.Response(status, {}, body), list[Any]()
+    for request in (rest.cancel_operation(NAME), rest.create_creative({}), rest.list_operations()):
+        try:
+            rest.read_response(request, response, _NOW)
+        except ServiceError as error:
+            handed += _of_an_error(error)
     try:
-        operation = rest.read_response(rest.get_operation(NAME), rest.Response(status, {}, body), _NOW)
+        operation = rest.read_response(rest.get_operation(NAME), response, _NOW)
     except ServiceError as error:
-        return [error_event(NAME, error), str(task_error(error.rpc_code, str(error), "It may still run"))]
+        return handed + _of_an_error(error)
     assert Operation.from_dict(operation.to_dict()).to_dict() == operation.to_dict()
     report = SweepReport([operation], Selection(1.0, include_undated=True), _NOW.timestamp())
     report.begin()
     for stray in report.found:
         report.failed(stray.name, Failure(ServiceError.rpc_code, str(operation)))
     return [
+        *handed,
         operation.to_dict(),
         [operation.to_dict()] * 2,
         operation_event(NAME, operation),
         report.to_dict(),
         str(operation),
     ]
+
+
+def _of_an_error(error: ServiceError) -> list[Any]:
+    return [error_event(NAME, error), str(task_error(error.rpc_code, str(error), "It may still run"))]
+
+
+def _of_a_page(items: list[Any]) -> list[Any]:
+    """Return what Airflow gets of a page with these items and two that are in order, which these must not change."""
+    running, failed = {"name": "operations/running"}, {"name": "operations/failed", "done": True, "error": {"code": 9}}
+    body = json.dumps({"operations": [running, *items, failed]}).encode()
+    page = rest.read_response(rest.list_operations(), rest.Response(200, {}, body), _NOW)
+    assert [page.operations[0], page.operations[-1]] == [Operation.from_api(running), Operation.from_api(failed)]
+    assert len(page.operations) + len(page.unreadable) == len(items) + 2
+    names = [running["name"], failed["name"]]
+    polled = rest.read_response(rest.poll_operations(dict.fromkeys(names)), rest.Response(200, {}, body), _NOW)
+    assert (polled.running, polled.others) == ({running["name"]: page.operations[0]}, {failed["name"]})
+
+    finished = [one for one in page.operations if one.done]
+    many = ManyWait(list({one.name for one in finished}), Wait("several", started=0.0, poll_interval=1.0))
+    for operation in finished:
+        if operation.name in many.left:
+            many.finish(operation)
+    event = many_event(list(many.finished), many)
+    known, _ = read_many_event(event, list(many.finished))
+    assert known["operations/failed"] == page.operations[-1]
+    report = SweepReport(page.operations, Selection(1.0, include_undated=True), _NOW.timestamp())
+    return [event, to_dicts(page.operations), report.to_dict(), *page.unreadable]
 
 
 def store(session: Any, ti: Any, value: Any) -> None:
