@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any
 
 from airflow import __version__ as airflow_version
@@ -171,17 +172,26 @@ def is_unknown_asset(error: Exception, name: str) -> bool:
 
 
 def is_outage(error: Exception) -> bool:
-    """Return whether a read from Airflow 3 has failed because of its API server, and not because of the value.
+    """Return whether a read from Airflow 3 has failed because of its API server, and not because of what was read.
 
     :param error: see :func:`is_unknown_asset`. Any other comes from the code that restores a value: a backend of the
-        user's, whose object can be gone, or a class that does not load.
+        user's, whose object can be gone, or a class that does not load. Of an XCom of another team, the API server
+        responds that it is forbidden, and will do so again.
     """
     if TASKS_READ_DATABASE:
         return False
     from airflow.sdk.exceptions import AirflowRuntimeError
     from httpx import HTTPError
 
-    return isinstance(error, AirflowRuntimeError | HTTPError)
+    return isinstance(error, AirflowRuntimeError | HTTPError) and _status_of(error) != HTTPStatus.FORBIDDEN
+
+
+def _status_of(error: Exception) -> int | None:
+    """Return the HTTP status with which the API server has responded, None where it has not."""
+    detail = getattr(getattr(error, "error", None), "detail", None)
+    if isinstance(detail, Mapping):
+        return detail.get("status_code")
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def run_xcom(dag_id: str, run_id: str, task_id: str, map_index: int, key: str) -> Any:

@@ -18,6 +18,7 @@ from airflow_dai_provider.version_compat import (
     TRIGGERS_HAVE_ON_KILL,
     asset_store,
     gets_xcoms,
+    is_outage,
     is_unknown_asset,
     task_instance_state,
 )
@@ -84,19 +85,43 @@ class TestUnknownAsset:
         ids=["asset", "task instance", "route"],
     )
     def test_only_its_own_404_tells_that(self, form: str, detail: Any, unknown: bool) -> None:
-        """As the API server responds, and as the client and the supervisor of a task pass it on."""
+        assert is_unknown_asset(api_error(form, 404, detail), "an_asset") is unknown
+
+
+def api_error(form: str, status: int, detail: Any = None) -> Exception:
+    """Return the error of a response of the API server, as the client or the supervisor of a task passes it on."""
+    import httpx
+    from airflow.sdk.api.client import ServerResponseError
+    from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+    from airflow.sdk.execution_time.comms import ErrorResponse
+
+    request = httpx.Request("GET", "http://airflow.invalid/a/path")
+    response = httpx.Response(status, json={"detail": detail or {"reason": "a_reason"}}, request=request)
+    error = ServerResponseError.from_response(response)
+    assert error
+    if form == "client":
+        return error
+    told = {"status_code": status, "message": str(error), "detail": response.json()}
+    return AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail=told))
+
+
+@pytest.mark.skipif(IS_AIRFLOW_2, reason="Airflow 2 has no API server for tasks")
+class TestOutage:
+    @pytest.mark.parametrize("form", ["client", "supervisor"])
+    @pytest.mark.parametrize(("status", "outage"), [(403, False), (401, True), (500, True), (503, True)])
+    def test_what_belongs_to_another_team_is_forbidden_and_no_outage(
+        self, form: str, status: int, outage: bool
+    ) -> None:
+        assert is_outage(api_error(form, status)) is outage
+
+    def test_no_response_is_an_outage_and_a_value_that_cannot_be_read_is_not(self) -> None:
         import httpx
-        from airflow.sdk.api.client import ServerResponseError
         from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
         from airflow.sdk.execution_time.comms import ErrorResponse
 
-        request = httpx.Request("PUT", "http://airflow.invalid/store/asset/by-name/value?name=an_asset")
-        response = httpx.Response(404, json={"detail": detail}, request=request)
-        error: Any = ServerResponseError.from_response(response)
-        if form == "supervisor":
-            told = {"status_code": 404, "message": str(error), "detail": response.json()}
-            error = AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail=told))
-        assert is_unknown_asset(error, "an_asset") is unknown
+        assert is_outage(httpx.ConnectError("refused"))
+        assert is_outage(AirflowRuntimeError(ErrorResponse(error=ErrorType.GENERIC_ERROR, detail=None)))
+        assert not is_outage(FileNotFoundError("s3://bucket/key"))
 
 
 def test_a_trigger_without_a_task_instance_has_no_state() -> None:

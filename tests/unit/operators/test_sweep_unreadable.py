@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from httpx import HTTPError
 
 from airflow_dai_provider import version_compat
 from airflow_dai_provider.emulator import DaiEmulator
@@ -28,6 +29,14 @@ class NotFoundError(Exception):
     def __init__(self, message: str) -> None:
         self.response = SimpleNamespace(status_code=404)
         self.detail = {"reason": "not_found", "message": message}
+
+
+class ForbiddenError(HTTPError):
+    """Stands in for the response to a request for an XCom of another team."""
+
+    def __init__(self) -> None:
+        super().__init__("Task does not have access to this XCom in multi-team mode")
+        self.response = SimpleNamespace(status_code=403)
 
 
 def fails(error: Exception) -> Callable[..., None]:
@@ -105,6 +114,7 @@ class TestUnreadable:
         stray = owned("failed", "z_run", url=f"{URL}z")
         return stray, emulator.start_ingest(seconds=math.inf, creative_url=f"{URL}other")
 
+    @pytest.mark.parametrize("error", [FileNotFoundError("s3://bucket/key"), ForbiddenError()], ids=repr)
     @pytest.mark.parametrize(("state", "strays"), [("running", 0), ("failed", 2)])
     def test_an_xcom(
         self,
@@ -117,17 +127,18 @@ class TestUnreadable:
         log: Log,
         state: str,
         strays: int,
+        error: Exception,
     ) -> None:
         """Of a task that has started one ingest, and lost the response of another."""
         twin, adopted = (emulator.start_ingest(seconds=math.inf, creative_url=URL) for _ in range(2))
         write().end([adopted], [URL])
         set_state(airflow, state)
         clock.advance(60)
-        monkeypatch.setattr(version_compat, "run_xcom", fails(FileNotFoundError("s3://bucket/key")))
+        monkeypatch.setattr(version_compat, "run_xcom", fails(error))
         sweep(older_than=1)
         assert cancelled(emulator) == {others[0], *(twin, adopted)[:strays]}
-        told = "Cannot read the XCom operation_started of task ingest of run a_run of DAG a_dag: FileNotFoundError."
-        assert log.lines(told)
+        kind = type(error).__name__
+        assert log.lines(f"Cannot read the XCom operation_started of task ingest of run a_run of DAG a_dag: {kind}.")
 
     @pytest.mark.parametrize("state", ["running", "failed"])
     @pytest.mark.parametrize("why", ["FileNotFoundError", "another version has written it"])
