@@ -14,8 +14,8 @@ from airflow_dai_provider.api.operation import InvalidOperationError, Operation,
 from airflow_dai_provider.api.operation_list import to_dicts
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.api.retry import THROTTLED, as_outage, may_have_acted
+from airflow_dai_provider.ingest.reattach import LATE_GUARD
 from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError, LostStart, may_have_started, recover_ingests
-from airflow_dai_provider.ingest.resume import LATE_GUARD
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.failures import sentences
 from airflow_dai_provider.tasks.rounds import PAUSE

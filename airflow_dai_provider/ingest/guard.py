@@ -33,9 +33,9 @@ from airflow_dai_provider.api.many_wait import some_of
 from airflow_dai_provider.api.names import check_operation_name
 from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.retry import ServiceState
-from airflow_dai_provider.ingest.kill_requests import KILL_TIMEOUT, KillRequests
+from airflow_dai_provider.ingest.cancel_on_kill import KILL_TIMEOUT, PreparedCancels
 from airflow_dai_provider.ingest.outcome import IngestFailedError
-from airflow_dai_provider.ingest.resume import IngestStore, next_try_reattaches
+from airflow_dai_provider.ingest.reattach import IngestStore, next_try_reattaches
 from airflow_dai_provider.tasks.callback_scope import operations_started_by_task_instance
 from airflow_dai_provider.tasks.cancel_requests import request_cancellation, request_cancellations
 from airflow_dai_provider.tasks.failures import UnexpectedStateError, describe_error, sentences
@@ -74,7 +74,7 @@ class IngestGuard:
         self._accepted: set[str] = set()
         # The outcomes of requests that threads have sent; threads log nothing.
         self._sent_by_threads: list[tuple[str, Exception | None]] = []
-        self._kill_requests: KillRequests | None = None
+        self._prepared_cancels: PreparedCancels | None = None
         self._hook: DaiHook | None = None
         self._workers: Workers[DaiHook] | None = None
         self._disarmed = False
@@ -124,9 +124,9 @@ class IngestGuard:
         :param workers: the threads that start and poll them, which rest during a kill.
         """
         self._workers = workers or self._workers
-        if self._on_kill and (self._kill_requests is None or self._hook is not hook):
+        if self._on_kill and (self._prepared_cancels is None or self._hook is not hook):
             self.close()
-            self._kill_requests = KillRequests(hook, number)
+            self._prepared_cancels = PreparedCancels(hook, number)
         self._hook = hook
 
     def arm(self, hook: DaiHook, name: str, media: str = "") -> None:
@@ -191,15 +191,15 @@ class IngestGuard:
         """Request the cancellations, from a signal handler."""
         self.killed = True
         names = [name for name in list(self._to_kill) if self._take(name)]
-        if self._kill_requests is None or not names:
+        if self._prepared_cancels is None or not names:
             return
         if self._workers:
             self._workers.hold(KILL_TIMEOUT)
-        errors = self._kill_requests.cancel(names)
+        errors = self._prepared_cancels.cancel(names)
         if self._workers:
             self._workers.hold(0.0)
         self._accepted.update(name for name in names if name not in errors)
-        self._kill_requests.log(lambda: self._tell(names, errors, _KILLED))
+        self._prepared_cancels.log(lambda: self._tell(names, errors, _KILLED))
 
     def tell_of_threads(self) -> None:
         """Log what the threads have requested during a kill."""
@@ -218,9 +218,9 @@ class IngestGuard:
     def close(self) -> None:
         """Stop preparing for a kill, and end the threads."""
         self._to_kill.clear()
-        if self._kill_requests:
-            self._kill_requests.close()
-            self._kill_requests = None
+        if self._prepared_cancels:
+            self._prepared_cancels.close()
+            self._prepared_cancels = None
 
     @contextmanager
     def cancel_on_error(self, context: Context, make_hook: Callable[[], DaiHook]) -> Iterator[None]:

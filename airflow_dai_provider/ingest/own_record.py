@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_dai_provider.hooks.dai import DaiHook
-    from airflow_dai_provider.ingest.resume import StartedIngest
+    from airflow_dai_provider.ingest.reattach import StartedIngest
 
 #: How often the start of one ingest is attempted at most, when the service lists none after a lost response.
 STARTS = 3

@@ -11,8 +11,8 @@ from airflow.providers.common.compat.sdk import AirflowException
 from airflow_dai_provider.api.creative import media_urls
 from airflow_dai_provider.api.errors import ServiceError
 from airflow_dai_provider.api.retry import may_have_acted
+from airflow_dai_provider.ingest.reattach import IngestStore
 from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError, LostStart, recover_ingest
-from airflow_dai_provider.ingest.resume import IngestStore
 from airflow_dai_provider.tasks.failures import log_failure
 
 if TYPE_CHECKING:

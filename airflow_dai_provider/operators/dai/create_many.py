@@ -15,8 +15,8 @@ from airflow_dai_provider.api.polling import Wait, WaitTimeoutError
 from airflow_dai_provider.ingest.campaign import Campaign, is_in_doubt, pushed_rows
 from airflow_dai_provider.ingest.outcome import check_ingests
 from airflow_dai_provider.ingest.own_record import START_AGAIN, STARTS
-from airflow_dai_provider.ingest.resume import IngestStore, StartedIngest, saved_here
-from airflow_dai_provider.ingest.resume_many import reattach_or_cancel_many
+from airflow_dai_provider.ingest.reattach import IngestStore, StartedIngest, saved_here
+from airflow_dai_provider.ingest.reattach_many import reattach_or_cancel_many
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.tasks.cancel_requests import KILLED
 from airflow_dai_provider.tasks.deferral import check_deferrable, defer_wait

@@ -9,8 +9,8 @@ from airflow_dai_provider.api.operation import OperationState
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.ingest.outcome import check_ingest
 from airflow_dai_provider.ingest.own_record import START_AGAIN, STARTS
+from airflow_dai_provider.ingest.reattach import LATE_GUARD, IngestStore, StartedIngest, reattach_or_cancel, saved_here
 from airflow_dai_provider.ingest.recovery import IngestMayHaveStartedError
-from airflow_dai_provider.ingest.resume import LATE_GUARD, IngestStore, StartedIngest, reattach_or_cancel, saved_here
 from airflow_dai_provider.ingest.start import start_ingest
 from airflow_dai_provider.metrics import count_finished
 from airflow_dai_provider.operators.dai.create_many import reattach_to_many

@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
 from airflow_dai_provider.ingest.outcome import IngestFailedError
-from airflow_dai_provider.ingest.resume import KEY
+from airflow_dai_provider.ingest.reattach import KEY
 from airflow_dai_provider.operators.dai import DaiCreateCreativeOperator
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from tests.support.dag_runs import RunDag

@@ -10,7 +10,7 @@ from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
-from airflow_dai_provider.ingest.kill_requests import KillRequests
+from airflow_dai_provider.ingest.cancel_on_kill import PreparedCancels
 from tests.support.authentication import guarded_emulator, live_on
 from tests.support.clock import Clock
 from tests.support.connections import Connect
@@ -63,7 +63,7 @@ def test_a_guard_of_many_tries_to_fetch_a_token_once_for_all_its_sessions(
         connect(keyfile_dict=emulator.service_account_key(), dai_api_endpoint=emulator.endpoint)
         emulator.inject(Fault("token", times=None, **trouble))
         with DaiHook() as hook:
-            KillRequests(hook, 1).close()
+            PreparedCancels(hook, 1).close()
             of_one = count(emulator, "token")
-            KillRequests(hook, 200).close()
+            PreparedCancels(hook, 200).close()
             assert count(emulator, "token") - of_one == of_one

@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
-from airflow_dai_provider.ingest import kill_requests
+from airflow_dai_provider.ingest import cancel_on_kill
 from airflow_dai_provider.ingest.guard import IngestGuard
 from airflow_dai_provider.ingest.outcome import IngestFailedError
 from airflow_dai_provider.ingest.recovery import PAUSES, IngestMayHaveStartedError
@@ -156,7 +156,7 @@ class TestKill:
             operator.on_kill()
             pushed.set()
 
-        monkeypatch.setattr(kill_requests, "KILL_TIMEOUT", 30.0)  # real, on a busy machine
+        monkeypatch.setattr(cancel_on_kill, "KILL_TIMEOUT", 30.0)  # real, on a busy machine
         monkeypatch.setattr(DaiHook, "create_creative", some)
         monkeypatch.setattr(ti, "xcom_push", killed, raising=False)
         with pytest.raises(AirflowException, match="Not started: .* CANCELLED"):
@@ -193,7 +193,7 @@ class TestKill:
     def test_all_of_a_thousand_are_named_when_the_service_hangs(
         self, tiny_server: Serve, log: Log, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(kill_requests, "KILL_TIMEOUT", 1.0)
+        monkeypatch.setattr(cancel_on_kill, "KILL_TIMEOUT", 1.0)
         over = threading.Event()
         server = tiny_server(lambda _: over.wait(60))
         monkeypatch.setenv("DAI_EMULATOR_HOST", server.host)
@@ -205,7 +205,7 @@ class TestKill:
                 guard.arm(hook, name)
             guard.kill()
         over.set()
-        assert 0 < len(server.requests) <= kill_requests.CONCURRENCY
+        assert 0 < len(server.requests) <= cancel_on_kill.CONCURRENCY
         text = "\n".join(line for line in log.errors if "may still run: its task was killed" in line)
         assert [name for name in names if name not in text] == []
         assert guard.should_cancel

@@ -16,7 +16,7 @@ import pytest
 import requests
 from airflow.providers.common.compat.sdk import AirflowException
 
-from airflow_dai_provider.ingest import kill_requests
+from airflow_dai_provider.ingest import cancel_on_kill
 from tests.support.ingests import make
 from tests.support.log import Log
 from tests.support.payloads import creative
@@ -62,7 +62,7 @@ def test_a_kill_cancels_all(
     record: Callable[[], list[dict[str, Any]]], ti: Ti, log: Log, monkeypatch: pytest.MonkeyPatch, started: int
 ) -> None:
     # Other programs can slow the test down, which is about what is sent; a benchmark tells the time.
-    monkeypatch.setattr(kill_requests, "KILL_TIMEOUT", 120.0)
+    monkeypatch.setattr(cancel_on_kill, "KILL_TIMEOUT", 120.0)
     operator = make(creative=CREATIVES, timeout=600)
     took: list[float] = []
 

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiHook
-from airflow_dai_provider.ingest import kill_requests
+from airflow_dai_provider.ingest import cancel_on_kill
 from airflow_dai_provider.ingest.guard import IngestGuard
 from tests.support.emulators import count
 from tests.support.payloads import creative
@@ -75,6 +75,6 @@ def test_what_may_still_run_is_logged_later(guard: IngestGuard, log: LockedLog, 
 def test_a_kill_has_its_lines_in_the_log_when_it_returns(
     guard: IngestGuard, log: LockedLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kill_requests, "LOG_TIMEOUT", 60.0)
+    monkeypatch.setattr(cancel_on_kill, "LOG_TIMEOUT", 60.0)
     guard.kill()
     assert len(log.lines) == 1

@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_dai_provider.api.polling import MAX_OUTAGE
 from airflow_dai_provider.emulator import DaiEmulator, Fault
-from airflow_dai_provider.ingest.resume import KEY
+from airflow_dai_provider.ingest.reattach import KEY
 from airflow_dai_provider.operators.dai.create_one import CreateOne
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from airflow_dai_provider.version_compat import HAS_TASK_STATE_STORE

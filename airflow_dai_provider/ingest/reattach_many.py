@@ -13,7 +13,7 @@ from airflow_dai_provider.api.operation import Operation, OperationState
 from airflow_dai_provider.api.polling import WaitTimeoutError
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.ingest.outcome import may_start_again
-from airflow_dai_provider.ingest.resume import POLL_INTERVAL, SETTLE_SECONDS, TOLD, IngestStore, StartedIngest
+from airflow_dai_provider.ingest.reattach import POLL_INTERVAL, SETTLE_SECONDS, TOLD, IngestStore, StartedIngest
 from airflow_dai_provider.tasks.cancel_requests import request_cancellations
 from airflow_dai_provider.tasks.events import describe_names
 from airflow_dai_provider.tasks.failures import task_error
@@ -38,7 +38,7 @@ def reattach_or_cancel_many(
     sleep: Callable[[float], None],
     log: Any,
 ) -> tuple[dict[str, str], dict[str, Operation]]:
-    """Decide for each ingest of an earlier try as :func:`airflow_dai_provider.ingest.resume.reattach_or_cancel` does.
+    """Decide for each ingest of an earlier try as :func:`airflow_dai_provider.ingest.reattach.reattach_or_cancel` does.
 
     :param guard: the guard of all of them; it learns which have finished.
     :param digests: of what this try would submit.

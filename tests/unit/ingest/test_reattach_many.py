@@ -16,7 +16,7 @@ from airflow_dai_provider.api.storable import unpack
 from airflow_dai_provider.emulator import DaiEmulator, Fault
 from airflow_dai_provider.hooks.dai import DaiAsyncHook, DaiHook
 from airflow_dai_provider.ingest.outcome import IngestFailedError
-from airflow_dai_provider.ingest.resume import KEY
+from airflow_dai_provider.ingest.reattach import KEY
 from airflow_dai_provider.tasks.failures import UnexpectedStateError
 from tests.support.airflow_versions import DEFERRAL_TIMED_OUT
 from tests.support.clock import Clock

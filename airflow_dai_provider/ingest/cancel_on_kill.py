@@ -51,7 +51,7 @@ class _Session:
         """Keep the session: the process ends."""
 
 
-class KillRequests:
+class PreparedCancels:
     """Cancel requests that were prepared before the signal came.
 
     The signal can interrupt the task anywhere. If the task is waiting for a response of Airflow, another request to
