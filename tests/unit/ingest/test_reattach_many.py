@@ -106,6 +106,25 @@ def test_after_a_clear_what_has_finished_is_started_anew(slow: DaiEmulator, cont
     assert list(slow.states()).index(second) < list(slow.states()).index(first)
 
 
+def test_a_task_that_does_not_wait_leaves_the_ingests_that_are_being_cancelled(
+    slow: DaiEmulator, context: Any, ti: Ti, clock: Clock
+) -> None:
+    """A running task was cleared: its kill has requested the cancellation of one of them seconds ago."""
+    first = execute(context, creative=THREE, wait_for_completion=False)
+    ti.try_number = 2
+    cancel_from_outside(slow, first[1])
+    began = clock.now
+    second = execute(context, creative=THREE, wait_for_completion=False)
+    assert [second[0], second[2]] == [first[0], first[2]]
+    assert slow.states() == {
+        first[0]: "RUNNING",
+        first[1]: "CANCELLED",
+        first[2]: "RUNNING",
+        second[1]: "RUNNING",
+    }
+    assert clock.now - began < 30
+
+
 def test_what_is_no_longer_in_the_list_is_cancelled_first(slow: DaiEmulator, context: Any, ti: Ti, log: Log) -> None:
     fail_first_try(context, ti)
     other = creative(url(7))
