@@ -105,6 +105,12 @@ class DaiBaseHook(GoogleBaseHook):
             self._extras = {"is_anonymous": True}
 
     @property
+    def account(self) -> str:
+        """What stands for the account that sends the requests: the connection id and the given impersonation chain."""
+        chain = () if self._emulator else self._given_chain or ()
+        return ",".join([self.gcp_conn_id, *([chain] if isinstance(chain, str) else chain)])
+
+    @property
     def looked_up(self) -> bool:
         """Whether the connection has been looked up."""
         return self._extras is not None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_dai_provider.api.errors import Code
 from airflow_dai_provider.api.retry import PERMANENT
-from airflow_dai_provider.ingest.ownership import ASSET, Opening, Owner, OwnerRecords, Record, media_key
+from airflow_dai_provider.ingest.ownership import ASSET, Opening, Owner, OwnerRecords, Place, Record, media_key
 from airflow_dai_provider.tasks.cancel_requests import request_cancellations
 from airflow_dai_provider.tasks.failures import describe_error, task_error
 from airflow_dai_provider.version_compat import HAS_ASSET_STATE_STORE, TASKS_READ_DATABASE, asset_store
@@ -24,7 +24,7 @@ STARTS = 3
 START_AGAIN = (
     "Sending the create request again. If the first one still starts an ingest, the sweep cancels that ingest."
 )
-#: Seconds within which a complete sweep of the endpoint must have begun for that.
+#: Seconds within which a complete sweep of the endpoint, with the same account, must have begun for that.
 SWEPT_WITHIN = 3600.0
 #: Seconds between two writes while many ingests are being started.
 WRITE_INTERVAL = 60.0
@@ -84,16 +84,19 @@ class OwnRecord:
             records.write(self._record)
             self._is_open = bool(urls)
 
-    def may_start_again(self, endpoint: str) -> bool:
-        """Return whether a sweep finds an ingest of this try under an unknown name, so that a start can be retried."""
+    def may_start_again(self, place: Place) -> bool:
+        """Return whether a sweep finds an ingest of this try under an unknown name, so that a start can be retried.
+
+        :param place: where it was started.
+        """
         with self._using("Could not read when the last sweep began") as records:
             # Otherwise nothing that this task leaves is a stray.
             flags = self._record.flags
             if not (records and self._is_open and flags["cancel_on_kill"] and flags["cancel_on_failure"]):
                 return False
-            if self._clock() - records.last_sweep(endpoint) <= SWEPT_WITHIN:
+            if self._clock() - records.last_sweep(place) <= SWEPT_WITHIN:
                 return True
-            self._log.info("No complete sweep of this endpoint in the last hour, so the start is not attempted again.")
+            self._log.info("No complete sweep with this connection in the last hour: the start is not attempted again.")
         return False
 
     def note(self, names: Iterable[str]) -> None:

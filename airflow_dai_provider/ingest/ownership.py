@@ -35,6 +35,9 @@ LATEST_START = 900.0
 #: How far the clocks of service and worker can be apart, in seconds.
 CLOCK_SKEW = 60.0
 
+#: Where the ingests of an account run: the base URL of the service, and what stands for the account.
+Place = tuple[str, str]
+
 #: The beginning of the keys of records.
 OWNER_KEYS = "owner-"
 _PARTS = 32
@@ -282,16 +285,16 @@ class OwnerRecords:
         if left != pending:
             self._replace(key, left)
 
-    def note_sweep(self, endpoint: str | None, now: float) -> None:
+    def note_sweep(self, place: Place | None, now: float) -> None:
         """Note that a sweep began. Only a write fails when Airflow does not know the asset.
 
-        :param endpoint: of a sweep that cancels all strays there; None for any sweep.
+        :param place: of a sweep that cancels all strays there; None for any sweep.
         """
-        self._store.set(_sweep_key(endpoint), now)
+        self._store.set(_sweep_key(place), now)
 
-    def last_sweep(self, endpoint: str | None) -> float:
+    def last_sweep(self, place: Place | None) -> float:
         """Return when the last such sweep began, in seconds since the epoch; 0 if none has been noted."""
-        noted = self._store.get(_sweep_key(endpoint))
+        noted = self._store.get(_sweep_key(place))
         return float(noted) if isinstance(noted, int | float) else 0.0
 
     def _pending(self, key: str) -> dict[str, list[str]]:
@@ -314,8 +317,8 @@ def _pending_key(owner: Owner, endpoint: str) -> str:
     return f"strays-{_hash(repr((endpoint, *astuple(replace(owner, map_index=-1)))))}"
 
 
-def _sweep_key(endpoint: str | None) -> str:
-    return f"sweep-{_hash(endpoint)}" if endpoint else "sweep"
+def _sweep_key(place: Place | None) -> str:
+    return f"sweep-{_hash(repr(place))}" if place else "sweep"
 
 
 def _part(key: str) -> str:

@@ -77,10 +77,13 @@ class Owners:
             self._records.note_sweep(None, now)
             self._has_begun = True
 
-    def note_complete(self, began: float) -> None:
-        """Note that this sweep cancels every stray of the endpoint, so that a lost start can be attempted again."""
+    def note_complete(self, account: str, began: float) -> None:
+        """Note that this sweep cancels every stray of the endpoint, so that a lost start can be attempted again.
+
+        :param account: whose operations the service lists.
+        """
         if self._records:
-            self._records.note_sweep(self._endpoint, began)
+            self._records.note_sweep((self._endpoint, account), began)
 
     def judge(self, running: Collection[Operation]) -> dict[str, Verdict]:
         """Return the verdicts on running operations, by name; one without an owner has none.

@@ -188,7 +188,7 @@ class CreateMany:
                 )
                 doubts |= {one for one in digests if (error := campaign.errors.get(one)) and is_in_doubt(error)}
                 digests = campaign.not_listed
-                if not (left and digests and self._own_record.may_start_again(hook.endpoint.url)):
+                if not (left and digests and self._own_record.may_start_again((hook.endpoint.url, hook.account))):
                     break
                 task.log.warning("The service lists no ingest of %s creatives. %s", f"{len(digests):,}", START_AGAIN)
         finally:

@@ -120,7 +120,7 @@ class CreateOne:
 
     def _request_start(self, hook: DaiHook, urls: frozenset[str]) -> tuple[Operation, frozenset[str]]:
         """Return the started ingest, and the media URLs if requests for it were lost."""
-        endpoint, lost = hook.endpoint.url, frozenset[str]()
+        place, lost = (hook.endpoint.url, hook.account), frozenset[str]()
         while True:
             try:
                 with task_errors():
@@ -138,7 +138,7 @@ class CreateOne:
             except IngestMayHaveStartedError as unknown:
                 self._starts += 1
                 lost = urls
-                if self._starts >= STARTS or not unknown.is_unseen or not self._own_record.may_start_again(endpoint):
+                if self._starts >= STARTS or not unknown.is_unseen or not self._own_record.may_start_again(place):
                     self._own_record.end([], lost)
                     raise
                 self._task.log.warning("%s", START_AGAIN)

@@ -207,7 +207,7 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
                     self.log.info("This is a dry run. A real one would %s%s.", would, fail)
                 else:
                     if owners and selection.takes_every_url and not (report.held_back or report.unreadable):
-                        self._note_complete(owners, report)
+                        self._note_complete(owners, hook.account, report)
                     self._cancel(hook, report)
             finally:
                 context["ti"].xcom_push(XCOM_REPORT, report.to_dict())
@@ -259,9 +259,9 @@ class DaiCancelStrayOperationsOperator(BaseOperator):
     def _too_many(self, report: SweepReport) -> str:
         return f"{len(report.held_back)} stray operations are more than max_cancellations={self.max_cancellations}"
 
-    def _note_complete(self, owners: Owners, report: SweepReport) -> None:
+    def _note_complete(self, owners: Owners, account: str, report: SweepReport) -> None:
         try:
-            owners.note_complete(report.listed_at)
+            owners.note_complete(account, report.listed_at)
         except Exception as error:
             log_failure(self.log, "Could not note this sweep for the create tasks", error)
 

@@ -434,3 +434,19 @@ def test_a_connection_with_an_invalid_endpoint_fails_its_test(connect: Connect, 
 
     assert not works
     assert "Invalid dai_api_endpoint" in message
+
+
+@pytest.mark.parametrize(
+    ("chain", "account"),
+    [
+        (None, "ads"),
+        ("robot@example.com", "ads,robot@example.com"),
+        (["a@example.com", "b@example.com"], "ads,a@example.com,b@example.com"),
+    ],
+)
+def test_the_account_is_the_connection_and_the_chain(
+    monkeypatch: pytest.MonkeyPatch, chain: str | list[str] | None, account: str
+) -> None:
+    """A sweep with another account does not see what this one has started."""
+    monkeypatch.delenv("DAI_EMULATOR_HOST", raising=False)
+    assert DaiHook("ads", chain).account == account

@@ -44,10 +44,14 @@ def opening_of(records: Store) -> Opening:
     return record_of(records).openings[-1]
 
 
+#: What stands for the account of the tasks.
+ACCOUNT = "google_cloud_default"
+
+
 @pytest.fixture
 def swept(slow: DaiEmulator, records: Store, clock: Clock) -> None:
     """Let a sweep have come ten minutes ago."""
-    OwnerRecords(records).note_sweep(slow.endpoint, clock.now - 600)
+    OwnerRecords(records).note_sweep((slow.endpoint, ACCOUNT), clock.now - 600)
 
 
 def written(records: Store) -> list[tuple[str, Any]]:
@@ -331,14 +335,14 @@ class TestDoubt:
         self, slow: DaiEmulator, context: Any, records: Store, log: Log, clock: Clock, last: float | None
     ) -> None:
         if last:
-            OwnerRecords(records).note_sweep(slow.endpoint, clock.now - last)
-        OwnerRecords(records).note_sweep(None, clock.now)
-        OwnerRecords(records).note_sweep("https://elsewhere.example", clock.now)
+            OwnerRecords(records).note_sweep((slow.endpoint, ACCOUNT), clock.now - last)
+        for other in (None, ("https://elsewhere.example", ACCOUNT), (slow.endpoint, "another_connection")):
+            OwnerRecords(records).note_sweep(other, clock.now)
         slow.inject(Fault(CREATE, drop="before", times=1))
         with pytest.raises(IngestMayHaveStartedError):
             execute(context)
         assert count(slow, CREATE) == 1
-        assert log.lines("No complete sweep of this endpoint in the last hour")
+        assert log.lines("No complete sweep with this connection in the last hour")
 
     @pytest.mark.usefixtures("swept")
     @pytest.mark.parametrize("flag", ["cancel_on_kill", "cancel_on_failure"])

@@ -114,7 +114,7 @@ class TestComplete:
 
     @pytest.fixture
     def last_sweep(self, emulator: DaiEmulator, records: Store) -> Callable[[], float]:
-        return lambda: OwnerRecords(records).last_sweep(emulator.endpoint)
+        return lambda: OwnerRecords(records).last_sweep((emulator.endpoint, "google_cloud_default"))
 
     @pytest.mark.parametrize("strays", [0, 1])
     def test_a_sweep_of_the_endpoint_is_noted_with_the_time_of_its_list(
