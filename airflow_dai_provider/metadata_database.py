@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
-#: How many rows are read at a time.
-_ROWS = 500
+#: How many rows are read at a time. The XCom of a list of 10,000 has half a megabyte.
+_ROWS = 100
 #: The key of a reference to a value that ``[workers] state_store_backend`` keeps.
 _REFERENCE = "__airflow_state_ref__"
 
