@@ -8,5 +8,5 @@ from airflow.providers.common.compat.sdk import DAG
 from airflow.providers.standard.operators.empty import EmptyOperator
 
 for dag in ("defers", "waits"):
-    with DAG(f"{Path(__file__).parents[1].name}_{dag}__own", schedule=None):
+    with DAG(f"{Path(__file__).parent.name}_{dag}__own", schedule=None):
         EmptyOperator(task_id="nothing")
