@@ -111,16 +111,18 @@ def test_whatever_a_server_sends_can_be_stored(airflow: Airflow2Stack | Airflow3
 def test_the_command_line_reads_each_xcom_of_many_pages_once(airflow: Airflow2Stack | Airflow3Stack) -> None:
     """After the first test, whose sensors have pushed what they return."""
     code = (
+        "import json\n"
         "from datetime import UTC, datetime\n"
         "from airflow_dai_provider import metadata_database as database\n"
         "database._ROWS = 7\n"
         "found = database.xcoms('return_value', datetime(2026, 1, 1, tzinfo=UTC), on_unreadable=print)\n"
-        "print(*sorted(map_index for *_, map_index, value in found if value['done']))\n"
+        f"print(json.dumps([place[2:] for *place, value in found if place[0] == {DAG_ID!r} and value]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=airflow.env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    read = [int(index) for index in done.stdout.splitlines()[-1].split()]
+    read = json.loads(done.stdout.splitlines()[-1])
+    query = text("SELECT task_id, map_index FROM xcom WHERE key = 'return_value' AND dag_id = :dag_id")
     with create_engine(str(airflow.database)).connect() as connection:
-        pushed = text("SELECT map_index FROM xcom WHERE key = 'return_value' ORDER BY map_index")
-        assert read == [index for (index,) in connection.execute(pushed)]
+        pushed = [list(row) for row in connection.execute(query, {"dag_id": DAG_ID})]
+    assert sorted(read) == sorted(pushed)
     assert len(read) > 2 * 7

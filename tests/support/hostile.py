@@ -116,7 +116,7 @@ def store_all_that_a_server_can_send(session: Any, ti: Any, examples: int) -> No
             check(_handed_to_airflow(body, status))
 
     @given(st.lists(operations | values, max_size=3))
-    @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=examples // 3, deadline=None, derandomize=True, database=None)
     def several_hold(items: list[Any]) -> None:
         check(_of_a_page(items))
 
