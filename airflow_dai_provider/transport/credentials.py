@@ -23,7 +23,9 @@ from google.auth.transport.requests import Request as AuthRequest
 from airflow_dai_provider import __version__
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.endpoint import EMULATOR_VARIABLE, Endpoint
+from airflow_dai_provider.api.errors import Code, code_of_http_status
 from airflow_dai_provider.api.redaction import redact_urls
+from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.transport.deadline import deadline, keep_deadlines
 
 #: The errors that ``Credentials.refresh`` raises: google-auth reads the token service's response unchecked.
@@ -118,10 +120,19 @@ class TokenRequest(AuthRequest):
         if is_metadata and self.status in (400, 401, 403):
             self.refused = True
         else:
-            self.refused = refusal is not None and refusal not in _PASSING
+            self.refused = refusal is not None and _is_permanent(refusal, self.status)
 
 
-def error_in(body: bytes | str) -> object:
+def _is_permanent(error: str | dict[str, Any], status: int) -> bool:
+    """Return whether the same request gets the same error of a token service again."""
+    if isinstance(error, str):
+        return error not in _PASSING
+    told = error.get("status")
+    code = Code(told) if isinstance(told, str) and told in set(Code) else code_of_http_status(status)
+    return code in PERMANENT
+
+
+def error_in(body: bytes | str) -> str | dict[str, Any] | None:
     """Return the error in a response of a token service: a name of OAuth's or an object of Google's; None without."""
     try:
         response = json.loads(body)

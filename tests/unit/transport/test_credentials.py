@@ -416,6 +416,8 @@ PAGES: dict[str, dict[str, Any]] = {
     "a login page": {"status": 200, "body": b"<html>Sign in</html>"},
     "a success without a token": {"status": 200, "body": b"{}"},
     "an OAuth error that passes": {"status": 400, "body": b'{"error": "temporarily_unavailable"}'},
+    "an error of Google's that passes": {"status": 409, "rpc_status": "ABORTED"},
+    "one that passes by its name": {"status": 400, "body": b'{"error": {"code": 400, "status": "UNAVAILABLE"}}'},
 }
 
 
