@@ -306,7 +306,8 @@ def test_a_trickling_response_is_not_waited_for(
     hook = hook_to(trickle.respond, timeout=10)
     monkeypatch.setattr(deadline_module, "time", trickle)
 
-    with pytest.raises(exceptions.DeadlineExceeded, match="did not end in time"):
+    # At the last moment, the socket waits for a byte for a millisecond only, which a busy machine may not have.
+    with pytest.raises(exceptions.DeadlineExceeded, match="did not end in time|timed out"):
         hook.get_operation(NAME)
     assert 10 < trickle.seconds < 15
 
