@@ -257,7 +257,7 @@ def _error(request: Request[Any], response: Response, now: datetime) -> ServiceE
     if error is None or from_front_end:
         code, text = _code_without_json(response)
     else:
-        code, text = _code_of_error(error, response.status), _text(error.get("message") or "no message")
+        code, text = code_of_error(error, response.status), _text(error.get("message") or "no message")
     # Another server may have responded than was meant, or another account may have asked.
     if response.server and (from_front_end or code in PERMANENT):
         text = f"{text.removesuffix('.')} ({response.server})"
@@ -265,7 +265,8 @@ def _error(request: Request[Any], response: Response, now: datetime) -> ServiceE
     return ServiceError(message, code, retry_after=retry_after, from_front_end=from_front_end)
 
 
-def _code_of_error(error: Mapping[str, Any], http_status: int) -> Code:
+def code_of_error(error: Mapping[str, Any], http_status: int) -> Code:
+    """Return the rpc code of Google's JSON object of an error: its own, or that of the HTTP status."""
     status, number = error.get("status"), error.get("code")
     if isinstance(status, str) and status in set(Code):
         code = Code(status)

@@ -23,7 +23,6 @@ from google.auth.transport.requests import Request as AuthRequest
 from airflow_dai_provider import __version__
 from airflow_dai_provider.api import rest
 from airflow_dai_provider.api.endpoint import EMULATOR_VARIABLE, Endpoint
-from airflow_dai_provider.api.errors import Code, code_of_http_status
 from airflow_dai_provider.api.redaction import redact_urls
 from airflow_dai_provider.api.retry import PERMANENT
 from airflow_dai_provider.transport.deadline import deadline, keep_deadlines
@@ -127,9 +126,7 @@ def _is_permanent(error: str | dict[str, Any], status: int) -> bool:
     """Return whether the same request gets the same error of a token service again."""
     if isinstance(error, str):
         return error not in _PASSING
-    told = error.get("status")
-    code = Code(told) if isinstance(told, str) and told in set(Code) else code_of_http_status(status)
-    return code in PERMANENT
+    return rest.code_of_error(error, status) in PERMANENT
 
 
 def error_in(body: bytes | str) -> str | dict[str, Any] | None:
