@@ -51,7 +51,7 @@ REVOCATIONS = 3
 
 
 class InDoubtError(Exception):
-    """A task has failed which does not know if it has started the ingests of some media.
+    """A task with a list has failed, and does not know if it has started the ingests of some media.
 
     :param errors: the errors, by media URL.
     """
@@ -186,14 +186,14 @@ def start_and_time_out(emulator: DaiEmulator, triggerer: Triggerer, number: int)
     """
     Start an ingest whose wait times out, so that it is cancelled; return the problem, if any.
 
-    Raise InDoubtError if the request was lost, in which case no ingest may have started.
+    Raise IngestMayHaveStartedError if the request was lost, in which case no ingest may have started.
     """
     url = media_url(number)
     ti = TaskInstance(max_tries=0)
     try:
         run_task(lambda: create(number), ti, triggerer)
-    except IngestMayHaveStartedError as error:
-        raise InDoubtError({url: str(error)}) from error
+    except IngestMayHaveStartedError:
+        raise
     except AirflowException as error:
         if NOT_FINISHED not in str(error):
             return f"{url}: unexpected failure: {error}"
@@ -208,10 +208,7 @@ def start_and_time_out(emulator: DaiEmulator, triggerer: Triggerer, number: int)
 def start_and_retry(emulator: DaiEmulator, triggerer: Triggerer, number: int) -> str | None:
     """Start an ingest that takes longer than one try, so that the next reattaches to it; return the problem, if any."""
     ti = TaskInstance()
-    try:
-        run_task(lambda: create(number), ti, triggerer)
-    except IngestMayHaveStartedError as error:
-        raise InDoubtError({media_url(number): str(error)}) from error
+    run_task(lambda: create(number), ti, triggerer)
     name = ti.pushed["operation_name"]
     if emulator.cancel_requested(name):
         return f"{name} was cancelled"
@@ -349,6 +346,8 @@ def play(rounds: int, share: float, seed: int | None) -> Played:
                 kind = KINDS[number % len(KINDS)]
                 try:
                     problem = kind(emulator, triggerer, number)
+                except IngestMayHaveStartedError as error:
+                    played.in_doubt[media_url(number)] = str(error)
                 except InDoubtError as error:
                     played.in_doubt |= error.errors
                 except Exception as error:  # any exception is a wrong outcome
